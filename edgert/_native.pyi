@@ -1,0 +1,140 @@
+"""The C++ core. Errors are edgert.errors.EdgertError subclasses."""
+
+from collections.abc import Buffer, Callable, Sequence as Seq
+from typing import Any
+
+__version__: str
+
+# --- platform ---------------------------------------------------------------------------------------
+def available_memory_bytes() -> int: ...
+def anonymous_resident_bytes() -> int: ...
+def usable_cores() -> int: ...
+def cpu_name() -> str: ...
+def cpu_features() -> dict[str, bool]: ...
+def runnable_isas() -> list[str]: ...
+def page_size() -> int: ...
+def knobs() -> list[dict[str, Any]]:
+    """The knob table: name, kind (bytes | int | choice), default, minimum, maximum, choices, unit, live, help."""
+
+# --- weight formats ---------------------------------------------------------------------------------
+def formats() -> list[dict[str, Any]]:
+    """The format table: name, bits, group, scale, zero, bits_per_weight."""
+
+def packed_bytes(format: str, rows: int, cols: int) -> int: ...
+def pack(
+    format: str,
+    source: Buffer,
+    dtype: str,
+    rows: int,
+    cols: int,
+    *,
+    destination: Buffer,
+    remainder: Buffer | None = None,
+    threads: int = 0,
+) -> tuple[float, float, float]:
+    """Pack a row-major matrix of dtype "f32", "f16" or "bf16" (raw bytes) into `destination`, which is writable and
+    exactly packed_bytes(...) long; `remainder` int8 [rows, cols]. Slabs of a multiple of 16 rows pack apart.
+    Returns (squared error, squared weight, largest error). Without the GIL."""
+
+def unpack(format: str, packed: Buffer, rows: int, cols: int) -> bytes:
+    """The matrix back as row-major f32 bytes."""
+
+def xxh64(data: Buffer) -> str:
+    """XXH64, seed 0, as 16 hexadecimal digits."""
+
+class Xxh64:
+    def __init__(self) -> None: ...
+    def update(self, data: Buffer) -> None: ...
+    def hexdigest(self) -> str: ...
+
+# --- bundle -----------------------------------------------------------------------------------------
+def check_recipe(recipe_json: str) -> None:
+    """UnsupportedError for what this version cannot run, CorruptError for what no version could."""
+
+def open_bundle(path: str) -> dict[str, Any]:
+    """Validate manifest and sizes; return {"manifest": str, "dense_bytes", "expert_bytes", "num_experts", ...}."""
+
+def verify_bundle(path: str, progress: Callable[[int, int], None] | None = None) -> int:
+    """Read everything and check every checksum; returns bytes read. progress(done_bytes, total_bytes)."""
+
+# --- engine -----------------------------------------------------------------------------------------
+class Runtime:
+    """Owns budget, threads and I/O. memory_bytes 0: auto; threads 0: usable cores."""
+
+    def __init__(
+        self,
+        memory_bytes: int = 0,
+        *,
+        threads: int = 0,
+        io_threads: int = 4,
+        direct_io: str = "auto",
+        isa: str = "",
+    ) -> None: ...
+    budget_bytes: int
+    used_bytes: int
+    peak_bytes: int
+    threads: int
+    isa: str
+    def reserve(self, bytes: int, what: str) -> None:
+        """Charge memory that is held outside this library (the tokenizer) to the budget."""
+
+class SamplerOptions:
+    """Plain attributes; temperature 0 is greedy. Checked by Sampler: InvalidArgumentError names the field."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    penalty_window: int
+    seed: int
+    logit_bias: dict[int, float]
+    logprobs: int  # -1: none; n >= 0: the token's own and the n best
+    def __init__(self) -> None: ...
+
+class Sampler:
+    def __init__(self, options: SamplerOptions, *, stream: int = 0) -> None: ...
+    def accept(self, tokens: Seq[int]) -> None:
+        """Tell the penalties of tokens that were not sampled (the prompt)."""
+
+class Sample:
+    token: int
+    logprob: float  # of the unmodified distribution; nan without logprobs
+    top: list[tuple[int, float]]
+
+class Sequence:
+    length: int
+    def rewind(self, length: int) -> None: ...
+    def close(self) -> None: ...
+
+class Model:
+    def __init__(
+        self,
+        runtime: Runtime,
+        path: str,
+        *,
+        context: int = 0,
+        parallel: int = 1,
+        chunk: int = 0,
+        kv_format: str = "auto",
+    ) -> None: ...
+    context: int
+    chunk: int
+    vocab_size: int
+    minimum_bytes: int  # the smallest budget that works with these options
+    resident: bool  # every expert fits
+    def sequence(self) -> Sequence: ...
+    def step(self, rows: Seq[tuple[Sequence, Seq[int], Sampler | None]]) -> list[Sample | None]:
+        """One step over a batch of token spans, prefill and decode mixed; longer batches run in chunks. A row with a
+        sampler gets a token drawn after its last token. KeyboardInterrupt and cancel() stop it between layers and
+        leave every sequence as it was before its unfinished chunk."""
+    def logits(self, sequence: Sequence, tokens: Seq[int]) -> Any:
+        """Run tokens and return float32 numpy [len(tokens), vocab]."""
+    def cancel(self) -> None: ...
+    def statistics(self) -> dict[str, int | float]:
+        """Cumulative: expert_hits, expert_misses, bytes_read, expert_bytes_read, stall_s, prefill_tokens,
+        prefill_s, decode_tokens, decode_s, evictions; now: slots_resident, experts_total, ..."""
+    def store(self) -> list[bytes]:
+        """Per MoE layer one byte an expert: 0 absent, 1 being read, 2 resident."""

@@ -1,0 +1,14 @@
+// What each file of this folder registers.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace edgert {
+
+void bind_errors(pybind11::module_& module);
+void bind_quant(pybind11::module_& module);
+void bind_platform(pybind11::module_& module);
+void bind_bundle(pybind11::module_& module);
+void bind_engine(pybind11::module_& module);
+
+}  // namespace edgert

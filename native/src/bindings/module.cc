@@ -1,0 +1,6 @@
+// Registers the bound classes; holds no logic.
+#include <pybind11/pybind11.h>
+
+#include "bindings/bindings.h"
+
+PYBIND11_MODULE(_native, module) { edgert::bind_errors(module); }

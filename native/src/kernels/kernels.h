@@ -1,0 +1,89 @@
+// The arithmetic of a step as one table of function pointers, one table an instruction set.
+//
+// Threads: every function is pure over its arguments; callers split work by tiles, rows or heads.
+// Law 1: a result depends on its own row alone. SIMD lanes are output rows (or tokens of a KV block, or
+// elements of a vector at fixed positions); columns accumulate in one fixed order whatever the number of
+// activation rows; integer dot products equal the scalar table's exactly.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "quant/format.h"
+
+namespace edgert {
+
+// Activation rows as integer products want them: int8 codes in [-127, 127], one f32 scale and the int32
+// sum of the codes for every kActivationGroup columns; columns padded with zeros to `padded`, a multiple
+// of kMaxGroup. scale = max|x| / 127 over the group.
+struct QuantizedRows {
+  std::int8_t* codes = nullptr;   // [rows][padded]
+  float* scales = nullptr;        // [rows][padded / kActivationGroup]
+  std::int32_t* sums = nullptr;   // [rows][padded / kActivationGroup]
+  std::size_t padded = 0;
+};
+
+struct MatMul {
+  FormatId format = FormatId::f32;
+  const std::byte* weights = nullptr;  // packed [rows, cols]
+  std::size_t rows = 0;
+  std::size_t cols = 0;
+  const float* x = nullptr;            // float formats: row-major, stride x_stride
+  std::size_t x_stride = 0;
+  QuantizedRows quantized;             // integer formats
+  const std::int32_t* gather = nullptr;  // activation row of output row m is gather[m]; null: m itself
+  std::size_t m = 0;                   // activation rows
+  const float* bias = nullptr;         // [rows] or null
+  float* y = nullptr;                  // y[m * y_stride + row]
+  std::size_t y_stride = 0;
+};
+
+inline constexpr int kKvBlockTokens = 16;
+enum class KvType : std::uint8_t { f32, f16 };
+
+// One activation row and one KV head. A block holds, from `key_offset`, keys [head_dim][16 tokens] and, from
+// `value_offset`, values [16 tokens][value_dim padded to 16], both of kv_type.
+struct Attention {
+  const float* queries = nullptr;  // [group][head_dim], scaled and rotated
+  int group = 1;                   // query heads that share the KV head
+  int head_dim = 0;
+  int value_dim = 0;
+  KvType kv_type = KvType::f32;
+  const std::byte* const* blocks = nullptr;  // block table of the sequence
+  std::size_t key_offset = 0;
+  std::size_t value_offset = 0;
+  std::int64_t begin = 0;          // first position attended to
+  std::int64_t end = 0;            // past the last
+  float* scratch = nullptr;        // attention_scratch(begin, end) floats
+  float* out = nullptr;            // [group][value_dim]
+};
+constexpr std::size_t attention_scratch(std::int64_t begin, std::int64_t end) {
+  return static_cast<std::size_t>((end + kKvBlockTokens - 1) / kKvBlockTokens - begin / kKvBlockTokens) *
+         kKvBlockTokens;
+}
+
+struct KernelTable {
+  std::string_view name;  // "scalar", "portable", "avx2", "avx512", "neon"
+  // Output rows of tiles [tile_begin, tile_end), every activation row.
+  void (*matmul)(const MatMul& work, std::size_t tile_begin, std::size_t tile_end);
+  // One row to int8: codes[padded], scales and sums [padded / kActivationGroup].
+  void (*quantize)(const float* x, std::size_t cols, std::size_t padded, std::int8_t* codes, float* scales,
+                   std::int32_t* sums);
+  void (*rms_norm)(const float* x, const float* weight, std::size_t n, float eps, float* y);  // x may be y
+  void (*silu_mul)(float* gate, const float* up, std::size_t n);  // gate = silu(gate) * up
+  void (*softmax)(float* x, std::size_t n);                       // in place
+  void (*attention)(const Attention& work);
+  // Stores one token's key [head_dim] and value [value_dim] of one KV head at `slot` (0..15) of a block.
+  void (*store_kv)(const float* key, const float* value, int head_dim, int value_dim, KvType type, int slot,
+                   std::byte* keys, std::byte* values);
+};
+
+// The table for this machine: the best, or the one EDGERT_ISA names. Error{unsupported} for a name that is
+// unknown or that this processor cannot run; the message lists those it can.
+const KernelTable& kernels();
+const KernelTable& kernels(std::string_view name);
+std::span<const std::string_view> runnable_kernels();  // scalar first, best last
+
+}  // namespace edgert

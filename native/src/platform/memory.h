@@ -1,0 +1,77 @@
+// Memory that is counted: a Budget bounds what Buffers may take.
+//
+// Threads: Budget is thread-safe. A Buffer is owned by one thread at a time.
+// Ownership: a Buffer returns its pages to the system and its charge to the budget when it dies; the
+// budget must outlive its buffers (hold it by shared_ptr).
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+namespace edgert {
+
+class Budget {
+ public:
+  explicit Budget(std::uint64_t limit_bytes) : limit_(limit_bytes) {}
+  // Throws Error{budget} naming `what`, the request, what is used and the limit.
+  void charge(std::uint64_t bytes, const std::string& what);
+  // Like charge, but answers false where the limit would be passed.
+  bool try_charge(std::uint64_t bytes) noexcept;
+  void release(std::uint64_t bytes) noexcept;
+  std::uint64_t limit_bytes() const noexcept { return limit_; }
+  std::uint64_t used_bytes() const noexcept { return used_.load(std::memory_order_relaxed); }
+  std::uint64_t peak_bytes() const noexcept { return peak_.load(std::memory_order_relaxed); }
+  std::uint64_t available_bytes() const noexcept;
+
+ private:
+  const std::uint64_t limit_;
+  std::atomic<std::uint64_t> used_{0};
+  std::atomic<std::uint64_t> peak_{0};
+};
+
+// Anonymous zeroed pages straight from the system (mmap), page aligned, sized up to a page multiple and
+// charged as such.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(std::shared_ptr<Budget> budget, std::size_t bytes, const std::string& what);
+  ~Buffer();
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  std::byte* data() const noexcept { return data_; }
+  std::size_t size() const noexcept { return size_; }  // as asked for
+  std::size_t charged_bytes() const noexcept { return mapped_; }
+  std::span<std::byte> span() const noexcept { return {data_, size_}; }
+  template <typename T>
+  T* as() const noexcept {
+    return reinterpret_cast<T*>(data_);
+  }
+  explicit operator bool() const noexcept { return data_ != nullptr; }
+
+ private:
+  void reset() noexcept;
+  std::shared_ptr<Budget> budget_;
+  std::byte* data_ = nullptr;
+  std::size_t size_ = 0;
+  std::size_t mapped_ = 0;
+};
+
+std::size_t page_size() noexcept;
+constexpr std::size_t round_up(std::size_t n, std::size_t multiple) noexcept {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+// Memory that this process may still take: the smaller of MemAvailable and what its cgroup (v1 or v2,
+// every ancestor) leaves it. Every source is optional; 0 means that nothing could be read.
+std::uint64_t available_memory_bytes();
+// Anonymous resident bytes of this process (RssAnon); 0 where it cannot be read.
+std::uint64_t anonymous_resident_bytes();
+
+}  // namespace edgert

@@ -1,0 +1,45 @@
+// Packing and unpacking: the only code that writes packed weights.
+//
+// Threads: functions without state. Deterministic: the same input gives the same bytes on every
+// machine (no contraction of multiply and add, fixed order of sums, no dispatch on the processor).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "quant/format.h"
+
+namespace edgert {
+
+enum class SourceType : std::uint8_t { f32, f16, bf16 };
+std::size_t source_bytes(SourceType type) noexcept;
+
+// Sums over the elements packed; relative error = sqrt(squared_error / squared_weight).
+struct PackReport {
+  double squared_error = 0;
+  double squared_weight = 0;
+  double max_error = 0;
+};
+
+// Packs tiles [tile_begin, tile_end) of a row-major matrix [rows, cols]. `source` starts at the first row
+// of tile_begin and holds the rows up to tile_end (or the last row); `destination` starts at tile_begin.
+// Integer formats search scale and zero of each group for the least squared error.
+// `remainder`, when not empty, receives (weight - dequantised weight) / scale in steps of 1/200, clamped to
+// int8, row-major [rows in these tiles, cols]; integer formats only.
+// Error{invalid_argument} on sizes that disagree; on NaN, Inf or values outside the format it names row
+// and column.
+PackReport pack_tiles(const Format& format, SourceType type, std::span<const std::byte> source, std::size_t rows,
+                      std::size_t cols, std::size_t tile_begin, std::size_t tile_end,
+                      std::span<std::byte> destination, std::span<std::int8_t> remainder = {});
+
+// One row of a packed matrix back to f32; out.size() == cols.
+void unpack_row(const Format& format, std::span<const std::byte> packed, std::size_t rows, std::size_t cols,
+                std::size_t row, std::span<float> out);
+
+float half_to_float(std::uint16_t bits) noexcept;
+std::uint16_t float_to_half(float value) noexcept;  // nearest even
+float bfloat_to_float(std::uint16_t bits) noexcept;
+std::uint16_t float_to_bfloat(float value) noexcept;  // nearest even
+
+}  // namespace edgert
