@@ -3,4 +3,7 @@
 
 #include "bindings/bindings.h"
 
-PYBIND11_MODULE(_native, module) { edgert::bind_errors(module); }
+PYBIND11_MODULE(_native, module) {
+  edgert::bind_errors(module);
+  edgert::bind_quant(module);
+}
