@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <span>
 #include <string>
@@ -69,8 +70,9 @@ constexpr std::size_t round_up(std::size_t n, std::size_t multiple) noexcept {
 }
 
 // Memory that this process may still take: the smaller of MemAvailable and what its cgroup (v1 or v2,
-// every ancestor) leaves it. Every source is optional; 0 means that nothing could be read.
-std::uint64_t available_memory_bytes();
+// every ancestor) leaves it, page cache that the kernel would drop not counted as taken. Every source is
+// optional; 0 means that nothing could be read. `root` is where /proc and /sys are looked up (for tests).
+std::uint64_t available_memory_bytes(const std::filesystem::path& root = "/");
 // Anonymous resident bytes of this process (RssAnon); 0 where it cannot be read.
 std::uint64_t anonymous_resident_bytes();
 

@@ -1,0 +1,81 @@
+#include "control/knobs.h"
+
+#include <limits>
+#include <string>
+
+#include "platform/error.h"
+
+namespace edgert {
+namespace {
+
+using Words = std::string_view[];
+
+constexpr Words kAuto = {"auto"};
+constexpr Words kKvFormats = {"auto", "f32", "f16"};
+constexpr Words kDirectIo = {"auto", "on", "off"};
+constexpr Words kIsas = {"auto", "scalar", "portable", "avx2", "avx512", "neon"};
+constexpr auto kMaxBytes = std::numeric_limits<std::int64_t>::max();
+constexpr std::int64_t kMaxContext = std::numeric_limits<std::int32_t>::max();
+
+constexpr Knob kKnobs[] = {
+    {"memory", KnobKind::bytes, "auto", 1, kMaxBytes, kAuto, "bytes", false,
+     "Bound on all memory of the engine: weights, expert slots, KV cache, scratch. auto: what the machine "
+     "and its "
+     "cgroup have free, less a margin."},
+    {"threads", KnobKind::integer, "auto", 1, 1024, kAuto, "threads", false,
+     "Threads that compute. auto: the cores that this process may use."},
+    {"context", KnobKind::integer, "auto", 1, kMaxContext, kAuto, "tokens", false,
+     "Longest sequence, prompt and answer together. auto: the model's own, at most 8192."},
+    {"parallel",
+     KnobKind::integer,
+     1,
+     1,
+     4096,
+     {},
+     "sequences",
+     false,
+     "Sequences of full context that the KV cache holds at once."},
+    {"chunk", KnobKind::integer, "auto", 1, 65536, kAuto, "tokens", false,
+     "Tokens of a prefill step: more read each expert less often and take more scratch memory."},
+    {"kv_format", KnobKind::choice, "auto", 0, 0, kKvFormats, "", false, "Number format of the KV cache."},
+    {"io_threads",
+     KnobKind::integer,
+     4,
+     1,
+     256,
+     {},
+     "threads",
+     false,
+     "Threads that read experts from storage, which is the number of reads in flight."},
+    {"direct_io", KnobKind::choice, "auto", 0, 0, kDirectIo, "", false,
+     "Reads past the page cache (O_DIRECT). auto: where the file system takes them."},
+    {"isa", KnobKind::choice, "auto", 0, 0, kIsas, "", false,
+     "Instruction set of the kernels. auto: the best that this processor runs."},
+};
+
+}  // namespace
+
+std::span<const Knob> knobs() noexcept { return kKnobs; }
+
+std::string_view name(KnobKind kind) noexcept {
+  switch (kind) {
+    case KnobKind::bytes:
+      return "bytes";
+    case KnobKind::integer:
+      return "int";
+    case KnobKind::choice:
+      return "choice";
+  }
+  return "";
+}
+
+const Knob& knob(std::string_view name) {
+  std::string known;
+  for (const Knob& row : kKnobs) {
+    if (row.name == name) return row;
+    known.append(known.empty() ? "" : ", ").append(row.name);
+  }
+  throw Error(ErrorKind::invalid_argument, "knob " + std::string(name) + " is unknown; known are " + known);
+}
+
+}  // namespace edgert

@@ -1,0 +1,37 @@
+// THE table of knobs: everything a user or the controller can tune, declared once. The command line flag
+// (--io-threads), the environment variable (EDGERT_IO_THREADS), the key of the configuration file
+// (io_threads) and the documentation follow from it.
+//
+// Threads: constant data.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <variant>
+
+namespace edgert {
+
+enum class KnobKind : std::uint8_t {
+  bytes,    // a number of bytes, written with or without a unit (10MiB)
+  integer,  // a whole number
+  choice,   // one of the words in `choices`
+};
+
+struct Knob {
+  std::string_view name;
+  KnobKind kind;
+  std::variant<std::int64_t, std::string_view> default_value;  // a number, or one of `choices`
+  std::int64_t minimum;                                        // of numbers; both ends are allowed
+  std::int64_t maximum;
+  std::span<const std::string_view> choices;  // words; a number may have them too ("auto" is then 0 in calls)
+  std::string_view unit;                      // "" where it has none
+  bool live;                                  // can change while a model runs
+  std::string_view help;                      // one sentence
+};
+
+std::span<const Knob> knobs() noexcept;
+std::string_view name(KnobKind kind) noexcept;  // "bytes", "int", "choice"
+const Knob& knob(std::string_view name);        // Error{invalid_argument} that lists the known names
+
+}  // namespace edgert
