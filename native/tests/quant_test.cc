@@ -109,7 +109,8 @@ TEST_CASE("half and bfloat convert to the nearest, ties to even, and back exactl
 
 TEST_CASE("every format and shape comes back within its own step") {
   for (const Format& form : formats()) {
-    for (const auto& [rows, cols] : kShapes) {
+    for (const auto& shape : kShapes) {
+      const std::size_t rows = shape[0], cols = shape[1];
       CAPTURE(form.name);
       CAPTURE(rows);
       CAPTURE(cols);

@@ -19,6 +19,11 @@ TEST_CASE("xxh64 gives the published digests") {
   CHECK(xxh64(bytes("Nobody inspects the spammish repetition")) == 0xFBCEA83C8A378BF1U);
 }
 
+TEST_CASE("digests are written with 16 digits") {
+  CHECK(edgert::digest_text(0) == "0000000000000000");
+  CHECK(edgert::digest_text(0x0123456789ABCDEFU) == "0123456789abcdef");
+}
+
 TEST_CASE("a stream hashes as the whole does, however it is cut") {
   std::vector<std::byte> data(257);
   for (std::size_t i = 0; i < data.size(); ++i) data[i] = static_cast<std::byte>(i * 31 + 7);

@@ -5,5 +5,6 @@
 
 PYBIND11_MODULE(_native, module) {
   edgert::bind_errors(module);
+  edgert::bind_quant(module);
   edgert::bind_platform(module);
 }

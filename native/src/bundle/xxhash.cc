@@ -86,4 +86,11 @@ std::uint64_t xxh64(std::span<const std::byte> data) noexcept {
   return hash.digest();
 }
 
+std::string digest_text(std::uint64_t digest) {
+  std::string text(16, '0');
+  for (auto digit = text.rbegin(); digit != text.rend(); ++digit, digest >>= 4)
+    *digit = "0123456789abcdef"[digest & 15];
+  return text;
+}
+
 }  // namespace edgert

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 
 namespace edgert {
 
@@ -26,5 +27,8 @@ class Xxh64 {
 };
 
 std::uint64_t xxh64(std::span<const std::byte> data) noexcept;
+
+// As manifests write it: 16 lower-case hexadecimal digits.
+std::string digest_text(std::uint64_t digest);
 
 }  // namespace edgert

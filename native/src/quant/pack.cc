@@ -1,218 +1,20 @@
 #include "quant/pack.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <limits>
-#include <sstream>
 #include <string>
+#include <vector>
 
+#include "platform/cpu.h"
 #include "platform/error.h"
+#include "platform/thread_pool.h"
 #include "quant/layout.h"
-#include "quant/search.h"
+#include "quant/tile.h"
 
 namespace edgert {
 
 namespace {
 
 constexpr std::size_t kRows = kTileRows;
-constexpr float kRemainderSteps = 200.0F;
-
-template <typename T>
-T load(const std::byte* from) noexcept {
-  T value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
-}
-
-template <typename T>
-void store(std::byte* to, T value) noexcept {
-  std::memcpy(to, &value, sizeof value);
-}
-
-void read_floats(SourceType type, const std::byte* from, std::size_t count, float* to) noexcept {
-  switch (type) {
-    case SourceType::f32:
-      std::memcpy(to, from, count * sizeof(float));
-      break;
-    case SourceType::f16:
-      for (std::size_t i = 0; i < count; ++i) to[i] = half_to_float(load<std::uint16_t>(from + 2 * i));
-      break;
-    case SourceType::bf16:
-      for (std::size_t i = 0; i < count; ++i) to[i] = bfloat_to_float(load<std::uint16_t>(from + 2 * i));
-      break;
-  }
-}
-
-// The largest magnitude that the format holds.
-float largest_value(const Format& format) noexcept {
-  switch (format.id) {
-    case FormatId::f32:
-      return std::numeric_limits<float>::max();
-    case FormatId::f16:
-      return 0x1.ffdffep15F;  // what rounds to 65504
-    case FormatId::bf16:
-      return 0x1.fefffep127F;  // what rounds to the largest bf16
-    default:
-      return largest_weight(format);
-  }
-}
-
-[[noreturn]] void refuse(const Format& format, std::size_t row, std::size_t col, float value) {
-  std::ostringstream message;
-  message << "row " << row << ", column " << col << " is " << value << ": ";
-  if (std::isfinite(value)) {
-    message << format.name << " holds magnitudes up to " << largest_value(format)
-            << "; pack this tensor as f32";
-  } else {
-    message << "a weight must be a finite number; mend the checkpoint";
-  }
-  throw Error(ErrorKind::invalid_argument, message.str());
-}
-
-// A stretch of columns of the 16 rows of a tile as floats, zero where the matrix ends.
-class Stretch {
- public:
-  static constexpr std::size_t kMaxCols = kMaxGroup;
-
-  // `source` is the first row of the tile, `row` its index.
-  void load(const Format& format, SourceType type, const std::byte* source, std::size_t row, std::size_t rows,
-            std::size_t first, std::size_t cols, std::size_t width) {
-    const std::size_t present = std::min(kRows, rows - row);
-    used_ = std::min(width, cols - first);
-    const float largest = largest_value(format);
-    for (std::size_t r = 0; r < kRows; ++r) {
-      const std::size_t count = r < present ? used_ : 0;
-      if (count > 0) read_floats(type, source + (r * cols + first) * source_bytes(type), count, values_[r]);
-      std::fill(values_[r] + count, values_[r] + width, 0.0F);
-      bool inside = true;
-      for (std::size_t c = 0; c < count; ++c) inside &= std::fabs(values_[r][c]) <= largest;  // false for NaN
-      if (inside) continue;
-      const float* bad = std::find_if_not(values_[r], values_[r] + count,
-                                          [largest](float value) { return std::fabs(value) <= largest; });
-      refuse(format, row + r, first + static_cast<std::size_t>(bad - values_[r]), *bad);
-    }
-  }
-
-  const float* row(std::size_t r) const noexcept { return values_[r]; }
-  std::size_t used() const noexcept { return used_; }
-
- private:
-  alignas(64) float values_[kRows][kMaxCols];
-  std::size_t used_ = 0;
-};
-
-struct Task {
-  const Format& format;
-  SourceType type;
-  std::size_t rows;
-  std::size_t cols;
-};
-
-void add(PackReport& report, float squared_error, float squared_weight, float max_error) noexcept {
-  report.squared_error += static_cast<double>(squared_error);
-  report.squared_weight += static_cast<double>(squared_weight);
-  report.max_error = std::max(report.max_error, static_cast<double>(max_error));
-}
-
-PackReport pack_float_tile(const Task& task, const std::byte* source, std::size_t row, std::byte* tile) {
-  const bool wide = task.format.id == FormatId::f32;
-  const bool half = task.format.id == FormatId::f16;
-  PackReport report;
-  Stretch stretch;
-  for (std::size_t first = 0; first < task.cols; first += Stretch::kMaxCols) {
-    stretch.load(task.format, task.type, source, row, task.rows, first, task.cols, Stretch::kMaxCols);
-    for (std::size_t r = 0; r < kRows; ++r) {
-      float squared_error = 0, squared_weight = 0, max_error = 0;
-      for (std::size_t c = 0; c < stretch.used(); ++c) {
-        const float weight = stretch.row(r)[c];
-        const std::size_t at = (first + c) * kRows + r;
-        squared_weight += weight * weight;
-        if (wide) {
-          store(tile + 4 * at, weight);
-          continue;
-        }
-        const std::uint16_t bits = half ? float_to_half(weight) : float_to_bfloat(weight);
-        store(tile + 2 * at, bits);
-        const float error = std::fabs(weight - (half ? half_to_float(bits) : bfloat_to_float(bits)));
-        squared_error += error * error;
-        max_error = std::max(max_error, error);
-      }
-      add(report, squared_error, squared_weight, max_error);
-    }
-  }
-  return report;
-}
-
-// Four columns of four rows as the bytes of GroupCodes: lane r takes the low byte of columns[0..3][r].
-void store_quad(std::uint8_t* to, const IntLanes (&columns)[4]) noexcept {
-  const IntLanes byte = {255, 255, 255, 255};
-  const IntLanes bytes =
-      (columns[0] & byte) | (columns[1] & byte) << 8 | (columns[2] & byte) << 16 | columns[3] << 24;
-  std::memcpy(to, &bytes, sizeof bytes);
-}
-
-// Codes and remainders of rows [first_row, first_row + 4) of a group.
-void encode(const GroupFit& fit, const GroupWeights& weights, std::size_t first_row, GroupCodes& codes,
-            GroupCodes* remainders, PackReport& report) noexcept {
-  Lanes squared_error{}, squared_weight{}, max_error{};
-  const Lanes steps = fit.inverse * lanes(kRemainderSteps);
-  for (int quad = 0; quad < weights.count / 4; ++quad) {
-    IntLanes code[4], remainder[4];
-    for (int j = 0; j < 4; ++j) {
-      const Lanes weight = weights.columns[4 * quad + j];
-      const Lanes q = fit.code(weight);
-      const Lanes error = weight - fit.scale * q;
-      squared_error += error * error;
-      squared_weight += weight * weight;
-      max_error = max(max_error, abs(error));
-      code[j] = __builtin_convertvector(q + fit.zero, IntLanes);
-      remainder[j] =
-          __builtin_convertvector(round(clamp(error * steps, lanes(-127.0F), lanes(127.0F))), IntLanes);
-    }
-    store_quad(codes.quads[quad] + 4 * first_row, code);
-    if (remainders != nullptr) store_quad(remainders->quads[quad] + 4 * first_row, remainder);
-  }
-  for (int lane = 0; lane < kLanes; ++lane)
-    add(report, squared_error[lane], squared_weight[lane], max_error[lane]);
-}
-
-PackReport pack_integer_tile(const Task& task, const TileLayout& layout, const std::byte* source,
-                             std::size_t row, std::byte* tile, std::int8_t* remainder) {
-  PackReport report;
-  Stretch stretch;
-  GroupWeights weights;
-  GroupCodes codes, remainders;
-  const std::size_t width = static_cast<std::size_t>(task.format.group);
-  weights.count = task.format.group;
-  for (std::size_t group = 0; group < layout.groups(); ++group) {
-    const std::size_t first = group * width;
-    stretch.load(task.format, task.type, source, row, task.rows, first, task.cols, width);
-    for (std::size_t r = 0; r < kRows; r += kLanes) {
-      const float* const from = stretch.row(r);
-      constexpr std::size_t next = Stretch::kMaxCols;
-      for (std::size_t c = 0; c < width; ++c) {
-        weights.columns[c] = Lanes{from[c], from[c + next], from[c + 2 * next], from[c + 3 * next]};
-      }
-      const GroupFit fit = fit_group(task.format, weights);
-      encode(fit, weights, r, codes, remainder == nullptr ? nullptr : &remainders, report);
-      for (std::size_t lane = 0; lane < kLanes; ++lane) {
-        store(tile + layout.scale_offset(group, r + lane), float_to_half(fit.scale[lane]));
-        if (task.format.zero == ZeroType::none) continue;
-        tile[layout.zero_offset(group, r + lane)] = std::byte{static_cast<std::uint8_t>(fit.zero[lane])};
-      }
-    }
-    layout.store_codes(tile, group, codes);
-    if (remainder == nullptr) continue;
-    for (std::size_t r = 0; r < std::min(kRows, task.rows - row); ++r) {
-      for (std::size_t c = 0; c < stretch.used(); ++c) {
-        remainder[r * task.cols + first + c] =
-            static_cast<std::int8_t>(remainders.quads[c / 4][4 * r + c % 4]);
-      }
-    }
-  }
-  return report;
-}
 
 void check_size(const char* what, std::size_t found, std::size_t wanted) {
   if (found == wanted) return;
@@ -220,46 +22,103 @@ void check_size(const char* what, std::size_t found, std::size_t wanted) {
                                                " bytes; needed are " + std::to_string(wanted));
 }
 
+// The arguments of pack_tiles, checked; the tiles can then be packed in any order.
+class Slab {
+ public:
+  Slab(const TileTask& task, std::span<const std::byte> source, std::size_t tile_begin, std::size_t tile_end,
+       std::span<std::byte> destination, std::span<std::int8_t> remainder)
+      : task_(task),
+        source_(source.data()),
+        begin_(tile_begin),
+        tile_bytes_(tile_bytes(task.format, task.cols)),
+        destination_(destination.data()),
+        remainder_(remainder.empty() ? nullptr : remainder.data()) {
+    const std::size_t tiles = packed_bytes(task.format, task.rows, task.cols) / tile_bytes_;
+    if (tile_begin > tile_end || tile_end > tiles) {
+      throw Error(ErrorKind::invalid_argument, "tiles " + std::to_string(tile_begin) + " to " +
+                                                   std::to_string(tile_end) + " of " + std::to_string(tiles));
+    }
+    const std::size_t rows = std::min(tile_end * kRows, task.rows) - std::min(tile_begin * kRows, task.rows);
+    check_size("source", source.size(), rows * task.cols * source_bytes(task.type));
+    check_size("destination", destination.size(), (tile_end - tile_begin) * tile_bytes_);
+    if (remainder_ == nullptr) return;
+    check_size("remainder", remainder.size(), rows * task.cols);
+    if (task.format.is_float()) {
+      throw Error(ErrorKind::invalid_argument,
+                  std::string(task.format.name) + " has no remainder; integer formats have one");
+    }
+  }
+
+  PackReport pack(std::size_t tile) const {
+    const std::size_t skipped = (tile - begin_) * kRows * task_.cols;
+    std::byte* const to = destination_ + (tile - begin_) * tile_bytes_;
+    std::fill(to, to + tile_bytes_, std::byte{0});
+    return pack_tile(task_, source_ + skipped * source_bytes(task_.type), tile * kRows, to,
+                     remainder_ == nullptr ? nullptr : remainder_ + skipped);
+  }
+
+ private:
+  const TileTask task_;
+  const std::byte* const source_;
+  const std::size_t begin_;
+  const std::size_t tile_bytes_;
+  std::byte* const destination_;
+  std::int8_t* const remainder_;
+};
+
+SourceType element_type(const Format& format) noexcept {
+  switch (format.id) {
+    case FormatId::f16:
+      return SourceType::f16;
+    case FormatId::bf16:
+      return SourceType::bf16;
+    default:
+      return SourceType::f32;
+  }
+}
+
 }  // namespace
+
+void PackReport::add(const PackReport& part) noexcept {
+  squared_error += part.squared_error;
+  squared_weight += part.squared_weight;
+  max_error = std::max(max_error, part.max_error);
+}
+
+SourceType source_type(std::string_view name) {
+  if (name == "f32") return SourceType::f32;
+  if (name == "f16") return SourceType::f16;
+  if (name == "bf16") return SourceType::bf16;
+  throw Error(ErrorKind::unsupported,
+              "element type '" + std::string(name) + "' cannot be packed; f32, f16 and bf16 can");
+}
 
 std::size_t source_bytes(SourceType type) noexcept { return type == SourceType::f32 ? 4 : 2; }
 
 PackReport pack_tiles(const Format& format, SourceType type, std::span<const std::byte> source,
                       std::size_t rows, std::size_t cols, std::size_t tile_begin, std::size_t tile_end,
                       std::span<std::byte> destination, std::span<std::int8_t> remainder) {
-  const std::size_t one_tile = tile_bytes(format, cols);
-  const std::size_t tiles = packed_bytes(format, rows, cols) / one_tile;
-  if (tile_begin > tile_end || tile_end > tiles) {
-    throw Error(ErrorKind::invalid_argument, "tiles " + std::to_string(tile_begin) + " to " +
-                                                 std::to_string(tile_end) + " of a matrix of " +
-                                                 std::to_string(tiles));
-  }
-  const std::size_t slab_rows = std::min(tile_end * kRows, rows) - std::min(tile_begin * kRows, rows);
-  check_size("source", source.size(), slab_rows * cols * source_bytes(type));
-  check_size("destination", destination.size(), (tile_end - tile_begin) * one_tile);
-  if (!remainder.empty()) {
-    check_size("remainder", remainder.size(), slab_rows * cols);
-    if (format.is_float()) {
-      throw Error(ErrorKind::invalid_argument,
-                  std::string(format.name) + " has no remainder; integer formats do");
-    }
-  }
-
-  std::fill(destination.begin(), destination.end(), std::byte{0});
-  const Task task{format, type, rows, cols};
+  const Slab slab({format, type, rows, cols}, source, tile_begin, tile_end, destination, remainder);
   PackReport report;
-  for (std::size_t index = tile_begin; index < tile_end; ++index) {
-    const std::size_t skipped = (index - tile_begin) * kRows * cols;
-    const std::byte* const from = source.data() + skipped * source_bytes(type);
-    std::byte* const tile = destination.data() + (index - tile_begin) * one_tile;
-    const PackReport part = format.is_float()
-                                ? pack_float_tile(task, from, index * kRows, tile)
-                                : pack_integer_tile(task, TileLayout(format, cols), from, index * kRows, tile,
-                                                    remainder.empty() ? nullptr : remainder.data() + skipped);
-    report.squared_error += part.squared_error;
-    report.squared_weight += part.squared_weight;
-    report.max_error = std::max(report.max_error, part.max_error);
-  }
+  for (std::size_t tile = tile_begin; tile < tile_end; ++tile) report.add(slab.pack(tile));
+  return report;
+}
+
+PackReport pack_matrix(const Format& format, SourceType type, std::span<const std::byte> source,
+                       std::size_t rows, std::size_t cols, std::span<std::byte> destination,
+                       std::span<std::int8_t> remainder, int threads) {
+  const std::size_t tiles = packed_bytes(format, rows, cols) / tile_bytes(format, cols);
+  const Slab slab({format, type, rows, cols}, source, 0, tiles, destination, remainder);
+  const int count = static_cast<int>(tiles);
+  std::vector<PackReport> parts(tiles);
+  ThreadPool pool(std::min(threads == 0 ? usable_cores() : threads, count));
+  pool.run(count, 1, [&](int begin, int end, int) {
+    for (int tile = begin; tile < end; ++tile) {
+      parts[static_cast<std::size_t>(tile)] = slab.pack(static_cast<std::size_t>(tile));
+    }
+  });
+  PackReport report;
+  for (const PackReport& part : parts) report.add(part);
   return report;
 }
 
@@ -274,9 +133,7 @@ void unpack_row(const Format& format, std::span<const std::byte> packed, std::si
   const std::byte* const tile = packed.data() + row / kRows * tile_bytes(format, cols);
   const std::size_t r = row % kRows;
   if (format.is_float()) {
-    const SourceType type = format.id == FormatId::f32   ? SourceType::f32
-                            : format.id == FormatId::f16 ? SourceType::f16
-                                                         : SourceType::bf16;
+    const SourceType type = element_type(format);
     for (std::size_t c = 0; c < cols; ++c) {
       read_floats(type, tile + (c * kRows + r) * source_bytes(type), 1, &out[c]);
     }

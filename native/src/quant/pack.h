@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
 
 #include "quant/format.h"
 
@@ -14,12 +15,14 @@ namespace edgert {
 
 enum class SourceType : std::uint8_t { f32, f16, bf16 };
 std::size_t source_bytes(SourceType type) noexcept;
+SourceType source_type(std::string_view name);  // "f32", "f16" or "bf16"; Error{unsupported} that lists them
 
 // Sums over the elements packed; relative error = sqrt(squared_error / squared_weight).
 struct PackReport {
   double squared_error = 0;
   double squared_weight = 0;
   double max_error = 0;
+  void add(const PackReport& part) noexcept;
 };
 
 // Packs tiles [tile_begin, tile_end) of a row-major matrix [rows, cols]. `source` starts at the first row
@@ -27,11 +30,18 @@ struct PackReport {
 // Integer formats search scale and zero of each group for the least squared error.
 // `remainder`, when not empty, receives (weight - dequantised weight) / scale in steps of 1/200, clamped to
 // int8, row-major [rows in these tiles, cols]; integer formats only.
+// The report is the sum of the tiles' own in their order.
 // Error{invalid_argument} on sizes that disagree; on NaN, Inf or values outside the format it names row
 // and column.
 PackReport pack_tiles(const Format& format, SourceType type, std::span<const std::byte> source, std::size_t rows,
                       std::size_t cols, std::size_t tile_begin, std::size_t tile_end,
                       std::span<std::byte> destination, std::span<std::int8_t> remainder = {});
+
+// All tiles, split over threads: the same bytes and report at any number of them. `threads` counts the caller;
+// 0 means usable_cores().
+PackReport pack_matrix(const Format& format, SourceType type, std::span<const std::byte> source, std::size_t rows,
+                       std::size_t cols, std::span<std::byte> destination, std::span<std::int8_t> remainder,
+                       int threads);
 
 // One row of a packed matrix back to f32; out.size() == cols.
 void unpack_row(const Format& format, std::span<const std::byte> packed, std::size_t rows, std::size_t cols,

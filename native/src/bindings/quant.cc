@@ -1,0 +1,96 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <tuple>
+
+#include "bindings/bindings.h"
+#include "bindings/buffer.h"
+#include "bundle/xxhash.h"
+#include "quant/format.h"
+#include "quant/pack.h"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace edgert {
+
+namespace {
+
+using Access = BorrowedBuffer::Access;
+
+py::list format_table() {
+  py::list table;
+  for (const Format& row : formats()) {
+    table.append(py::dict("name"_a = row.name, "bits"_a = row.bits, "group"_a = row.group,
+                          "scale"_a = row.scale == ScaleType::none ? "none" : "f16",
+                          "zero"_a = row.zero == ZeroType::none ? "none" : "u8",
+                          "bits_per_weight"_a = bits_per_weight(row)));
+  }
+  return table;
+}
+
+std::tuple<double, double, double> pack(const std::string& name, const py::object& source,
+                                        const std::string& dtype, std::size_t rows, std::size_t cols,
+                                        const py::object& destination,
+                                        const std::optional<py::object>& remainder, int threads) {
+  const BorrowedBuffer from(source, "source");
+  const BorrowedBuffer to(destination, "destination", Access::write);
+  std::optional<BorrowedBuffer> rest;
+  if (remainder) rest.emplace(*remainder, "remainder", Access::write);
+  const py::gil_scoped_release release;
+  const PackReport report =
+      pack_matrix(format(name), source_type(dtype), from.bytes(), rows, cols, to.as<std::byte>(),
+                  rest ? rest->as<std::int8_t>() : std::span<std::int8_t>(), threads);
+  return {report.squared_error, report.squared_weight, report.max_error};
+}
+
+py::bytes unpack(const std::string& name, const py::object& packed, std::size_t rows, std::size_t cols) {
+  const BorrowedBuffer from(packed, "packed");
+  const Format& form = format(name);
+  if (from.bytes().size() != packed_bytes(form, rows, cols)) {
+    throw Error(ErrorKind::invalid_argument, "packed has " + std::to_string(from.bytes().size()) +
+                                                 " bytes; needed are " +
+                                                 std::to_string(packed_bytes(form, rows, cols)));
+  }
+  py::bytes result(nullptr, rows * cols * sizeof(float));
+  float* const out = reinterpret_cast<float*>(PyBytes_AS_STRING(result.ptr()));
+  const py::gil_scoped_release release;
+  for (std::size_t row = 0; row < rows; ++row)
+    unpack_row(form, from.bytes(), rows, cols, row, {out + row * cols, cols});
+  return result;
+}
+
+std::string hash(const py::object& data) {
+  const BorrowedBuffer buffer(data, "data");
+  const py::gil_scoped_release release;
+  return digest_text(xxh64(buffer.bytes()));
+}
+
+void update(Xxh64& hash, const py::object& data) {
+  const BorrowedBuffer buffer(data, "data");
+  const py::gil_scoped_release release;
+  hash.update(buffer.bytes());
+}
+
+}  // namespace
+
+void bind_quant(py::module_& module) {
+  module.def("formats", &format_table);
+  module.def(
+      "packed_bytes",
+      [](const std::string& name, std::size_t rows, std::size_t cols) {
+        return packed_bytes(format(name), rows, cols);
+      },
+      "format"_a, "rows"_a, "cols"_a);
+  module.def("pack", &pack, "format"_a, "source"_a, "dtype"_a, "rows"_a, "cols"_a, py::kw_only(),
+             "destination"_a, "remainder"_a = py::none(), "threads"_a = 0);
+  module.def("unpack", &unpack, "format"_a, "packed"_a, "rows"_a, "cols"_a);
+  module.def("xxh64", &hash, "data"_a);
+  py::class_<Xxh64>(module, "Xxh64")
+      .def(py::init<>())
+      .def("update", &update, "data"_a)
+      .def("hexdigest", [](const Xxh64& self) { return digest_text(self.digest()); });
+}
+
+}  // namespace edgert

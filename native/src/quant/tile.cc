@@ -1,0 +1,201 @@
+#include "quant/tile.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <sstream>
+#include <string>
+
+#include "platform/error.h"
+#include "quant/layout.h"
+#include "quant/search.h"
+
+namespace edgert {
+
+namespace {
+
+constexpr std::size_t kRows = kTileRows;
+constexpr float kRemainderSteps = 200.0F;
+
+// The largest magnitude that the format holds.
+float largest_value(const Format& format) noexcept {
+  switch (format.id) {
+    case FormatId::f32:
+      return std::numeric_limits<float>::max();
+    case FormatId::f16:
+      return 0x1.ffdffep15F;  // what rounds to 65504
+    case FormatId::bf16:
+      return 0x1.fefffep127F;  // what rounds to the largest bf16
+    default:
+      return largest_weight(format);
+  }
+}
+
+[[noreturn]] void refuse(const Format& format, std::size_t row, std::size_t col, float value) {
+  std::ostringstream message;
+  message << "row " << row << ", column " << col << " is " << value << ": ";
+  if (std::isfinite(value)) {
+    message << format.name << " holds magnitudes up to " << largest_value(format)
+            << "; pack this tensor as f32";
+  } else {
+    message << "a weight must be a finite number; mend the checkpoint";
+  }
+  throw Error(ErrorKind::invalid_argument, message.str());
+}
+
+// A stretch of columns of the 16 rows of a tile as floats, zero where the matrix ends.
+class Stretch {
+ public:
+  static constexpr std::size_t kMaxCols = kMaxGroup;
+
+  // `source` is the first row of the tile, `row` its index.
+  void load(const Format& format, SourceType type, const std::byte* source, std::size_t row, std::size_t rows,
+            std::size_t first, std::size_t cols, std::size_t width) {
+    const std::size_t present = std::min(kRows, rows - row);
+    used_ = std::min(width, cols - first);
+    const float largest = largest_value(format);
+    for (std::size_t r = 0; r < kRows; ++r) {
+      const std::size_t count = r < present ? used_ : 0;
+      if (count > 0) read_floats(type, source + (r * cols + first) * source_bytes(type), count, values_[r]);
+      std::fill(values_[r] + count, values_[r] + width, 0.0F);
+      bool inside = true;
+      for (std::size_t c = 0; c < count; ++c) inside &= std::fabs(values_[r][c]) <= largest;  // false for NaN
+      if (inside) continue;
+      const float* bad = std::find_if_not(values_[r], values_[r] + count,
+                                          [largest](float value) { return std::fabs(value) <= largest; });
+      refuse(format, row + r, first + static_cast<std::size_t>(bad - values_[r]), *bad);
+    }
+  }
+
+  const float* row(std::size_t r) const noexcept { return values_[r]; }
+  std::size_t used() const noexcept { return used_; }
+
+ private:
+  alignas(64) float values_[kRows][kMaxCols];
+  std::size_t used_ = 0;
+};
+
+double square(float x) noexcept { return static_cast<double>(x) * static_cast<double>(x); }
+
+PackReport pack_float_tile(const TileTask& task, const std::byte* source, std::size_t row, std::byte* tile) {
+  const bool wide = task.format.id == FormatId::f32;
+  const bool half = task.format.id == FormatId::f16;
+  PackReport report;
+  Stretch stretch;
+  for (std::size_t first = 0; first < task.cols; first += Stretch::kMaxCols) {
+    stretch.load(task.format, task.type, source, row, task.rows, first, task.cols, Stretch::kMaxCols);
+    for (std::size_t r = 0; r < kRows; ++r) {
+      PackReport part;
+      for (std::size_t c = 0; c < stretch.used(); ++c) {
+        const float weight = stretch.row(r)[c];
+        const std::size_t at = (first + c) * kRows + r;
+        part.squared_weight += square(weight);
+        if (wide) {
+          store(tile + 4 * at, weight);
+          continue;
+        }
+        const std::uint16_t bits = half ? float_to_half(weight) : float_to_bfloat(weight);
+        store(tile + 2 * at, bits);
+        const float error = std::fabs(weight - (half ? half_to_float(bits) : bfloat_to_float(bits)));
+        part.squared_error += square(error);
+        part.max_error = std::max(part.max_error, static_cast<double>(error));
+      }
+      report.add(part);
+    }
+  }
+  return report;
+}
+
+// Four columns of four rows as the bytes of GroupCodes: lane r takes the low byte of columns[0..3][r].
+void store_quad(std::uint8_t* to, const IntLanes (&columns)[4]) noexcept {
+  const IntLanes byte = {255, 255, 255, 255};
+  const IntLanes bytes =
+      (columns[0] & byte) | (columns[1] & byte) << 8 | (columns[2] & byte) << 16 | columns[3] << 24;
+  std::memcpy(to, &bytes, sizeof bytes);
+}
+
+// Codes and remainders of rows [first_row, first_row + 4) of a group.
+void encode(const GroupFit& fit, const GroupWeights& weights, std::size_t first_row, GroupCodes& codes,
+            GroupCodes* remainders, PackReport& report) noexcept {
+  Lanes squared_error{}, squared_weight{}, max_error{};
+  const Lanes steps = fit.inverse * lanes(kRemainderSteps);
+  for (int quad = 0; quad < weights.count / 4; ++quad) {
+    IntLanes code[4], remainder[4];
+    for (int j = 0; j < 4; ++j) {
+      const Lanes weight = weights.columns[4 * quad + j];
+      const Lanes q = fit.code(weight);
+      const Lanes error = weight - fit.scale * q;
+      squared_error += error * error;
+      squared_weight += weight * weight;
+      max_error = max(max_error, abs(error));
+      code[j] = __builtin_convertvector(q + fit.zero, IntLanes);
+      remainder[j] =
+          __builtin_convertvector(round(clamp(error * steps, lanes(-127.0F), lanes(127.0F))), IntLanes);
+    }
+    store_quad(codes.quads[quad] + 4 * first_row, code);
+    if (remainders != nullptr) store_quad(remainders->quads[quad] + 4 * first_row, remainder);
+  }
+  for (int lane = 0; lane < kLanes; ++lane)
+    report.add({squared_error[lane], squared_weight[lane], max_error[lane]});
+}
+
+PackReport pack_integer_tile(const TileTask& task, const TileLayout& layout, const std::byte* source,
+                             std::size_t row, std::byte* tile, std::int8_t* remainder) {
+  PackReport report;
+  Stretch stretch;
+  GroupWeights weights;
+  GroupCodes codes, remainders;
+  const std::size_t width = static_cast<std::size_t>(task.format.group);
+  weights.count = task.format.group;
+  for (std::size_t group = 0; group < layout.groups(); ++group) {
+    const std::size_t first = group * width;
+    stretch.load(task.format, task.type, source, row, task.rows, first, task.cols, width);
+    for (std::size_t r = 0; r < kRows; r += kLanes) {
+      const float* const from = stretch.row(r);
+      constexpr std::size_t next = Stretch::kMaxCols;
+      for (std::size_t c = 0; c < width; ++c) {
+        weights.columns[c] = Lanes{from[c], from[c + next], from[c + 2 * next], from[c + 3 * next]};
+      }
+      const GroupFit fit = fit_group(task.format, weights);
+      encode(fit, weights, r, codes, remainder == nullptr ? nullptr : &remainders, report);
+      for (std::size_t lane = 0; lane < kLanes; ++lane) {
+        store(tile + layout.scale_offset(group, r + lane), float_to_half(fit.scale[lane]));
+        if (task.format.zero == ZeroType::none) continue;
+        tile[layout.zero_offset(group, r + lane)] = std::byte{static_cast<std::uint8_t>(fit.zero[lane])};
+      }
+    }
+    layout.store_codes(tile, group, codes);
+    if (remainder == nullptr) continue;
+    for (std::size_t r = 0; r < std::min(kRows, task.rows - row); ++r) {
+      for (std::size_t c = 0; c < stretch.used(); ++c) {
+        remainder[r * task.cols + first + c] =
+            static_cast<std::int8_t>(remainders.quads[c / 4][4 * r + c % 4]);
+      }
+    }
+  }
+  return report;
+}
+
+}  // namespace
+
+void read_floats(SourceType type, const std::byte* from, std::size_t count, float* to) noexcept {
+  switch (type) {
+    case SourceType::f32:
+      std::memcpy(to, from, count * sizeof(float));
+      break;
+    case SourceType::f16:
+      for (std::size_t i = 0; i < count; ++i) to[i] = half_to_float(load<std::uint16_t>(from + 2 * i));
+      break;
+    case SourceType::bf16:
+      for (std::size_t i = 0; i < count; ++i) to[i] = bfloat_to_float(load<std::uint16_t>(from + 2 * i));
+      break;
+  }
+}
+
+PackReport pack_tile(const TileTask& task, const std::byte* source, std::size_t row, std::byte* tile,
+                     std::int8_t* remainder) {
+  if (task.format.is_float()) return pack_float_tile(task, source, row, tile);
+  return pack_integer_tile(task, TileLayout(task.format, task.cols), source, row, tile, remainder);
+}
+
+}  // namespace edgert

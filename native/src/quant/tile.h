@@ -1,0 +1,41 @@
+// One tile of a packed matrix.
+//
+// Threads: functions without state.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "quant/pack.h"
+
+namespace edgert {
+
+struct TileTask {
+  const Format& format;
+  SourceType type;
+  std::size_t rows;  // of the matrix
+  std::size_t cols;
+};
+
+// Packs the tile that begins at `row`. `source` and `remainder` (may be null) begin at that row, `tile` is
+// zeroed. Error{invalid_argument} as pack_tiles says.
+PackReport pack_tile(const TileTask& task, const std::byte* source, std::size_t row, std::byte* tile,
+                     std::int8_t* remainder);
+
+// `count` consecutive elements, unaligned.
+void read_floats(SourceType type, const std::byte* from, std::size_t count, float* to) noexcept;
+
+template <typename T>
+T load(const std::byte* from) noexcept {
+  T value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+template <typename T>
+void store(std::byte* to, T value) noexcept {
+  std::memcpy(to, &value, sizeof value);
+}
+
+}  // namespace edgert
