@@ -41,7 +41,9 @@ std::uint64_t verify_bundle(const std::string& path, const py::object& progress)
 }  // namespace
 
 void bind_bundle(py::module_& module) {
-  module.def("check_recipe", [](const std::string& json) { parse_recipe(Json::parse(json, "recipe")); }, py::arg("recipe_json"));
+  module.def(
+      "check_recipe", [](const std::string& json) { parse_recipe(Json::parse(json, "recipe")); },
+      py::arg("recipe_json"));
   module.def("open_bundle", &open_bundle, py::arg("path"));
   module.def("verify_bundle", &verify_bundle, py::arg("path"), py::arg("progress") = py::none());
 }

@@ -23,11 +23,13 @@ DirectIo direct_io(const std::string& word) {
 
 void bind_runtime(py::module_& module) {
   py::class_<Runtime, std::shared_ptr<Runtime>>(module, "Runtime")
-      .def(py::init([](std::uint64_t memory_bytes, int threads, int io_threads, const std::string& direct, const std::string& isa) {
-             return std::make_shared<Runtime>(RuntimeOptions{memory_bytes, threads, io_threads, direct_io(direct), isa});
+      .def(py::init([](std::uint64_t memory_bytes, int threads, int io_threads, const std::string& direct,
+                       const std::string& isa) {
+             return std::make_shared<Runtime>(
+                 RuntimeOptions{memory_bytes, threads, io_threads, direct_io(direct), isa});
            }),
-           py::arg("memory_bytes") = 0, py::kw_only(), py::arg("threads") = 0, py::arg("io_threads") = 4, py::arg("direct_io") = "auto",
-           py::arg("isa") = "")
+           py::arg("memory_bytes") = 0, py::kw_only(), py::arg("threads") = 0, py::arg("io_threads") = 4,
+           py::arg("direct_io") = "auto", py::arg("isa") = "")
       .def_property_readonly("budget_bytes", [](const Runtime& r) { return r.budget()->limit_bytes(); })
       .def_property_readonly("used_bytes", [](const Runtime& r) { return r.budget()->used_bytes(); })
       .def_property_readonly("peak_bytes", [](const Runtime& r) { return r.budget()->peak_bytes(); })
@@ -51,12 +53,16 @@ void bind_sampler(py::module_& module) {
       .def_readwrite("seed", &SamplerOptions::seed)
       .def_readwrite("logprobs", &SamplerOptions::logprobs)
       .def_property(
-          "logit_bias", [](const SamplerOptions& o) { return Bias(o.logit_bias.begin(), o.logit_bias.end()); },
+          "logit_bias",
+          [](const SamplerOptions& o) { return Bias(o.logit_bias.begin(), o.logit_bias.end()); },
           [](SamplerOptions& o, const Bias& bias) { o.logit_bias.assign(bias.begin(), bias.end()); });
 
   py::class_<Sampler, std::shared_ptr<Sampler>>(module, "Sampler")
-      .def(py::init<SamplerOptions, std::uint64_t>(), py::arg("options"), py::kw_only(), py::arg("stream") = 0)
-      .def("accept", [](Sampler& s, const std::vector<std::int32_t>& tokens) { s.accept(tokens); }, py::arg("tokens"));
+      .def(py::init<SamplerOptions, std::uint64_t>(), py::arg("options"), py::kw_only(),
+           py::arg("stream") = 0)
+      .def(
+          "accept", [](Sampler& s, const std::vector<std::int32_t>& tokens) { s.accept(tokens); },
+          py::arg("tokens"));
 
   py::class_<Sample>(module, "Sample")
       .def_readonly("token", &Sample::token)

@@ -40,8 +40,8 @@ std::optional<KvType> kv_type(const std::string& word) {
   throw Error(ErrorKind::invalid_argument, "kv_format: found '" + word + "', allowed auto, f32, f16");
 }
 
-std::shared_ptr<Model> load(std::shared_ptr<Runtime> runtime, const std::string& path, std::int64_t context, int parallel, int chunk,
-                            const std::string& kv_format) {
+std::shared_ptr<Model> load(std::shared_ptr<Runtime> runtime, const std::string& path, std::int64_t context,
+                            int parallel, int chunk, const std::string& kv_format) {
   const ModelOptions options{context, parallel, chunk, kv_type(kv_format)};
   const py::gil_scoped_release released;
   return std::make_shared<Model>(std::move(runtime), path, options);
@@ -50,15 +50,20 @@ std::shared_ptr<Model> load(std::shared_ptr<Runtime> runtime, const std::string&
 std::vector<std::optional<Sample>> step(Model& model, const std::vector<Row>& rows) {
   std::vector<StepRow> spans;
   for (const auto& [sequence, tokens, sampler] : rows) {
-    if (!sequence) throw Error(ErrorKind::invalid_argument, "row " + std::to_string(spans.size()) + ": no sequence");
+    if (!sequence)
+      throw Error(ErrorKind::invalid_argument, "row " + std::to_string(spans.size()) + ": no sequence");
     spans.push_back({sequence.get(), tokens, sampler ? Wanted::last : Wanted::none});
   }
   std::vector<std::int64_t> ends;
-  for (const StepRow& span : spans) ends.push_back(span.sequence->length() + static_cast<std::int64_t>(span.tokens.size()));
+  for (const StepRow& span : spans)
+    ends.push_back(span.sequence->length() + static_cast<std::int64_t>(span.tokens.size()));
   std::vector<std::optional<Sample>> samples(rows.size());
   const py::gil_scoped_release released;
   model.step(
-      spans, [&](std::size_t row, std::size_t, std::span<float> logits) { samples[row] = std::get<2>(rows[row])->sample(logits, ends[row]); },
+      spans,
+      [&](std::size_t row, std::size_t, std::span<float> logits) {
+        samples[row] = std::get<2>(rows[row])->sample(logits, ends[row]);
+      },
       Interrupts());
   return samples;
 }
@@ -70,7 +75,10 @@ py::array_t<float> logits(Model& model, KvSequence& sequence, const Tokens& toke
   const StepRow row{&sequence, tokens, Wanted::all};
   const py::gil_scoped_release released;
   model.step(
-      std::span(&row, 1), [&](std::size_t, std::size_t token, std::span<float> values) { std::copy(values.begin(), values.end(), data + token * vocab); },
+      std::span(&row, 1),
+      [&](std::size_t, std::size_t token, std::span<float> values) {
+        std::copy(values.begin(), values.end(), data + token * vocab);
+      },
       Interrupts());
   return out;
 }
@@ -120,11 +128,12 @@ std::vector<py::bytes> store(const Model& model) {
 
 void bind_model(py::module_& module) {
   py::class_<Model, std::shared_ptr<Model>>(module, "Model")
-      .def(py::init(&load), py::arg("runtime"), py::arg("path"), py::kw_only(), py::arg("context") = 0, py::arg("parallel") = 1,
-           py::arg("chunk") = 0, py::arg("kv_format") = "auto")
+      .def(py::init(&load), py::arg("runtime"), py::arg("path"), py::kw_only(), py::arg("context") = 0,
+           py::arg("parallel") = 1, py::arg("chunk") = 0, py::arg("kv_format") = "auto")
       .def_property_readonly("context", [](const Model& m) { return m.plan().context; })
       .def_property_readonly("chunk", [](const Model& m) { return m.plan().chunk; })
-      .def_property_readonly("kv_format", [](const Model& m) { return m.plan().kv_type == KvType::f32 ? "f32" : "f16"; })
+      .def_property_readonly("kv_format",
+                             [](const Model& m) { return m.plan().kv_type == KvType::f32 ? "f32" : "f16"; })
       .def_property_readonly("vocab_size", [](const Model& m) { return m.recipe().vocab_size; })
       .def_property_readonly("minimum_bytes", [](const Model& m) { return m.plan().minimum_bytes; })
       .def_property_readonly("resident", [](const Model& m) { return m.plan().resident(); })
