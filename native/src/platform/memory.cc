@@ -44,11 +44,11 @@ Buffer::Buffer(std::shared_ptr<Budget> budget, std::size_t bytes, const std::str
                 what + " needs " + std::to_string(bytes) + " bytes: more than can be addressed");
   }
   const std::size_t mapped = round_up(bytes, page_size());
-  budget->charge(mapped, what);
+  if (budget) budget->charge(mapped, what);
   void* const pages = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (pages == MAP_FAILED) {
     const int error = errno;
-    budget->release(mapped);
+    if (budget) budget->release(mapped);
     throw Error(ErrorKind::budget, what + ": the system gave no " + std::to_string(mapped) +
                                        " bytes: " + std::generic_category().message(error));
   }
@@ -80,7 +80,7 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 void Buffer::reset() noexcept {
   if (data_ == nullptr) return;
   munmap(data_, mapped_);
-  budget_->release(mapped_);
+  if (budget_) budget_->release(mapped_);
   budget_.reset();
   data_ = nullptr;
   size_ = mapped_ = 0;

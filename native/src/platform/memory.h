@@ -35,7 +35,7 @@ class Budget {
 };
 
 // Anonymous zeroed pages straight from the system (mmap), page aligned, sized up to a page multiple and
-// charged as such.
+// charged as such. A null budget counts nothing: for buffers that live for one call outside a model.
 class Buffer {
  public:
   Buffer() = default;

@@ -1,0 +1,201 @@
+#include "experts/store.h"
+
+#include <cstring>
+#include <deque>
+#include <set>
+
+#include "small_bundle.h"
+#include "support.h"
+
+using namespace edgert;
+using test::contains;
+using test::error_of;
+using test::SmallModel;
+using test::TemporaryDirectory;
+
+namespace {
+
+// Carries reads out when told to, and can spoil them.
+class ManualReader final : public Reader {
+ public:
+  void submit(ReadRequest request) override { queue_.push_back(std::move(request)); }
+  const char* name() const noexcept override { return "manual"; }
+  std::size_t queued() const { return queue_.size(); }
+  void run_one() {
+    ReadRequest request = std::move(queue_.front());
+    queue_.pop_front();
+    request.file->read(request.offset, request.destination);
+    ++reads;
+    if (spoil > 0) {
+      --spoil;
+      request.destination[5] ^= std::byte{1};
+    }
+    std::exception_ptr error;
+    if (fail > 0) {
+      --fail;
+      error = std::make_exception_ptr(Error(ErrorKind::io, "the disk is gone"));
+    }
+    pending_.push_back([done = std::move(request.done), error] { done(error); });
+  }
+  // Completions run outside submit(), as they do on a reader's threads.
+  void complete_all() {
+    while (!pending_.empty() || !queue_.empty()) {
+      if (pending_.empty()) run_one();
+      auto done = std::move(pending_.front());
+      pending_.pop_front();
+      done();
+    }
+  }
+  int spoil = 0;
+  int fail = 0;
+  int reads = 0;
+
+ private:
+  std::deque<ReadRequest> queue_;
+  std::deque<std::function<void()>> pending_;
+};
+
+struct Fixture {
+  explicit Fixture(int slots, SmallModel model = {})
+      : bundle(Bundle::open(test::write_small_bundle(directory.path(), model), DirectIo::off)),
+        slot(ExpertStore::slot_bytes(bundle.manifest().experts[0].experts[0])),
+        store(bundle, budget, reader, slot * static_cast<std::uint64_t>(slots), make_lru(18)) {}
+
+  // Takes every lease of a layer's set, completing reads as the step would find them done.
+  std::set<int> take_all(int layer, const std::vector<int>& experts) {
+    const auto request = store.acquire(layer, experts, cancelled);
+    std::set<int> seen;
+    while (true) {
+      reader.complete_all();
+      const auto lease = request->next();
+      if (!lease) return seen;
+      CHECK(seen.insert(lease->expert()).second);
+    }
+  }
+
+  TemporaryDirectory directory;
+  Bundle bundle;
+  std::shared_ptr<Budget> budget = std::make_shared<Budget>(1 << 30);
+  ManualReader reader;
+  std::atomic<bool> cancelled{false};
+  std::uint64_t slot;
+  ExpertStore store;
+};
+
+}  // namespace
+
+TEST_CASE("a set larger than the slots goes through, each expert once") {
+  Fixture f(2);
+  CHECK(f.take_all(0, {0, 1, 2, 3, 4, 5}) == std::set<int>{0, 1, 2, 3, 4, 5});
+  const ExpertStatistics s = f.store.statistics();
+  CHECK(s.misses == 6);
+  CHECK(s.hits == 0);
+  CHECK(s.resident == 2);
+  CHECK(s.slot_bytes == 2 * f.slot);
+  CHECK(f.budget->used_bytes() == 2 * f.slot);
+  CHECK(f.reader.reads == 6);
+}
+
+TEST_CASE("what is resident comes without a read, and first") {
+  Fixture f(4);
+  f.take_all(1, {2, 4});
+  const auto request = f.store.acquire(1, std::vector{1, 2, 4}, f.cancelled);
+  CHECK(f.reader.queued() == 1);
+  CHECK(request->next()->expert() == 2);
+  CHECK(request->next()->expert() == 4);
+  f.reader.complete_all();
+  CHECK(request->next()->expert() == 1);
+  CHECK_FALSE(request->next().has_value());
+  CHECK(f.store.statistics().hits == 2);
+}
+
+TEST_CASE("the least recently used expert goes") {
+  Fixture f(3);
+  f.take_all(0, {0, 1, 2});
+  f.take_all(0, {0});
+  f.take_all(0, {3});
+  const auto residency = f.store.residency()[0];
+  using R = ExpertStore::Residency;
+  CHECK(residency == std::vector{R::resident, R::absent, R::resident, R::resident, R::absent, R::absent});
+}
+
+TEST_CASE("a lease shows the bytes of its expert") {
+  Fixture f(2);
+  const auto request = f.store.acquire(2, std::vector{3}, f.cancelled);
+  f.reader.complete_all();
+  const auto lease = request->next();
+  const Extent& extent = f.bundle.manifest().experts[2].experts[3].extent;
+  Buffer expected(nullptr, extent.bytes, "expected");
+  f.bundle.file(extent.file)->read(extent.offset, expected.span());
+  CHECK(std::memcmp(lease->data(), expected.data(), extent.bytes) == 0);
+}
+
+TEST_CASE("damaged bytes are read once more before they count") {
+  Fixture f(2);
+  f.reader.spoil = 1;
+  CHECK(f.take_all(0, {0}) == std::set<int>{0});
+  CHECK(f.reader.reads == 2);
+}
+
+TEST_CASE("bytes damaged twice fail the request that asked, and no other") {
+  Fixture f(2);
+  f.reader.spoil = 2;
+  const std::string message = error_of(ErrorKind::corrupt, [&] { f.take_all(0, {4}); });
+  CHECK(contains(message, "expert 4 of layer 0"));
+  CHECK(contains(message, "experts-00000.bin"));
+  CHECK(f.budget->used_bytes() == 0);
+  CHECK(f.take_all(0, {3, 4}) == std::set<int>{3, 4});
+}
+
+TEST_CASE("a failed read is reported, and the slot comes back") {
+  Fixture f(2);
+  f.reader.fail = 1;
+  CHECK(error_of(ErrorKind::io, [&] { f.take_all(0, {0, 1}); }) == "the disk is gone");
+  CHECK(f.take_all(0, {0, 1, 2}) == std::set<int>{0, 1, 2});
+  CHECK(f.store.statistics().slot_bytes == 2 * f.slot);
+}
+
+TEST_CASE("a request that is given up returns its pins") {
+  Fixture f(2);
+  f.take_all(0, {0, 1});
+  {
+    const auto abandoned = f.store.acquire(0, std::vector{0, 1}, f.cancelled);
+  }
+  CHECK(f.take_all(0, {2, 3}) == std::set<int>{2, 3});
+}
+
+TEST_CASE("waiting stops when cancelled") {
+  Fixture f(2);
+  const auto request = f.store.acquire(0, std::vector{0}, f.cancelled);
+  f.cancelled = true;
+  CHECK(contains(error_of(ErrorKind::cancelled, [&] { request->next(); }), "cancelled"));
+  f.reader.complete_all();
+}
+
+TEST_CASE("experts of different formats are charged what they weigh") {
+  SmallModel model;
+  model.expert_formats = {"int8", "int2"};
+  model.hidden = 256;
+  model.intermediate = 256;
+  Fixture f(2, model);
+  f.take_all(0, {0, 2});
+  CHECK(f.store.statistics().slot_bytes == 2 * f.slot);
+  f.take_all(0, {1, 3, 5});  // light ones in the place of a heavy one
+  const std::uint64_t light = ExpertStore::slot_bytes(f.bundle.manifest().experts[0].experts[1]);
+  const ExpertStatistics s = f.store.statistics();
+  CHECK(s.slot_bytes <= 2 * f.slot);
+  CHECK(s.slot_bytes >= 3 * light);
+  CHECK(f.budget->used_bytes() == s.slot_bytes);
+}
+
+TEST_CASE("the page-in hook sees an expert before it is published") {
+  Fixture f(2);
+  f.store.set_page_in_hook([](int layer, int expert, std::span<std::byte> bytes) {
+    CHECK(layer == 1);
+    CHECK(expert == 5);
+    bytes[0] = std::byte{42};
+  });
+  const auto request = f.store.acquire(1, std::vector{5}, f.cancelled);
+  f.reader.complete_all();
+  CHECK(request->next()->data()[0] == std::byte{42});
+}
