@@ -27,7 +27,7 @@ class Checkpoint:
     path: Path
     config: dict[str, Any]
     tensors: Mapping[str, TensorInfo]
-    files: tuple[Path, ...]
+    files: tuple[tuple[str, Path], ...]  # the weights: name in the directory, real path
 
     def asset(self, name: str) -> Path | None:
         """The real path of a file beside the weights, or None. Raises CorruptError for a link that leads out."""
@@ -42,7 +42,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     directory = Path(path)
     if not directory.is_dir():
         if directory.suffix == ".gguf":
-            raise UnsupportedError(f"{directory}: GGUF files are not read by this version; give a Hugging Face directory")
+            raise UnsupportedError(
+                f"{directory}: GGUF files are not read by this version; give a Hugging Face directory"
+            )
         raise NotFoundError(f"{directory}: no such directory; give a Hugging Face checkpoint directory")
     if not os.path.lexists(directory / "config.json"):
         raise NotFoundError(f"{directory / 'config.json'}: missing; a checkpoint directory has one")
@@ -51,7 +53,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         tensors, files = _read_shards(directory)
     elif os.path.lexists(directory / _SINGLE):
         file = resolve(directory, _SINGLE)
-        tensors, files = {tensor.name: tensor for tensor in safetensors.read_header(file)}, (file,)
+        tensors, files = {tensor.name: tensor for tensor in safetensors.read_header(file)}, ((_SINGLE, file),)
     else:
         _explain_missing_weights(directory)
     return Checkpoint(directory, config, tensors, files)
@@ -78,7 +80,7 @@ def resolve(directory: Path, name: str) -> Path:
     return target
 
 
-def _read_shards(directory: Path) -> tuple[dict[str, TensorInfo], tuple[Path, ...]]:
+def _read_shards(directory: Path) -> tuple[dict[str, TensorInfo], tuple[tuple[str, Path], ...]]:
     index_path = resolve(directory, _INDEX)
     index = read_json_object(index_path, max_bytes=_MAX_INDEX_BYTES, max_depth=4, max_values=2 * _MAX_TENSORS)
     weight_map = index.get("weight_map")
@@ -94,9 +96,11 @@ def _read_shards(directory: Path) -> tuple[dict[str, TensorInfo], tuple[Path, ..
     files = []
     for shard in shards:
         if not os.path.lexists(directory / shard):
-            raise NotFoundError(f"{directory / shard}: missing, but {_INDEX} names it; is the download complete?")
+            raise NotFoundError(
+                f"{directory / shard}: missing, but {_INDEX} names it; is the download complete?"
+            )
         file = resolve(directory, shard)
-        files.append(file)
+        files.append((shard, file))
         for tensor in safetensors.read_header(file):
             if tensor.name in tensors:
                 raise CorruptError(
@@ -127,7 +131,9 @@ def _check_shard_name(index_path: Path, tensor: str, shard: object) -> None:
 
 
 def _explain_missing_weights(directory: Path) -> NoReturn:
-    pickles = sorted(name for name in os.listdir(directory) if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt")))
+    pickles = sorted(
+        name for name in os.listdir(directory) if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt"))
+    )
     if pickles:
         raise UnsupportedError(
             f"{directory / pickles[0]}: pickled weights can run code when they are loaded and are not read; "

@@ -7,24 +7,26 @@ from typing import Any, NoReturn
 from edgert.errors import CorruptError, UnsupportedError
 
 # Keys without effect on what a trained model computes.
-_WITHOUT_EFFECT = frozenset(
-    """
-    _name_or_path name_or_path _commit_hash architectures auto_map model_type transformers_version dtype torch_dtype
-    attention_dropout attn_dropout hidden_dropout embd_pdrop resid_pdrop dropout initializer_range initializer_factor
-    use_cache output_router_logits router_aux_loss_coef router_z_loss_coef router_jitter_noise moe_aux_loss_coef
-    output_attentions output_hidden_states output_scores return_dict return_dict_in_generate torchscript pruned_heads
-    chunk_size_feed_forward pretraining_tp gradient_checkpointing attn_implementation _attn_implementation
-    _attn_implementation_autoset _experts_implementation use_flash_attn use_flash_attention_2
-    bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id tokenizer_class prefix
-    id2label label2id num_labels problem_type finetuning_task task_specific_params
-    is_encoder_decoder is_decoder add_cross_attention cross_attention_hidden_size tie_encoder_decoder use_bfloat16
-    tf_legacy_loss bad_words_ids begin_suppress_tokens suppress_tokens forced_bos_token_id forced_eos_token_id
-    do_sample temperature top_k top_p typical_p min_length max_length num_beams num_beam_groups num_return_sequences
-    diversity_penalty early_stopping length_penalty repetition_penalty no_repeat_ngram_size
-    encoder_no_repeat_ngram_size exponential_decay_length_penalty remove_invalid_values
-    is_llama_config unsloth_fixed unsloth_version transformers.js_config
-    """.split()
-)
+_WITHOUT_EFFECT = {
+    "_name_or_path", "name_or_path", "_commit_hash", "architectures", "auto_map", "model_type",
+    "transformers_version", "dtype", "torch_dtype", "attention_dropout", "attn_dropout", "hidden_dropout",
+    "embd_pdrop", "resid_pdrop", "dropout", "initializer_range", "initializer_factor", "use_cache",
+    "output_router_logits", "router_aux_loss_coef", "router_z_loss_coef", "router_jitter_noise",
+    "moe_aux_loss_coef", "output_attentions", "output_hidden_states", "output_scores", "return_dict",
+    "return_dict_in_generate", "torchscript", "pruned_heads", "chunk_size_feed_forward", "pretraining_tp",
+    "gradient_checkpointing", "attn_implementation", "_attn_implementation", "_attn_implementation_autoset",
+    "_experts_implementation", "use_flash_attn", "use_flash_attention_2", "bos_token_id", "eos_token_id",
+    "pad_token_id", "sep_token_id", "unk_token_id", "decoder_start_token_id", "tokenizer_class", "prefix",
+    "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params",
+    "is_encoder_decoder", "is_decoder", "add_cross_attention", "cross_attention_hidden_size",
+    "tie_encoder_decoder", "use_bfloat16", "tf_legacy_loss", "bad_words_ids", "begin_suppress_tokens",
+    "suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "do_sample", "temperature", "top_k",
+    "top_p", "typical_p", "min_length", "max_length", "num_beams", "num_beam_groups",
+    "num_return_sequences", "diversity_penalty", "early_stopping", "length_penalty", "repetition_penalty",
+    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty",
+    "remove_invalid_values", "is_llama_config", "unsloth_fixed", "unsloth_version",
+    "transformers.js_config",
+}  # fmt: skip
 
 # Keys whose value here changes nothing; another value is an operation that the family does not have.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -75,7 +77,9 @@ class Config:
             self.fail(key, f"{str(value)[:80]}; an integer from {minimum} to {maximum} is allowed")
         return value
 
-    def number(self, key: str, default: float | object = _MISSING, *, minimum: float, maximum: float = 1e30) -> float:
+    def number(
+        self, key: str, default: float | object = _MISSING, *, minimum: float, maximum: float = 1e30
+    ) -> float:
         value = self._required(key, default)
         if type(value) not in (int, float) or not math.isfinite(value) or not minimum <= value <= maximum:
             self.fail(key, f"{str(value)[:80]}; a number from {minimum:g} to {maximum:g} is allowed")
@@ -89,7 +93,9 @@ class Config:
 
     def integers(self, key: str, *, maximum: int) -> list[int]:
         value = self.get(key, [])
-        if not isinstance(value, list) or any(type(item) is not int or not 0 <= item <= maximum for item in value):
+        if not isinstance(value, list) or any(
+            type(item) is not int or not 0 <= item <= maximum for item in value
+        ):
             self.fail(key, f"{str(value)[:80]}; a list of integers from 0 to {maximum} is allowed")
         return value
 
@@ -109,7 +115,9 @@ class Config:
         for key, value in self._values.items():
             if key in self._read or key in _WITHOUT_EFFECT:
                 continue
-            if key in _NEUTRAL and any(value == neutral and type(value) is type(neutral) for neutral in _NEUTRAL[key]):
+            if key in _NEUTRAL and any(
+                value == neutral and type(value) is type(neutral) for neutral in _NEUTRAL[key]
+            ):
                 continue
             raise UnsupportedError(
                 f"{self.where}: {key}: {str(value)[:80]!r} is not understood for model_type "

@@ -3,6 +3,7 @@
 import os
 import stat
 from pathlib import Path
+from typing import Self
 
 from edgert.errors import CorruptError, IoError, NotFoundError
 
@@ -33,7 +34,7 @@ class InputFile:
         self.bytes = status.st_size
         self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
-    def __enter__(self) -> "InputFile":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -40,7 +40,11 @@ def read_decoder(checkpoint: Checkpoint) -> Decoder:
             "use the bf16, f16 or f32 one"
         )
     if model_type not in FAMILIES:
-        custom = " (its auto_map names code of its own, which is never run)" if "auto_map" in checkpoint.config else ""
+        custom = (
+            " (its auto_map names code of its own, which is never run)"
+            if "auto_map" in checkpoint.config
+            else ""
+        )
         raise UnsupportedError(
             f"{where}: model_type {model_type[:80]!r} is not supported{custom}; known are {', '.join(FAMILIES)}"
         )
@@ -50,5 +54,7 @@ def read_decoder(checkpoint: Checkpoint) -> Decoder:
     config.finish()
     tensors.finish(_DERIVED)
     if "auto_map" in checkpoint.config:
-        decoder.notes.append("config.json: auto_map names code, which is not run: this model type is built in")
+        decoder.notes.append(
+            "config.json: auto_map names code, which is not run: this model type is built in"
+        )
     return decoder

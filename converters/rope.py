@@ -26,7 +26,9 @@ def rope_from(config: Config, head_dim: int, default_theta: float = 10000.0) -> 
     theta = scaling.number("rope_theta", outer_theta, minimum=1.001, maximum=1e12)
     kind = scaling.choice("rope_type", scaling.choice("type", "default", _KINDS), _KINDS)
     if scaling.number("partial_rotary_factor", 1.0, minimum=0.0) != 1.0:
-        raise UnsupportedError(f"{scaling.where}: partial_rotary_factor: only 1.0 is supported for this model_type")
+        raise UnsupportedError(
+            f"{scaling.where}: partial_rotary_factor: only 1.0 is supported for this model_type"
+        )
     powers = [_f32(_f32(theta) ** _f32(i / head_dim)) for i in range(0, head_dim, 2)]
     frequencies = [_f32(1.0 / power) for power in powers]
     attention_factor = 1.0
@@ -51,7 +53,9 @@ def _scaling(config: Config) -> Config:
 
 def _original_context(config: Config, scaling: Config) -> int:
     inner = scaling.integer(
-        "original_max_position_embeddings", config.integer("max_position_embeddings", maximum=1 << 30), maximum=1 << 30
+        "original_max_position_embeddings",
+        config.integer("max_position_embeddings", maximum=1 << 30),
+        maximum=1 << 30,
     )
     return config.integer("original_max_position_embeddings", inner, maximum=1 << 30)
 

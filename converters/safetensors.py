@@ -57,7 +57,9 @@ def read_header(path: Path) -> list[TensorInfo]:
                 f"{path}: is a git-LFS pointer, not the weights; fetch them with `git lfs pull`"
             )
         if file.bytes < 8:
-            raise CorruptError(f"{path}: {file.bytes} bytes; a safetensors file begins with an 8-byte header length")
+            raise CorruptError(
+                f"{path}: {file.bytes} bytes; a safetensors file begins with an 8-byte header length"
+            )
         length = int.from_bytes(start[:8], "little")
         if length > file.bytes - 8:
             raise CorruptError(
@@ -65,7 +67,9 @@ def read_header(path: Path) -> list[TensorInfo]:
                 "truncated, or not a safetensors file"
             )
         if length > MAX_HEADER_BYTES:
-            raise CorruptError(f"{path}: byte 0: header length {length}; at most {MAX_HEADER_BYTES} is allowed")
+            raise CorruptError(
+                f"{path}: byte 0: header length {length}; at most {MAX_HEADER_BYTES} is allowed"
+            )
         header = bytes(file.read(8, length))
         tensors = _HeaderParser(path, header).parse()
         tensors.sort(key=lambda tensor: (tensor.begin, tensor.end))
@@ -120,7 +124,9 @@ class _HeaderParser:
             self.fail(f"tensor {name!r}: {error}")
         entry = dict(pairs)
         if len(pairs) != 3 or entry.keys() != {"dtype", "shape", "data_offsets"}:
-            self.fail(f"tensor {name!r}: keys {[key for key, _ in pairs]}; dtype, shape and data_offsets are needed")
+            self.fail(
+                f"tensor {name!r}: keys {[key for key, _ in pairs]}; dtype, shape and data_offsets are needed"
+            )
         shape = self.integers(name, "shape", entry["shape"])
         offsets = self.integers(name, "data_offsets", entry["data_offsets"])
         bits = DTYPE_BITS.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
@@ -199,7 +205,9 @@ class _HeaderParser:
 
     def expect(self, character: bytes) -> None:
         if not self.peek(character):
-            self.fail(f"expected {character.decode()!r}, found {self.header[self.position : self.position + 1]!r}")
+            self.fail(
+                f"expected {character.decode()!r}, found {self.header[self.position : self.position + 1]!r}"
+            )
         self.position += 1
         self.skip_space()
 

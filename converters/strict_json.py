@@ -66,8 +66,6 @@ def _check_shape(raw: bytes, where: str, max_depth: int, max_values: int) -> Non
         if first in b"[{":
             depth += 1
             if depth > max_depth:
-                raise CorruptError(
-                    f"{where}: byte {token.start()}: nested deeper than {max_depth} levels"
-                )
+                raise CorruptError(f"{where}: byte {token.start()}: nested deeper than {max_depth} levels")
         elif first in b"]}":
             depth -= 1

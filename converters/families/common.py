@@ -37,7 +37,9 @@ def attention(
         config.fail("num_key_value_heads", f"{kv_heads} does not divide num_attention_heads, {heads}")
     hidden = config.integer("hidden_size", maximum=_MAX_WIDTH)
     if head_dim is None and config.get("head_dim") is None and hidden % heads:
-        config.fail("num_attention_heads", f"{heads} does not divide hidden_size, {hidden}, and head_dim is absent")
+        config.fail(
+            "num_attention_heads", f"{heads} does not divide hidden_size, {hidden}, and head_dim is absent"
+        )
     size = config.integer("head_dim", head_dim or hidden // heads, maximum=_MAX_WIDTH)
     return {
         "kind": "attention",
@@ -64,10 +66,14 @@ def windows_by_type(config: Config, layers: int, default: list[bool]) -> list[in
     types = config.get("layer_types")
     if types is not None:
         if not isinstance(types, list) or len(types) != layers:
-            config.fail("layer_types", f"{str(types)[:80]}; one entry for each of the {layers} layers is needed")
+            config.fail(
+                "layer_types", f"{str(types)[:80]}; one entry for each of the {layers} layers is needed"
+            )
         for kind in types:
             if kind not in ("full_attention", "sliding_attention"):
-                config.fail("layer_types", f"{str(kind)[:80]!r}; full_attention and sliding_attention are allowed")
+                config.fail(
+                    "layer_types", f"{str(kind)[:80]!r}; full_attention and sliding_attention are allowed"
+                )
         sliding = [kind == "sliding_attention" for kind in types]
     if not any(sliding):
         config.get("sliding_window")
@@ -126,7 +132,9 @@ def assemble(
     tied = config.flag("tie_word_embeddings", False)
     blocks: list[Recipe] = []
     for window, ffn in zip(windows, ffns, strict=True):
-        blocks.append({"norm_eps": eps, "residual_scale": 1.0, "mixer": {**mixer, "window": window}, "ffn": ffn})
+        blocks.append(
+            {"norm_eps": eps, "residual_scale": 1.0, "mixer": {**mixer, "window": window}, "ffn": ffn}
+        )
     unique = {json.dumps(block): block for block in blocks}
     numbers = {key: number for number, key in enumerate(unique)}
     decoder = Decoder(
@@ -213,7 +221,9 @@ class _Assembler:
 
     def moe(self, layer: int, name: str, source: str, ffn: Recipe) -> None:
         candidates = [f"{source}{module}." for module in self.moe_names]
-        source = next((prefix for prefix in candidates if prefix + "gate.weight" in self.tensors), candidates[0])
+        source = next(
+            (prefix for prefix in candidates if prefix + "gate.weight" in self.tensors), candidates[0]
+        )
         self.add(name + "router", "exact", (ffn["num_experts"], self.hidden), source + "gate.weight")
         if ffn["shared"] is not None:
             self.ffn(name + "shared.", source + "shared_expert.", ffn["shared"]["intermediate_size"])
