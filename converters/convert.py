@@ -1,5 +1,6 @@
 """The conversion of a checkpoint into a device bundle."""
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgert import _native
-from edgert.errors import CorruptError, EdgertError, InvalidArgumentError, IoError
+from edgert.errors import CorruptError, EdgertError, InvalidArgumentError, StorageError
 
 from .assets import read_assets
 from .bundle import write_bundle
@@ -69,6 +70,7 @@ def convert(
     try:
         checkpoint = open_checkpoint(source)
         decoder = read_decoder(checkpoint)
+        _native.check_recipe(json.dumps(decoder.recipe))
         assets = read_assets(checkpoint, decoder.recipe["vocab_size"])
         profile = _profile(device)
         formats = choose_formats(
@@ -103,7 +105,7 @@ def convert(
     except EdgertError:
         raise
     except OSError as error:
-        raise IoError(f"{error.filename or os.fspath(output)}: {error.strerror or error}") from error
+        raise StorageError(f"{error.filename or os.fspath(output)}: {error.strerror or error}") from error
     return _report(place.path, checkpoint, decoder, layout, manifest, [*decoder.notes, *assets.notes])
 
 

@@ -5,13 +5,13 @@ import stat
 from pathlib import Path
 from typing import Self
 
-from edgert.errors import CorruptError, IoError, NotFoundError
+from edgert.errors import CorruptError, StorageError, NotFoundError
 
 
 class InputFile:
     """A regular file opened for reading by offset.
 
-    Raises NotFoundError, CorruptError (a link, FIFO, directory or device) or IoError. Not mapped: a read that
+    Raises NotFoundError, CorruptError (a link, FIFO, directory or device) or StorageError. Not mapped: a read that
     fails is an error with an address, never a signal.
     """
 
@@ -25,7 +25,7 @@ class InputFile:
         except FileNotFoundError:
             raise NotFoundError(f"{path}: no such file") from None
         except OSError as error:
-            raise IoError(f"{path}: {error.strerror}") from error
+            raise StorageError(f"{path}: {error.strerror}") from error
         try:
             _require_regular(path, status)
         except CorruptError:
@@ -46,13 +46,15 @@ class InputFile:
             self._fd = -1
 
     def read_into(self, offset: int, view: memoryview) -> None:
-        """Fill `view` from `offset`. Raises CorruptError at the end of the file, IoError on a failed read."""
+        """Fill `view` from `offset`. Raises CorruptError at the end of the file, StorageError on a failed read."""
         done = 0
         while done < len(view):
             try:
                 count = os.preadv(self._fd, [view[done:]], offset + done)
             except OSError as error:
-                raise IoError(f"{self.path}: reading at byte {offset + done}: {error.strerror}") from error
+                raise StorageError(
+                    f"{self.path}: reading at byte {offset + done}: {error.strerror}"
+                ) from error
             if count == 0:
                 raise CorruptError(
                     f"{self.path}: ends at byte {offset + done}, {len(view) - done} bytes before the end of the data "

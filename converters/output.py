@@ -17,7 +17,7 @@ import shutil
 from pathlib import Path
 from typing import Self
 
-from edgert.errors import InvalidArgumentError, IoError, NotFoundError
+from edgert.errors import InvalidArgumentError, StorageError, NotFoundError
 
 _BUNDLE_FILES = re.compile(
     r"manifest\.json|dense\.bin|experts-\d{5}\.bin|remainders\.bin"
@@ -31,7 +31,7 @@ _RENAME_EXCHANGE = 2
 class BundleOutput:
     """The place of one bundle; a context manager that holds its lock and removes what was not committed.
 
-    Raises InvalidArgumentError for a place that must not be written, IoError where the system refuses or another
+    Raises InvalidArgumentError for a place that must not be written, StorageError where the system refuses or another
     conversion is at work.
     """
 
@@ -59,11 +59,11 @@ class BundleOutput:
         self._release()
 
     def require_space(self, needed: int) -> None:
-        """Raises IoError when the file system has less room."""
+        """Raises StorageError when the file system has less room."""
         status = os.statvfs(self.path.parent)
         free = status.f_bavail * status.f_frsize
         if free < needed:
-            raise IoError(
+            raise StorageError(
                 f"{self.path}: the bundle needs {needed} bytes, but only {free} are free in {self.path.parent}"
             )
 
@@ -117,7 +117,7 @@ class BundleOutput:
             try:
                 fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             except OSError as error:
-                raise IoError(f"{self.path.parent}: cannot write here: {error.strerror}") from error
+                raise StorageError(f"{self.path.parent}: cannot write here: {error.strerror}") from error
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 current = (
@@ -125,7 +125,7 @@ class BundleOutput:
                 )  # else its owner has just removed it
             except BlockingIOError:
                 os.close(fd)
-                raise IoError(
+                raise StorageError(
                     f"{self.path}: another conversion is writing this bundle; wait for it"
                 ) from None
             except FileNotFoundError:
