@@ -1,0 +1,122 @@
+"""Writing a device bundle: files of known size, packed on several threads, synced, sealed by the manifest."""
+
+import os
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from .decoder import Decoder
+from .layout import Layout
+from .manifest import FORMAT_VERSION, build_manifest, quantization_report, seal
+from .pack import Packed, pack_extent
+
+MAGIC = b"EDGERT\0\1"
+
+Progress = Callable[[int, int], None]
+
+
+def write_bundle(
+    directory: Path,
+    decoder: Decoder,
+    layout: Layout,
+    assets: Mapping[str, bytes],
+    about: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    threads: int,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Write and sync every file of the bundle into `directory`, which is empty; returns the manifest.
+
+    `progress(done, total)` is called on this thread with bytes of the checkpoint.
+    """
+    with ExitStack() as stack:
+        files = []
+        for file in layout.files:
+            fd = os.open(directory / file.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            stack.callback(os.close, fd)
+            os.ftruncate(fd, file.bytes)
+            files.append(fd)
+        packed = _pack_all(layout, files, threads, progress)
+        report = quantization_report(layout, packed, options)
+        manifest = build_manifest(decoder, layout, packed, assets, {**about, "quantization": report})
+        for index, fd in enumerate(files):
+            header = MAGIC + struct.pack("<II", FORMAT_VERSION, index) + bytes.fromhex(manifest["bundle_id"])
+            os.pwrite(fd, header, 0)
+            os.fsync(fd)
+    for name, content in assets.items():
+        _write_file(directory / name, content)
+    _write_file(directory / "manifest.json", seal(manifest))
+    return manifest
+
+
+def _pack_all(layout: Layout, files: list[int], threads: int, progress: Progress | None) -> list[Packed]:
+    """The results in the order of the layout, whatever order the threads finish in."""
+    extents = [*layout.dense, *layout.experts]
+    total = sum(part.source.rows * part.source.row_bytes for extent in extents for part in extent.parts)
+    remainder_file = None if layout.remainder_file is None else files[layout.remainder_file]
+    counter = _Counter()
+    stop = threading.Event()
+    with ThreadPoolExecutor(threads, thread_name_prefix="edgert-pack") as pool:
+        try:
+            waiting: deque[Future[Packed]] = deque()
+            results: list[Packed] = []
+            for extent in extents:
+                waiting.append(
+                    pool.submit(
+                        pack_extent,
+                        extent.parts,
+                        files[extent.file],
+                        extent.offset,
+                        remainder_file,
+                        counter.add,
+                        stop,
+                    )
+                )
+                if len(waiting) > 4 * threads:  # enough ahead to keep the threads busy
+                    results.append(_wait(waiting.popleft(), counter, total, progress))
+            while waiting:
+                results.append(_wait(waiting.popleft(), counter, total, progress))
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return results
+
+
+def _wait(future: Future[Packed], counter: "_Counter", total: int, progress: Progress | None) -> Packed:
+    while True:
+        try:
+            result = future.result(timeout=0.1)
+        except TimeoutError:
+            if future.done():  # it raised a TimeoutError of its own
+                raise
+            result = None
+        if progress is not None:
+            progress(counter.value, total)
+        if result is not None:
+            return result
+
+
+class _Counter:
+    """A sum that several threads add to."""
+
+    def __init__(self) -> None:
+        self.value = 0
+        self._lock = threading.Lock()
+
+    def add(self, amount: int) -> None:
+        with self._lock:
+            self.value += amount
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

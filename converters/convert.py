@@ -1,0 +1,187 @@
+"""The conversion of a checkpoint into a device bundle."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgert import _native
+from edgert.errors import CorruptError, EdgertError, InvalidArgumentError, StorageError
+
+from .assets import read_assets
+from .bundle import write_bundle
+from .checkpoint import Checkpoint, open_checkpoint
+from .decoder import Decoder
+from .files import InputFile
+from .formats import ExpertFormat, ExpertFormats, Formats, choose_formats
+from .layout import DEFAULT_ALIGNMENT, Layout, plan_layout
+from .output import BundleOutput
+from .registry import read_decoder
+
+_MAX_THREADS = 256
+_SPARE_BYTES = 16 << 20  # for the manifest and the file system's own needs
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What was written. Sizes in bytes; `quantization` is the manifest's report."""
+
+    path: Path
+    bundle_id: str
+    architecture: str
+    bytes: int
+    source_bytes: int
+    weights: int
+    dense_bytes: int
+    expert_bytes: int
+    num_experts: int
+    quantization: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+def convert(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    device: str | None = None,
+    dense_format: str | None = None,
+    expert_format: ExpertFormat | None = None,
+    embedding_format: str | None = None,
+    output_format: str | None = None,
+    alignment: int | None = None,
+    expert_formats: ExpertFormats | None = None,
+    remainders: bool = False,
+    threads: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> ConversionReport:
+    """Convert the Hugging Face checkpoint directory `source` into the bundle `output`.
+
+    `device` names a profile whose formats, alignment, context and memory are the defaults; without one dense weights
+    are int8 and experts int4. Embedding and output take the dense format unless given. `expert_formats` chooses
+    formats expert by expert: a mapping from "layer.expert", "layer.*" or "*.expert" to a format (or three: gate, up,
+    down), or a function of layer and expert. `remainders` keeps the rounding remainders. `threads` 0: usable cores.
+    `progress(done, total)` counts bytes of the checkpoint.
+
+    Equal inputs and options give equal bytes. An existing bundle at `output` is replaced in one step once the new
+    one is complete; anything else there is left alone. Raises an EdgertError that names file, field or tensor.
+    """
+    try:
+        checkpoint = open_checkpoint(source)
+        decoder = read_decoder(checkpoint)
+        _native.check_recipe(json.dumps(decoder.recipe))
+        assets = read_assets(checkpoint, decoder.recipe["vocab_size"])
+        profile = _profile(device)
+        formats = choose_formats(
+            dense_format or profile.get("dense_format"),
+            expert_format or profile.get("expert_format"),
+            embedding_format,
+            output_format,
+            expert_formats,
+            tied=decoder.recipe["output"]["tied"],
+        )
+        _check_expert_keys(formats, decoder)
+        layout = plan_layout(
+            decoder,
+            formats,
+            alignment=alignment or profile.get("alignment") or DEFAULT_ALIGNMENT,
+            remainders=remainders,
+        )
+        with BundleOutput(output, checkpoint.path) as place:
+            place.require_space(layout.bytes + sum(map(len, assets.files.values())) + _SPARE_BYTES)
+            _check_same(decoder)
+            manifest = write_bundle(
+                place.directory,
+                decoder,
+                layout,
+                assets.files,
+                _about(checkpoint, profile),
+                _options(formats, remainders),
+                threads=_thread_count(threads),
+                progress=progress,
+            )
+            place.commit()
+    except EdgertError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{error.filename or os.fspath(output)}: {error.strerror or error}") from error
+    return _report(place.path, checkpoint, decoder, layout, manifest, [*decoder.notes, *assets.notes])
+
+
+def _thread_count(threads: int) -> int:
+    if not 0 <= threads <= _MAX_THREADS:
+        raise InvalidArgumentError(f"threads: {threads}; 0 (usable cores) to {_MAX_THREADS} are allowed")
+    return threads or len(os.sched_getaffinity(0))
+
+
+def _profile(device: str | None) -> dict[str, Any]:
+    return {}
+
+
+def _check_expert_keys(formats: Formats, decoder: Decoder) -> None:
+    ffns = [decoder.recipe["blocks"][block]["ffn"] for block in decoder.recipe["layers"]]
+    formats.check_experts([ffn.get("num_experts", 0) for ffn in ffns])
+
+
+def _check_same(decoder: Decoder) -> None:
+    """Tensors that config.json ties must agree where the checkpoint has both."""
+    for first, second in decoder.same:
+        with InputFile(first.path) as a, InputFile(second.path) as b:
+            for done in range(0, first.end - first.begin, _SPARE_BYTES):
+                length = min(_SPARE_BYTES, first.end - first.begin - done)
+                if a.read(first.begin + done, length) != b.read(second.begin + done, length):
+                    raise CorruptError(
+                        f"{second.path}: tensor {second.name!r} differs from {first.name!r}, but config.json ties them "
+                        "(tie_word_embeddings); set it to what is right"
+                    )
+
+
+def _about(checkpoint: Checkpoint, profile: dict[str, Any]) -> dict[str, Any]:
+    """What the bundle was made from and for. No times and no paths: equal inputs give equal bundles."""
+    files = [{"name": name, "bytes": path.stat().st_size} for name, path in checkpoint.files]
+    return {
+        "provenance": {
+            "converter": f"edgert {_native.__version__}",
+            "architectures": checkpoint.config.get("architectures"),
+            "model_type": checkpoint.config.get("model_type"),
+            "files": files,
+        },
+        "device": profile.get("name", "generic"),
+        "defaults": {key: profile[key] for key in ("context", "memory") if key in profile},
+    }
+
+
+def _options(formats: Formats, remainders: bool) -> dict[str, Any]:
+    return {
+        "dense_format": formats.dense,
+        "embedding_format": formats.embedding,
+        "output_format": formats.output,
+        "expert_format": list(formats.expert),
+        "mixed_experts": formats.experts is not None,
+        "remainders": remainders,
+    }
+
+
+def _report(
+    path: Path,
+    checkpoint: Checkpoint,
+    decoder: Decoder,
+    layout: Layout,
+    manifest: dict[str, Any],
+    notes: list[str],
+) -> ConversionReport:
+    parts = [part for extent in (*layout.dense, *layout.experts) for part in extent.parts]
+    return ConversionReport(
+        path=path,
+        bundle_id=manifest["bundle_id"],
+        architecture=decoder.recipe["architecture"],
+        bytes=layout.bytes,
+        source_bytes=sum(part.source.rows * part.source.row_bytes for part in parts),
+        weights=sum(part.source.rows * part.source.cols for part in parts),
+        dense_bytes=sum(extent.bytes for extent in layout.dense),
+        expert_bytes=sum(extent.bytes for extent in layout.experts),
+        num_experts=len(layout.experts),
+        quantization=manifest["quantization"],
+        notes=notes,
+    )

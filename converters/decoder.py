@@ -1,0 +1,107 @@
+"""What a family of models says about itself: the recipe, and where each of its tensors is in the checkpoint."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from edgert.errors import CorruptError, UnsupportedError
+
+from .safetensors import TensorInfo
+
+# The kinds choose formats separately; "exact" is always f32 (router, shared-expert gate, norms, biases).
+Kind = Literal["embedding", "output", "dense", "exact"]
+
+WEIGHT_DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Rows of a checkpoint tensor: a whole matrix or vector, or `rows` rows from `first_row` on of a tensor whose
+    dimensions before the last count as rows."""
+
+    tensor: TensorInfo
+    first_row: int
+    rows: int
+    cols: int
+
+    @property
+    def begin(self) -> int:
+        return self.tensor.begin + self.first_row * self.row_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        return self.cols * ELEMENT_BYTES[self.tensor.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class DenseTensor:
+    """A resident tensor by its canonical name; `shape` is [rows, cols] or [n]."""
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    layer: int
+    index: int
+    gate: Source
+    up: Source
+    down: Source
+
+
+@dataclass
+class Decoder:
+    """A model ready to be packed."""
+
+    recipe: dict[str, Any]
+    dense: list[DenseTensor] = field(default_factory=list)
+    experts: list[Expert] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    same: list[tuple[TensorInfo, TensorInfo]] = field(default_factory=list)  # must hold equal bytes
+
+
+class SourceTensors:
+    """Hands out the tensors of a checkpoint with the shape that the configuration demands, and in the end refuses
+    those that nobody asked for: a tensor left over is an operation left out."""
+
+    def __init__(self, tensors: Mapping[str, TensorInfo], where: str) -> None:
+        self._tensors = tensors
+        self._where = where
+        self._used: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def find(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
+        """Raises CorruptError when missing or of another shape, UnsupportedError for a dtype that is not read."""
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            raise CorruptError(f"{self._where}: tensor {name!r} is missing; config.json demands it")
+        if tensor.shape != shape:
+            raise CorruptError(
+                f"{tensor.path}: tensor {name!r}: shape {list(tensor.shape)}; config.json demands {list(shape)}"
+            )
+        if tensor.dtype not in WEIGHT_DTYPES:
+            raise UnsupportedError(
+                f"{tensor.path}: tensor {name!r}: weights of dtype {tensor.dtype} are not read by this version; "
+                f"{', '.join(WEIGHT_DTYPES)} are"
+            )
+        self._used.add(name)
+        return tensor
+
+    def whole(self, name: str, shape: tuple[int, ...]) -> Source:
+        rows = shape[0] if len(shape) == 2 else 1
+        return Source(self.find(name, shape), 0, rows, shape[-1])
+
+    def finish(self, without_effect: Collection[str] = ()) -> None:
+        """Refuse what is left over. `without_effect`: endings of names that may be."""
+        for name, tensor in self._tensors.items():
+            if name not in self._used and not name.endswith(tuple(without_effect)):
+                raise UnsupportedError(
+                    f"{tensor.path}: tensor {name!r} is not part of this model as config.json describes it; "
+                    "it is not ignored, for it may change what the model computes"
+                )

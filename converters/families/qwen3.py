@@ -1,0 +1,15 @@
+"""Qwen3, dense: QK-norm per head; the layers from max_window_layers on may have a sliding window."""
+
+from ..config import Config
+from ..decoder import Decoder, SourceTensors
+from .common import assemble, attention, dense_ffn, num_layers, windows_by_type
+
+
+def decoder(config: Config, tensors: SourceTensors) -> Decoder:
+    layers = num_layers(config)
+    bias = config.flag("attention_bias", False)
+    mixer = attention(config, qk_norm="head", qkv_bias=bias, output_bias=bias, head_dim=128)
+    first = config.integer("max_window_layers", 28, minimum=0, maximum=1 << 20)
+    slides = config.flag("use_sliding_window", False) and config.get("sliding_window") is not None
+    windows = windows_by_type(config, layers, [slides and index >= first for index in range(layers)])
+    return assemble(config, tensors, mixer, windows, [dense_ffn(config)] * layers)

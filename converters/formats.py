@@ -1,0 +1,104 @@
+"""Which weight format each tensor gets."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from edgert import _native
+from edgert.errors import InvalidArgumentError
+
+from .decoder import Kind
+
+ExpertFormat = str | Sequence[str]  # one format, or one each for gate, up and down
+ExpertFormats = Mapping[str, ExpertFormat] | Callable[[int, int], ExpertFormat | None]
+Triple = tuple[str, str, str]
+
+DEFAULT_DENSE = "int8"
+DEFAULT_EXPERT = "int4"
+
+
+@dataclass(frozen=True)
+class Formats:
+    """The formats of one conversion, checked."""
+
+    dense: str
+    embedding: str
+    output: str
+    expert: Triple
+    experts: ExpertFormats | None = None
+
+    def of(self, kind: Kind) -> str:
+        """Router, gates, norms and biases are always f32."""
+        return {"dense": self.dense, "embedding": self.embedding, "output": self.output, "exact": "f32"}[kind]
+
+    def of_expert(self, layer: int, expert: int) -> Triple:
+        """The first of "layer.expert", "layer.*", "*.expert" that is listed, else the default."""
+        if self.experts is None:
+            return self.expert
+        if callable(self.experts):
+            chosen = self.experts(layer, expert)
+        else:
+            keys = (f"{layer}.{expert}", f"{layer}.*", f"*.{expert}")
+            chosen = next((self.experts[key] for key in keys if key in self.experts), None)
+        return self.expert if chosen is None else _triple(f"expert_formats: expert {layer}.{expert}", chosen)
+
+    def check_experts(self, num_experts: Sequence[int]) -> None:
+        """Refuse keys that name no expert; `num_experts` by layer, 0 where there are none."""
+        if self.experts is None or callable(self.experts):
+            return
+        if not isinstance(self.experts, Mapping):
+            raise InvalidArgumentError(
+                'expert_formats: a mapping such as {"0.3": "int8", "1.*": "int2"} is needed'
+            )
+        for key in self.experts:
+            layer, dot, expert = str(key).partition(".")
+            layers = range(len(num_experts)) if layer == "*" else _index(layer, len(num_experts))
+            if not dot or not any(
+                expert == "*" and num_experts[i] or _index(expert, num_experts[i]) for i in layers
+            ):
+                raise InvalidArgumentError(
+                    f"expert_formats: {str(key)[:80]!r} names no expert of this model; "
+                    '"layer.expert", "layer.*" and "*.expert" are allowed'
+                )
+
+
+def choose_formats(
+    dense: str | None,
+    expert: ExpertFormat | None,
+    embedding: str | None,
+    output: str | None,
+    experts: ExpertFormats | None,
+    *,
+    tied: bool,
+) -> Formats:
+    """Embedding and output follow `dense` where they are not given. Raises InvalidArgumentError."""
+    dense = _checked("dense_format", dense or DEFAULT_DENSE)
+    embedding = _checked("embedding_format", embedding or dense)
+    if tied and output not in (None, embedding):
+        raise InvalidArgumentError(
+            f"output_format: {output}, but this model's output is its embedding, whose format is {embedding}"
+        )
+    output = _checked("output_format", output or (embedding if tied else dense))
+    return Formats(dense, embedding, output, _triple("expert_format", expert or DEFAULT_EXPERT), experts)
+
+
+def _triple(what: str, value: ExpertFormat) -> Triple:
+    parts = (value, value, value) if isinstance(value, str) else tuple(value)
+    if len(parts) != 3:
+        raise InvalidArgumentError(
+            f"{what}: {len(parts)} formats; one, or one each for gate, up and down, are allowed"
+        )
+    gate, up, down = (_checked(what, part) for part in parts)
+    return gate, up, down
+
+
+def _checked(what: str, name: str) -> str:
+    known = [row["name"] for row in _native.formats()]
+    if name not in known:
+        raise InvalidArgumentError(f"{what}: {str(name)[:80]!r}; known are {', '.join(known)}")
+    return name
+
+
+def _index(text: str, count: int) -> range:
+    """The one index that `text` spells, or none."""
+    index = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else count
+    return range(index, index + 1) if index < count else range(0)

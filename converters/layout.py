@@ -1,0 +1,119 @@
+"""Where every packed byte of a bundle goes; complete before the first one is written."""
+
+from dataclasses import dataclass, field
+
+from edgert.errors import InvalidArgumentError, UnsupportedError
+
+from .decoder import Decoder, Expert, Source
+from .formats import Formats
+from .pack import Part
+
+MAX_EXPERT_FILE_BYTES = 16 << 30
+MIN_ALIGNMENT, MAX_ALIGNMENT, DEFAULT_ALIGNMENT = 4096, 1 << 20, 16384
+_TENSOR_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A dense tensor, or one expert's gate, up and down, at `offset` of a file."""
+
+    parts: tuple[Part, ...]
+    file: int
+    offset: int
+    shape: tuple[int, ...] = ()  # of a dense tensor
+    expert: tuple[int, int] | None = None  # layer and index
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.bytes for part in self.parts)
+
+
+@dataclass
+class BundleFile:
+    name: str
+    bytes: int
+
+
+@dataclass
+class Layout:
+    alignment: int
+    files: list[BundleFile] = field(default_factory=list)
+    dense: list[Extent] = field(default_factory=list)
+    experts: list[Extent] = field(default_factory=list)
+    remainder_file: int | None = None
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+
+def plan_layout(decoder: Decoder, formats: Formats, *, alignment: int, remainders: bool) -> Layout:
+    """Raises InvalidArgumentError for an alignment that is not a power of two from 4096 to 1048576."""
+    if not MIN_ALIGNMENT <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
+        raise InvalidArgumentError(
+            f"alignment: {alignment}; a power of two from {MIN_ALIGNMENT} to {MAX_ALIGNMENT} is allowed"
+        )
+    return _Planner(alignment, remainders).plan(decoder, formats)
+
+
+class _Planner:
+    def __init__(self, alignment: int, remainders: bool) -> None:
+        self._layout = Layout(alignment)
+        self._remainders = BundleFile("remainders.bin", alignment) if remainders else None
+
+    def plan(self, decoder: Decoder, formats: Formats) -> Layout:
+        layout = self._layout
+        file = self._new_file("dense.bin")
+        for tensor in decoder.dense:
+            part = self._part(
+                tensor.name, tensor.source, formats.of(tensor.kind), is_vector=len(tensor.shape) == 1
+            )
+            extent = Extent((part,), 0, _up(file.bytes, _TENSOR_ALIGNMENT), tensor.shape)
+            file.bytes = extent.offset + extent.bytes
+            layout.dense.append(extent)
+        for expert in decoder.experts:
+            self._place_expert(expert.layer, expert.index, self._expert_parts(expert, formats))
+        for file in layout.files:
+            file.bytes = _up(file.bytes, layout.alignment)
+        if self._remainders is not None:
+            self._remainders.bytes = _up(self._remainders.bytes, layout.alignment)
+            layout.remainder_file = len(layout.files)
+            layout.files.append(self._remainders)
+        return layout
+
+    def _expert_parts(self, expert: Expert, formats: Formats) -> tuple[Part, ...]:
+        prefix = f"layers.{expert.layer}.experts.{expert.index}."
+        names = formats.of_expert(expert.layer, expert.index)
+        sources = (("gate", expert.gate), ("up", expert.up), ("down", expert.down))
+        return tuple(
+            self._part(prefix + name, source, format_name)
+            for (name, source), format_name in zip(sources, names, strict=True)
+        )
+
+    def _place_expert(self, layer: int, index: int, parts: tuple[Part, ...]) -> None:
+        layout = self._layout
+        size = sum(part.bytes for part in parts)
+        if layout.alignment + size > MAX_EXPERT_FILE_BYTES:
+            raise UnsupportedError(
+                f"{parts[0].name}: an expert of {size} bytes; at most {MAX_EXPERT_FILE_BYTES} is supported"
+            )
+        offset = _up(layout.files[-1].bytes, layout.alignment)
+        if len(layout.files) == 1 or offset + size > MAX_EXPERT_FILE_BYTES:
+            offset = self._new_file(f"experts-{len(layout.files) - 1:05}.bin").bytes
+        layout.files[-1].bytes = offset + size
+        layout.experts.append(Extent(parts, len(layout.files) - 1, offset, expert=(layer, index)))
+
+    def _new_file(self, name: str) -> BundleFile:
+        self._layout.files.append(BundleFile(name, self._layout.alignment))  # the header
+        return self._layout.files[-1]
+
+    def _part(self, name: str, source: Source, format_name: str, *, is_vector: bool = False) -> Part:
+        offset = None
+        if self._remainders is not None and format_name not in ("f32", "f16", "bf16"):
+            offset = _up(self._remainders.bytes, _TENSOR_ALIGNMENT)
+            self._remainders.bytes = offset + source.rows * source.cols
+        return Part(name, source, format_name, is_vector, offset)
+
+
+def _up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

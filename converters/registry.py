@@ -1,0 +1,60 @@
+"""Model types and the families that read them: a new architecture is one line here and one file in families/."""
+
+from collections.abc import Callable
+
+from edgert.errors import CorruptError, UnsupportedError
+
+from .checkpoint import Checkpoint
+from .config import Config
+from .decoder import Decoder, SourceTensors
+from .families import llama, mixtral, olmoe, qwen2_moe, qwen3, qwen3_moe
+
+Family = Callable[[Config, SourceTensors], Decoder]
+
+FAMILIES: dict[str, Family] = {
+    "llama": llama.decoder,
+    "mixtral": mixtral.decoder,
+    "olmoe": olmoe.decoder,
+    "qwen2_moe": qwen2_moe.decoder,
+    "qwen3": qwen3.decoder,
+    "qwen3_moe": qwen3_moe.decoder,
+}
+
+# Buffers that older checkpoints carry and that the configuration determines.
+_DERIVED = (".rotary_emb.inv_freq",)
+
+
+def read_decoder(checkpoint: Checkpoint) -> Decoder:
+    """The recipe of a checkpoint and the sources of its tensors.
+
+    Raises UnsupportedError, naming it, for a model type, configuration key or tensor that is not understood;
+    CorruptError for what is missing, mis-shaped or out of range.
+    """
+    where = str(checkpoint.path / "config.json")
+    model_type = checkpoint.config.get("model_type")
+    if not isinstance(model_type, str):
+        raise CorruptError(f"{where}: model_type: {str(model_type)[:80]}; the name of a model type is needed")
+    if checkpoint.config.get("quantization_config"):
+        raise UnsupportedError(
+            f"{where}: quantization_config: checkpoints that are quantised already are not read by this version; "
+            "use the bf16, f16 or f32 one"
+        )
+    if model_type not in FAMILIES:
+        custom = (
+            " (its auto_map names code of its own, which is never run)"
+            if "auto_map" in checkpoint.config
+            else ""
+        )
+        raise UnsupportedError(
+            f"{where}: model_type {model_type[:80]!r} is not supported{custom}; known are {', '.join(FAMILIES)}"
+        )
+    config = Config(checkpoint.config, where)
+    tensors = SourceTensors(checkpoint.tensors, str(checkpoint.path))
+    decoder = FAMILIES[model_type](config, tensors)
+    config.finish()
+    tensors.finish(_DERIVED)
+    if "auto_map" in checkpoint.config:
+        decoder.notes.append(
+            "config.json: auto_map names code, which is not run: this model type is built in"
+        )
+    return decoder

@@ -1,0 +1,124 @@
+"""Rotary position embeddings: every static scaling becomes inverse frequencies and one factor.
+
+Each step rounds to float32 where the reference implementation does, so that the frequencies agree with it.
+"""
+
+import math
+import struct
+from typing import Any
+
+from edgert.errors import UnsupportedError
+
+from .config import Config
+
+_KINDS = ("default", "linear", "llama3", "yarn")
+
+
+def rope_from(config: Config, head_dim: int, default_theta: float = 10000.0) -> dict[str, Any]:
+    """The recipe's `rope` from `rope_theta` and `rope_scaling`, or from the newer `rope_parameters`.
+
+    Raises UnsupportedError for a kind of scaling or a key that is not understood.
+    """
+    if head_dim % 2:
+        config.fail("head_dim", f"{head_dim}; rotary embeddings need an even one")
+    scaling = _scaling(config)
+    outer_theta = config.number("rope_theta", default_theta, minimum=1.001, maximum=1e12)
+    theta = scaling.number("rope_theta", outer_theta, minimum=1.001, maximum=1e12)
+    kind = scaling.choice("rope_type", scaling.choice("type", "default", _KINDS), _KINDS)
+    if scaling.number("partial_rotary_factor", 1.0, minimum=0.0) != 1.0:
+        raise UnsupportedError(
+            f"{scaling.where}: partial_rotary_factor: only 1.0 is supported for this model_type"
+        )
+    powers = [_f32(_f32(theta) ** _f32(i / head_dim)) for i in range(0, head_dim, 2)]
+    frequencies = [_f32(1.0 / power) for power in powers]
+    attention_factor = 1.0
+    if kind == "linear":
+        factor = _f32(scaling.number("factor", minimum=1.0, maximum=1e6))
+        frequencies = [_f32(frequency / factor) for frequency in frequencies]
+    elif kind == "llama3":
+        frequencies = _llama3(config, scaling, frequencies)
+    elif kind == "yarn":
+        frequencies, attention_factor = _yarn(config, scaling, powers, theta)
+    scaling.finish()
+    return {"layout": "half", "inv_freq": frequencies, "attention_factor": attention_factor}
+
+
+def _scaling(config: Config) -> Config:
+    old, new = config.get("rope_scaling"), config.get("rope_parameters")
+    key, values = ("rope_scaling", old) if old else ("rope_parameters", new or {})
+    if not isinstance(values, dict):
+        config.fail(key, f"{str(values)[:80]}; an object is allowed")
+    return Config(values, f"{config.where}: {key}")
+
+
+def _original_context(config: Config, scaling: Config) -> int:
+    inner = scaling.integer(
+        "original_max_position_embeddings",
+        config.integer("max_position_embeddings", maximum=1 << 30),
+        maximum=1 << 30,
+    )
+    return config.integer("original_max_position_embeddings", inner, maximum=1 << 30)
+
+
+def _llama3(config: Config, scaling: Config, frequencies: list[float]) -> list[float]:
+    factor = scaling.number("factor", minimum=1.0, maximum=1e6)
+    low = scaling.number("low_freq_factor", minimum=1e-6)
+    high = scaling.number("high_freq_factor", minimum=1e-6)
+    if high <= low:
+        scaling.fail("high_freq_factor", f"{high}; more than low_freq_factor, {low}, is needed")
+    context = _original_context(config, scaling)
+
+    def scaled(frequency: float) -> float:
+        wavelength = _f32(_f32(2 * math.pi) / frequency)
+        if wavelength > _f32(context / low):
+            return _f32(frequency / _f32(factor))
+        if wavelength < _f32(context / high):
+            return frequency
+        smooth = _f32(_f32(_f32(context / wavelength) - _f32(low)) / _f32(high - low))
+        slow = _f32(_f32(_f32(1.0 - smooth) * frequency) / _f32(factor))
+        return _f32(slow + _f32(smooth * frequency))
+
+    return [scaled(frequency) for frequency in frequencies]
+
+
+def _yarn(config: Config, scaling: Config, powers: list[float], theta: float) -> tuple[list[float], float]:
+    context = _original_context(config, scaling)
+    extended = config.integer("max_position_embeddings", maximum=1 << 30)
+    factor = scaling.number("factor", extended / context, minimum=1e-3, maximum=1e6)
+    mscale = scaling.number("mscale", 0.0, minimum=0.0)
+    mscale_all_dim = scaling.number("mscale_all_dim", 0.0, minimum=0.0)
+    if mscale and mscale_all_dim:
+        default_attention = _yarn_scale(factor, mscale) / _yarn_scale(factor, mscale_all_dim)
+    else:
+        default_attention = _yarn_scale(factor, 1.0)
+    attention_factor = scaling.number("attention_factor", default_attention, minimum=0.0)
+
+    dimensions = 2 * len(powers)
+
+    def dimension_of(rotations: float) -> float:
+        return dimensions * math.log(context / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = dimension_of(scaling.number("beta_fast", 32.0, minimum=1e-6))
+    high = dimension_of(scaling.number("beta_slow", 1.0, minimum=1e-6))
+    if scaling.flag("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dimensions - 1)
+    if low == high:
+        high += 0.001
+
+    def blended(index: int, power: float) -> float:
+        ramp = min(max(_f32(_f32(index - _f32(low)) / _f32(high - low)), 0.0), 1.0)
+        kept = _f32(1.0 - ramp)
+        interpolated = _f32(1.0 / _f32(_f32(factor) * power))
+        return _f32(_f32(interpolated * _f32(1.0 - kept)) + _f32(_f32(1.0 / power) * kept))
+
+    return [blended(index, power) for index, power in enumerate(powers)], attention_factor
+
+
+def _yarn_scale(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _f32(value: float) -> float:
+    """Rounded to the nearest float32."""
+    return float(struct.unpack("<f", struct.pack("<f", value))[0])
