@@ -64,6 +64,15 @@ struct QuantizedRow {
 
 inline constexpr int kSteps = kActivationGroup / 4;  // 4-way dot products in an activation group
 
+// Weights come from memory once, in order: ask for them well ahead, past the tile's end as well. (int4 of a single
+// row, AVX-512: 26 GB/s a thread without, 36 with.)
+template <int Bits>
+[[gnu::always_inline]] inline void prefetch_group(const IntegerTile& tile, std::size_t group) {
+  constexpr std::size_t kAhead = 6144, kGroupBytes = kActivationGroup * kTileRows * Bits / 8;
+  const std::byte* p = tile.codes + group * kGroupBytes + kAhead;
+  for (std::size_t i = 0; i < kGroupBytes; i += 64) __builtin_prefetch(p + i);
+}
+
 // The codes of one strip of an activation group, four columns a step.
 template <class V, int Bits>
 [[gnu::always_inline]] inline void unpack_group(const IntegerTile& tile, std::size_t group, int strip, typename V::Bits (&codes)[kSteps]) {
@@ -114,6 +123,7 @@ void integer_tile(const IntegerTile& tile, const QuantizedRow (&x)[M], TileResul
       const auto zero = (zeros ? V::load_u8(zeros + strip * V::kWidth) : V::splat(1 << (Bits - 1))) + kZeroShift;
       for (std::size_t g = group; g < group + groups_a_scale; ++g) {
         typename V::Bits codes[kSteps];
+        if (strip == 0) prefetch_group<Bits>(tile, g);
         unpack_group<V, Bits>(tile, g, strip, codes);
         for (int r = 0; r < M; ++r) {
           const auto dot = dot_group<V, Bits>(codes, x[r].codes + g * kActivationGroup);
