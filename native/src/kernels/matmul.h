@@ -64,8 +64,8 @@ struct QuantizedRow {
 
 inline constexpr int kSteps = kActivationGroup / 4;  // 4-way dot products in an activation group
 
-// Weights come from memory once, in order: ask for them well ahead, past the tile's end as well. (int4 of a single
-// row, AVX-512: 26 GB/s a thread without, 36 with.)
+// Weights come from memory once, in order: ask for them well ahead, past the tile's end as well. (int4 of a
+// single row, AVX-512: 26 GB/s a thread without, 36 with.)
 template <int Bits>
 [[gnu::always_inline]] inline void prefetch_group(const IntegerTile& tile, std::size_t group) {
   constexpr std::size_t kAhead = 6144, kGroupBytes = kActivationGroup * kTileRows * Bits / 8;
@@ -75,7 +75,8 @@ template <int Bits>
 
 // The codes of one strip of an activation group, four columns a step.
 template <class V, int Bits>
-[[gnu::always_inline]] inline void unpack_group(const IntegerTile& tile, std::size_t group, int strip, typename V::Bits (&codes)[kSteps]) {
+[[gnu::always_inline]] inline void unpack_group(const IntegerTile& tile, std::size_t group, int strip,
+                                                typename V::Bits (&codes)[kSteps]) {
   if constexpr (Bits == 3) {
     typename V::Bits high[kSteps];
     IntegerTile high_plane = tile;
@@ -96,7 +97,8 @@ template <class V, int Bits>
 }
 
 template <class V, int Bits>
-[[gnu::always_inline]] inline typename V::Int dot_group(const typename V::Bits (&codes)[kSteps], const std::int8_t* x) {
+[[gnu::always_inline]] inline typename V::Int dot_group(const typename V::Bits (&codes)[kSteps],
+                                                        const std::int8_t* x) {
   auto activations = [x](int step) { return V::splat(V::template load_raw<std::uint32_t>(x + 4 * step)); };
   if constexpr (Bits == 8) {
     typename V::Int sum{};
@@ -120,7 +122,8 @@ void integer_tile(const IntegerTile& tile, const QuantizedRow (&x)[M], TileResul
   for (std::size_t group = 0; group < groups; group += groups_a_scale) {
     for (int strip = 0; strip < V::kStrips; ++strip) {
       const auto scale = V::load(scales + strip * V::kWidth);
-      const auto zero = (zeros ? V::load_u8(zeros + strip * V::kWidth) : V::splat(1 << (Bits - 1))) + kZeroShift;
+      const auto zero =
+          (zeros ? V::load_u8(zeros + strip * V::kWidth) : V::splat(1 << (Bits - 1))) + kZeroShift;
       for (std::size_t g = group; g < group + groups_a_scale; ++g) {
         typename V::Bits codes[kSteps];
         if (strip == 0) prefetch_group<Bits>(tile, g);

@@ -21,7 +21,8 @@ struct Portable : VectorOps<Portable, 4> {
   }
   static Int load_u8(const void* p) {
     const auto v = (Byte)Int{load_raw<std::int32_t>(p), 0, 0, 0};
-    return (Int)__builtin_shufflevector(v, Byte{}, 0, 16, 16, 16, 1, 16, 16, 16, 2, 16, 16, 16, 3, 16, 16, 16);
+    return (Int)__builtin_shufflevector(v, Byte{}, 0, 16, 16, 16, 1, 16, 16, 16, 2, 16, 16, 16, 3, 16, 16,
+                                        16);
   }
   static Float load(const Half* p) {
     const Bits half = load_u16(p);
