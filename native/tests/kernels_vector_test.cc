@@ -89,7 +89,7 @@ TEST_CASE("softmax") {
         for (std::size_t i = 0; i < n; ++i) {
           const double shifted =
               x[i] - static_cast<float>(largest);  // rounded to float, as the kernel sees it
-          check_relative(y[i], shifted < -86.6 ? y[i] * (y[i] < 1e-37f) : std::exp(shifted) / sum, 1.5e-6);
+          check_relative(y[i], std::exp(shifted) / sum, 1.5e-6);
         }
       }
     }
