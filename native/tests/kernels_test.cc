@@ -20,7 +20,6 @@ namespace {
 
 constexpr std::size_t kRows[] = {1, 15, 16, 17, 100};
 constexpr std::size_t kCols[] = {1, 31, 33, 64, 100, 1408};
-constexpr FormatId kFloatFormats[] = {FormatId::f32, FormatId::f16, FormatId::bf16};
 constexpr FormatId kIntegerFormats[] = {FormatId::int8, FormatId::int4, FormatId::int3, FormatId::int2};
 
 // A matrix packed as docs/bundle-format.md says, and its weights in double precision.

@@ -15,6 +15,8 @@ struct Avx2 : VectorOps<Avx2, 8> {
     return (Float)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
   }
   static Float load(const Half* p) { return (Float)_mm256_cvtph_ps(load_raw<__m128i>(p)); }
+  static Int load_u8(const void* p) { return (Int)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+  static Bits load_u16(const void* p) { return (Bits)_mm256_cvtepu16_epi32(load_raw<__m128i>(p)); }
   static void store_half(Half* p, Float v) {
     const __m128i half = _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
     __builtin_memcpy(p, &half, sizeof half);

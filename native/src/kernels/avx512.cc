@@ -1,5 +1,12 @@
 // AVX-512 F/BW/DQ/VL and VNNI.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc 12's own header, on _mm512_undefined_ps
 #include <immintrin.h>
+#pragma GCC diagnostic pop
+#else
+#include <immintrin.h>
+#endif
 
 #include "kernels/table_of.h"
 #include "kernels/tables.h"
@@ -14,10 +21,11 @@ struct Avx512 : VectorOps<Avx512, 16> {
   static Float madd(Float a, Float b, Float c) {
     return (Float)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
   }
-  // Masked forms, all lanes set: gcc 12 takes the plain ones for reads of uninitialised registers.
-  static Float load(const Half* p) { return (Float)_mm512_maskz_cvtph_ps(0xffff, load_raw<__m256i>(p)); }
+  static Float load(const Half* p) { return (Float)_mm512_cvtph_ps(load_raw<__m256i>(p)); }
+  static Int load_u8(const void* p) { return (Int)_mm512_cvtepu8_epi32(load_raw<__m128i>(p)); }
+  static Bits load_u16(const void* p) { return (Bits)_mm512_cvtepu16_epi32(load_raw<__m256i>(p)); }
   static void store_half(Half* p, Float v) {
-    const __m256i half = _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT);
+    const __m256i half = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
     __builtin_memcpy(p, &half, sizeof half);
   }
 

@@ -64,9 +64,19 @@ struct QuantizedRow {
 
 inline constexpr int kSteps = kActivationGroup / 4;  // 4-way dot products in an activation group
 
+// Weights come from memory once, in order: ask for them well ahead, past the tile's end as well. (int4 of a
+// single row, AVX-512: 26 GB/s a thread without, 36 with.)
+template <int Bits>
+[[gnu::always_inline]] inline void prefetch_group(const IntegerTile& tile, std::size_t group) {
+  constexpr std::size_t kAhead = 6144, kGroupBytes = kActivationGroup * kTileRows * Bits / 8;
+  const std::byte* p = tile.codes + group * kGroupBytes + kAhead;
+  for (std::size_t i = 0; i < kGroupBytes; i += 64) __builtin_prefetch(p + i);
+}
+
 // The codes of one strip of an activation group, four columns a step.
 template <class V, int Bits>
-void unpack_group(const IntegerTile& tile, std::size_t group, int strip, typename V::Bits (&codes)[kSteps]) {
+[[gnu::always_inline]] inline void unpack_group(const IntegerTile& tile, std::size_t group, int strip,
+                                                typename V::Bits (&codes)[kSteps]) {
   if constexpr (Bits == 3) {
     typename V::Bits high[kSteps];
     IntegerTile high_plane = tile;
@@ -87,7 +97,8 @@ void unpack_group(const IntegerTile& tile, std::size_t group, int strip, typenam
 }
 
 template <class V, int Bits>
-typename V::Int dot_group(const typename V::Bits (&codes)[kSteps], const std::int8_t* x) {
+[[gnu::always_inline]] inline typename V::Int dot_group(const typename V::Bits (&codes)[kSteps],
+                                                        const std::int8_t* x) {
   auto activations = [x](int step) { return V::splat(V::template load_raw<std::uint32_t>(x + 4 * step)); };
   if constexpr (Bits == 8) {
     typename V::Int sum{};
@@ -103,22 +114,29 @@ typename V::Int dot_group(const typename V::Bits (&codes)[kSteps], const std::in
 // An integer tile times M quantised rows; the codes of a group are unpacked once for all of them.
 template <class V, int Bits, int M>
 void integer_tile(const IntegerTile& tile, const QuantizedRow (&x)[M], TileResult<V, M>& result) {
+  const std::size_t groups = tile.padded / kActivationGroup, groups_a_scale = tile.group / kActivationGroup;
   constexpr int kZeroShift = Bits == 8 ? V::kInt8Zero - 128 : 0;
   typename V::Float sums[M][V::kStrips] = {};
-  for (std::size_t group = 0; group < tile.padded / kActivationGroup; ++group) {
-    const std::size_t scale_group = group * kActivationGroup / tile.group * kTileRows;
+  const Half* scales = tile.scales;
+  const std::uint8_t* zeros = tile.zeros;
+  for (std::size_t group = 0; group < groups; group += groups_a_scale) {
     for (int strip = 0; strip < V::kStrips; ++strip) {
-      const std::size_t at = scale_group + static_cast<std::size_t>(strip * V::kWidth);
-      const auto scale = V::load(tile.scales + at);
-      const auto zero = (tile.zeros ? V::load_u8(tile.zeros + at) : V::splat(1 << (Bits - 1))) + kZeroShift;
-      typename V::Bits codes[kSteps];
-      unpack_group<V, Bits>(tile, group, strip, codes);
-      for (int r = 0; r < M; ++r) {
-        const auto dot = dot_group<V, Bits>(codes, x[r].codes + group * kActivationGroup);
-        const auto centred = V::to_float(dot - zero * V::splat(x[r].sums[group]));
-        sums[r][strip] += (scale * V::splat(x[r].scales[group])) * centred;
+      const auto scale = V::load(scales + strip * V::kWidth);
+      const auto zero =
+          (zeros ? V::load_u8(zeros + strip * V::kWidth) : V::splat(1 << (Bits - 1))) + kZeroShift;
+      for (std::size_t g = group; g < group + groups_a_scale; ++g) {
+        typename V::Bits codes[kSteps];
+        if (strip == 0) prefetch_group<Bits>(tile, g);
+        unpack_group<V, Bits>(tile, g, strip, codes);
+        for (int r = 0; r < M; ++r) {
+          const auto dot = dot_group<V, Bits>(codes, x[r].codes + g * kActivationGroup);
+          const auto centred = V::to_float(dot - zero * V::splat(x[r].sums[g]));
+          sums[r][strip] += (scale * V::splat(x[r].scales[g])) * centred;
+        }
       }
     }
+    scales += kTileRows;
+    if (zeros) zeros += kTileRows;
   }
   for (int r = 0; r < M; ++r) {
     for (int strip = 0; strip < V::kStrips; ++strip) result[r][strip] = sums[r][strip];

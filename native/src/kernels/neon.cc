@@ -15,6 +15,11 @@ struct Neon : VectorOps<Neon, 4> {
     return (Float)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
   }
   static Float load(const Half* p) { return (Float)vcvt_f32_f16(load_raw<float16x4_t>(p)); }
+  static Bits load_u16(const void* p) { return (Bits)vmovl_u16(load_raw<uint16x4_t>(p)); }
+  static Int load_u8(const void* p) {
+    const auto bytes = vcreate_u8(load_raw<std::uint32_t>(p));
+    return (Int)vmovl_u16(vget_low_u16(vmovl_u8(bytes)));
+  }
   static void store_half(Half* p, Float v) {
     const float16x4_t half = vcvt_f16_f32((float32x4_t)v);
     __builtin_memcpy(p, &half, sizeof half);

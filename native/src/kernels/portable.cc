@@ -9,11 +9,23 @@ namespace {
 struct Portable : VectorOps<Portable, 4> {
   static constexpr int kRegisters = 16;
   using VectorOps::load;
-  typedef std::int16_t Short __attribute__((vector_size(16)));
+  using Short = VectorOf<std::int16_t, 8>::type;
+  using Long = VectorOf<std::int64_t, 2>::type;
+  using Byte = VectorOf<std::uint8_t, 16>::type;
 
   static Float madd(Float a, Float b, Float c) { return a * b + c; }
+  // Little-endian: interleaved with zeros.
+  static Bits load_u16(const void* p) {
+    const auto v = (Short)Long{load_raw<std::int64_t>(p), 0};
+    return (Bits)__builtin_shufflevector(v, Short{}, 0, 8, 1, 8, 2, 8, 3, 8);
+  }
+  static Int load_u8(const void* p) {
+    const auto v = (Byte)Int{load_raw<std::int32_t>(p), 0, 0, 0};
+    return (Int)__builtin_shufflevector(v, Byte{}, 0, 16, 16, 16, 1, 16, 16, 16, 2, 16, 16, 16, 3, 16, 16,
+                                        16);
+  }
   static Float load(const Half* p) {
-    const Bits half = __builtin_convertvector(load_raw<Bits16>(p), Bits);
+    const Bits half = load_u16(p);
     const Bits sign = (half & 0x8000u) << 16, magnitude = (half & 0x7fffu) << 13;
     const Bits normal = magnitude + (112u << 23);
     const auto subnormal = (Bits)((Float)(magnitude + (113u << 23)) - 0x1p-14f);

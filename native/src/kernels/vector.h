@@ -6,6 +6,7 @@
 //   kRegisters                      vector registers to block for
 //   madd(a, b, c)                   a * b + c, fused where the instruction set fuses
 //   load(const Half*), store_half   f16 to f32 and back, nearest even
+//   load_u8, load_u16               integers to Int and Bits
 //   Narrow, dot_narrow, widen       4-way dot products u8 x s8 of codes up to 15: dot_narrow adds to each
 //   lane
 //                                   of a Narrow, at most 8 times, and widen gives the sums as Int
@@ -40,8 +41,6 @@ struct VectorOps {
   using Float = typename VectorOf<float, Width>::type;
   using Int = typename VectorOf<std::int32_t, Width>::type;
   using Bits = typename VectorOf<std::uint32_t, Width>::type;
-  using Bits16 = typename VectorOf<std::uint16_t, Width>::type;
-  using Bits8 = typename VectorOf<std::uint8_t, Width>::type;
 
   template <class T>
   static T load_raw(const void* p) {
@@ -50,10 +49,7 @@ struct VectorOps {
     return v;
   }
   static Float load(const float* p) { return load_raw<Float>(p); }
-  static Float load(const Bfloat* p) {
-    return (Float)(__builtin_convertvector(load_raw<Bits16>(p), Bits) << 16);
-  }
-  static Int load_u8(const std::uint8_t* p) { return __builtin_convertvector(load_raw<Bits8>(p), Int); }
+  static Float load(const Bfloat* p) { return (Float)(V::load_u16(p) << 16); }
   static void store(float* p, Float v) { __builtin_memcpy(p, &v, sizeof v); }
 
   // The first `lanes` lanes (none where it is negative); the others are `fill`.
