@@ -19,9 +19,9 @@ namespace edgert {
 // sum of the codes for every kActivationGroup columns; columns padded with zeros to `padded`, a multiple
 // of kMaxGroup. scale = max|x| / 127 over the group.
 struct QuantizedRows {
-  std::int8_t* codes = nullptr;   // [rows][padded]
-  float* scales = nullptr;        // [rows][padded / kActivationGroup]
-  std::int32_t* sums = nullptr;   // [rows][padded / kActivationGroup]
+  std::int8_t* codes = nullptr;  // [rows][padded]
+  float* scales = nullptr;       // [rows][padded / kActivationGroup]
+  std::int32_t* sums = nullptr;  // [rows][padded / kActivationGroup]
   std::size_t padded = 0;
 };
 
@@ -30,13 +30,13 @@ struct MatMul {
   const std::byte* weights = nullptr;  // packed [rows, cols]
   std::size_t rows = 0;
   std::size_t cols = 0;
-  const float* x = nullptr;            // float formats: row-major, stride x_stride
+  const float* x = nullptr;  // float formats: row-major, stride x_stride
   std::size_t x_stride = 0;
-  QuantizedRows quantized;             // integer formats
+  QuantizedRows quantized;               // integer formats
   const std::int32_t* gather = nullptr;  // activation row of output row m is gather[m]; null: m itself
-  std::size_t m = 0;                   // activation rows
-  const float* bias = nullptr;         // [rows] or null
-  float* y = nullptr;                  // y[m * y_stride + row]
+  std::size_t m = 0;                     // activation rows
+  const float* bias = nullptr;           // [rows] or null
+  float* y = nullptr;                    // y[m * y_stride + row]
   std::size_t y_stride = 0;
 };
 
@@ -54,14 +54,14 @@ struct Attention {
   const std::byte* const* blocks = nullptr;  // block table of the sequence
   std::size_t key_offset = 0;
   std::size_t value_offset = 0;
-  std::int64_t begin = 0;          // first position attended to
-  std::int64_t end = 0;            // past the last
-  float* scratch = nullptr;        // attention_scratch(begin, end) floats
-  float* out = nullptr;            // [group][value_dim]
+  std::int64_t begin = 0;    // first position attended to
+  std::int64_t end = 0;      // past the last
+  float* scratch = nullptr;  // attention_scratch(group, begin, end) floats
+  float* out = nullptr;      // [group][value_dim]
 };
-constexpr std::size_t attention_scratch(std::int64_t begin, std::int64_t end) {
-  return static_cast<std::size_t>((end + kKvBlockTokens - 1) / kKvBlockTokens - begin / kKvBlockTokens) *
-         kKvBlockTokens;
+constexpr std::size_t attention_scratch(int group, std::int64_t begin, std::int64_t end) {
+  return static_cast<std::size_t>(
+      group * ((end + kKvBlockTokens - 1) / kKvBlockTokens - begin / kKvBlockTokens) * kKvBlockTokens);
 }
 
 struct KernelTable {

@@ -1,0 +1,111 @@
+#include "bundle/bundle.h"
+
+#include <algorithm>
+
+#include "bundle/manifest_parse.h"
+#include "bundle/xxhash.h"
+#include "platform/error.h"
+#include "platform/memory.h"
+
+namespace edgert {
+namespace {
+
+constexpr std::size_t kVerifyChunk = 4 << 20;
+
+struct Checked {
+  std::string what;
+  Extent extent;
+};
+
+// Hashes one extent through an aligned window, so that direct files take it.
+std::uint64_t hash_extent(const File& file, const Extent& extent, const Buffer& window,
+                          const std::function<void(std::uint64_t)>& advance) {
+  Xxh64 hash;
+  std::uint64_t at = extent.offset;
+  const std::uint64_t end = extent.offset + extent.bytes;
+  while (at < end) {
+    const std::uint64_t from = at / File::kDirectAlignment * File::kDirectAlignment;
+    const std::uint64_t stop = std::min<std::uint64_t>(from + window.size(), round_up(end, File::kDirectAlignment));
+    const auto bytes = window.span().first(std::min<std::uint64_t>(stop, file.bytes()) - from);
+    file.read(from, bytes);
+    const std::uint64_t upto = std::min(end, from + bytes.size());
+    hash.update(bytes.subspan(at - from, upto - at));
+    advance(upto - at);
+    at = upto;
+  }
+  return hash.digest();
+}
+
+}  // namespace
+
+Bundle Bundle::open(const std::filesystem::path& directory, DirectIo direct) {
+  Bundle bundle;
+  bundle.path_ = directory;
+  bundle.manifest_ = parse_manifest(read_manifest(directory));
+  for (std::size_t i = 0; i < bundle.manifest_.files.size(); ++i) {
+    const Manifest::FileEntry& entry = bundle.manifest_.files[i];
+    auto file = File::open(directory / entry.name, direct);
+    if (file->bytes() != entry.bytes) {
+      throw Error(ErrorKind::corrupt, file->path().string() + ": " + std::to_string(file->bytes()) +
+                                          " bytes, the manifest says " + std::to_string(entry.bytes) +
+                                          "; convert or copy the bundle again");
+    }
+    check_file_header(*file, bundle.manifest_, i);
+    bundle.files_.push_back(std::move(file));
+  }
+  for (const Manifest::Asset& asset : bundle.manifest_.assets) {
+    const auto file = File::open(directory / asset.name, DirectIo::off);
+    if (file->bytes() != asset.bytes) {
+      throw Error(ErrorKind::corrupt, file->path().string() + ": " + std::to_string(file->bytes()) +
+                                          " bytes, the manifest says " + std::to_string(asset.bytes));
+    }
+  }
+  return bundle;
+}
+
+const TensorEntry& Bundle::tensor(const std::string& name) const {
+  const auto found = manifest_.tensors.find(name);
+  if (found == manifest_.tensors.end()) {
+    throw Error(ErrorKind::corrupt, (path_ / "manifest.json").string() + ": tensor '" + name + "', which the recipe needs, is missing");
+  }
+  return found->second;
+}
+
+std::uint64_t Bundle::verify(const std::function<void(std::uint64_t, std::uint64_t)>& progress) const {
+  std::vector<Checked> all;
+  for (const auto& [name, tensor] : manifest_.tensors) all.push_back({"tensor '" + name + "'", tensor.extent});
+  for (const auto& layer : manifest_.experts) {
+    for (std::size_t e = 0; e < layer.experts.size(); ++e) {
+      all.push_back({"expert " + std::to_string(e) + " of layer " + std::to_string(layer.layer), layer.experts[e].extent});
+    }
+  }
+  for (const auto& [name, extent] : manifest_.remainders) all.push_back({"remainders of '" + name + "'", extent});
+  std::sort(all.begin(), all.end(), [](const Checked& a, const Checked& b) {
+    return std::pair(a.extent.file, a.extent.offset) < std::pair(b.extent.file, b.extent.offset);
+  });
+
+  std::uint64_t total = 0;
+  for (const Checked& c : all) total += c.extent.bytes;
+  for (const auto& asset : manifest_.assets) total += asset.bytes;
+  std::uint64_t done = 0;
+  const auto advance = [&](std::uint64_t bytes) {
+    done += bytes;
+    if (progress) progress(done, total);
+  };
+  const Buffer window(nullptr, kVerifyChunk, "verify");
+  const auto check = [&](const File& file, const std::string& what, const Extent& extent) {
+    if (hash_extent(file, extent, window, advance) != extent.checksum) {
+      throw Error(ErrorKind::corrupt, file.path().string() + ": " + what + " at offset " + std::to_string(extent.offset) +
+                                          " (" + std::to_string(extent.bytes) +
+                                          " bytes): checksum differs; convert or copy the bundle again");
+    }
+  };
+  for (const Checked& c : all) check(*files_[c.extent.file], c.what, c.extent);
+  for (const auto& asset : manifest_.assets) {
+    const auto file = File::open(path_ / asset.name, DirectIo::off);
+    check(*file, "asset", {0, 0, asset.bytes, asset.checksum});
+  }
+  return done;
+}
+
+}  // namespace edgert

@@ -1,0 +1,112 @@
+#include "engine/model.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "platform/error.h"
+
+namespace edgert {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+int expert_count(const Bundle& bundle) {
+  std::size_t count = 0;
+  for (const auto& layer : bundle.manifest().experts) count += layer.experts.size();
+  return static_cast<int>(count);
+}
+
+}  // namespace
+
+Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path, const ModelOptions& options)
+    : runtime_(std::move(runtime)),
+      bundle_(Bundle::open(path, runtime_->direct_io())),
+      recipe_(parse_recipe(bundle_.manifest().recipe)),
+      plan_(plan_memory(bundle_, recipe_, *runtime_, runtime_->pool().threads(), options)),
+      weights_(bundle_, recipe_, runtime_->budget(), runtime_->pool()),
+      kv_(std::make_shared<KvPool>(KvLayout(recipe_, plan_.kv_type),
+                                   (plan_.context + kKvBlockTokens - 1) / kKvBlockTokens * options.parallel, runtime_->budget())),
+      store_(bundle_, runtime_->budget(), runtime_->reader(), plan_.slots_bytes, make_lru(expert_count(bundle_))),
+      decoder_(bundle_, recipe_, weights_, store_, kv_->layout(), {runtime_->pool(), runtime_->kernel_table()}, runtime_->budget(),
+               {plan_.chunk, runtime_->pool().threads(), plan_.context}) {
+  batch_.reserve(static_cast<std::size_t>(plan_.chunk));
+  origins_.reserve(static_cast<std::size_t>(plan_.chunk));
+}
+
+std::shared_ptr<KvSequence> Model::sequence() { return std::make_shared<KvSequence>(kv_, plan_.context); }
+
+void Model::check(std::span<const StepRow> rows) const {
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const std::string row = "row " + std::to_string(i) + ": ";
+    if (rows[i].tokens.empty()) throw Error(ErrorKind::invalid_argument, row + "no tokens");
+    for (std::size_t t = 0; t < rows[i].tokens.size(); ++t) {
+      const std::int32_t token = rows[i].tokens[t];
+      if (token < 0 || token >= recipe_.vocab_size) {
+        throw Error(ErrorKind::invalid_argument, row + "token " + std::to_string(t) + " is " + std::to_string(token) + ", allowed 0 to " +
+                                                     std::to_string(recipe_.vocab_size - 1));
+      }
+    }
+    for (std::size_t j = 0; j < i; ++j) {
+      if (rows[j].sequence == rows[i].sequence) throw Error(ErrorKind::invalid_argument, row + "its sequence stands in the batch twice");
+    }
+  }
+}
+
+void Model::step(std::span<const StepRow> rows, const StepSink& sink, const std::function<void()>& poll) {
+  const std::lock_guard lock(step_mutex_);
+  check(rows);
+  try {
+    for (const StepRow& row : rows) row.sequence->reserve(row.sequence->length() + static_cast<std::int64_t>(row.tokens.size()));
+    run_chunks(rows, sink, {cancelled_, poll});
+  } catch (...) {
+    // Room reserved for tokens that did not come goes back to the pool.
+    for (const StepRow& row : rows) row.sequence->rewind(row.sequence->length());
+    cancelled_.store(false, std::memory_order_relaxed);
+    throw;
+  }
+}
+
+void Model::run_chunks(std::span<const StepRow> rows, const StepSink& sink, const StepControl& control) {
+  batch_.clear();
+  origins_.clear();
+  for (std::size_t r = 0; r < rows.size(); ++r) {
+    const StepRow& row = rows[r];
+    const std::int64_t start = row.sequence->length();
+    for (std::size_t t = 0; t < row.tokens.size(); ++t) {
+      const bool last = t + 1 == row.tokens.size();
+      batch_.push_back({row.sequence, start + static_cast<std::int64_t>(t), row.tokens[t],
+                        row.wanted == Wanted::all || (row.wanted == Wanted::last && last)});
+      origins_.push_back({r, t});
+      if (batch_.size() == static_cast<std::size_t>(plan_.chunk)) run_batch(rows, sink, control);
+    }
+  }
+  if (!batch_.empty()) run_batch(rows, sink, control);
+}
+
+void Model::run_batch(std::span<const StepRow> rows, const StepSink& sink, const StepControl& control) {
+  const auto start = Clock::now();
+  decoder_.run(batch_, control, [&](std::size_t i, std::span<float> logits) { sink(origins_[i].row, origins_[i].token, logits); });
+  for (const BatchRow& row : batch_) row.sequence->advance(1);
+  const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  const bool decode = std::all_of(origins_.begin(), origins_.end(), [&](const Origin& o) { return rows[o.row].tokens.size() == 1; });
+  {
+    const std::lock_guard lock(statistics_mutex_);
+    (decode ? statistics_.decode_tokens : statistics_.prefill_tokens) += batch_.size();
+    (decode ? statistics_.decode_s : statistics_.prefill_s) += seconds;
+  }
+  batch_.clear();
+  origins_.clear();
+}
+
+ModelStatistics Model::statistics() const {
+  ModelStatistics out;
+  {
+    const std::lock_guard lock(statistics_mutex_);
+    out = statistics_;
+  }
+  out.experts = store_.statistics();
+  out.bytes_read = weights_.bytes_read() + out.experts.bytes_read;
+  return out;
+}
+
+}  // namespace edgert

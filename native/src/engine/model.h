@@ -1,0 +1,118 @@
+// A loaded model: weights, store, KV cache and decoder behind one step.
+//
+// Threads: step() calls are taken one after the other; statistics(), residency() and cancel() may be called
+// from any thread at any time. A Sequence is used by one thread at a time and must not outlive its model.
+#pragma once
+
+#include <atomic>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "bundle/bundle.h"
+#include "engine/runtime.h"
+#include "experts/store.h"
+#include "model/decoder.h"
+#include "model/kv_cache.h"
+#include "model/recipe.h"
+#include "model/weights.h"
+
+namespace edgert {
+
+struct ModelOptions {
+  std::int64_t context = 0;  // 0: the smaller of the model's and kDefaultContext
+  int parallel = 1;          // contexts that the KV cache holds together
+  int chunk = 0;             // rows of a step; 0: as many as pay, by the budget
+  std::optional<KvType> kv_type;  // none: f32 where attention is f32, else f16
+};
+
+// The budget, divided.
+struct MemoryPlan {
+  std::int64_t context = 0;
+  int chunk = 0;
+  KvType kv_type = KvType::f16;
+  std::uint64_t dense_bytes = 0;
+  std::uint64_t kv_bytes = 0;
+  std::uint64_t scratch_bytes = 0;
+  std::uint64_t sampler_bytes = 0;
+  std::uint64_t expert_bytes = 0;    // of every expert
+  std::uint64_t slots_bytes = 0;     // of the budget, for experts
+  std::uint64_t minimum_bytes = 0;   // the smallest budget that works
+  std::uint64_t token_bytes = 0;     // the experts of one token, at most
+  bool resident() const noexcept { return slots_bytes >= expert_bytes; }
+};
+// Error{budget} names the smallest budget that works.
+MemoryPlan plan_memory(const Bundle& bundle, const Recipe& recipe, const Runtime& runtime, int threads,
+                       const ModelOptions& options);
+
+enum class Wanted { none, last, all };  // logits of a span
+
+struct StepRow {
+  KvSequence* sequence = nullptr;
+  std::span<const std::int32_t> tokens;
+  Wanted wanted = Wanted::none;
+};
+
+// logits after tokens[token] of rows[row]; free to be changed during the call.
+using StepSink = std::function<void(std::size_t row, std::size_t token, std::span<float> logits)>;
+
+struct ModelStatistics {
+  ExpertStatistics experts;
+  std::uint64_t bytes_read = 0;  // dense and experts
+  std::uint64_t prefill_tokens = 0;
+  std::uint64_t decode_tokens = 0;
+  double prefill_s = 0;
+  double decode_s = 0;
+};
+
+class Model {
+ public:
+  static constexpr std::int64_t kDefaultContext = 8192;
+
+  Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path, const ModelOptions& options);
+
+  const Recipe& recipe() const noexcept { return recipe_; }
+  const MemoryPlan& plan() const noexcept { return plan_; }
+  std::shared_ptr<KvSequence> sequence();
+
+  // Runs the rows' tokens, in chunks where they are many. After an error every sequence stands as it was before
+  // the chunk that failed. `poll` is called between layers and may throw.
+  void step(std::span<const StepRow> rows, const StepSink& sink, const std::function<void()>& poll);
+
+  // Stops the step under way, or the next one, with Error{cancelled}.
+  void cancel() noexcept { cancelled_.store(true, std::memory_order_relaxed); }
+
+  ModelStatistics statistics() const;
+  std::vector<std::vector<ExpertStore::Residency>> residency() const { return store_.residency(); }
+
+ private:
+  void check(std::span<const StepRow> rows) const;
+  void run_chunks(std::span<const StepRow> rows, const StepSink& sink, const StepControl& control);
+  void run_batch(std::span<const StepRow> rows, const StepSink& sink, const StepControl& control);
+  struct Origin {
+    std::size_t row, token;
+  };
+
+  const std::shared_ptr<Runtime> runtime_;
+  const Bundle bundle_;
+  const Recipe recipe_;
+  const MemoryPlan plan_;
+  const Weights weights_;
+  const std::shared_ptr<KvPool> kv_;
+  ExpertStore store_;
+  Decoder decoder_;
+
+  std::mutex step_mutex_;
+  std::atomic<bool> cancelled_{false};
+  std::vector<BatchRow> batch_;     // of the chunk under way
+  std::vector<Origin> origins_;     // where each came from
+  mutable std::mutex statistics_mutex_;
+  ModelStatistics statistics_;
+};
+
+}  // namespace edgert

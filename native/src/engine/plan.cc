@@ -1,0 +1,112 @@
+// How a budget is divided among dense weights, KV cache, scratch and expert slots.
+#include <algorithm>
+
+#include "engine/model.h"
+#include "platform/error.h"
+
+namespace edgert {
+namespace {
+
+constexpr int kChunks[] = {512, 256, 128, 64, 32, 16, 8};
+constexpr int kMaxChunk = 8192;
+constexpr std::uint64_t kScratchShare = 4;  // a chosen chunk's scratch takes at most a quarter of what is left
+
+std::int64_t checked_context(const Recipe& recipe, const ModelOptions& options) {
+  const std::int64_t longest = recipe.context_length;
+  if (options.context < 0 || options.context > longest) {
+    throw Error(ErrorKind::invalid_argument, "context: found " + std::to_string(options.context) + ", this model allows 1 to " +
+                                                 std::to_string(longest) + " tokens (0: the default)");
+  }
+  return options.context != 0 ? options.context : std::min(longest, Model::kDefaultContext);
+}
+
+KvType kv_type_of(const Bundle& bundle, const ModelOptions& options) {
+  if (options.kv_type) return *options.kv_type;
+  return bundle.tensor("layers.0.attention.k").format == FormatId::f32 ? KvType::f32 : KvType::f16;
+}
+
+struct ExpertSizes {
+  std::uint64_t total = 0;
+  std::uint64_t largest = 0;
+  std::uint64_t token = 0;
+  std::size_t count = 0;
+};
+
+ExpertSizes expert_sizes(const Bundle& bundle, const Recipe& recipe) {
+  ExpertSizes sizes;
+  for (const auto& layer : bundle.manifest().experts) {
+    std::uint64_t largest = 0;
+    for (const ExpertEntry& expert : layer.experts) {
+      const std::uint64_t bytes = ExpertStore::slot_bytes(expert);
+      sizes.total += bytes;
+      largest = std::max(largest, bytes);
+    }
+    sizes.count += layer.experts.size();
+    sizes.largest = std::max(sizes.largest, largest);
+    sizes.token += largest * static_cast<std::uint64_t>(recipe.block(layer.layer).ffn.num_experts_per_tok);
+  }
+  return sizes;
+}
+
+std::string megabytes(std::uint64_t bytes) {
+  const std::uint64_t tenths = (bytes * 10 + (1 << 20) - 1) >> 20;
+  return std::to_string(tenths / 10) + "." + std::to_string(tenths % 10) + " MiB";
+}
+
+}  // namespace
+
+MemoryPlan plan_memory(const Bundle& bundle, const Recipe& recipe, const Runtime& runtime, int threads,
+                       const ModelOptions& options) {
+  if (options.parallel < 1 || options.parallel > 1024) {
+    throw Error(ErrorKind::invalid_argument, "parallel: found " + std::to_string(options.parallel) + ", allowed 1 to 1024");
+  }
+  if (options.chunk < 0 || options.chunk > kMaxChunk) {
+    throw Error(ErrorKind::invalid_argument,
+                "chunk: found " + std::to_string(options.chunk) + ", allowed 1 to " + std::to_string(kMaxChunk) + " (0: chosen by the budget)");
+  }
+  MemoryPlan plan;
+  plan.context = checked_context(recipe, options);
+  plan.kv_type = kv_type_of(bundle, options);
+  const auto pages = [](std::uint64_t bytes) { return round_up(bytes, page_size()); };
+  plan.dense_bytes = Weights::resident_bytes(bundle, recipe);
+  const std::int64_t blocks = (plan.context + kKvBlockTokens - 1) / kKvBlockTokens * options.parallel;
+  plan.kv_bytes = pages(KvPool::bytes(KvLayout(recipe, plan.kv_type), blocks));
+  plan.sampler_bytes = static_cast<std::uint64_t>(recipe.vocab_size) * sizeof(std::pair<float, std::int32_t>);
+  const ExpertSizes experts = expert_sizes(bundle, recipe);
+  plan.expert_bytes = experts.total;
+  plan.token_bytes = experts.token;
+
+  const std::uint64_t limit = runtime.budget()->limit_bytes();
+  const std::uint64_t fixed = runtime.budget()->used_bytes() + plan.dense_bytes + plan.kv_bytes + plan.sampler_bytes;
+  const std::uint64_t two_slots = std::min<std::uint64_t>(2, experts.count) * experts.largest;
+  const auto scratch = [&](int chunk) {
+    return pages(Scratch::layout(recipe, {chunk, threads, plan.context}, nullptr).bytes);
+  };
+  const auto longest = static_cast<int>(std::min<std::int64_t>(plan.context * options.parallel, kMaxChunk));
+  plan.chunk = std::min(options.chunk != 0 ? options.chunk : kChunks[std::size(kChunks) - 1], longest);
+  plan.minimum_bytes = fixed + scratch(plan.chunk) + two_slots;
+  if (plan.minimum_bytes > limit) {
+    throw Error(ErrorKind::budget,
+                "memory: a budget of " + std::to_string(limit) + " bytes (" + megabytes(limit) + ") is too small for " + bundle.path().string() +
+                    "; the smallest that works is " + std::to_string(plan.minimum_bytes) + " bytes (" + megabytes(plan.minimum_bytes) +
+                    "): dense weights " + megabytes(plan.dense_bytes) + ", KV cache of " + std::to_string(plan.context) + " tokens x " +
+                    std::to_string(options.parallel) + " " + megabytes(plan.kv_bytes) + ", two expert slots " + megabytes(two_slots) +
+                    ", the rest scratch and tokenizer; a smaller context needs less");
+  }
+  if (options.chunk == 0) {
+    const std::uint64_t left = limit - fixed;
+    for (const int chunk : kChunks) {
+      const std::uint64_t bytes = scratch(chunk);
+      const bool pays = bytes <= left / kScratchShare || bytes + experts.total <= left;
+      if (chunk <= longest && pays && bytes + two_slots <= left) {
+        plan.chunk = chunk;
+        break;
+      }
+    }
+  }
+  plan.scratch_bytes = scratch(plan.chunk);
+  plan.slots_bytes = std::min(limit - fixed - plan.scratch_bytes, experts.total);
+  return plan;
+}
+
+}  // namespace edgert

@@ -1,0 +1,262 @@
+#include "experts/store.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "bundle/xxhash.h"
+#include "platform/error.h"
+
+namespace edgert {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr auto kCancelPoll = std::chrono::milliseconds(20);
+
+std::size_t at(int index) { return static_cast<std::size_t>(index); }
+
+}  // namespace
+
+std::uint64_t ExpertStore::slot_bytes(const ExpertEntry& expert) noexcept {
+  return round_up(expert.extent.bytes, std::max(File::kDirectAlignment, page_size()));
+}
+
+ExpertStore::ExpertStore(const Bundle& bundle, std::shared_ptr<Budget> budget, Reader& reader,
+                         std::uint64_t capacity_bytes, std::unique_ptr<EvictionPolicy> policy)
+    : bundle_(bundle),
+      budget_(std::move(budget)),
+      reader_(reader),
+      capacity_(capacity_bytes),
+      policy_(std::move(policy)) {
+  for (const auto& layer : bundle.manifest().experts) {
+    rows_.push_back({layer.layer, static_cast<int>(entries_.size()), static_cast<int>(layer.experts.size())});
+    for (std::size_t e = 0; e < layer.experts.size(); ++e) {
+      Entry& entry = entries_.emplace_back();
+      entry.layer = layer.layer;
+      entry.expert = static_cast<int>(e);
+      entry.where = layer.experts[e];
+    }
+  }
+  statistics_.total = entries_.size();
+  statistics_.capacity_bytes = capacity_;
+}
+
+ExpertStore::~ExpertStore() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return in_flight_ == 0; });
+}
+
+const ExpertStore::Row& ExpertStore::row(int layer) const {
+  const auto found = std::find_if(rows_.begin(), rows_.end(), [&](const Row& r) { return r.layer == layer; });
+  if (found == rows_.end()) {
+    throw Error(ErrorKind::invalid_argument, "layer " + std::to_string(layer) + " has no routed experts");
+  }
+  return *found;
+}
+
+std::string ExpertStore::name(const Entry& entry) const {
+  return bundle_.file(entry.where.extent.file)->path().string() + ": expert " + std::to_string(entry.expert) + " of layer " +
+         std::to_string(entry.layer) + " at offset " + std::to_string(entry.where.extent.offset);
+}
+
+std::unique_ptr<ExpertStore::Request> ExpertStore::acquire(int layer, std::span<const int> experts,
+                                                           const std::atomic<bool>& cancelled) {
+  std::unique_ptr<Request> request(new Request(*this, cancelled));
+  const Row& r = row(layer);
+  const std::lock_guard lock(mutex_);
+  for (const int expert : experts) {
+    if (expert < 0 || expert >= r.count) {
+      throw Error(ErrorKind::invalid_argument, "layer " + std::to_string(layer) + ": expert " + std::to_string(expert) +
+                                                   ", allowed 0 to " + std::to_string(r.count - 1));
+    }
+    const int index = r.first + expert;
+    Entry& entry = entries_[at(index)];
+    if (entry.state == Residency::absent) {
+      ++statistics_.misses;
+      request->waiting_.push_back(index);
+      continue;
+    }
+    ++entry.pins;
+    policy_->used(index);
+    const bool resident = entry.state == Residency::resident;
+    ++(resident ? statistics_.hits : statistics_.misses);
+    (resident ? request->ready_ : request->reading_).push_back(index);
+  }
+  std::reverse(request->ready_.begin(), request->ready_.end());
+  std::reverse(request->waiting_.begin(), request->waiting_.end());
+  issue(*request);
+  return request;
+}
+
+void ExpertStore::issue(Request& request) {
+  while (!request.waiting_.empty()) {
+    const int index = request.waiting_.back();
+    Entry& entry = entries_[at(index)];
+    if (entry.state == Residency::absent) {
+      auto slot = take_slot(slot_bytes(entry.where));
+      if (!slot) return;
+      entry.buffer = std::move(*slot);
+      entry.state = Residency::reading;
+      entry.error = nullptr;
+      entry.reread = false;
+      ++entry.pins;
+      policy_->used(index);
+      request.reading_.push_back(index);
+      submit(index);
+    } else {  // another request read it meanwhile
+      ++entry.pins;
+      policy_->used(index);
+      (entry.state == Residency::resident ? request.ready_ : request.reading_).push_back(index);
+    }
+    request.waiting_.pop_back();
+  }
+}
+
+std::optional<Buffer> ExpertStore::take_slot(std::uint64_t bytes) {
+  const auto evictable = [&](int index) {
+    const Entry& entry = entries_[at(index)];
+    return entry.state == Residency::resident && entry.pins == 0;
+  };
+  while (statistics_.slot_bytes + bytes > capacity_) {
+    const int index = policy_->victim(evictable);
+    if (index < 0) return std::nullopt;
+    Entry& victim = entries_[at(index)];
+    policy_->removed(index);
+    victim.state = Residency::absent;
+    --statistics_.resident;
+    ++statistics_.evictions;
+    Buffer buffer = std::move(victim.buffer);
+    if (buffer.size() == bytes) return buffer;
+    statistics_.slot_bytes -= buffer.size();
+  }
+  Buffer buffer(budget_, bytes, "expert slot");
+  statistics_.slot_bytes += bytes;
+  return buffer;
+}
+
+void ExpertStore::submit(int index) {
+  Entry& entry = entries_[at(index)];
+  const Extent& extent = entry.where.extent;
+  const auto& file = bundle_.file(extent.file);
+  // The file ends on a multiple of the bundle's alignment, so the padded read stays inside it.
+  const std::size_t bytes = round_up(extent.bytes, File::kDirectAlignment);
+  statistics_.bytes_read += bytes;
+  ++in_flight_;
+  reader_.submit({file, extent.offset, entry.buffer.span().first(bytes), ReadPriority::demand,
+                  [this, index](std::exception_ptr error) { complete(index, std::move(error)); }});
+}
+
+void ExpertStore::complete(int index, std::exception_ptr error) {
+  Entry& entry = entries_[at(index)];  // ours while it is `reading`
+  if (!error) {
+    const std::span<std::byte> bytes = entry.buffer.span().first(entry.where.extent.bytes);
+    if (xxh64(bytes) != entry.where.extent.checksum) {
+      if (!entry.reread) {
+        entry.reread = true;
+        const std::lock_guard lock(mutex_);
+        submit(index);
+        --in_flight_;
+        return;
+      }
+      error = std::make_exception_ptr(
+          Error(ErrorKind::corrupt, name(entry) + " (" + std::to_string(entry.where.extent.bytes) +
+                                        " bytes): checksum differs, twice; the bundle is damaged: convert or copy it again"));
+    } else if (hook_) {
+      try {
+        hook_(entry.layer, entry.expert, bytes);
+      } catch (...) {
+        error = std::current_exception();
+      }
+    }
+  }
+  const std::lock_guard lock(mutex_);
+  if (error) {
+    policy_->removed(index);
+    entry.state = Residency::absent;
+    entry.error = error;
+    statistics_.slot_bytes -= entry.buffer.size();
+    entry.buffer = Buffer();
+  } else {
+    entry.state = Residency::resident;
+    ++statistics_.resident;
+  }
+  --in_flight_;
+  changed_.notify_all();
+}
+
+void ExpertStore::unpin(int index) noexcept {
+  const std::lock_guard lock(mutex_);
+  --entries_[at(index)].pins;
+}
+
+std::optional<ExpertStore::Lease> ExpertStore::Request::next() {
+  std::unique_lock lock(store_.mutex_);
+  const auto gather = [&] {
+    for (auto it = reading_.begin(); it != reading_.end();) {
+      Entry& entry = store_.entries_[at(*it)];
+      if (entry.state == Residency::reading) {
+        ++it;
+        continue;
+      }
+      if (entry.state == Residency::absent) {  // its read failed
+        --entry.pins;
+        reading_.erase(it);
+        std::rethrow_exception(entry.error);
+      }
+      ready_.insert(ready_.begin(), *it);
+      it = reading_.erase(it);
+    }
+  };
+  store_.issue(*this);
+  gather();
+  if (ready_.empty() && reading_.empty() && waiting_.empty()) return std::nullopt;
+  if (ready_.empty()) {
+    const auto start = Clock::now();
+    while (ready_.empty()) {
+      if (cancelled_.load(std::memory_order_relaxed)) throw Error(ErrorKind::cancelled, "cancelled while waiting for an expert");
+      store_.changed_.wait_for(lock, kCancelPoll);
+      store_.issue(*this);  // another request may have given a slot back
+      gather();
+    }
+    store_.statistics_.stall_s += std::chrono::duration<double>(Clock::now() - start).count();
+  }
+  const int index = ready_.back();
+  ready_.pop_back();
+  const Entry& entry = store_.entries_[at(index)];
+  return Lease(&store_, index, entry.expert, entry.where.formats, entry.buffer.data());
+}
+
+ExpertStore::Request::~Request() {
+  const std::lock_guard lock(store_.mutex_);
+  for (const int index : ready_) --store_.entries_[at(index)].pins;
+  for (const int index : reading_) --store_.entries_[at(index)].pins;
+}
+
+ExpertStore::Lease::Lease(Lease&& other) noexcept
+    : store_(std::exchange(other.store_, nullptr)),
+      entry_(other.entry_),
+      expert_(other.expert_),
+      formats_(other.formats_),
+      data_(other.data_) {}
+
+ExpertStore::Lease::~Lease() {
+  if (store_ != nullptr) store_->unpin(entry_);
+}
+
+void ExpertStore::set_page_in_hook(PageInHook hook) { hook_ = std::move(hook); }
+
+ExpertStatistics ExpertStore::statistics() const {
+  const std::lock_guard lock(mutex_);
+  return statistics_;
+}
+
+std::vector<std::vector<ExpertStore::Residency>> ExpertStore::residency() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::vector<Residency>> out;
+  for (const Row& r : rows_) {
+    auto& states = out.emplace_back();
+    for (int i = 0; i < r.count; ++i) states.push_back(entries_[at(r.first + i)].state);
+  }
+  return out;
+}
+
+}  // namespace edgert

@@ -1,0 +1,145 @@
+// Routed experts by demand: slots, residency, eviction, accounting to the byte.
+//
+// A step asks for the experts of one layer and gets leases one by one, hits first, then misses as their reads
+// complete. Any set goes through any number of slots >= 2: what does not fit waits until a lease is given back.
+// A slot is charged what its expert weighs on disk, rounded up to the read alignment.
+//
+// Threads: acquire() and Request are for one step at a time; completions run on the reader's threads;
+// statistics() and residency() may be called from any thread.
+// Ownership: Lease and Request must not outlive the store. REQUIRES: at most one lease of a request is held
+// while next() is called.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "bundle/bundle.h"
+#include "experts/eviction.h"
+#include "platform/memory.h"
+#include "storage/reader.h"
+
+namespace edgert {
+
+struct ExpertStatistics {
+  std::uint64_t hits = 0;        // resident when asked for
+  std::uint64_t misses = 0;
+  std::uint64_t evictions = 0;
+  std::uint64_t bytes_read = 0;  // from storage, padding and rereads included
+  double stall_s = 0;            // a step waited for a read
+  std::uint64_t resident = 0;
+  std::uint64_t total = 0;
+  std::uint64_t slot_bytes = 0;  // charged now
+  std::uint64_t capacity_bytes = 0;
+};
+
+class ExpertStore {
+ public:
+  enum class Residency : std::uint8_t { absent, reading, resident };
+  // Runs on a reader's thread when an expert's bytes are in and checked, before it is published.
+  using PageInHook = std::function<void(int layer, int expert, std::span<std::byte> bytes)>;
+
+  ExpertStore(const Bundle& bundle, std::shared_ptr<Budget> budget, Reader& reader, std::uint64_t capacity_bytes,
+              std::unique_ptr<EvictionPolicy> policy);
+  ~ExpertStore();  // waits for the reads in flight
+  ExpertStore(const ExpertStore&) = delete;
+  ExpertStore& operator=(const ExpertStore&) = delete;
+
+  class Lease {
+   public:
+    Lease(Lease&& other) noexcept;
+    Lease& operator=(Lease&&) = delete;
+    Lease(const Lease&) = delete;
+    ~Lease();
+    int expert() const noexcept { return expert_; }
+    std::uint32_t formats() const noexcept { return formats_; }  // index into Manifest::expert_formats
+    const std::byte* data() const noexcept { return data_; }
+
+   private:
+    friend class ExpertStore;
+    Lease(ExpertStore* store, int slot, int expert, std::uint32_t formats, const std::byte* data) noexcept
+        : store_(store), entry_(slot), expert_(expert), formats_(formats), data_(data) {}
+    ExpertStore* store_;
+    int entry_;
+    int expert_;
+    std::uint32_t formats_;
+    const std::byte* data_;
+  };
+
+  class Request {
+   public:
+    ~Request();
+    Request(const Request&) = delete;
+    Request& operator=(const Request&) = delete;
+    // The next expert that is ready; nullopt after the last. Throws what its read threw, or Error{cancelled}.
+    std::optional<Lease> next();
+
+   private:
+    friend class ExpertStore;
+    Request(ExpertStore& store, const std::atomic<bool>& cancelled) : store_(store), cancelled_(cancelled) {}
+    ExpertStore& store_;
+    const std::atomic<bool>& cancelled_;
+    std::vector<int> ready_;    // entries pinned for us, last first
+    std::vector<int> reading_;  // entries pinned for us whose read is under way
+    std::vector<int> waiting_;  // entries without a slot yet, last first
+  };
+
+  // `experts`: distinct ids of `layer` (a layer number of the recipe).
+  std::unique_ptr<Request> acquire(int layer, std::span<const int> experts, const std::atomic<bool>& cancelled);
+
+  void set_page_in_hook(PageInHook hook);  // REQUIRES no request under way
+  ExpertStatistics statistics() const;
+  // One entry an expert, layer after layer in the manifest's order.
+  std::vector<std::vector<Residency>> residency() const;
+
+  static std::uint64_t slot_bytes(const ExpertEntry& expert) noexcept;
+
+ private:
+  struct Entry {
+    int layer = 0;
+    int expert = 0;
+    ExpertEntry where;
+    Residency state = Residency::absent;
+    int pins = 0;
+    bool reread = false;
+    Buffer buffer;
+    std::exception_ptr error;  // of the last read, for those who wait for it
+  };
+  struct Row {
+    int layer;
+    int first;  // entry of expert 0
+    int count;
+  };
+
+  const Row& row(int layer) const;
+  void issue(Request& request);                       // with the lock held
+  std::optional<Buffer> take_slot(std::uint64_t bytes);  // with the lock held
+  void submit(int entry);
+  void complete(int entry, std::exception_ptr error);
+  void unpin(int entry) noexcept;
+  std::string name(const Entry& entry) const;
+
+  const Bundle& bundle_;
+  const std::shared_ptr<Budget> budget_;
+  Reader& reader_;
+  const std::uint64_t capacity_;
+  std::unique_ptr<EvictionPolicy> policy_;
+  PageInHook hook_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Entry> entries_;
+  std::vector<Row> rows_;
+  int in_flight_ = 0;
+  ExpertStatistics statistics_;
+};
+
+}  // namespace edgert

@@ -1,0 +1,88 @@
+// Functions of one vector, over any vector class (see vector.h). Sums run over 16 lanes, then as a tree.
+#pragma once
+
+#include "kernels/kernels.h"
+#include "kernels/vector.h"
+
+namespace edgert {
+
+// A group with NaN or Inf gets codes 0 and that value as scale, so that its products are NaN.
+template <class V>
+void quantize(const float* x, std::size_t cols, std::size_t padded, std::int8_t* codes, float* scales,
+              std::int32_t* sums) {
+  constexpr int kVectors = kActivationGroup / V::kWidth;
+  for (std::size_t begin = 0; begin < padded; begin += kActivationGroup) {
+    typename V::Float v[kVectors];
+    typename V::Int largest{};  // as bits, which order |x| with NaN above all
+    for (int i = 0; i < kVectors; ++i) {
+      const std::size_t at = begin + static_cast<std::size_t>(i * V::kWidth);
+      v[i] = V::load_partial(x + (at < cols ? at : 0), static_cast<std::ptrdiff_t>(cols - at), 0.0f);
+      const auto bits = (typename V::Int)V::abs(v[i]);
+      largest = bits > largest ? bits : largest;
+    }
+    std::int32_t max_bits = 0;
+    for (int i = 0; i < V::kWidth; ++i) max_bits = largest[i] > max_bits ? largest[i] : max_bits;
+    const float scale = __builtin_bit_cast(float, max_bits) / 127.0f;
+
+    std::int32_t rounded[kActivationGroup] = {};
+    if (scale > 0.0f && scale < __builtin_inff()) {
+      for (int i = 0; i < kVectors; ++i) {
+        const auto q = V::min(V::max(v[i] / scale, V::splat(-127.0f)), V::splat(127.0f));
+        const auto code = V::round(q);
+        __builtin_memcpy(rounded + i * V::kWidth, &code, sizeof code);
+      }
+    }
+    std::int32_t sum = 0;
+    for (std::size_t i = 0; i < kActivationGroup; ++i) {
+      codes[begin + i] = static_cast<std::int8_t>(rounded[i]);
+      sum += rounded[i];
+    }
+    scales[begin / kActivationGroup] = scale;
+    sums[begin / kActivationGroup] = sum;
+  }
+}
+
+template <class V>
+void rms_norm(const float* x, const float* weight, std::size_t n, float eps, float* y) {
+  typename V::Float squares[V::kStrips] = {};
+  for_each_strip<V>(n, [&](std::size_t i, int strip, std::ptrdiff_t lanes) {
+    const auto v = V::load_partial(x + i, lanes, 0.0f);
+    squares[strip] = V::madd(v, v, squares[strip]);
+  });
+  const float scale = 1.0f / __builtin_sqrtf(V::sum(squares) / static_cast<float>(n) + eps);
+  for_each_strip<V>(n, [&](std::size_t i, int, std::ptrdiff_t lanes) {
+    const auto v = V::load_partial(x + i, lanes, 0.0f) * scale;
+    V::store_partial(y + i, v * V::load_partial(weight + i, lanes, 0.0f), lanes);
+  });
+}
+
+template <class V>
+void silu_mul(float* gate, const float* up, std::size_t n) {
+  for_each_strip<V>(n, [&](std::size_t i, int, std::ptrdiff_t lanes) {
+    const auto g = V::load_partial(gate + i, lanes, 0.0f);
+    const auto silu = g / (V::exp(-g) + 1.0f);
+    V::store_partial(gate + i, silu * V::load_partial(up + i, lanes, 0.0f), lanes);
+  });
+}
+
+template <class V>
+void softmax(float* x, std::size_t n) {
+  const float lowest = -__builtin_inff();
+  typename V::Float largest[V::kStrips], sums[V::kStrips] = {};
+  for (auto& v : largest) v = V::splat(lowest);
+  for_each_strip<V>(n, [&](std::size_t i, int strip, std::ptrdiff_t lanes) {
+    largest[strip] = V::max(V::load_partial(x + i, lanes, lowest), largest[strip]);
+  });
+  const float max = V::max(largest);
+  for_each_strip<V>(n, [&](std::size_t i, int strip, std::ptrdiff_t lanes) {
+    const auto v = V::exp(V::load_partial(x + i, lanes, lowest) - max);
+    V::store_partial(x + i, v, lanes);
+    sums[strip] += v;
+  });
+  const float scale = 1.0f / V::sum(sums);
+  for_each_strip<V>(n, [&](std::size_t i, int, std::ptrdiff_t lanes) {
+    V::store_partial(x + i, V::load_partial(x + i, lanes, 0.0f) * scale, lanes);
+  });
+}
+
+}  // namespace edgert

@@ -1,0 +1,175 @@
+// The reference: plain loops over the documented layouts. Integer products of every other table equal these
+// bit for bit.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/tables.h"
+#include "quant/pack.h"
+
+namespace edgert {
+namespace {
+
+float load_element(FormatId id, const std::byte* data, std::size_t index) {
+  if (id == FormatId::f32) {
+    float value;
+    std::memcpy(&value, data + index * sizeof value, sizeof value);
+    return value;
+  }
+  std::uint16_t bits;
+  std::memcpy(&bits, data + index * sizeof bits, sizeof bits);
+  return id == FormatId::bf16 ? bfloat_to_float(bits) : half_to_float(bits);
+}
+
+float float_dot(FormatId id, const std::byte* tile, std::size_t lane, const float* x, std::size_t cols) {
+  float sums[4] = {};
+  for (std::size_t k = 0; k < cols; ++k) sums[k % 4] += load_element(id, tile, k * kTileRows + lane) * x[k];
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// The code of one column, gathered from the bit planes.
+int code_at(const std::byte* planes, int bits, std::size_t padded, std::size_t lane, std::size_t column) {
+  unsigned code = 0;
+  int shift = 0;
+  for (int width : {8, 4, 2, 1}) {
+    if (!(bits & width)) continue;
+    const std::size_t columns = static_cast<std::size_t>(32 / width);  // of a 64-byte vector
+    const std::size_t within = column % columns;
+    const auto byte = std::to_integer<unsigned>(planes[column / columns * 64 + 4 * lane + within % 4]);
+    const unsigned field = byte >> (static_cast<std::size_t>(width) * (within / 4)) & ((1u << width) - 1);
+    code |= field << shift;
+    shift += width;
+    planes += padded * kTileRows * static_cast<std::size_t>(width) / 8;
+  }
+  return static_cast<int>(code);
+}
+
+float integer_dot(const Format& f, const std::byte* tile, std::size_t lane, const QuantizedRows& x,
+                  std::size_t x_row, std::size_t padded) {
+  const auto group_cols = static_cast<std::size_t>(f.group);
+  const std::byte* scales = tile + padded * kTileRows * static_cast<std::size_t>(f.bits) / 8;
+  const std::byte* zeros = scales + padded / group_cols * kTileRows * sizeof(std::uint16_t);
+  const std::size_t x_groups = x.padded / kActivationGroup;
+  float sum = 0;
+  for (std::size_t group = 0; group < padded / kActivationGroup; ++group) {
+    const std::size_t at = group * kActivationGroup / group_cols * kTileRows + lane;
+    const float scale = load_element(FormatId::f16, scales, at);
+    const int zero = f.zero == ZeroType::u8 ? std::to_integer<int>(zeros[at]) : 1 << (f.bits - 1);
+    std::int32_t dot = 0;
+    for (std::size_t i = 0; i < kActivationGroup; ++i) {
+      const std::size_t column = group * kActivationGroup + i;
+      dot += code_at(tile, f.bits, padded, lane, column) * x.codes[x_row * x.padded + column];
+    }
+    const std::size_t x_group = x_row * x_groups + group;
+    sum += (scale * x.scales[x_group]) * static_cast<float>(dot - zero * x.sums[x_group]);
+  }
+  return sum;
+}
+
+void matmul(const MatMul& work, std::size_t tile_begin, std::size_t tile_end) {
+  const Format& f = format(work.format);
+  const std::size_t stride = tile_bytes(f, work.cols), padded = padded_cols(f, work.cols);
+  for (std::size_t row = tile_begin * kTileRows; row < std::min(tile_end * kTileRows, work.rows); ++row) {
+    const std::byte* tile = work.weights + row / kTileRows * stride;
+    const std::size_t lane = row % kTileRows;
+    for (std::size_t m = 0; m < work.m; ++m) {
+      const std::size_t x_row = work.gather ? static_cast<std::size_t>(work.gather[m]) : m;
+      const float sum = f.is_float() ? float_dot(f.id, tile, lane, work.x + x_row * work.x_stride, work.cols)
+                                     : integer_dot(f, tile, lane, work.quantized, x_row, padded);
+      work.y[m * work.y_stride + row] = work.bias ? sum + work.bias[row] : sum;
+    }
+  }
+}
+
+// A group with NaN or Inf gets codes 0 and that value as scale, so that its products are NaN.
+void quantize(const float* x, std::size_t cols, std::size_t padded, std::int8_t* codes, float* scales,
+              std::int32_t* sums) {
+  for (std::size_t group = 0; group < padded / kActivationGroup; ++group) {
+    const std::size_t begin = group * kActivationGroup, end = begin + kActivationGroup;
+    std::uint32_t largest = 0;  // as bits, which order |x| with NaN above all
+    for (std::size_t i = begin; i < std::min(end, cols); ++i) {
+      largest = std::max(largest, std::bit_cast<std::uint32_t>(std::fabs(x[i])));
+    }
+    const float scale = std::bit_cast<float>(largest) / 127.0f;
+    std::int32_t sum = 0;
+    for (std::size_t i = begin; i < end; ++i) {
+      const bool coded = i < cols && scale > 0 && std::isfinite(scale);
+      const float code = coded ? std::clamp(x[i] / scale, -127.0f, 127.0f) : 0.0f;
+      codes[i] = static_cast<std::int8_t>(std::nearbyint(code));
+      sum += codes[i];
+    }
+    scales[group] = scale;
+    sums[group] = sum;
+  }
+}
+
+void rms_norm(const float* x, const float* weight, std::size_t n, float eps, float* y) {
+  float squares = 0;
+  for (std::size_t i = 0; i < n; ++i) squares += x[i] * x[i];
+  const float scale = 1.0f / std::sqrt(squares / static_cast<float>(n) + eps);
+  for (std::size_t i = 0; i < n; ++i) y[i] = x[i] * scale * weight[i];
+}
+
+void silu_mul(float* gate, const float* up, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) gate[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
+}
+
+void softmax(float* x, std::size_t n) {
+  const float largest = *std::max_element(x, x + n);
+  float sum = 0;
+  for (std::size_t i = 0; i < n; ++i) sum += x[i] = std::exp(x[i] - largest);
+  for (std::size_t i = 0; i < n; ++i) x[i] /= sum;
+}
+
+void attention(const Attention& work) {
+  const FormatId id = work.kv_type == KvType::f32 ? FormatId::f32 : FormatId::f16;
+  const auto head_dim = static_cast<std::size_t>(work.head_dim);
+  const auto value_dim = static_cast<std::size_t>(work.value_dim);
+  const std::size_t value_stride = (value_dim + 15) / 16 * 16;
+  for (std::size_t head = 0; head < static_cast<std::size_t>(work.group); ++head) {
+    const float* query = work.queries + head * head_dim;
+    for (std::int64_t at = work.begin; at < work.end; ++at) {
+      const std::byte* keys = work.blocks[at / kKvBlockTokens] + work.key_offset;
+      work.scratch[at - work.begin] =
+          float_dot(id, keys, static_cast<std::size_t>(at % kKvBlockTokens), query, head_dim);
+    }
+    softmax(work.scratch, static_cast<std::size_t>(work.end - work.begin));
+    for (std::size_t i = 0; i < value_dim; ++i) {
+      float sum = 0;
+      for (std::int64_t at = work.begin; at < work.end; ++at) {
+        const std::byte* values = work.blocks[at / kKvBlockTokens] + work.value_offset;
+        const auto slot = static_cast<std::size_t>(at % kKvBlockTokens);
+        sum += work.scratch[at - work.begin] * load_element(id, values, slot * value_stride + i);
+      }
+      work.out[head * value_dim + i] = sum;
+    }
+  }
+}
+
+void store_element(KvType type, float value, std::byte* data, std::size_t index) {
+  if (type == KvType::f32) {
+    std::memcpy(data + index * sizeof value, &value, sizeof value);
+  } else {
+    const std::uint16_t half = float_to_half(value);
+    std::memcpy(data + index * sizeof half, &half, sizeof half);
+  }
+}
+
+void store_kv(const float* key, const float* value, int head_dim, int value_dim, KvType type, int slot,
+              std::byte* keys, std::byte* values) {
+  const int value_stride = (value_dim + 15) / 16 * 16;
+  for (int i = 0; i < head_dim; ++i) {
+    store_element(type, key[i], keys, static_cast<std::size_t>(i * kKvBlockTokens + slot));
+  }
+  for (int i = 0; i < value_dim; ++i) {
+    store_element(type, value[i], values, static_cast<std::size_t>(slot * value_stride + i));
+  }
+}
+
+}  // namespace
+
+constinit const KernelTable scalar_table = {"scalar", matmul,  quantize,  rms_norm,
+                                            silu_mul, softmax, attention, store_kv};
+
+}  // namespace edgert

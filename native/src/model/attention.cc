@@ -1,0 +1,138 @@
+// Sequence mixing by attention over the KV cache.
+#include <algorithm>
+#include <cmath>
+
+#include "model/decoder.h"
+
+namespace edgert {
+namespace {
+
+void clamp(float* x, std::size_t n, float limit) {
+  for (std::size_t i = 0; i < n; ++i) x[i] = std::clamp(x[i], -limit, limit);
+}
+
+// Rotates the first 2 * half elements of one head.
+void rotate_head(float* x, const float* cosine, const float* sine, std::size_t half, RopeLayout layout) {
+  const std::size_t step = layout == RopeLayout::half ? 1 : 2;
+  const std::size_t partner = layout == RopeLayout::half ? half : 1;
+  for (std::size_t i = 0; i < half; ++i) {
+    float& a = x[i * step];
+    float& b = x[i * step + partner];
+    const float rotated = a * cosine[i] - b * sine[i];
+    b = b * cosine[i] + a * sine[i];
+    a = rotated;
+  }
+}
+
+}  // namespace
+
+void Decoder::attention(int layer, std::span<const BatchRow> rows) {
+  const BlockRecipe& block = recipe_.block(layer);
+  const AttentionRecipe& a = block.attention;
+  const LayerWeights& w = weights_.layer(layer);
+  const auto width = static_cast<std::size_t>(a.num_heads * a.head_dim);
+
+  Activations in = normed(w.attention_norm, block.norm_eps, rows.size());
+  quantize(machine_, in, hidden(), {w.attention.q.format, w.attention.k.format, w.attention.v.format});
+  multiply(machine_, {product(w.attention.q, in, s_.q, width, w.attention.q_bias),
+                      product(w.attention.k, in, s_.k, w.attention.k.rows, w.attention.k_bias),
+                      product(w.attention.v, in, s_.v, w.attention.v.rows, w.attention.v_bias)});
+  project_qkv(a, w.attention, block.norm_eps, rows.size());
+  rotate(a, rows);
+  attend(layer, a, rows);
+
+  Activations mixed{s_.mixed, width, rows.size(), s_.inputs};
+  quantize(machine_, mixed, width, {w.attention.o.format});
+  multiply(machine_, {product(w.attention.o, mixed, s_.projected, hidden(), w.attention.o_bias)});
+  add_residual(s_.projected, block.residual_scale, rows.size());
+}
+
+// What stands between projection and rotation: norms and clipping.
+void Decoder::project_qkv(const AttentionRecipe& a, const AttentionWeights& w, float norm_eps, std::size_t rows) {
+  if (a.qk_norm == QkNorm::none && !a.clip_qkv) return;
+  const auto dim = static_cast<std::size_t>(a.head_dim);
+  machine_.for_rows(rows, [&](std::size_t i, int) {
+    float* q = s_.q + i * w.q.rows;
+    float* k = s_.k + i * w.k.rows;
+    float* v = s_.v + i * w.v.rows;
+    const auto norm = [&](float* x, std::size_t n, const float* weight) {
+      const std::size_t width = a.qk_norm == QkNorm::head ? dim : n;
+      for (std::size_t at = 0; at < n; at += width) {
+        machine_.kernels.rms_norm(x + at, weight, width, norm_eps, x + at);
+      }
+    };
+    if (a.qk_norm != QkNorm::none) {
+      norm(q, w.q.rows, w.q_norm);
+      norm(k, w.k.rows, w.k_norm);
+    }
+    if (a.clip_qkv) {
+      clamp(q, w.q.rows, *a.clip_qkv);
+      clamp(k, w.k.rows, *a.clip_qkv);
+      clamp(v, w.v.rows, *a.clip_qkv);
+    }
+  });
+}
+
+void Decoder::rotate(const AttentionRecipe& a, std::span<const BatchRow> rows) {
+  const auto dim = static_cast<std::size_t>(a.head_dim);
+  const auto heads = static_cast<std::size_t>(a.num_heads);
+  const auto kv_heads = static_cast<std::size_t>(a.num_kv_heads);
+  machine_.for_rows(rows.size(), [&](std::size_t i, int) {
+    float* q = s_.q + i * heads * dim;
+    float* k = s_.k + i * kv_heads * dim;
+    if (a.rope) {
+      const std::size_t half = a.rope->inv_freq.size();
+      float* cosine = s_.rotation + i * round_up(dim, 2);
+      float* sine = cosine + half;
+      for (std::size_t j = 0; j < half; ++j) {
+        // The angle is rounded to f32, as every framework does.
+        const float angle = static_cast<float>(rows[i].position) * a.rope->inv_freq[j];
+        cosine[j] = std::cos(angle) * a.rope->attention_factor;
+        sine[j] = std::sin(angle) * a.rope->attention_factor;
+      }
+      for (std::size_t h = 0; h < heads; ++h) rotate_head(q + h * dim, cosine, sine, half, a.rope->layout);
+      for (std::size_t h = 0; h < kv_heads; ++h) rotate_head(k + h * dim, cosine, sine, half, a.rope->layout);
+    }
+    for (std::size_t j = 0; j < heads * dim; ++j) q[j] *= a.scale;
+  });
+}
+
+void Decoder::attend(int layer, const AttentionRecipe& a, std::span<const BatchRow> rows) {
+  const auto dim = static_cast<std::size_t>(a.head_dim);
+  const auto kv_heads = static_cast<std::size_t>(a.num_kv_heads);
+  const auto group = static_cast<std::size_t>(a.num_heads) / kv_heads;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    std::byte* block = rows[i].sequence->block(rows[i].position);
+    for (std::size_t h = 0; h < kv_heads; ++h) {
+      const std::size_t at = (i * kv_heads + h) * dim;
+      machine_.kernels.store_kv(s_.k + at, s_.v + at, a.head_dim, a.head_dim, kv_.type,
+                                static_cast<int>(rows[i].position % kKvBlockTokens),
+                                block + kv_.key_offset(layer, static_cast<int>(h)),
+                                block + kv_.value_offset(layer, static_cast<int>(h)));
+    }
+  }
+  machine_.pool.run(static_cast<int>(rows.size() * kv_heads), 1, [&](int begin, int end, int worker) {
+    for (int item = begin; item < end; ++item) {
+      const std::size_t i = static_cast<std::size_t>(item) / kv_heads;
+      const std::size_t h = static_cast<std::size_t>(item) % kv_heads;
+      const std::int64_t stop = rows[i].position + 1;
+      const std::size_t at = (i * kv_heads + h) * group * dim;
+      Attention work;
+      work.queries = s_.q + at;
+      work.group = static_cast<int>(group);
+      work.head_dim = a.head_dim;
+      work.value_dim = a.head_dim;
+      work.kv_type = kv_.type;
+      work.blocks = rows[i].sequence->blocks();
+      work.key_offset = kv_.key_offset(layer, static_cast<int>(h));
+      work.value_offset = kv_.value_offset(layer, static_cast<int>(h));
+      work.begin = a.window ? std::max<std::int64_t>(0, stop - *a.window) : 0;
+      work.end = stop;
+      work.scratch = s_.attention + static_cast<std::size_t>(worker) * s_.attention_floats;
+      work.out = s_.mixed + at;
+      machine_.kernels.attention(work);
+    }
+  });
+}
+
+}  // namespace edgert

@@ -1,0 +1,89 @@
+#include "model/decoder.h"
+
+#include <algorithm>
+
+#include "platform/error.h"
+#include "quant/pack.h"
+
+namespace edgert {
+
+Decoder::Decoder(const Bundle& bundle, const Recipe& recipe, const Weights& weights, ExpertStore& store, const KvLayout& kv,
+                 Machine machine, std::shared_ptr<Budget> budget, const ScratchShape& shape)
+    : bundle_(bundle),
+      recipe_(recipe),
+      weights_(weights),
+      store_(store),
+      kv_(kv),
+      machine_(machine),
+      shape_(shape),
+      memory_(std::move(budget), Scratch::layout(recipe, shape, nullptr).bytes, "scratch"),
+      s_(Scratch::layout(recipe, shape, memory_.data())) {}
+
+void Decoder::run(std::span<const BatchRow> rows, const StepControl& control, const LogitsSink& sink) {
+  embed(rows);
+  for (int layer = 0; layer < recipe_.num_layers(); ++layer) {
+    if (control.cancelled.load(std::memory_order_relaxed)) throw Error(ErrorKind::cancelled, "cancelled");
+    if (control.poll) control.poll();
+    attention(layer, rows);
+    ffn(layer, rows.size(), control);
+  }
+  output(rows, control, sink);
+}
+
+void Decoder::embed(std::span<const BatchRow> rows) {
+  const Matrix& e = weights_.embedding();
+  const std::span packed(e.data, packed_bytes(format(e.format), e.rows, e.cols));
+  machine_.for_rows(rows.size(), [&](std::size_t i, int) {
+    const std::span out(s_.x + i * hidden(), hidden());
+    unpack_row(format(e.format), packed, e.rows, e.cols, static_cast<std::size_t>(rows[i].token), out);
+    if (recipe_.embedding_scale != 1) {
+      for (float& value : out) value *= recipe_.embedding_scale;
+    }
+  });
+}
+
+Activations Decoder::normed(const float* weight, float eps, std::size_t rows) {
+  machine_.for_rows(rows, [&](std::size_t i, int) {
+    machine_.kernels.rms_norm(s_.x + i * hidden(), weight, hidden(), eps, s_.normed + i * hidden());
+  });
+  return {s_.normed, hidden(), rows, s_.inputs};
+}
+
+void Decoder::add_residual(const float* y, float scale, std::size_t rows) {
+  machine_.for_rows(rows, [&](std::size_t i, int) {
+    float* x = s_.x + i * hidden();
+    for (std::size_t j = 0; j < hidden(); ++j) x[j] += scale * y[i * hidden() + j];
+  });
+}
+
+void Decoder::output(std::span<const BatchRow> rows, const StepControl& control, const LogitsSink& sink) {
+  const Matrix& head = weights_.output();
+  const auto vocab = static_cast<std::size_t>(recipe_.vocab_size);
+  std::size_t next = 0;
+  while (true) {
+    // The rows that want logits, as many at a time as there is room for, moved together.
+    std::size_t wanted[64];
+    std::size_t count = 0;
+    for (; next < rows.size() && count < static_cast<std::size_t>(s_.logit_rows); ++next) {
+      if (rows[next].wants_logits) wanted[count++] = next;
+    }
+    if (count == 0) return;
+    if (control.poll) control.poll();
+    for (std::size_t i = 0; i < count; ++i) {
+      machine_.kernels.rms_norm(s_.x + wanted[i] * hidden(), weights_.final_norm(), hidden(), recipe_.final_norm_eps,
+                                s_.normed + i * hidden());
+    }
+    Activations in{s_.normed, hidden(), count, s_.inputs};
+    quantize(machine_, in, hidden(), {head.format});
+    multiply(machine_, {product(head, in, s_.logits, vocab)});
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::span logits(s_.logits + i * vocab, vocab);
+      if (recipe_.output_scale != 1) {
+        for (float& value : logits) value *= recipe_.output_scale;
+      }
+      sink(wanted[i], logits);
+    }
+  }
+}
+
+}  // namespace edgert

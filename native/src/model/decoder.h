@@ -1,0 +1,76 @@
+// One step of the decoder over a batch of rows, prefill and decode mixed.
+//
+// Threads: run() by one thread at a time; it spreads work over the machine's pool.
+// Ownership: borrows weights, store, pool and kernels, which must outlive it; owns its scratch memory.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+
+#include "experts/store.h"
+#include "model/kv_cache.h"
+#include "model/linear.h"
+#include "model/recipe.h"
+#include "model/scratch.h"
+#include "model/weights.h"
+
+namespace edgert {
+
+// One token of one sequence. Rows of a sequence stand in order of position, with their KV space reserved.
+struct BatchRow {
+  KvSequence* sequence = nullptr;
+  std::int64_t position = 0;
+  std::int32_t token = 0;
+  bool wants_logits = false;
+};
+
+struct StepControl {
+  const std::atomic<bool>& cancelled;
+  std::function<void()> poll;  // called between layers; may throw to stop the step; may be null
+};
+
+// logits of rows[row], [vocab]; valid during the call and free to be changed.
+using LogitsSink = std::function<void(std::size_t row, std::span<float> logits)>;
+
+class Decoder {
+ public:
+  Decoder(const Bundle& bundle, const Recipe& recipe, const Weights& weights, ExpertStore& store, const KvLayout& kv,
+          Machine machine, std::shared_ptr<Budget> budget, const ScratchShape& shape);
+
+  // REQUIRES rows.size() <= shape.rows and tokens inside the vocabulary. Throws what a read threw,
+  // Error{cancelled}, or what poll threw; the sequences' lengths are the caller's to advance.
+  void run(std::span<const BatchRow> rows, const StepControl& control, const LogitsSink& sink);
+
+ private:
+  void embed(std::span<const BatchRow> rows);
+  void attention(int layer, std::span<const BatchRow> rows);
+  void project_qkv(const AttentionRecipe& recipe, const AttentionWeights& weights, float norm_eps, std::size_t rows);
+  void rotate(const AttentionRecipe& recipe, std::span<const BatchRow> rows);
+  void attend(int layer, const AttentionRecipe& recipe, std::span<const BatchRow> rows);
+  void ffn(int layer, std::size_t rows, const StepControl& control);
+  void gated_ffn(const GatedFfnWeights& weights, Activations& in, float* out);
+  void route(const FfnRecipe& recipe, const Matrix& router, std::size_t rows);
+  std::size_t group_by_expert(const FfnRecipe& recipe, std::size_t rows);
+  void routed_experts(int layer, Activations& in, const StepControl& control);
+  void combine(const FfnRecipe& recipe, const LayerWeights& weights, float residual_scale, std::size_t rows);
+  void output(std::span<const BatchRow> rows, const StepControl& control, const LogitsSink& sink);
+  Activations normed(const float* weight, float eps, std::size_t rows);
+  void add_residual(const float* y, float scale, std::size_t rows);
+
+  std::size_t hidden() const noexcept { return static_cast<std::size_t>(recipe_.hidden_size); }
+
+  const Bundle& bundle_;
+  const Recipe& recipe_;
+  const Weights& weights_;
+  ExpertStore& store_;
+  const KvLayout& kv_;
+  Machine machine_;
+  ScratchShape shape_;
+  Buffer memory_;
+  Scratch s_;
+};
+
+}  // namespace edgert

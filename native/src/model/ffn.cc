@@ -1,0 +1,139 @@
+// The feed-forward half of a layer: dense, or routed experts with an optional shared one.
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "model/decoder.h"
+
+namespace edgert {
+
+void Decoder::ffn(int layer, std::size_t rows, const StepControl& control) {
+  const BlockRecipe& block = recipe_.block(layer);
+  const LayerWeights& w = weights_.layer(layer);
+  Activations in = normed(w.ffn_norm, block.norm_eps, rows);
+  if (w.dense) gated_ffn(*w.dense, in, s_.projected);
+  if (!block.ffn.is_moe()) {
+    add_residual(s_.projected, block.residual_scale, rows);
+    return;
+  }
+  route(block.ffn, w.router, rows);
+  routed_experts(layer, in, control);
+  combine(block.ffn, w, block.residual_scale, rows);
+}
+
+// out = down(silu(gate(in)) * up(in))
+void Decoder::gated_ffn(const GatedFfnWeights& w, Activations& in, float* out) {
+  const std::size_t width = w.gate.rows;
+  quantize(machine_, in, hidden(), {w.gate.format, w.up.format});
+  multiply(machine_, {product(w.gate, in, s_.gate, width), product(w.up, in, s_.up, width)});
+  Activations inner{s_.gate, width, in.rows, s_.inner};
+  machine_.for_rows(in.rows, [&](std::size_t i, int) { machine_.kernels.silu_mul(s_.gate + i * width, s_.up + i * width, width); });
+  quantize(machine_, inner, width, {w.down.format});
+  multiply(machine_, {product(w.down, inner, out, hidden())});
+}
+
+// Fills pair_expert and pair_weight: each row's experts in ascending id, the order in which they are summed.
+void Decoder::route(const FfnRecipe& recipe, const Matrix& router, std::size_t rows) {
+  const auto experts = static_cast<std::size_t>(recipe.num_experts);
+  const auto top = static_cast<std::size_t>(recipe.num_experts_per_tok);
+  multiply(machine_, {product(router, {s_.normed, hidden(), rows, {}}, s_.router, experts)});
+  machine_.for_rows(rows, [&](std::size_t i, int) {
+    float* scores = s_.router + i * experts;
+    std::int32_t* chosen = s_.pair_expert + i * top;
+    machine_.kernels.softmax(scores, experts);
+    float sum = 0;
+    for (std::size_t n = 0; n < top; ++n) {
+      std::int32_t best = -1;
+      for (std::size_t e = 0; e < experts; ++e) {
+        const auto id = static_cast<std::int32_t>(e);
+        const bool taken = std::find(chosen, chosen + n, id) != chosen + n;
+        if (!taken && (best < 0 || scores[e] > scores[static_cast<std::size_t>(best)])) best = id;
+      }
+      chosen[n] = best;
+      sum += scores[static_cast<std::size_t>(best)];
+    }
+    std::sort(chosen, chosen + top);
+    const float factor = recipe.router.scale / (recipe.router.normalize ? sum : 1);
+    for (std::size_t n = 0; n < top; ++n) s_.pair_weight[i * top + n] = scores[static_cast<std::size_t>(chosen[n])] * factor;
+  });
+}
+
+// Groups the (row, expert) pairs by expert, rows ascending; returns how many experts are in use.
+std::size_t Decoder::group_by_expert(const FfnRecipe& recipe, std::size_t rows) {
+  const auto experts = static_cast<std::size_t>(recipe.num_experts);
+  const auto top = static_cast<std::size_t>(recipe.num_experts_per_tok);
+  const std::size_t pairs = rows * top;
+  std::int32_t* first = s_.expert_first;
+  std::fill(first, first + experts + 1, 0);
+  for (std::size_t p = 0; p < pairs; ++p) ++first[s_.pair_expert[p] + 1];
+  std::size_t used = 0;
+  for (std::size_t e = 0; e < experts; ++e) {
+    if (first[e + 1] > 0) s_.expert_ids[used++] = static_cast<std::int32_t>(e);
+    first[e + 1] += first[e];
+  }
+  // Each placement advances its expert's start; afterwards first[e] is where group e + 1 begins.
+  for (std::size_t p = 0; p < pairs; ++p) {
+    const std::int32_t slot = first[s_.pair_expert[p]]++;
+    s_.pair_slot[p] = slot;
+    s_.grouped_rows[slot] = static_cast<std::int32_t>(p / top);
+  }
+  std::copy_backward(first, first + experts, first + experts + 1);
+  first[0] = 0;
+  return used;
+}
+
+void Decoder::routed_experts(int layer, Activations& in, const StepControl& control) {
+  const FfnRecipe& recipe = recipe_.block(layer).ffn;
+  const auto width = static_cast<std::size_t>(recipe.intermediate_size);
+  const std::size_t used = group_by_expert(recipe, in.rows);
+  // int8 stands for every integer format: all take the same activations.
+  const auto& combinations = bundle_.manifest().expert_formats;
+  const bool integer = std::any_of(combinations.begin(), combinations.end(), [](const ExpertFormats& f) {
+    return !format(f.gate).is_float() || !format(f.up).is_float();
+  });
+  if (integer) quantize(machine_, in, hidden(), {FormatId::int8});
+
+  const auto request = store_.acquire(layer, {s_.expert_ids, used}, control.cancelled);
+  while (const auto lease = request->next()) {
+    const ExpertLayout layout = expert_layout(bundle_.manifest().expert_formats[lease->formats()], hidden(), width);
+    const Matrix gate{layout.formats.gate, width, hidden(), lease->data()};
+    const Matrix up{layout.formats.up, width, hidden(), lease->data() + layout.up_offset};
+    const Matrix down{layout.formats.down, hidden(), width, lease->data() + layout.down_offset};
+    const std::int32_t first = s_.expert_first[lease->expert()];
+    const auto count = static_cast<std::size_t>(s_.expert_first[lease->expert() + 1] - first);
+
+    MatMul gate_product = product(gate, in, s_.gate, width);
+    MatMul up_product = product(up, in, s_.up, width);
+    gate_product.gather = up_product.gather = s_.grouped_rows + first;
+    gate_product.m = up_product.m = count;
+    multiply(machine_, {gate_product, up_product});
+    machine_.for_rows(count, [&](std::size_t i, int) { machine_.kernels.silu_mul(s_.gate + i * width, s_.up + i * width, width); });
+    Activations inner{s_.gate, width, count, s_.inner};
+    quantize(machine_, inner, width, {down.format});
+    multiply(machine_, {product(down, inner, s_.expert_out + static_cast<std::size_t>(first) * hidden(), hidden())});
+  }
+}
+
+// x += residual_scale * (sum of weighted experts in ascending id + gated shared expert)
+void Decoder::combine(const FfnRecipe& recipe, const LayerWeights& w, float residual_scale, std::size_t rows) {
+  const auto top = static_cast<std::size_t>(recipe.num_experts_per_tok);
+  float* gates = s_.router;  // the router's scores are spent
+  if (w.shared_router) multiply(machine_, {product(*w.shared_router, {s_.normed, hidden(), rows, {}}, gates, 1)});
+  machine_.for_rows(rows, [&](std::size_t i, int) {
+    float* sum = s_.normed + i * hidden();  // the normed input is spent
+    std::fill(sum, sum + hidden(), 0.0F);
+    for (std::size_t n = 0; n < top; ++n) {
+      const float weight = s_.pair_weight[i * top + n];
+      const float* out = s_.expert_out + static_cast<std::size_t>(s_.pair_slot[i * top + n]) * hidden();
+      for (std::size_t j = 0; j < hidden(); ++j) sum[j] += weight * out[j];
+    }
+    if (w.dense) {
+      const float gate = w.shared_router ? 1 / (1 + std::exp(-gates[i])) : 1.0F;
+      const float* shared = s_.projected + i * hidden();
+      for (std::size_t j = 0; j < hidden(); ++j) sum[j] += gate * shared[j];
+    }
+  });
+  add_residual(s_.normed, residual_scale, rows);
+}
+
+}  // namespace edgert

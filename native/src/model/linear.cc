@@ -1,0 +1,58 @@
+#include "model/linear.h"
+
+#include <algorithm>
+
+namespace edgert {
+namespace {
+
+std::size_t tiles(const MatMul& work) { return (work.rows + kTileRows - 1) / kTileRows; }
+
+}  // namespace
+
+MatMul product(const Matrix& matrix, const Activations& in, float* y, std::size_t y_stride, const float* bias) {
+  MatMul work;
+  work.format = matrix.format;
+  work.weights = matrix.data;
+  work.rows = matrix.rows;
+  work.cols = matrix.cols;
+  work.x = in.x;
+  work.x_stride = in.stride;
+  work.quantized = in.quantized;
+  work.m = in.rows;
+  work.bias = bias;
+  work.y = y;
+  work.y_stride = y_stride;
+  return work;
+}
+
+void multiply(const Machine& machine, std::initializer_list<MatMul> products) {
+  std::size_t total = 0;
+  for (const MatMul& work : products) total += tiles(work);
+  machine.pool.run(static_cast<int>(total), 0, [&](int begin, int end, int) {
+    std::size_t from = static_cast<std::size_t>(begin);
+    const std::size_t to = static_cast<std::size_t>(end);
+    std::size_t first = 0;  // index of this product's first tile among all
+    for (const MatMul& work : products) {
+      const std::size_t last = first + tiles(work);
+      if (from < last && from < to) {
+        const std::size_t stop = std::min(to, last);
+        machine.kernels.matmul(work, from - first, stop - first);
+        from = stop;
+      }
+      first = last;
+    }
+  });
+}
+
+void quantize(const Machine& machine, Activations& in, std::size_t cols, std::initializer_list<FormatId> formats) {
+  if (std::all_of(formats.begin(), formats.end(), [](FormatId id) { return format(id).is_float(); })) return;
+  QuantizedRows& q = in.quantized;
+  q.padded = round_up(cols, kMaxGroup);
+  const std::size_t groups = q.padded / kActivationGroup;
+  machine.for_rows(in.rows, [&](std::size_t row, int) {
+    machine.kernels.quantize(in.x + row * in.stride, cols, q.padded, q.codes + row * q.padded, q.scales + row * groups,
+                             q.sums + row * groups);
+  });
+}
+
+}  // namespace edgert

@@ -1,0 +1,84 @@
+// The declarative description of a decoder, from the manifest. docs/bundle-format.md is its definition.
+//
+// Plain values, checked once: after parse_recipe every size is positive and every relation that the decoder
+// relies on holds. Unknown operations are Error{unsupported} by name; impossible values are Error{corrupt}.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bundle/json.h"
+
+namespace edgert {
+
+enum class QkNorm { none, head, row };
+enum class RopeLayout { half, interleaved };
+
+struct RopeRecipe {
+  RopeLayout layout = RopeLayout::half;
+  std::vector<float> inv_freq;
+  float attention_factor = 1;
+  bool operator==(const RopeRecipe&) const = default;
+};
+
+struct AttentionRecipe {
+  int num_heads = 0;
+  int num_kv_heads = 0;
+  int head_dim = 0;
+  float scale = 1;
+  bool qkv_bias = false;
+  bool output_bias = false;
+  QkNorm qk_norm = QkNorm::none;
+  std::optional<float> clip_qkv;
+  std::optional<int> window;
+  std::optional<RopeRecipe> rope;
+};
+
+struct RouterRecipe {
+  bool normalize = false;
+  float scale = 1;
+};
+
+struct SharedExpertRecipe {
+  int intermediate_size = 0;
+  bool sigmoid_gate = false;
+};
+
+struct FfnRecipe {
+  int intermediate_size = 0;  // of the dense ffn, or of one expert
+  int num_experts = 0;        // 0: dense
+  int num_experts_per_tok = 0;
+  RouterRecipe router;
+  std::optional<SharedExpertRecipe> shared;
+  bool is_moe() const noexcept { return num_experts > 0; }
+};
+
+struct BlockRecipe {
+  float norm_eps = 1e-6F;
+  float residual_scale = 1;
+  AttentionRecipe attention;
+  FfnRecipe ffn;
+};
+
+struct Recipe {
+  std::string architecture;
+  int hidden_size = 0;
+  int vocab_size = 0;
+  int context_length = 0;
+  float embedding_scale = 1;
+  bool tied_output = false;
+  float output_scale = 1;
+  float final_norm_eps = 1e-6F;
+  std::vector<BlockRecipe> blocks;
+  std::vector<int> layers;  // index into blocks
+
+  int num_layers() const noexcept { return static_cast<int>(layers.size()); }
+  const BlockRecipe& block(int layer) const {
+    return blocks[static_cast<std::size_t>(layers[static_cast<std::size_t>(layer)])];
+  }
+};
+
+Recipe parse_recipe(const Json& json);
+
+}  // namespace edgert

@@ -1,0 +1,98 @@
+#include "model/scratch.h"
+
+#include <algorithm>
+
+#include "platform/memory.h"
+
+namespace edgert {
+namespace {
+
+constexpr int kLogitRows = 8;
+constexpr std::size_t kLine = 64;
+
+class Layout {
+ public:
+  explicit Layout(std::byte* base) : base_(base) {}
+  template <typename T>
+  T* take(std::size_t count) {
+    const std::size_t at = offset_;
+    offset_ = round_up(offset_ + count * sizeof(T), kLine);
+    return base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + at);
+  }
+  QuantizedRows take_quantized(std::size_t rows, std::size_t cols) {
+    const std::size_t padded = round_up(cols, kMaxGroup);
+    const std::size_t groups = padded / kActivationGroup;
+    QuantizedRows q;
+    q.codes = take<std::int8_t>(rows * padded);
+    q.scales = take<float>(rows * groups);
+    q.sums = take<std::int32_t>(rows * groups);
+    q.padded = padded;
+    return q;
+  }
+  std::size_t bytes() const { return offset_; }
+
+ private:
+  std::byte* base_;
+  std::size_t offset_ = 0;
+};
+
+struct Widths {
+  std::size_t q = 0, kv = 0, head = 0, group = 0, inner = 0, experts = 0, per_token = 0;
+};
+
+Widths widths(const Recipe& recipe) {
+  Widths w;
+  const auto grow = [](std::size_t& to, int value) { to = std::max(to, static_cast<std::size_t>(value)); };
+  for (const BlockRecipe& block : recipe.blocks) {
+    const AttentionRecipe& a = block.attention;
+    grow(w.q, a.num_heads * a.head_dim);
+    grow(w.kv, a.num_kv_heads * a.head_dim);
+    grow(w.head, a.head_dim);
+    grow(w.group, a.num_heads / a.num_kv_heads);
+    grow(w.inner, block.ffn.intermediate_size);
+    if (block.ffn.shared) grow(w.inner, block.ffn.shared->intermediate_size);
+    grow(w.experts, block.ffn.num_experts);
+    grow(w.per_token, block.ffn.num_experts_per_tok);
+  }
+  return w;
+}
+
+}  // namespace
+
+Scratch Scratch::layout(const Recipe& recipe, const ScratchShape& shape, std::byte* base) {
+  const Widths w = widths(recipe);
+  const auto rows = static_cast<std::size_t>(shape.rows);
+  const auto hidden = static_cast<std::size_t>(recipe.hidden_size);
+  const auto vocab = static_cast<std::size_t>(recipe.vocab_size);
+  const std::size_t pairs = rows * w.per_token;
+  Layout layout(base);
+  Scratch s;
+  s.logit_rows = std::min(shape.rows, kLogitRows);
+  s.x = layout.take<float>(rows * hidden);
+  s.normed = layout.take<float>(rows * hidden);
+  s.q = layout.take<float>(rows * w.q);
+  s.k = layout.take<float>(rows * w.kv);
+  s.v = layout.take<float>(rows * w.kv);
+  s.mixed = layout.take<float>(rows * w.q);
+  s.rotation = layout.take<float>(rows * round_up(w.head, 2));
+  s.attention_floats = w.group * (attention_scratch(0, shape.context) + kKvBlockTokens);
+  s.attention = layout.take<float>(static_cast<std::size_t>(shape.threads) * s.attention_floats);
+  s.inputs = layout.take_quantized(rows, std::max(hidden, w.q));
+  s.inner = layout.take_quantized(rows, w.inner);
+  s.gate = layout.take<float>(rows * w.inner);
+  s.up = layout.take<float>(rows * w.inner);
+  s.projected = layout.take<float>(rows * hidden);
+  s.router = layout.take<float>(rows * w.experts);
+  s.expert_out = layout.take<float>(pairs * hidden);
+  s.pair_weight = layout.take<float>(pairs);
+  s.pair_expert = layout.take<std::int32_t>(pairs);
+  s.pair_slot = layout.take<std::int32_t>(pairs);
+  s.grouped_rows = layout.take<std::int32_t>(pairs);
+  s.expert_first = layout.take<std::int32_t>(w.experts + 1);
+  s.expert_ids = layout.take<std::int32_t>(w.experts);
+  s.logits = layout.take<float>(static_cast<std::size_t>(s.logit_rows) * vocab);
+  s.bytes = layout.bytes();
+  return s;
+}
+
+}  // namespace edgert

@@ -1,0 +1,223 @@
+#include "model/weights.h"
+
+#include <algorithm>
+#include <mutex>
+
+#include "bundle/xxhash.h"
+#include "platform/error.h"
+
+namespace edgert {
+namespace {
+
+constexpr std::size_t kMatrixAlignment = 64;
+constexpr std::size_t kReadChunk = 4 << 20;
+
+std::string manifest_path(const Bundle& bundle) { return (bundle.path() / "manifest.json").string(); }
+
+std::string shape_text(std::size_t rows, std::size_t cols) {
+  return "[" + std::to_string(rows) + ", " + std::to_string(cols) + "]";
+}
+
+// Files that hold dense tensors, each read whole: the writer puts nothing else in them.
+std::vector<bool> dense_files(const Bundle& bundle) {
+  std::vector<bool> dense(bundle.manifest().files.size());
+  for (const auto& [name, tensor] : bundle.manifest().tensors) dense[tensor.extent.file] = true;
+  return dense;
+}
+
+void check_experts(const Bundle& bundle, const Recipe& recipe) {
+  const Manifest& manifest = bundle.manifest();
+  const auto fail = [&](const std::string& message) {
+    throw Error(ErrorKind::corrupt, manifest_path(bundle) + ": " + message);
+  };
+  std::size_t next = 0;
+  for (int i = 0; i < recipe.num_layers(); ++i) {
+    const FfnRecipe& ffn = recipe.block(i).ffn;
+    if (!ffn.is_moe()) continue;
+    const std::string layer = "layer " + std::to_string(i);
+    if (next >= manifest.experts.size() || manifest.experts[next].layer != i) fail("the experts of " + layer + " are missing");
+    const auto& experts = manifest.experts[next++].experts;
+    if (experts.size() != static_cast<std::size_t>(ffn.num_experts)) {
+      fail(layer + ": found " + std::to_string(experts.size()) + " experts, the recipe says " + std::to_string(ffn.num_experts));
+    }
+    for (std::size_t e = 0; e < experts.size(); ++e) {
+      const auto layout = expert_layout(manifest.expert_formats[experts[e].formats], static_cast<std::size_t>(recipe.hidden_size),
+                                        static_cast<std::size_t>(ffn.intermediate_size));
+      if (experts[e].extent.bytes != layout.bytes) {
+        fail(layer + ": expert " + std::to_string(e) + " has " + std::to_string(experts[e].extent.bytes) + " bytes, its shape and formats need " +
+             std::to_string(layout.bytes));
+      }
+    }
+  }
+  if (next != manifest.experts.size()) fail("experts of layer " + std::to_string(manifest.experts[next].layer) + ", which the recipe does not have");
+}
+
+}  // namespace
+
+ExpertLayout expert_layout(const ExpertFormats& formats, std::size_t hidden_size, std::size_t intermediate_size) {
+  ExpertLayout layout;
+  layout.formats = formats;
+  layout.up_offset = round_up(packed_bytes(format(formats.gate), intermediate_size, hidden_size), kMatrixAlignment);
+  layout.down_offset =
+      layout.up_offset + round_up(packed_bytes(format(formats.up), intermediate_size, hidden_size), kMatrixAlignment);
+  layout.bytes = layout.down_offset + packed_bytes(format(formats.down), hidden_size, intermediate_size);
+  return layout;
+}
+
+// Finds each tensor by name, checks its shape and counts the names used.
+class Weights::Binder {
+ public:
+  Binder(const Bundle& bundle, const std::vector<Buffer>* files) : bundle_(bundle), files_(files) {}
+
+  Matrix matrix(const std::string& name, int rows, int cols, bool must_be_f32 = false) {
+    const TensorEntry& tensor = entry(name);
+    check(name, tensor, !tensor.is_vector && tensor.rows == static_cast<std::size_t>(rows) && tensor.cols == static_cast<std::size_t>(cols),
+          shape_text(static_cast<std::size_t>(rows), static_cast<std::size_t>(cols)));
+    if (must_be_f32 && tensor.format != FormatId::f32) {
+      throw Error(ErrorKind::unsupported, manifest_path(bundle_) + ": tensor '" + name + "' is " + std::string(format(tensor.format).name) + ", allowed: f32");
+    }
+    return {tensor.format, tensor.rows, tensor.cols, address(tensor)};
+  }
+
+  const float* vector(const std::string& name, int size) {
+    const TensorEntry& tensor = entry(name);
+    check(name, tensor, tensor.is_vector && tensor.cols == static_cast<std::size_t>(size), "[" + std::to_string(size) + "]");
+    return reinterpret_cast<const float*>(address(tensor));
+  }
+  const float* vector_if(bool wanted, const std::string& name, int size) { return wanted ? vector(name, size) : nullptr; }
+
+  GatedFfnWeights gated_ffn(const std::string& prefix, int hidden, int intermediate) {
+    return {matrix(prefix + "gate", intermediate, hidden), matrix(prefix + "up", intermediate, hidden),
+            matrix(prefix + "down", hidden, intermediate)};
+  }
+
+  void finish() const {
+    if (used_.size() == bundle_.manifest().tensors.size()) return;
+    for (const auto& [name, tensor] : bundle_.manifest().tensors) {
+      if (std::find(used_.begin(), used_.end(), &tensor) == used_.end()) {
+        throw Error(ErrorKind::corrupt, manifest_path(bundle_) + ": tensor '" + name + "' has no place in the recipe");
+      }
+    }
+  }
+
+ private:
+  const TensorEntry& entry(const std::string& name) {
+    const TensorEntry& tensor = bundle_.tensor(name);
+    used_.push_back(&tensor);
+    return tensor;
+  }
+  void check(const std::string& name, const TensorEntry& tensor, bool good, const std::string& wanted) const {
+    if (good) return;
+    const std::string found = tensor.is_vector ? "[" + std::to_string(tensor.cols) + "]" : shape_text(tensor.rows, tensor.cols);
+    throw Error(ErrorKind::corrupt, manifest_path(bundle_) + ": tensor '" + name + "' has shape " + found + ", the recipe needs " + wanted);
+  }
+  const std::byte* address(const TensorEntry& tensor) const {
+    return files_ == nullptr ? nullptr : (*files_)[tensor.extent.file].data() + tensor.extent.offset;
+  }
+
+  const Bundle& bundle_;
+  const std::vector<Buffer>* files_;  // null: check only
+  std::vector<const TensorEntry*> used_;
+};
+
+namespace {
+
+template <typename Binder>
+LayerWeights bind_layer(Binder& binder, const Recipe& recipe, int index) {
+  const BlockRecipe& block = recipe.block(index);
+  const AttentionRecipe& a = block.attention;
+  const FfnRecipe& ffn = block.ffn;
+  const int hidden = recipe.hidden_size;
+  const int q_rows = a.num_heads * a.head_dim;
+  const int kv_rows = a.num_kv_heads * a.head_dim;
+  const std::string prefix = "layers." + std::to_string(index) + ".";
+  const std::string attention = prefix + "attention.";
+  const bool normed = a.qk_norm != QkNorm::none;
+  const bool by_row = a.qk_norm == QkNorm::row;
+
+  LayerWeights layer;
+  layer.attention_norm = binder.vector(prefix + "attention_norm", hidden);
+  layer.attention = {.q = binder.matrix(attention + "q", q_rows, hidden),
+                     .k = binder.matrix(attention + "k", kv_rows, hidden),
+                     .v = binder.matrix(attention + "v", kv_rows, hidden),
+                     .o = binder.matrix(attention + "o", hidden, q_rows),
+                     .q_bias = binder.vector_if(a.qkv_bias, attention + "q_bias", q_rows),
+                     .k_bias = binder.vector_if(a.qkv_bias, attention + "k_bias", kv_rows),
+                     .v_bias = binder.vector_if(a.qkv_bias, attention + "v_bias", kv_rows),
+                     .o_bias = binder.vector_if(a.output_bias, attention + "o_bias", hidden),
+                     .q_norm = binder.vector_if(normed, attention + "q_norm", by_row ? q_rows : a.head_dim),
+                     .k_norm = binder.vector_if(normed, attention + "k_norm", by_row ? kv_rows : a.head_dim)};
+  layer.ffn_norm = binder.vector(prefix + "ffn_norm", hidden);
+  if (!ffn.is_moe()) {
+    layer.dense = binder.gated_ffn(prefix + "ffn.", hidden, ffn.intermediate_size);
+    return layer;
+  }
+  layer.router = binder.matrix(prefix + "router", ffn.num_experts, hidden, true);
+  if (ffn.shared) {
+    layer.dense = binder.gated_ffn(prefix + "shared.", hidden, ffn.shared->intermediate_size);
+    if (ffn.shared->sigmoid_gate) layer.shared_router = binder.matrix(prefix + "shared.router", 1, hidden, true);
+  }
+  return layer;
+}
+
+}  // namespace
+
+std::uint64_t Weights::resident_bytes(const Bundle& bundle, const Recipe& recipe) {
+  Binder binder(bundle, nullptr);
+  binder.matrix("embedding", recipe.vocab_size, recipe.hidden_size);
+  if (!recipe.tied_output) binder.matrix("output", recipe.vocab_size, recipe.hidden_size);
+  binder.vector("final_norm", recipe.hidden_size);
+  for (int i = 0; i < recipe.num_layers(); ++i) bind_layer(binder, recipe, i);
+  binder.finish();
+  check_experts(bundle, recipe);
+  std::uint64_t bytes = 0;
+  const std::vector<bool> dense = dense_files(bundle);
+  for (std::size_t i = 0; i < dense.size(); ++i) {
+    if (dense[i]) bytes += round_up(bundle.manifest().files[i].bytes, page_size());
+  }
+  return bytes;
+}
+
+Weights::Weights(const Bundle& bundle, const Recipe& recipe, std::shared_ptr<Budget> budget, ThreadPool& pool) {
+  read(bundle, std::move(budget), pool);
+  Binder binder(bundle, &files_);
+  embedding_ = binder.matrix("embedding", recipe.vocab_size, recipe.hidden_size);
+  output_ = recipe.tied_output ? embedding_ : binder.matrix("output", recipe.vocab_size, recipe.hidden_size);
+  final_norm_ = binder.vector("final_norm", recipe.hidden_size);
+  for (int i = 0; i < recipe.num_layers(); ++i) layers_.push_back(bind_layer(binder, recipe, i));
+}
+
+void Weights::read(const Bundle& bundle, std::shared_ptr<Budget> budget, ThreadPool& pool) {
+  const std::vector<bool> dense = dense_files(bundle);
+  for (std::size_t i = 0; i < dense.size(); ++i) {
+    if (!dense[i]) {
+      files_.emplace_back();
+      continue;
+    }
+    const File& file = *bundle.file(static_cast<std::uint32_t>(i));
+    Buffer& buffer = files_.emplace_back(budget, file.bytes(), "dense weights");
+    const auto chunks = static_cast<int>((file.bytes() + kReadChunk - 1) / kReadChunk);
+    pool.run(chunks, 1, [&](int begin, int end, int) {
+      for (int c = begin; c < end; ++c) {
+        const std::size_t from = static_cast<std::size_t>(c) * kReadChunk;
+        file.read(from, buffer.span().subspan(from, std::min(kReadChunk, file.bytes() - from)));
+      }
+    });
+    bytes_read_ += file.bytes();
+  }
+  std::vector<std::pair<const std::string*, const TensorEntry*>> tensors;
+  for (const auto& [name, tensor] : bundle.manifest().tensors) tensors.emplace_back(&name, &tensor);
+  pool.run(static_cast<int>(tensors.size()), 1, [&](int begin, int end, int) {
+    for (int t = begin; t < end; ++t) {
+      const auto& [name, tensor] = tensors[static_cast<std::size_t>(t)];
+      const Extent& e = tensor->extent;
+      if (xxh64(std::span<const std::byte>(files_[e.file].span().subspan(e.offset, e.bytes))) != e.checksum) {
+        throw Error(ErrorKind::corrupt, bundle.file(e.file)->path().string() + ": tensor '" + *name + "' at offset " +
+                                            std::to_string(e.offset) + " (" + std::to_string(e.bytes) +
+                                            " bytes): checksum differs; convert or copy the bundle again");
+      }
+    }
+  });
+}
+
+}  // namespace edgert

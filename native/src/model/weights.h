@@ -1,0 +1,82 @@
+// A model's dense weights, resident, bound to the names that the recipe implies.
+//
+// Threads: immutable after load. Ownership: views point into the weights' own buffer.
+#pragma once
+
+#include <cstddef>
+#include <optional>
+#include <vector>
+
+#include "bundle/bundle.h"
+#include "model/recipe.h"
+#include "platform/memory.h"
+#include "platform/thread_pool.h"
+
+namespace edgert {
+
+struct Matrix {
+  FormatId format = FormatId::f32;
+  std::size_t rows = 0;
+  std::size_t cols = 0;
+  const std::byte* data = nullptr;
+};
+
+struct AttentionWeights {
+  Matrix q, k, v, o;
+  const float* q_bias = nullptr;  // null where the recipe has none
+  const float* k_bias = nullptr;
+  const float* v_bias = nullptr;
+  const float* o_bias = nullptr;
+  const float* q_norm = nullptr;
+  const float* k_norm = nullptr;
+};
+
+struct GatedFfnWeights {
+  Matrix gate, up, down;
+};
+
+struct LayerWeights {
+  const float* attention_norm = nullptr;
+  AttentionWeights attention;
+  const float* ffn_norm = nullptr;
+  std::optional<GatedFfnWeights> dense;   // a dense ffn, or the shared expert
+  Matrix router;                          // of an MoE
+  std::optional<Matrix> shared_router;
+};
+
+// Where an expert's matrices lie inside its extent, by combination of formats.
+struct ExpertLayout {
+  ExpertFormats formats;
+  std::size_t up_offset = 0;
+  std::size_t down_offset = 0;
+  std::size_t bytes = 0;
+};
+ExpertLayout expert_layout(const ExpertFormats& formats, std::size_t hidden_size, std::size_t intermediate_size);
+
+class Weights {
+ public:
+  // Checks names and shapes of everything the recipe needs (and that nothing is left over), then reads and
+  // checks the dense tensors. Error{corrupt} names the tensor.
+  Weights(const Bundle& bundle, const Recipe& recipe, std::shared_ptr<Budget> budget, ThreadPool& pool);
+
+  // Bytes that loading charges; checks the same without reading.
+  static std::uint64_t resident_bytes(const Bundle& bundle, const Recipe& recipe);
+
+  const Matrix& embedding() const noexcept { return embedding_; }
+  const Matrix& output() const noexcept { return output_; }
+  const float* final_norm() const noexcept { return final_norm_; }
+  const LayerWeights& layer(int i) const { return layers_[static_cast<std::size_t>(i)]; }
+  std::uint64_t bytes_read() const noexcept { return bytes_read_; }
+
+ private:
+  class Binder;
+  void read(const Bundle& bundle, std::shared_ptr<Budget> budget, ThreadPool& pool);
+
+  std::vector<Buffer> files_;  // by file index; empty where a file holds no dense tensor
+  Matrix embedding_, output_;
+  const float* final_norm_ = nullptr;
+  std::vector<LayerWeights> layers_;
+  std::uint64_t bytes_read_ = 0;
+};
+
+}  // namespace edgert
