@@ -2,6 +2,7 @@
 
 import mmap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,13 +42,20 @@ def from_bf16(bits: npt.NDArray[np.uint16]) -> Floats:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
+def stored(values: Floats, dtype: str) -> npt.NDArray[Any]:
+    """The values as a checkpoint of this type holds them."""
+    if dtype == "bf16":
+        return to_bf16(values)
+    return values.astype(np.float16 if dtype == "f16" else np.float32)
+
+
 def pack(
     name: str, weights: Floats, *, threads: int = 1, remainder: bytearray | None = None
 ) -> tuple[bytes, tuple[float, float, float]]:
     rows, cols = weights.shape
     packed = bytearray(_native.packed_bytes(name, rows, cols))
     report = _native.pack(
-        name, weights, "f32", rows, cols, destination=packed, remainder=remainder, threads=threads
+        name, weights.data, "f32", rows, cols, destination=packed, remainder=remainder, threads=threads
     )
     return bytes(packed), report
 
@@ -198,12 +206,11 @@ def test_low_bit_weights_are_carried_over_exactly(name: str) -> None:
 def test_source_types_agree(name: str, dtype: str) -> None:
     """The same values give the same bytes, whatever they are stored in."""
     rows, cols = 33, 96
-    values = from_bf16(to_bf16(weights_like_a_layer(rows, cols))).astype(np.float16).astype(np.float32)
-    values = from_bf16(to_bf16(values))
+    values = from_bf16(to_bf16(weights_like_a_layer(rows, cols)))
     values = np.where(np.abs(values) < 2.0**-14, 0, values).astype(np.float32)  # exact in all three
-    source = {"f32": values, "f16": values.astype(np.float16), "bf16": to_bf16(values)}[dtype]
+    source = stored(values, dtype)
     packed = bytearray(_native.packed_bytes(name, rows, cols))
-    _native.pack(name, source, dtype, rows, cols, destination=packed)
+    _native.pack(name, source.data, dtype, rows, cols, destination=packed)
     assert packed == pack(name, values)[0]
 
 
@@ -263,10 +270,10 @@ def test_any_scale_and_offset(
 def test_weights_that_are_no_numbers_are_refused(name: str, dtype: str, value: float) -> None:
     weights = weights_like_a_layer(40, 70)
     weights[37, 65] = value
-    source = {"f32": weights, "f16": weights.astype(np.float16), "bf16": to_bf16(weights)}[dtype]
+    source = stored(weights, dtype)
     packed = bytearray(_native.packed_bytes(name, 40, 70))
     with pytest.raises(InvalidArgumentError, match=r"row 37, column 65 is -?(nan|inf)"):
-        _native.pack(name, source, dtype, 40, 70, destination=packed, threads=2)
+        _native.pack(name, source.data, dtype, 40, 70, destination=packed, threads=2)
 
 
 @pytest.mark.parametrize(
@@ -295,25 +302,25 @@ def test_arguments_are_checked() -> None:
     with pytest.raises(UnsupportedError, match="'int5' is unknown; known are f32, f16"):
         _native.packed_bytes("int5", 1, 1)
     with pytest.raises(UnsupportedError, match="'f64' cannot be packed"):
-        _native.pack("int8", weights, "f64", 16, 32, destination=packed)
+        _native.pack("int8", weights.data, "f64", 16, 32, destination=packed)
     with pytest.raises(InvalidArgumentError, match="0 rows"):
         _native.packed_bytes("int8", 0, 1)
     with pytest.raises(InvalidArgumentError, match="source has 2048 bytes; needed are 2112"):
-        _native.pack("int8", weights, "f32", 16, 33, destination=packed)
+        _native.pack("int8", weights.data, "f32", 16, 33, destination=packed)
     with pytest.raises(InvalidArgumentError, match="destination has 576 bytes; needed are 192"):
-        _native.pack("int2", weights, "f32", 16, 32, destination=packed)
+        _native.pack("int2", weights.data, "f32", 16, 32, destination=packed)
     with pytest.raises(InvalidArgumentError, match="remainder has 3 bytes"):
-        _native.pack("int8", weights, "f32", 16, 32, destination=packed, remainder=bytearray(3))
+        _native.pack("int8", weights.data, "f32", 16, 32, destination=packed, remainder=bytearray(3))
     with pytest.raises(InvalidArgumentError, match="f32 has no remainder"):
         pack("f32", weights, remainder=bytearray(16 * 32))
     with pytest.raises(
         InvalidArgumentError, match="destination: needed is a contiguous writable buffer, found bytes"
     ):
-        _native.pack("int8", weights, "f32", 16, 32, destination=bytes(packed))
-    with pytest.raises(InvalidArgumentError, match="source: needed is a contiguous buffer, found ndarray"):
-        _native.pack("int8", weights.T[::2], "f32", 16, 16, destination=packed)
+        _native.pack("int8", weights.data, "f32", 16, 32, destination=bytes(packed))
+    with pytest.raises(InvalidArgumentError, match="source: needed is a contiguous buffer, found memoryview"):
+        _native.pack("int8", weights.T[::2].data, "f32", 16, 16, destination=packed)
     with pytest.raises(InvalidArgumentError, match="threads"):
-        _native.pack("int8", weights, "f32", 16, 32, destination=packed, threads=-1)
+        _native.pack("int8", weights.data, "f32", 16, 32, destination=packed, threads=-1)
     with pytest.raises(InvalidArgumentError, match="packed has 576 bytes"):
         _native.unpack("int8", packed, 17, 32)
 
@@ -335,7 +342,7 @@ def test_buffers_of_every_kind(tmp_path: Path) -> None:
     path = tmp_path / "values"
     path.write_bytes(values.tobytes())
     expected = xxhash.xxh64(values.tobytes()).hexdigest()
-    assert _native.xxh64(values) == _native.xxh64(bytearray(values.tobytes())) == expected
+    assert _native.xxh64(values.data) == _native.xxh64(bytearray(values.tobytes())) == expected
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         assert _native.xxh64(mapped) == expected
     with pytest.raises(InvalidArgumentError, match="data: needed is a contiguous buffer, found str"):

@@ -33,15 +33,15 @@ struct PackReport {
 // The report is the sum of the tiles' own in their order.
 // Error{invalid_argument} on sizes that disagree; on NaN, Inf or values outside the format it names row
 // and column.
-PackReport pack_tiles(const Format& format, SourceType type, std::span<const std::byte> source, std::size_t rows,
-                      std::size_t cols, std::size_t tile_begin, std::size_t tile_end,
+PackReport pack_tiles(const Format& format, SourceType type, std::span<const std::byte> source,
+                      std::size_t rows, std::size_t cols, std::size_t tile_begin, std::size_t tile_end,
                       std::span<std::byte> destination, std::span<std::int8_t> remainder = {});
 
-// All tiles, split over threads: the same bytes and report at any number of them. `threads` counts the caller;
-// 0 means usable_cores().
-PackReport pack_matrix(const Format& format, SourceType type, std::span<const std::byte> source, std::size_t rows,
-                       std::size_t cols, std::span<std::byte> destination, std::span<std::int8_t> remainder,
-                       int threads);
+// All tiles, split over threads: the same bytes and report at any number of them. `threads` counts the
+// caller; 0 means usable_cores().
+PackReport pack_matrix(const Format& format, SourceType type, std::span<const std::byte> source,
+                       std::size_t rows, std::size_t cols, std::span<std::byte> destination,
+                       std::span<std::int8_t> remainder, int threads);
 
 // One row of a packed matrix back to f32; out.size() == cols.
 void unpack_row(const Format& format, std::span<const std::byte> packed, std::size_t rows, std::size_t cols,
