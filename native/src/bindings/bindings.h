@@ -10,5 +10,6 @@ void bind_quant(pybind11::module_& module);
 void bind_platform(pybind11::module_& module);
 void bind_bundle(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
+void bind_model(pybind11::module_& module);
 
 }  // namespace edgert

@@ -1,10 +1,10 @@
 // Registers the bound classes; holds no logic.
-#include <pybind11/pybind11.h>
-
 #include "bindings/bindings.h"
 
 PYBIND11_MODULE(_native, module) {
   edgert::bind_errors(module);
-  edgert::bind_quant(module);
   edgert::bind_platform(module);
+  edgert::bind_quant(module);
+  edgert::bind_bundle(module);
+  edgert::bind_engine(module);
 }

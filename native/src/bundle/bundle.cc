@@ -25,7 +25,8 @@ std::uint64_t hash_extent(const File& file, const Extent& extent, const Buffer& 
   const std::uint64_t end = extent.offset + extent.bytes;
   while (at < end) {
     const std::uint64_t from = at / File::kDirectAlignment * File::kDirectAlignment;
-    const std::uint64_t stop = std::min<std::uint64_t>(from + window.size(), round_up(end, File::kDirectAlignment));
+    const std::uint64_t stop =
+        std::min<std::uint64_t>(from + window.size(), round_up(end, File::kDirectAlignment));
     const auto bytes = window.span().first(std::min<std::uint64_t>(stop, file.bytes()) - from);
     file.read(from, bytes);
     const std::uint64_t upto = std::min(end, from + bytes.size());
@@ -66,20 +67,24 @@ Bundle Bundle::open(const std::filesystem::path& directory, DirectIo direct) {
 const TensorEntry& Bundle::tensor(const std::string& name) const {
   const auto found = manifest_.tensors.find(name);
   if (found == manifest_.tensors.end()) {
-    throw Error(ErrorKind::corrupt, (path_ / "manifest.json").string() + ": tensor '" + name + "', which the recipe needs, is missing");
+    throw Error(ErrorKind::corrupt, (path_ / "manifest.json").string() + ": tensor '" + name +
+                                        "', which the recipe needs, is missing");
   }
   return found->second;
 }
 
 std::uint64_t Bundle::verify(const std::function<void(std::uint64_t, std::uint64_t)>& progress) const {
   std::vector<Checked> all;
-  for (const auto& [name, tensor] : manifest_.tensors) all.push_back({"tensor '" + name + "'", tensor.extent});
+  for (const auto& [name, tensor] : manifest_.tensors)
+    all.push_back({"tensor '" + name + "'", tensor.extent});
   for (const auto& layer : manifest_.experts) {
     for (std::size_t e = 0; e < layer.experts.size(); ++e) {
-      all.push_back({"expert " + std::to_string(e) + " of layer " + std::to_string(layer.layer), layer.experts[e].extent});
+      all.push_back({"expert " + std::to_string(e) + " of layer " + std::to_string(layer.layer),
+                     layer.experts[e].extent});
     }
   }
-  for (const auto& [name, extent] : manifest_.remainders) all.push_back({"remainders of '" + name + "'", extent});
+  for (const auto& [name, extent] : manifest_.remainders)
+    all.push_back({"remainders of '" + name + "'", extent});
   std::sort(all.begin(), all.end(), [](const Checked& a, const Checked& b) {
     return std::pair(a.extent.file, a.extent.offset) < std::pair(b.extent.file, b.extent.offset);
   });
@@ -95,8 +100,9 @@ std::uint64_t Bundle::verify(const std::function<void(std::uint64_t, std::uint64
   const Buffer window(nullptr, kVerifyChunk, "verify");
   const auto check = [&](const File& file, const std::string& what, const Extent& extent) {
     if (hash_extent(file, extent, window, advance) != extent.checksum) {
-      throw Error(ErrorKind::corrupt, file.path().string() + ": " + what + " at offset " + std::to_string(extent.offset) +
-                                          " (" + std::to_string(extent.bytes) +
+      throw Error(ErrorKind::corrupt, file.path().string() + ": " + what + " at offset " +
+                                          std::to_string(extent.offset) + " (" +
+                                          std::to_string(extent.bytes) +
                                           " bytes): checksum differs; convert or copy the bundle again");
     }
   };

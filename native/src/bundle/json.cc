@@ -22,8 +22,9 @@ class Parser {
 
  private:
   [[noreturn]] void fail(const std::string& allowed) const {
-    const std::string found = at_ < text_.size() ? "byte " + std::to_string(static_cast<unsigned char>(text_[at_]))
-                                                 : std::string("the end of the text");
+    const std::string found = at_ < text_.size()
+                                  ? "byte " + std::to_string(static_cast<unsigned char>(text_[at_]))
+                                  : std::string("the end of the text");
     throw Error(ErrorKind::corrupt, std::string(file_) + ": invalid JSON at offset " + std::to_string(at_) +
                                         ": found " + found + ", expected " + allowed);
   }
@@ -78,12 +79,14 @@ class Parser {
 
   void refuse_duplicates(const Json::Object& object) const {
     std::vector<std::string_view> keys(object.size());
-    std::transform(object.begin(), object.end(), keys.begin(), [](const auto& e) -> std::string_view { return e.first; });
+    std::transform(object.begin(), object.end(), keys.begin(),
+                   [](const auto& e) -> std::string_view { return e.first; });
     std::sort(keys.begin(), keys.end());
     const auto twice = std::adjacent_find(keys.begin(), keys.end());
     if (twice != keys.end()) {
       throw Error(ErrorKind::corrupt, std::string(file_) + ": key '" + std::string(*twice) +
-                                          "' stands twice in the object that ends at offset " + std::to_string(at_));
+                                          "' stands twice in the object that ends at offset " +
+                                          std::to_string(at_));
     }
   }
 
@@ -217,7 +220,9 @@ std::string describe(const Json& json) {
       return "\"" + s.substr(0, 80) + (s.size() > 80 ? "…\"" : "\"");
     }
     std::string operator()(const Json::Array& a) const { return "an array of " + std::to_string(a.size()); }
-    std::string operator()(const Json::Object& o) const { return "an object of " + std::to_string(o.size()) + " keys"; }
+    std::string operator()(const Json::Object& o) const {
+      return "an object of " + std::to_string(o.size()) + " keys";
+    }
   };
   return std::visit(Describe{}, json.value());
 }
@@ -294,8 +299,9 @@ void JsonObject::skip(std::string_view key) noexcept {
 void JsonObject::finish() const {
   for (std::size_t i = 0; i < taken_.size(); ++i) {
     if (!taken_[i]) {
-      throw Error(ErrorKind::unsupported, path_ + ": key '" + (*object_)[i].first +
-                                              "' is not known to this version of edgert; use a newer one or convert again");
+      throw Error(ErrorKind::unsupported,
+                  path_ + ": key '" + (*object_)[i].first +
+                      "' is not known to this version of edgert; use a newer one or convert again");
     }
   }
 }

@@ -1,7 +1,7 @@
 // Strict JSON for manifests: UTF-8 text without duplicate keys, bounded depth, no extensions.
 //
-// Ownership: values own what they hold. Errors are Error{corrupt} with the file and the byte offset, or, for a
-// value of the wrong kind, the path of keys to it.
+// Ownership: values own what they hold. Errors are Error{corrupt} with the file and the byte offset, or, for
+// a value of the wrong kind, the path of keys to it.
 #pragma once
 
 #include <cstdint>
@@ -42,7 +42,7 @@ class JsonField {
   std::int64_t as_integer(std::int64_t minimum, std::int64_t maximum) const;
   double as_number() const;  // finite
   const std::string& as_string() const;
-  std::size_t size() const;                      // of an array
+  std::size_t size() const;                       // of an array
   JsonField operator[](std::size_t index) const;  // REQUIRES index < size()
   const Json& json() const noexcept { return *json_; }
 
@@ -57,10 +57,10 @@ class JsonField {
 class JsonObject {
  public:
   explicit JsonObject(const JsonField& field);
-  JsonField take(std::string_view key);                        // Error{corrupt} where the key is missing
+  JsonField take(std::string_view key);  // Error{corrupt} where the key is missing
   bool has(std::string_view key) const noexcept;
-  void skip(std::string_view key) noexcept;                    // a key that may be there and is not used here
-  void finish() const;                                         // Error{unsupported} naming a key left over
+  void skip(std::string_view key) noexcept;  // a key that may be there and is not used here
+  void finish() const;                       // Error{unsupported} naming a key left over
   const std::string& path() const noexcept { return path_; }
 
  private:

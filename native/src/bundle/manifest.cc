@@ -30,8 +30,8 @@ std::uint64_t parse_checksum(const JsonField& field) {
 bool is_component(const std::string& name) {
   return !name.empty() && name.size() <= 255 && name[0] != '.' &&
          std::all_of(name.begin(), name.end(), [](char c) {
-           return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' ||
-                  c == '-';
+           return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
+                  c == '_' || c == '-';
          });
 }
 
@@ -64,7 +64,8 @@ class ManifestParser {
     const JsonField version = root_.take("format_version");
     const std::int64_t found = version.as_integer(1, 1 << 30);
     if (found > kBundleFormatVersion) {
-      throw Error(ErrorKind::unsupported, version.path() + ": found " + std::to_string(found) + ", this edgert reads up to " +
+      throw Error(ErrorKind::unsupported, version.path() + ": found " + std::to_string(found) +
+                                              ", this edgert reads up to " +
                                               std::to_string(kBundleFormatVersion) +
                                               "; update edgert or convert the model again with this one");
     }
@@ -84,19 +85,21 @@ class ManifestParser {
     for (std::size_t i = 0; i < list.size(); ++i) {
       JsonObject entry(list[i]);
       const JsonField bytes = entry.take("bytes");
-      out_.files.push_back({file_name(entry.take("name")), static_cast<std::uint64_t>(bytes.as_integer(1, kMaxFileBytes))});
+      out_.files.push_back(
+          {file_name(entry.take("name")), static_cast<std::uint64_t>(bytes.as_integer(1, kMaxFileBytes))});
       if (out_.files.back().bytes % out_.alignment != 0) bytes.fail("a multiple of the alignment");
       entry.finish();
       for (std::size_t j = 0; j < i; ++j) {
-        if (out_.files[j].name == out_.files[i].name) corrupt(list[i].path() + ": file '" + out_.files[i].name + "' stands twice");
+        if (out_.files[j].name == out_.files[i].name)
+          corrupt(list[i].path() + ": file '" + out_.files[i].name + "' stands twice");
       }
     }
     extents_.resize(out_.files.size());
   }
 
   // The range of an extent, checked against its file and noted for the overlap check.
-  Extent extent(const JsonField& file, const JsonField& offset, const JsonField& bytes, const JsonField& checksum,
-                std::uint64_t alignment) {
+  Extent extent(const JsonField& file, const JsonField& offset, const JsonField& bytes,
+                const JsonField& checksum, std::uint64_t alignment) {
     Extent e;
     if (out_.files.empty()) file.fail("an index into 'files', which is empty");
     e.file = static_cast<std::uint32_t>(file.as_integer(0, static_cast<std::int64_t>(out_.files.size()) - 1));
@@ -107,8 +110,8 @@ class ManifestParser {
     if (e.offset < out_.alignment) offset.fail("at least the alignment, " + std::to_string(out_.alignment));
     const Manifest::FileEntry& entry = out_.files[e.file];
     if (e.offset + e.bytes > entry.bytes) {
-      bytes.fail("an end inside '" + entry.name + "' (" + std::to_string(entry.bytes) + " bytes) from offset " +
-                 std::to_string(e.offset));
+      bytes.fail("an end inside '" + entry.name + "' (" + std::to_string(entry.bytes) +
+                 " bytes) from offset " + std::to_string(e.offset));
     }
     extents_[e.file].push_back({e.offset, e.bytes});
     return e;
@@ -125,16 +128,21 @@ class ManifestParser {
       if (shape.size() != 1 && shape.size() != 2) shape.fail("one or two dimensions");
       tensor.is_vector = shape.size() == 1;
       tensor.cols = static_cast<std::size_t>(shape[shape.size() - 1].as_integer(1, kMaxDimension - 1));
-      tensor.rows = tensor.is_vector ? 1 : static_cast<std::size_t>(shape[0].as_integer(1, kMaxDimension - 1));
+      tensor.rows =
+          tensor.is_vector ? 1 : static_cast<std::size_t>(shape[0].as_integer(1, kMaxDimension - 1));
       const JsonField bytes = entry.take("bytes");
-      tensor.extent = extent(entry.take("file"), entry.take("offset"), bytes, entry.take("checksum"), kTensorAlignment);
-      const std::size_t expected =
-          tensor.is_vector ? tensor.cols * sizeof(float) : packed_bytes(format(tensor.format), tensor.rows, tensor.cols);
-      if (tensor.extent.bytes != expected) bytes.fail(std::to_string(expected) + " bytes, as format and shape of '" + name + "' say");
+      tensor.extent =
+          extent(entry.take("file"), entry.take("offset"), bytes, entry.take("checksum"), kTensorAlignment);
+      const std::size_t expected = tensor.is_vector
+                                       ? tensor.cols * sizeof(float)
+                                       : packed_bytes(format(tensor.format), tensor.rows, tensor.cols);
+      if (tensor.extent.bytes != expected)
+        bytes.fail(std::to_string(expected) + " bytes, as format and shape of '" + name + "' say");
       if (tensor.is_vector && tensor.format != FormatId::f32) shape.fail("format f32 for a vector");
       entry.skip("source");
       entry.finish();
-      if (!out_.tensors.emplace(name, tensor).second) corrupt(list[i].path() + ": tensor '" + name + "' stands twice");
+      if (!out_.tensors.emplace(name, tensor).second)
+        corrupt(list[i].path() + ": tensor '" + name + "' stands twice");
     }
   }
 
@@ -152,7 +160,8 @@ class ManifestParser {
       Manifest::ExpertLayer layer;
       const JsonField number = entry.take("layer");
       layer.layer = static_cast<int>(number.as_integer(0, 1 << 20));
-      if (!out_.experts.empty() && out_.experts.back().layer >= layer.layer) number.fail("layers in ascending order, each once");
+      if (!out_.experts.empty() && out_.experts.back().layer >= layer.layer)
+        number.fail("layers in ascending order, each once");
       const JsonField rows = entry.take("extents");
       layer.experts.reserve(rows.size());
       for (std::size_t e = 0; e < rows.size(); ++e) {
@@ -189,7 +198,8 @@ class ManifestParser {
     for (std::size_t i = 0; i < list.size(); ++i) {
       const JsonField row = list[i];
       if (row.size() != 4) row.fail("[name, offset, bytes, checksum]");
-      out_.remainders.emplace_back(row[0].as_string(), extent(file, row[1], row[2], row[3], kTensorAlignment));
+      out_.remainders.emplace_back(row[0].as_string(),
+                                   extent(file, row[1], row[2], row[3], kTensorAlignment));
     }
   }
 
@@ -213,7 +223,9 @@ class ManifestParser {
 
 }  // namespace
 
-Manifest parse_manifest(std::string_view text) { return ManifestParser(Json::parse(text, "manifest.json")).parse(); }
+Manifest parse_manifest(std::string_view text) {
+  return ManifestParser(Json::parse(text, "manifest.json")).parse();
+}
 
 std::string read_manifest(const std::filesystem::path& directory) {
   std::error_code error;
@@ -223,24 +235,30 @@ std::string read_manifest(const std::filesystem::path& directory) {
   }
   const std::filesystem::path path = directory / "manifest.json";
   if (!std::filesystem::exists(std::filesystem::symlink_status(path, error))) {
-    throw Error(ErrorKind::not_found, path.string() + ": missing; not an edgert bundle, or half-installed: convert or copy it again");
+    throw Error(
+        ErrorKind::not_found,
+        path.string() + ": missing; not an edgert bundle, or half-installed: convert or copy it again");
   }
   const auto file = File::open(path, DirectIo::off);
   if (file->bytes() > kMaxManifestBytes) {
-    corrupt(path.string() + ": " + std::to_string(file->bytes()) + " bytes, at most " + std::to_string(kMaxManifestBytes) + " are allowed");
+    corrupt(path.string() + ": " + std::to_string(file->bytes()) + " bytes, at most " +
+            std::to_string(kMaxManifestBytes) + " are allowed");
   }
   std::string text(file->bytes(), '\0');
   file->read(0, std::as_writable_bytes(std::span(text)));
 
   static constexpr std::string_view kPrefix = "{\"checksum\":\"";
   constexpr std::size_t kFirstLine = kPrefix.size() + 16 + 2;  // digits, '",'
-  const bool shaped = text.size() > kFirstLine && text.starts_with(kPrefix) && text.substr(kFirstLine - 2, 3) == "\",\n";
+  const bool shaped =
+      text.size() > kFirstLine && text.starts_with(kPrefix) && text.substr(kFirstLine - 2, 3) == "\",\n";
   std::uint64_t stated = 0;
   if (shaped) std::from_chars(text.data() + kPrefix.size(), text.data() + kPrefix.size() + 16, stated, 16);
   if (!shaped) corrupt(path.string() + ": offset 0: the first line is not {\"checksum\":\"…\",");
   const std::uint64_t found = xxh64(std::as_bytes(std::span(text).subspan(kFirstLine + 1)));
   if (found != stated) {
-    corrupt(path.string() + ": checksum differs from its content; the file is damaged or was edited: convert or copy it again");
+    corrupt(
+        path.string() +
+        ": checksum differs from its content; the file is damaged or was edited: convert or copy it again");
   }
   return text;
 }
@@ -256,15 +274,20 @@ void check_file_header(const File& file, const Manifest& manifest, std::size_t i
   };
   const std::string name = file.path().string();
   if (!std::equal(kMagic, kMagic + 8, bytes)) corrupt(name + ": offset 0: not a file of an edgert bundle");
-  if (u32(8) != kBundleFormatVersion) corrupt(name + ": offset 8: format version " + std::to_string(u32(8)) + ", the manifest says " + std::to_string(kBundleFormatVersion));
-  if (u32(12) != index) corrupt(name + ": offset 12: file index " + std::to_string(u32(12)) + ", the manifest says " + std::to_string(index));
+  if (u32(8) != kBundleFormatVersion)
+    corrupt(name + ": offset 8: format version " + std::to_string(u32(8)) + ", the manifest says " +
+            std::to_string(kBundleFormatVersion));
+  if (u32(12) != index)
+    corrupt(name + ": offset 12: file index " + std::to_string(u32(12)) + ", the manifest says " +
+            std::to_string(index));
   std::string id;
   for (std::size_t i = 16; i < kHeaderBytes; ++i) {
     id += "0123456789abcdef"[bytes[i] >> 4];
     id += "0123456789abcdef"[bytes[i] & 15];
   }
   if (id != manifest.bundle_id) {
-    corrupt(name + ": offset 16: belongs to bundle " + id + ", the manifest to " + manifest.bundle_id + "; files of two bundles are mixed");
+    corrupt(name + ": offset 16: belongs to bundle " + id + ", the manifest to " + manifest.bundle_id +
+            "; files of two bundles are mixed");
   }
 }
 

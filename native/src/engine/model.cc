@@ -25,9 +25,12 @@ Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path
       plan_(plan_memory(bundle_, recipe_, *runtime_, runtime_->pool().threads(), options)),
       weights_(bundle_, recipe_, runtime_->budget(), runtime_->pool()),
       kv_(std::make_shared<KvPool>(KvLayout(recipe_, plan_.kv_type),
-                                   (plan_.context + kKvBlockTokens - 1) / kKvBlockTokens * options.parallel, runtime_->budget())),
-      store_(bundle_, runtime_->budget(), runtime_->reader(), plan_.slots_bytes, make_lru(expert_count(bundle_))),
-      decoder_(bundle_, recipe_, weights_, store_, kv_->layout(), {runtime_->pool(), runtime_->kernel_table()}, runtime_->budget(),
+                                   (plan_.context + kKvBlockTokens - 1) / kKvBlockTokens * options.parallel,
+                                   runtime_->budget())),
+      store_(bundle_, runtime_->budget(), runtime_->reader(), plan_.slots_bytes,
+             make_lru(expert_count(bundle_))),
+      decoder_(bundle_, recipe_, weights_, store_, kv_->layout(),
+               {runtime_->pool(), runtime_->kernel_table()}, runtime_->budget(),
                {plan_.chunk, runtime_->pool().threads(), plan_.context}) {
   batch_.reserve(static_cast<std::size_t>(plan_.chunk));
   origins_.reserve(static_cast<std::size_t>(plan_.chunk));
@@ -42,12 +45,14 @@ void Model::check(std::span<const StepRow> rows) const {
     for (std::size_t t = 0; t < rows[i].tokens.size(); ++t) {
       const std::int32_t token = rows[i].tokens[t];
       if (token < 0 || token >= recipe_.vocab_size) {
-        throw Error(ErrorKind::invalid_argument, row + "token " + std::to_string(t) + " is " + std::to_string(token) + ", allowed 0 to " +
+        throw Error(ErrorKind::invalid_argument, row + "token " + std::to_string(t) + " is " +
+                                                     std::to_string(token) + ", allowed 0 to " +
                                                      std::to_string(recipe_.vocab_size - 1));
       }
     }
     for (std::size_t j = 0; j < i; ++j) {
-      if (rows[j].sequence == rows[i].sequence) throw Error(ErrorKind::invalid_argument, row + "its sequence stands in the batch twice");
+      if (rows[j].sequence == rows[i].sequence)
+        throw Error(ErrorKind::invalid_argument, row + "its sequence stands in the batch twice");
     }
   }
 }
@@ -56,7 +61,8 @@ void Model::step(std::span<const StepRow> rows, const StepSink& sink, const std:
   const std::lock_guard lock(step_mutex_);
   check(rows);
   try {
-    for (const StepRow& row : rows) row.sequence->reserve(row.sequence->length() + static_cast<std::int64_t>(row.tokens.size()));
+    for (const StepRow& row : rows)
+      row.sequence->reserve(row.sequence->length() + static_cast<std::int64_t>(row.tokens.size()));
     run_chunks(rows, sink, {cancelled_, poll});
   } catch (...) {
     // Room reserved for tokens that did not come goes back to the pool.
@@ -85,10 +91,13 @@ void Model::run_chunks(std::span<const StepRow> rows, const StepSink& sink, cons
 
 void Model::run_batch(std::span<const StepRow> rows, const StepSink& sink, const StepControl& control) {
   const auto start = Clock::now();
-  decoder_.run(batch_, control, [&](std::size_t i, std::span<float> logits) { sink(origins_[i].row, origins_[i].token, logits); });
+  decoder_.run(batch_, control, [&](std::size_t i, std::span<float> logits) {
+    sink(origins_[i].row, origins_[i].token, logits);
+  });
   for (const BatchRow& row : batch_) row.sequence->advance(1);
   const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-  const bool decode = std::all_of(origins_.begin(), origins_.end(), [&](const Origin& o) { return rows[o.row].tokens.size() == 1; });
+  const bool decode = std::all_of(origins_.begin(), origins_.end(),
+                                  [&](const Origin& o) { return rows[o.row].tokens.size() == 1; });
   {
     const std::lock_guard lock(statistics_mutex_);
     (decode ? statistics_.decode_tokens : statistics_.prefill_tokens) += batch_.size();

@@ -25,9 +25,9 @@
 namespace edgert {
 
 struct ModelOptions {
-  std::int64_t context = 0;  // 0: the smaller of the model's and kDefaultContext
-  int parallel = 1;          // contexts that the KV cache holds together
-  int chunk = 0;             // rows of a step; 0: as many as pay, by the budget
+  std::int64_t context = 0;       // 0: the smaller of the model's and kDefaultContext
+  int parallel = 1;               // contexts that the KV cache holds together
+  int chunk = 0;                  // rows of a step; 0: as many as pay, by the budget
   std::optional<KvType> kv_type;  // none: f32 where attention is f32, else f16
 };
 
@@ -40,10 +40,10 @@ struct MemoryPlan {
   std::uint64_t kv_bytes = 0;
   std::uint64_t scratch_bytes = 0;
   std::uint64_t sampler_bytes = 0;
-  std::uint64_t expert_bytes = 0;    // of every expert
-  std::uint64_t slots_bytes = 0;     // of the budget, for experts
-  std::uint64_t minimum_bytes = 0;   // the smallest budget that works
-  std::uint64_t token_bytes = 0;     // the experts of one token, at most
+  std::uint64_t expert_bytes = 0;   // of every expert
+  std::uint64_t slots_bytes = 0;    // of the budget, for experts
+  std::uint64_t minimum_bytes = 0;  // the smallest budget that works
+  std::uint64_t token_bytes = 0;    // the experts of one token, at most
   bool resident() const noexcept { return slots_bytes >= expert_bytes; }
 };
 // Error{budget} names the smallest budget that works.
@@ -80,8 +80,8 @@ class Model {
   const MemoryPlan& plan() const noexcept { return plan_; }
   std::shared_ptr<KvSequence> sequence();
 
-  // Runs the rows' tokens, in chunks where they are many. After an error every sequence stands as it was before
-  // the chunk that failed. `poll` is called between layers and may throw.
+  // Runs the rows' tokens, in chunks where they are many. After an error every sequence stands as it was
+  // before the chunk that failed. `poll` is called between layers and may throw.
   void step(std::span<const StepRow> rows, const StepSink& sink, const std::function<void()>& poll);
 
   // Stops the step under way, or the next one, with Error{cancelled}.
@@ -109,8 +109,8 @@ class Model {
 
   std::mutex step_mutex_;
   std::atomic<bool> cancelled_{false};
-  std::vector<BatchRow> batch_;     // of the chunk under way
-  std::vector<Origin> origins_;     // where each came from
+  std::vector<BatchRow> batch_;  // of the chunk under way
+  std::vector<Origin> origins_;  // where each came from
   mutable std::mutex statistics_mutex_;
   ModelStatistics statistics_;
 };

@@ -9,13 +9,15 @@ namespace {
 
 constexpr int kChunks[] = {512, 256, 128, 64, 32, 16, 8};
 constexpr int kMaxChunk = 8192;
-constexpr std::uint64_t kScratchShare = 4;  // a chosen chunk's scratch takes at most a quarter of what is left
+constexpr std::uint64_t kScratchShare =
+    4;  // a chosen chunk's scratch takes at most a quarter of what is left
 
 std::int64_t checked_context(const Recipe& recipe, const ModelOptions& options) {
   const std::int64_t longest = recipe.context_length;
   if (options.context < 0 || options.context > longest) {
-    throw Error(ErrorKind::invalid_argument, "context: found " + std::to_string(options.context) + ", this model allows 1 to " +
-                                                 std::to_string(longest) + " tokens (0: the default)");
+    throw Error(ErrorKind::invalid_argument, "context: found " + std::to_string(options.context) +
+                                                 ", this model allows 1 to " + std::to_string(longest) +
+                                                 " tokens (0: the default)");
   }
   return options.context != 0 ? options.context : std::min(longest, Model::kDefaultContext);
 }
@@ -58,11 +60,13 @@ std::string megabytes(std::uint64_t bytes) {
 MemoryPlan plan_memory(const Bundle& bundle, const Recipe& recipe, const Runtime& runtime, int threads,
                        const ModelOptions& options) {
   if (options.parallel < 1 || options.parallel > 1024) {
-    throw Error(ErrorKind::invalid_argument, "parallel: found " + std::to_string(options.parallel) + ", allowed 1 to 1024");
+    throw Error(ErrorKind::invalid_argument,
+                "parallel: found " + std::to_string(options.parallel) + ", allowed 1 to 1024");
   }
   if (options.chunk < 0 || options.chunk > kMaxChunk) {
-    throw Error(ErrorKind::invalid_argument,
-                "chunk: found " + std::to_string(options.chunk) + ", allowed 1 to " + std::to_string(kMaxChunk) + " (0: chosen by the budget)");
+    throw Error(ErrorKind::invalid_argument, "chunk: found " + std::to_string(options.chunk) +
+                                                 ", allowed 1 to " + std::to_string(kMaxChunk) +
+                                                 " (0: chosen by the budget)");
   }
   MemoryPlan plan;
   plan.context = checked_context(recipe, options);
@@ -77,7 +81,8 @@ MemoryPlan plan_memory(const Bundle& bundle, const Recipe& recipe, const Runtime
   plan.token_bytes = experts.token;
 
   const std::uint64_t limit = runtime.budget()->limit_bytes();
-  const std::uint64_t fixed = runtime.budget()->used_bytes() + plan.dense_bytes + plan.kv_bytes + plan.sampler_bytes;
+  const std::uint64_t fixed =
+      runtime.budget()->used_bytes() + plan.dense_bytes + plan.kv_bytes + plan.sampler_bytes;
   const std::uint64_t two_slots = std::min<std::uint64_t>(2, experts.count) * experts.largest;
   const auto scratch = [&](int chunk) {
     return pages(Scratch::layout(recipe, {chunk, threads, plan.context}, nullptr).bytes);
@@ -87,10 +92,12 @@ MemoryPlan plan_memory(const Bundle& bundle, const Recipe& recipe, const Runtime
   plan.minimum_bytes = fixed + scratch(plan.chunk) + two_slots;
   if (plan.minimum_bytes > limit) {
     throw Error(ErrorKind::budget,
-                "memory: a budget of " + std::to_string(limit) + " bytes (" + megabytes(limit) + ") is too small for " + bundle.path().string() +
-                    "; the smallest that works is " + std::to_string(plan.minimum_bytes) + " bytes (" + megabytes(plan.minimum_bytes) +
-                    "): dense weights " + megabytes(plan.dense_bytes) + ", KV cache of " + std::to_string(plan.context) + " tokens x " +
-                    std::to_string(options.parallel) + " " + megabytes(plan.kv_bytes) + ", two expert slots " + megabytes(two_slots) +
+                "memory: a budget of " + std::to_string(limit) + " bytes (" + megabytes(limit) +
+                    ") is too small for " + bundle.path().string() + "; the smallest that works is " +
+                    std::to_string(plan.minimum_bytes) + " bytes (" + megabytes(plan.minimum_bytes) +
+                    "): dense weights " + megabytes(plan.dense_bytes) + ", KV cache of " +
+                    std::to_string(plan.context) + " tokens x " + std::to_string(options.parallel) + " " +
+                    megabytes(plan.kv_bytes) + ", two expert slots " + megabytes(two_slots) +
                     ", the rest scratch and tokenizer; a smaller context needs less");
   }
   if (options.chunk == 0) {

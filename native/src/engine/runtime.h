@@ -20,7 +20,7 @@ struct RuntimeOptions {
   int threads = 0;                 // 0: the usable cores
   int io_threads = 4;
   DirectIo direct_io = DirectIo::automatic;
-  std::string isa;                 // empty: the best, or what EDGERT_ISA says
+  std::string isa;  // empty: the best, or what EDGERT_ISA says
 };
 
 class Runtime {

@@ -12,7 +12,8 @@ namespace {
 
 void require(bool good, const char* field, double found, const char* allowed) {
   if (!good) {
-    throw Error(ErrorKind::invalid_argument, std::string(field) + ": found " + std::to_string(found) + ", allowed " + allowed);
+    throw Error(ErrorKind::invalid_argument,
+                std::string(field) + ": found " + std::to_string(found) + ", allowed " + allowed);
   }
 }
 
@@ -33,7 +34,9 @@ double uniform(std::uint64_t seed, std::uint64_t stream, std::uint64_t position)
 using Candidate = std::pair<float, std::int32_t>;
 
 // Larger logit first, then lower id: a total order, so results do not depend on the sort.
-bool better(const Candidate& a, const Candidate& b) { return a.first > b.first || (a.first == b.first && a.second < b.second); }
+bool better(const Candidate& a, const Candidate& b) {
+  return a.first > b.first || (a.first == b.first && a.second < b.second);
+}
 
 double log_sum_exp(std::span<const float> logits, float maximum) {
   double sum = 0;
@@ -47,17 +50,21 @@ std::int32_t argmax(std::span<const float> logits) {
     if (!std::isnan(logits[i]) && (best == logits.size() || logits[i] > logits[best])) best = i;
   }
   if (best == logits.size() || std::isinf(logits[best])) {
-    throw Error(ErrorKind::invalid_argument, "no token can be sampled: every logit is NaN or infinite; check the model and logit_bias");
+    throw Error(ErrorKind::invalid_argument,
+                "no token can be sampled: every logit is NaN or infinite; check the model and logit_bias");
   }
   return static_cast<std::int32_t>(best);
 }
 
-void report_logprobs(Sample& sample, std::span<const float> logits, int wanted, std::vector<Candidate>& candidates) {
+void report_logprobs(Sample& sample, std::span<const float> logits, int wanted,
+                     std::vector<Candidate>& candidates) {
   const float maximum = logits[static_cast<std::size_t>(argmax(logits))];
   const double normalizer = log_sum_exp(logits, maximum);
   candidates.clear();
-  for (std::size_t i = 0; i < logits.size(); ++i) candidates.emplace_back(logits[i], static_cast<std::int32_t>(i));
-  const auto count = std::min(static_cast<std::ptrdiff_t>(wanted), static_cast<std::ptrdiff_t>(candidates.size()));
+  for (std::size_t i = 0; i < logits.size(); ++i)
+    candidates.emplace_back(logits[i], static_cast<std::int32_t>(i));
+  const auto count =
+      std::min(static_cast<std::ptrdiff_t>(wanted), static_cast<std::ptrdiff_t>(candidates.size()));
   std::partial_sort(candidates.begin(), candidates.begin() + count, candidates.end(), better);
   for (std::ptrdiff_t i = 0; i < count; ++i) {
     const auto& [logit, token] = candidates[static_cast<std::size_t>(i)];
@@ -68,18 +75,21 @@ void report_logprobs(Sample& sample, std::span<const float> logits, int wanted, 
 
 }  // namespace
 
-Sampler::Sampler(SamplerOptions options, std::uint64_t stream) : options_(std::move(options)), stream_(stream) {
+Sampler::Sampler(SamplerOptions options, std::uint64_t stream)
+    : options_(std::move(options)), stream_(stream) {
   const SamplerOptions& o = options_;
   const auto finite = [](float x) { return std::isfinite(x); };
-  require(finite(o.temperature) && o.temperature >= 0 && o.temperature <= 100, "temperature", static_cast<double>(o.temperature), "0 to 100");
+  require(finite(o.temperature) && o.temperature >= 0 && o.temperature <= 100, "temperature",
+          static_cast<double>(o.temperature), "0 to 100");
   require(o.top_k >= 0, "top_k", o.top_k, "0 (off) or more");
   require(o.top_p > 0 && o.top_p <= 1, "top_p", static_cast<double>(o.top_p), "above 0, at most 1");
   require(o.min_p >= 0 && o.min_p <= 1, "min_p", static_cast<double>(o.min_p), "0 to 1");
-  require(finite(o.repetition_penalty) && o.repetition_penalty > 0 && o.repetition_penalty <= 100, "repetition_penalty",
-          static_cast<double>(o.repetition_penalty), "above 0, at most 100");
-  require(finite(o.presence_penalty) && std::fabs(o.presence_penalty) <= 100, "presence_penalty", static_cast<double>(o.presence_penalty), "-100 to 100");
-  require(finite(o.frequency_penalty) && std::fabs(o.frequency_penalty) <= 100, "frequency_penalty", static_cast<double>(o.frequency_penalty),
-          "-100 to 100");
+  require(finite(o.repetition_penalty) && o.repetition_penalty > 0 && o.repetition_penalty <= 100,
+          "repetition_penalty", static_cast<double>(o.repetition_penalty), "above 0, at most 100");
+  require(finite(o.presence_penalty) && std::fabs(o.presence_penalty) <= 100, "presence_penalty",
+          static_cast<double>(o.presence_penalty), "-100 to 100");
+  require(finite(o.frequency_penalty) && std::fabs(o.frequency_penalty) <= 100, "frequency_penalty",
+          static_cast<double>(o.frequency_penalty), "-100 to 100");
   require(o.penalty_window >= -1, "penalty_window", o.penalty_window, "-1 (all) or more");
   require(o.logprobs >= -1 && o.logprobs <= kMaxLogprobs, "logprobs", o.logprobs, "-1 (none) to 100");
   for (const auto& [token, bias] : o.logit_bias) {
@@ -107,7 +117,8 @@ void Sampler::accept(std::span<const std::int32_t> tokens) {
 void Sampler::adjust(std::span<float> logits) const {
   const SamplerOptions& o = options_;
   for (const auto& [token, bias] : o.logit_bias) {
-    require(static_cast<std::size_t>(token) < logits.size(), "logit_bias: token", token, "an id of the vocabulary");
+    require(static_cast<std::size_t>(token) < logits.size(), "logit_bias: token", token,
+            "an id of the vocabulary");
     logits[static_cast<std::size_t>(token)] += bias;
   }
   for (const auto& [token, count] : counts_) {
@@ -125,7 +136,8 @@ Sample Sampler::sample(std::span<float> logits, std::int64_t position) {
   if (options_.logprobs >= 0) {
     report_logprobs(sample, logits, options_.logprobs, candidates_);
     const auto keep = [&](std::int32_t token) {
-      if (static_cast<std::size_t>(token) < logits.size()) original.emplace(token, logits[static_cast<std::size_t>(token)]);
+      if (static_cast<std::size_t>(token) < logits.size())
+        original.emplace(token, logits[static_cast<std::size_t>(token)]);
     };
     for (const auto& entry : options_.logit_bias) keep(entry.first);
     for (const auto& entry : counts_) keep(entry.first);
@@ -133,7 +145,8 @@ Sample Sampler::sample(std::span<float> logits, std::int64_t position) {
   adjust(logits);
   sample.token = options_.temperature == 0 ? argmax(logits) : draw(logits, position);
   const auto changed = original.find(sample.token);
-  sample.logprob += changed != original.end() ? changed->second : logits[static_cast<std::size_t>(sample.token)];
+  sample.logprob +=
+      changed != original.end() ? changed->second : logits[static_cast<std::size_t>(sample.token)];
   accept(std::span(&sample.token, 1));
   return sample;
 }
@@ -142,7 +155,9 @@ std::int32_t Sampler::draw(std::span<const float> logits, std::int64_t position)
   const SamplerOptions& o = options_;
   const float maximum = logits[static_cast<std::size_t>(argmax(logits))];
   const double inverse = 1 / static_cast<double>(o.temperature);
-  const auto weight = [&](float logit) { return std::exp((static_cast<double>(logit) - static_cast<double>(maximum)) * inverse); };
+  const auto weight = [&](float logit) {
+    return std::exp((static_cast<double>(logit) - static_cast<double>(maximum)) * inverse);
+  };
 
   // Only what passes min-p can be drawn; without it, only what a double can tell from zero.
   const double floor = std::max(static_cast<double>(o.min_p), 1e-30);

@@ -14,22 +14,22 @@
 namespace edgert {
 
 struct SamplerOptions {
-  float temperature = 0;        // 0: the largest logit, lowest id first
-  int top_k = 0;                // 0: off
+  float temperature = 0;  // 0: the largest logit, lowest id first
+  int top_k = 0;          // 0: off
   float top_p = 1;
   float min_p = 0;
   float repetition_penalty = 1;
   float presence_penalty = 0;
   float frequency_penalty = 0;
-  int penalty_window = -1;      // tokens that the penalties look back on; -1: all
+  int penalty_window = -1;  // tokens that the penalties look back on; -1: all
   std::uint64_t seed = 0;
   std::vector<std::pair<std::int32_t, float>> logit_bias;
-  int logprobs = -1;            // -1: none; n: the token's own and the n best
+  int logprobs = -1;  // -1: none; n: the token's own and the n best
 };
 
 struct Sample {
   std::int32_t token = 0;
-  float logprob = 0;            // of the unmodified distribution; nan without logprobs
+  float logprob = 0;  // of the unmodified distribution; nan without logprobs
   std::vector<std::pair<std::int32_t, float>> top;
 };
 
@@ -52,8 +52,8 @@ class Sampler {
 
   SamplerOptions options_;
   std::uint64_t stream_;
-  std::vector<std::int32_t> history_;                    // within the window
-  std::unordered_map<std::int32_t, int> counts_;         // of history_
+  std::vector<std::int32_t> history_;                       // within the window
+  std::unordered_map<std::int32_t, int> counts_;            // of history_
   std::vector<std::pair<float, std::int32_t>> candidates_;  // kept between draws
 };
 

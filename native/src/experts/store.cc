@@ -54,8 +54,9 @@ const ExpertStore::Row& ExpertStore::row(int layer) const {
 }
 
 std::string ExpertStore::name(const Entry& entry) const {
-  return bundle_.file(entry.where.extent.file)->path().string() + ": expert " + std::to_string(entry.expert) + " of layer " +
-         std::to_string(entry.layer) + " at offset " + std::to_string(entry.where.extent.offset);
+  return bundle_.file(entry.where.extent.file)->path().string() + ": expert " + std::to_string(entry.expert) +
+         " of layer " + std::to_string(entry.layer) + " at offset " +
+         std::to_string(entry.where.extent.offset);
 }
 
 std::unique_ptr<ExpertStore::Request> ExpertStore::acquire(int layer, std::span<const int> experts,
@@ -65,8 +66,9 @@ std::unique_ptr<ExpertStore::Request> ExpertStore::acquire(int layer, std::span<
   const std::lock_guard lock(mutex_);
   for (const int expert : experts) {
     if (expert < 0 || expert >= r.count) {
-      throw Error(ErrorKind::invalid_argument, "layer " + std::to_string(layer) + ": expert " + std::to_string(expert) +
-                                                   ", allowed 0 to " + std::to_string(r.count - 1));
+      throw Error(ErrorKind::invalid_argument, "layer " + std::to_string(layer) + ": expert " +
+                                                   std::to_string(expert) + ", allowed 0 to " +
+                                                   std::to_string(r.count - 1));
     }
     const int index = r.first + expert;
     Entry& entry = entries_[at(index)];
@@ -158,8 +160,9 @@ void ExpertStore::complete(int index, std::exception_ptr error) {
         return;
       }
       error = std::make_exception_ptr(
-          Error(ErrorKind::corrupt, name(entry) + " (" + std::to_string(entry.where.extent.bytes) +
-                                        " bytes): checksum differs, twice; the bundle is damaged: convert or copy it again"));
+          Error(ErrorKind::corrupt,
+                name(entry) + " (" + std::to_string(entry.where.extent.bytes) +
+                    " bytes): checksum differs, twice; the bundle is damaged: convert or copy it again"));
     } else if (hook_) {
       try {
         hook_(entry.layer, entry.expert, bytes);
@@ -212,7 +215,8 @@ std::optional<ExpertStore::Lease> ExpertStore::Request::next() {
   if (ready_.empty()) {
     const auto start = Clock::now();
     while (ready_.empty()) {
-      if (cancelled_.load(std::memory_order_relaxed)) throw Error(ErrorKind::cancelled, "cancelled while waiting for an expert");
+      if (cancelled_.load(std::memory_order_relaxed))
+        throw Error(ErrorKind::cancelled, "cancelled while waiting for an expert");
       store_.changed_.wait_for(lock, kCancelPoll);
       store_.issue(*this);  // another request may have given a slot back
       gather();

@@ -1,8 +1,8 @@
 // Routed experts by demand: slots, residency, eviction, accounting to the byte.
 //
 // A step asks for the experts of one layer and gets leases one by one, hits first, then misses as their reads
-// complete. Any set goes through any number of slots >= 2: what does not fit waits until a lease is given back.
-// A slot is charged what its expert weighs on disk, rounded up to the read alignment.
+// complete. Any set goes through any number of slots >= 2: what does not fit waits until a lease is given
+// back. A slot is charged what its expert weighs on disk, rounded up to the read alignment.
 //
 // Threads: acquire() and Request are for one step at a time; completions run on the reader's threads;
 // statistics() and residency() may be called from any thread.
@@ -30,7 +30,7 @@
 namespace edgert {
 
 struct ExpertStatistics {
-  std::uint64_t hits = 0;        // resident when asked for
+  std::uint64_t hits = 0;  // resident when asked for
   std::uint64_t misses = 0;
   std::uint64_t evictions = 0;
   std::uint64_t bytes_read = 0;  // from storage, padding and rereads included
@@ -47,8 +47,8 @@ class ExpertStore {
   // Runs on a reader's thread when an expert's bytes are in and checked, before it is published.
   using PageInHook = std::function<void(int layer, int expert, std::span<std::byte> bytes)>;
 
-  ExpertStore(const Bundle& bundle, std::shared_ptr<Budget> budget, Reader& reader, std::uint64_t capacity_bytes,
-              std::unique_ptr<EvictionPolicy> policy);
+  ExpertStore(const Bundle& bundle, std::shared_ptr<Budget> budget, Reader& reader,
+              std::uint64_t capacity_bytes, std::unique_ptr<EvictionPolicy> policy);
   ~ExpertStore();  // waits for the reads in flight
   ExpertStore(const ExpertStore&) = delete;
   ExpertStore& operator=(const ExpertStore&) = delete;
@@ -93,7 +93,8 @@ class ExpertStore {
   };
 
   // `experts`: distinct ids of `layer` (a layer number of the recipe).
-  std::unique_ptr<Request> acquire(int layer, std::span<const int> experts, const std::atomic<bool>& cancelled);
+  std::unique_ptr<Request> acquire(int layer, std::span<const int> experts,
+                                   const std::atomic<bool>& cancelled);
 
   void set_page_in_hook(PageInHook hook);  // REQUIRES no request under way
   ExpertStatistics statistics() const;
@@ -120,7 +121,7 @@ class ExpertStore {
   };
 
   const Row& row(int layer) const;
-  void issue(Request& request);                       // with the lock held
+  void issue(Request& request);                          // with the lock held
   std::optional<Buffer> take_slot(std::uint64_t bytes);  // with the lock held
   void submit(int entry);
   void complete(int entry, std::exception_ptr error);

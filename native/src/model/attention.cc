@@ -48,7 +48,8 @@ void Decoder::attention(int layer, std::span<const BatchRow> rows) {
 }
 
 // What stands between projection and rotation: norms and clipping.
-void Decoder::project_qkv(const AttentionRecipe& a, const AttentionWeights& w, float norm_eps, std::size_t rows) {
+void Decoder::project_qkv(const AttentionRecipe& a, const AttentionWeights& w, float norm_eps,
+                          std::size_t rows) {
   if (a.qk_norm == QkNorm::none && !a.clip_qkv) return;
   const auto dim = static_cast<std::size_t>(a.head_dim);
   machine_.for_rows(rows, [&](std::size_t i, int) {

@@ -7,8 +7,9 @@
 
 namespace edgert {
 
-Decoder::Decoder(const Bundle& bundle, const Recipe& recipe, const Weights& weights, ExpertStore& store, const KvLayout& kv,
-                 Machine machine, std::shared_ptr<Budget> budget, const ScratchShape& shape)
+Decoder::Decoder(const Bundle& bundle, const Recipe& recipe, const Weights& weights, ExpertStore& store,
+                 const KvLayout& kv, Machine machine, std::shared_ptr<Budget> budget,
+                 const ScratchShape& shape)
     : bundle_(bundle),
       recipe_(recipe),
       weights_(weights),
@@ -70,8 +71,8 @@ void Decoder::output(std::span<const BatchRow> rows, const StepControl& control,
     if (count == 0) return;
     if (control.poll) control.poll();
     for (std::size_t i = 0; i < count; ++i) {
-      machine_.kernels.rms_norm(s_.x + wanted[i] * hidden(), weights_.final_norm(), hidden(), recipe_.final_norm_eps,
-                                s_.normed + i * hidden());
+      machine_.kernels.rms_norm(s_.x + wanted[i] * hidden(), weights_.final_norm(), hidden(),
+                                recipe_.final_norm_eps, s_.normed + i * hidden());
     }
     Activations in{s_.normed, hidden(), count, s_.inputs};
     quantize(machine_, in, hidden(), {head.format});

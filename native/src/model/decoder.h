@@ -37,8 +37,8 @@ using LogitsSink = std::function<void(std::size_t row, std::span<float> logits)>
 
 class Decoder {
  public:
-  Decoder(const Bundle& bundle, const Recipe& recipe, const Weights& weights, ExpertStore& store, const KvLayout& kv,
-          Machine machine, std::shared_ptr<Budget> budget, const ScratchShape& shape);
+  Decoder(const Bundle& bundle, const Recipe& recipe, const Weights& weights, ExpertStore& store,
+          const KvLayout& kv, Machine machine, std::shared_ptr<Budget> budget, const ScratchShape& shape);
 
   // REQUIRES rows.size() <= shape.rows and tokens inside the vocabulary. Throws what a read threw,
   // Error{cancelled}, or what poll threw; the sequences' lengths are the caller's to advance.
@@ -47,7 +47,8 @@ class Decoder {
  private:
   void embed(std::span<const BatchRow> rows);
   void attention(int layer, std::span<const BatchRow> rows);
-  void project_qkv(const AttentionRecipe& recipe, const AttentionWeights& weights, float norm_eps, std::size_t rows);
+  void project_qkv(const AttentionRecipe& recipe, const AttentionWeights& weights, float norm_eps,
+                   std::size_t rows);
   void rotate(const AttentionRecipe& recipe, std::span<const BatchRow> rows);
   void attend(int layer, const AttentionRecipe& recipe, std::span<const BatchRow> rows);
   void ffn(int layer, std::size_t rows, const StepControl& control);

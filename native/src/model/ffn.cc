@@ -27,7 +27,9 @@ void Decoder::gated_ffn(const GatedFfnWeights& w, Activations& in, float* out) {
   quantize(machine_, in, hidden(), {w.gate.format, w.up.format});
   multiply(machine_, {product(w.gate, in, s_.gate, width), product(w.up, in, s_.up, width)});
   Activations inner{s_.gate, width, in.rows, s_.inner};
-  machine_.for_rows(in.rows, [&](std::size_t i, int) { machine_.kernels.silu_mul(s_.gate + i * width, s_.up + i * width, width); });
+  machine_.for_rows(in.rows, [&](std::size_t i, int) {
+    machine_.kernels.silu_mul(s_.gate + i * width, s_.up + i * width, width);
+  });
   quantize(machine_, inner, width, {w.down.format});
   multiply(machine_, {product(w.down, inner, out, hidden())});
 }
@@ -54,7 +56,8 @@ void Decoder::route(const FfnRecipe& recipe, const Matrix& router, std::size_t r
     }
     std::sort(chosen, chosen + top);
     const float factor = recipe.router.scale / (recipe.router.normalize ? sum : 1);
-    for (std::size_t n = 0; n < top; ++n) s_.pair_weight[i * top + n] = scores[static_cast<std::size_t>(chosen[n])] * factor;
+    for (std::size_t n = 0; n < top; ++n)
+      s_.pair_weight[i * top + n] = scores[static_cast<std::size_t>(chosen[n])] * factor;
   });
 }
 
@@ -95,7 +98,8 @@ void Decoder::routed_experts(int layer, Activations& in, const StepControl& cont
 
   const auto request = store_.acquire(layer, {s_.expert_ids, used}, control.cancelled);
   while (const auto lease = request->next()) {
-    const ExpertLayout layout = expert_layout(bundle_.manifest().expert_formats[lease->formats()], hidden(), width);
+    const ExpertLayout layout =
+        expert_layout(bundle_.manifest().expert_formats[lease->formats()], hidden(), width);
     const Matrix gate{layout.formats.gate, width, hidden(), lease->data()};
     const Matrix up{layout.formats.up, width, hidden(), lease->data() + layout.up_offset};
     const Matrix down{layout.formats.down, hidden(), width, lease->data() + layout.down_offset};
@@ -107,18 +111,23 @@ void Decoder::routed_experts(int layer, Activations& in, const StepControl& cont
     gate_product.gather = up_product.gather = s_.grouped_rows + first;
     gate_product.m = up_product.m = count;
     multiply(machine_, {gate_product, up_product});
-    machine_.for_rows(count, [&](std::size_t i, int) { machine_.kernels.silu_mul(s_.gate + i * width, s_.up + i * width, width); });
+    machine_.for_rows(count, [&](std::size_t i, int) {
+      machine_.kernels.silu_mul(s_.gate + i * width, s_.up + i * width, width);
+    });
     Activations inner{s_.gate, width, count, s_.inner};
     quantize(machine_, inner, width, {down.format});
-    multiply(machine_, {product(down, inner, s_.expert_out + static_cast<std::size_t>(first) * hidden(), hidden())});
+    multiply(machine_,
+             {product(down, inner, s_.expert_out + static_cast<std::size_t>(first) * hidden(), hidden())});
   }
 }
 
 // x += residual_scale * (sum of weighted experts in ascending id + gated shared expert)
-void Decoder::combine(const FfnRecipe& recipe, const LayerWeights& w, float residual_scale, std::size_t rows) {
+void Decoder::combine(const FfnRecipe& recipe, const LayerWeights& w, float residual_scale,
+                      std::size_t rows) {
   const auto top = static_cast<std::size_t>(recipe.num_experts_per_tok);
   float* gates = s_.router;  // the router's scores are spent
-  if (w.shared_router) multiply(machine_, {product(*w.shared_router, {s_.normed, hidden(), rows, {}}, gates, 1)});
+  if (w.shared_router)
+    multiply(machine_, {product(*w.shared_router, {s_.normed, hidden(), rows, {}}, gates, 1)});
   machine_.for_rows(rows, [&](std::size_t i, int) {
     float* sum = s_.normed + i * hidden();  // the normed input is spent
     std::fill(sum, sum + hidden(), 0.0F);

@@ -9,7 +9,8 @@ KvLayout::KvLayout(const Recipe& recipe, KvType kv_type) : type(kv_type) {
   for (int i = 0; i < recipe.num_layers(); ++i) {
     const AttentionRecipe& a = recipe.block(i).attention;
     const std::size_t key_bytes = element * kKvBlockTokens * static_cast<std::size_t>(a.head_dim);
-    const std::size_t value_bytes = element * kKvBlockTokens * round_up(static_cast<std::size_t>(a.head_dim), 16);
+    const std::size_t value_bytes =
+        element * kKvBlockTokens * round_up(static_cast<std::size_t>(a.head_dim), 16);
     layers_.push_back({block_bytes, key_bytes, key_bytes + value_bytes});
     block_bytes += (key_bytes + value_bytes) * static_cast<std::size_t>(a.num_kv_heads);
   }
@@ -31,21 +32,25 @@ KvPool::KvPool(KvLayout layout, std::int64_t blocks, std::shared_ptr<Budget> bud
   }
 }
 
-KvSequence::KvSequence(std::shared_ptr<KvPool> pool, std::int64_t context) : pool_(std::move(pool)), context_(context) {}
+KvSequence::KvSequence(std::shared_ptr<KvPool> pool, std::int64_t context)
+    : pool_(std::move(pool)), context_(context) {}
 
 KvSequence::~KvSequence() { rewind(0); }
 
 void KvSequence::reserve(std::int64_t tokens) {
   if (tokens > context_) {
-    throw Error(ErrorKind::invalid_argument, "the sequence would hold " + std::to_string(tokens) + " tokens, the context is " +
-                                                 std::to_string(context_) + "; shorten it or load the model with a larger context");
+    throw Error(ErrorKind::invalid_argument, "the sequence would hold " + std::to_string(tokens) +
+                                                 " tokens, the context is " + std::to_string(context_) +
+                                                 "; shorten it or load the model with a larger context");
   }
   const auto needed = static_cast<std::size_t>((tokens + kKvBlockTokens - 1) / kKvBlockTokens);
   const std::lock_guard lock(pool_->mutex_);
   if (needed > blocks_.size() && needed - blocks_.size() > pool_->free_.size()) {
-    throw Error(ErrorKind::budget, "the KV cache is full: " + std::to_string(needed - blocks_.size()) + " more blocks of " +
-                                       std::to_string(kKvBlockTokens) + " tokens are needed, " + std::to_string(pool_->free_.size()) +
-                                       " are free; close a sequence or load the model with a larger `parallel`");
+    throw Error(ErrorKind::budget,
+                "the KV cache is full: " + std::to_string(needed - blocks_.size()) + " more blocks of " +
+                    std::to_string(kKvBlockTokens) + " tokens are needed, " +
+                    std::to_string(pool_->free_.size()) +
+                    " are free; close a sequence or load the model with a larger `parallel`");
   }
   while (blocks_.size() < needed) {
     blocks_.push_back(pool_->free_.back());
@@ -55,7 +60,8 @@ void KvSequence::reserve(std::int64_t tokens) {
 
 void KvSequence::rewind(std::int64_t length) {
   if (length < 0 || length > length_) {
-    throw Error(ErrorKind::invalid_argument, "rewind to " + std::to_string(length) + ", allowed 0 to " + std::to_string(length_));
+    throw Error(ErrorKind::invalid_argument,
+                "rewind to " + std::to_string(length) + ", allowed 0 to " + std::to_string(length_));
   }
   length_ = length;
   const auto needed = static_cast<std::size_t>((length + kKvBlockTokens - 1) / kKvBlockTokens);

@@ -57,9 +57,12 @@ class KvSequence {
   std::int64_t length() const noexcept { return length_; }
   std::int64_t context() const noexcept { return context_; }
   const std::byte* const* blocks() const noexcept { return blocks_.data(); }
-  std::byte* block(std::int64_t position) const { return blocks_[static_cast<std::size_t>(position / kKvBlockTokens)]; }
+  std::byte* block(std::int64_t position) const {
+    return blocks_[static_cast<std::size_t>(position / kKvBlockTokens)];
+  }
 
-  // Makes room for `tokens` in total. Error{invalid_argument} past the context, Error{budget} where the pool is dry.
+  // Makes room for `tokens` in total. Error{invalid_argument} past the context, Error{budget} where the pool
+  // is dry.
   void reserve(std::int64_t tokens);
   void advance(std::int64_t tokens) { length_ += tokens; }  // REQUIRES reserve(length() + tokens)
   void rewind(std::int64_t length);  // Error{invalid_argument} unless 0 <= length <= length()

@@ -9,7 +9,8 @@ std::size_t tiles(const MatMul& work) { return (work.rows + kTileRows - 1) / kTi
 
 }  // namespace
 
-MatMul product(const Matrix& matrix, const Activations& in, float* y, std::size_t y_stride, const float* bias) {
+MatMul product(const Matrix& matrix, const Activations& in, float* y, std::size_t y_stride,
+               const float* bias) {
   MatMul work;
   work.format = matrix.format;
   work.weights = matrix.data;
@@ -44,14 +45,15 @@ void multiply(const Machine& machine, std::initializer_list<MatMul> products) {
   });
 }
 
-void quantize(const Machine& machine, Activations& in, std::size_t cols, std::initializer_list<FormatId> formats) {
+void quantize(const Machine& machine, Activations& in, std::size_t cols,
+              std::initializer_list<FormatId> formats) {
   if (std::all_of(formats.begin(), formats.end(), [](FormatId id) { return format(id).is_float(); })) return;
   QuantizedRows& q = in.quantized;
   q.padded = round_up(cols, kMaxGroup);
   const std::size_t groups = q.padded / kActivationGroup;
   machine.for_rows(in.rows, [&](std::size_t row, int) {
-    machine.kernels.quantize(in.x + row * in.stride, cols, q.padded, q.codes + row * q.padded, q.scales + row * groups,
-                             q.sums + row * groups);
+    machine.kernels.quantize(in.x + row * in.stride, cols, q.padded, q.codes + row * q.padded,
+                             q.scales + row * groups, q.sums + row * groups);
   });
 }
 

@@ -37,10 +37,12 @@ struct Activations {
 };
 
 // The product of a matrix with `in`, to be run by multiply(). `gather`: see MatMul; null: all rows of `in`.
-MatMul product(const Matrix& matrix, const Activations& in, float* y, std::size_t y_stride, const float* bias = nullptr);
+MatMul product(const Matrix& matrix, const Activations& in, float* y, std::size_t y_stride,
+               const float* bias = nullptr);
 void multiply(const Machine& machine, std::initializer_list<MatMul> products);
 
 // Fills in.quantized's arrays from the first `cols` columns, if one of the formats is an integer one.
-void quantize(const Machine& machine, Activations& in, std::size_t cols, std::initializer_list<FormatId> formats);
+void quantize(const Machine& machine, Activations& in, std::size_t cols,
+              std::initializer_list<FormatId> formats);
 
 }  // namespace edgert

@@ -9,8 +9,8 @@ constexpr std::int64_t kMaxDimension = 1 << 24;
 constexpr std::int64_t kMaxLayers = 1 << 16;
 
 [[noreturn]] void unsupported(const JsonField& field, const std::string& what, const std::string& known) {
-  throw Error(ErrorKind::unsupported,
-              field.path() + ": " + what + " '" + field.as_string() + "' is not built in this version of edgert; known: " + known);
+  throw Error(ErrorKind::unsupported, field.path() + ": " + what + " '" + field.as_string() +
+                                          "' is not built in this version of edgert; known: " + known);
 }
 
 int positive(const JsonField& field, std::int64_t maximum = kMaxDimension) {
@@ -46,7 +46,8 @@ AttentionRecipe parse_attention(JsonObject object, const JsonField& kind) {
   a.num_heads = positive(object.take("num_heads"), 1 << 12);
   const JsonField kv_heads = object.take("num_kv_heads");
   a.num_kv_heads = positive(kv_heads, a.num_heads);
-  if (a.num_heads % a.num_kv_heads != 0) kv_heads.fail("a divisor of num_heads = " + std::to_string(a.num_heads));
+  if (a.num_heads % a.num_kv_heads != 0)
+    kv_heads.fail("a divisor of num_heads = " + std::to_string(a.num_heads));
   a.head_dim = positive(object.take("head_dim"), 512);
   a.scale = real(object.take("scale"));
   a.qkv_bias = object.take("qkv_bias").as_bool();
@@ -153,12 +154,15 @@ Recipe parse_recipe(const Json& json) {
   recipe.final_norm_eps = real(root.take("final_norm_eps"));
 
   const JsonField blocks = root.take("blocks");
-  if (blocks.size() == 0 || blocks.size() > static_cast<std::size_t>(kMaxLayers)) blocks.fail("1 to 65536 blocks");
+  if (blocks.size() == 0 || blocks.size() > static_cast<std::size_t>(kMaxLayers))
+    blocks.fail("1 to 65536 blocks");
   for (std::size_t i = 0; i < blocks.size(); ++i) recipe.blocks.push_back(parse_block(blocks[i]));
   const JsonField layers = root.take("layers");
-  if (layers.size() == 0 || layers.size() > static_cast<std::size_t>(kMaxLayers)) layers.fail("1 to 65536 layers");
+  if (layers.size() == 0 || layers.size() > static_cast<std::size_t>(kMaxLayers))
+    layers.fail("1 to 65536 layers");
   for (std::size_t i = 0; i < layers.size(); ++i) {
-    recipe.layers.push_back(static_cast<int>(layers[i].as_integer(0, static_cast<std::int64_t>(blocks.size()) - 1)));
+    recipe.layers.push_back(
+        static_cast<int>(layers[i].as_integer(0, static_cast<std::int64_t>(blocks.size()) - 1)));
   }
   root.finish();
   return recipe;

@@ -75,7 +75,7 @@ Scratch Scratch::layout(const Recipe& recipe, const ScratchShape& shape, std::by
   s.v = layout.take<float>(rows * w.kv);
   s.mixed = layout.take<float>(rows * w.q);
   s.rotation = layout.take<float>(rows * round_up(w.head, 2));
-  s.attention_floats = w.group * (attention_scratch(0, shape.context) + kKvBlockTokens);
+  s.attention_floats = attention_scratch(static_cast<int>(w.group), 0, shape.context);
   s.attention = layout.take<float>(static_cast<std::size_t>(shape.threads) * s.attention_floats);
   s.inputs = layout.take_quantized(rows, std::max(hidden, w.q));
   s.inner = layout.take_quantized(rows, w.inner);

@@ -9,7 +9,7 @@
 namespace edgert {
 
 struct ScratchShape {
-  int rows = 0;              // of a step
+  int rows = 0;  // of a step
   int threads = 0;
   std::int64_t context = 0;
 };
@@ -21,29 +21,29 @@ struct Scratch {
   std::size_t bytes = 0;
   int logit_rows = 0;  // rows of `logits`
 
-  float* x = nullptr;           // [rows][hidden], the residual stream
-  float* normed = nullptr;      // [rows][hidden]
-  float* q = nullptr;           // [rows][heads * head_dim], the largest layer's
+  float* x = nullptr;       // [rows][hidden], the residual stream
+  float* normed = nullptr;  // [rows][hidden]
+  float* q = nullptr;       // [rows][heads * head_dim], the largest layer's
   float* k = nullptr;
   float* v = nullptr;
-  float* mixed = nullptr;       // [rows][heads * head_dim]
-  float* rotation = nullptr;    // [rows][2][head_dim / 2], cos and sin
-  float* attention = nullptr;   // [threads][attention_floats]
+  float* mixed = nullptr;      // [rows][heads * head_dim]
+  float* rotation = nullptr;   // [rows][2][head_dim / 2], cos and sin
+  float* attention = nullptr;  // [threads][attention_floats]
   std::size_t attention_floats = 0;
-  QuantizedRows inputs;         // of normed or mixed
-  QuantizedRows inner;          // of gate
-  float* gate = nullptr;        // [rows][intermediate]
-  float* up = nullptr;          // [rows][intermediate]
-  float* projected = nullptr;   // [rows][hidden]
-  float* router = nullptr;      // [rows][experts]
-  float* expert_out = nullptr;  // [rows * per_token][hidden]
+  QuantizedRows inputs;                  // of normed or mixed
+  QuantizedRows inner;                   // of gate
+  float* gate = nullptr;                 // [rows][intermediate]
+  float* up = nullptr;                   // [rows][intermediate]
+  float* projected = nullptr;            // [rows][hidden]
+  float* router = nullptr;               // [rows][experts]
+  float* expert_out = nullptr;           // [rows * per_token][hidden]
   float* pair_weight = nullptr;          // [rows * per_token], by row, ascending expert id
   std::int32_t* pair_expert = nullptr;   // [rows * per_token], likewise
   std::int32_t* pair_slot = nullptr;     // [rows * per_token], row of expert_out, likewise
   std::int32_t* grouped_rows = nullptr;  // [rows * per_token], activation rows grouped by expert
   std::int32_t* expert_first = nullptr;  // [experts + 1], start of each expert's group
   std::int32_t* expert_ids = nullptr;    // [experts], those in use
-  float* logits = nullptr;      // [logit_rows][vocab]
+  float* logits = nullptr;               // [logit_rows][vocab]
 };
 
 }  // namespace edgert

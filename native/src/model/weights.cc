@@ -35,31 +35,39 @@ void check_experts(const Bundle& bundle, const Recipe& recipe) {
     const FfnRecipe& ffn = recipe.block(i).ffn;
     if (!ffn.is_moe()) continue;
     const std::string layer = "layer " + std::to_string(i);
-    if (next >= manifest.experts.size() || manifest.experts[next].layer != i) fail("the experts of " + layer + " are missing");
+    if (next >= manifest.experts.size() || manifest.experts[next].layer != i)
+      fail("the experts of " + layer + " are missing");
     const auto& experts = manifest.experts[next++].experts;
     if (experts.size() != static_cast<std::size_t>(ffn.num_experts)) {
-      fail(layer + ": found " + std::to_string(experts.size()) + " experts, the recipe says " + std::to_string(ffn.num_experts));
+      fail(layer + ": found " + std::to_string(experts.size()) + " experts, the recipe says " +
+           std::to_string(ffn.num_experts));
     }
     for (std::size_t e = 0; e < experts.size(); ++e) {
-      const auto layout = expert_layout(manifest.expert_formats[experts[e].formats], static_cast<std::size_t>(recipe.hidden_size),
+      const auto layout = expert_layout(manifest.expert_formats[experts[e].formats],
+                                        static_cast<std::size_t>(recipe.hidden_size),
                                         static_cast<std::size_t>(ffn.intermediate_size));
       if (experts[e].extent.bytes != layout.bytes) {
-        fail(layer + ": expert " + std::to_string(e) + " has " + std::to_string(experts[e].extent.bytes) + " bytes, its shape and formats need " +
-             std::to_string(layout.bytes));
+        fail(layer + ": expert " + std::to_string(e) + " has " + std::to_string(experts[e].extent.bytes) +
+             " bytes, its shape and formats need " + std::to_string(layout.bytes));
       }
     }
   }
-  if (next != manifest.experts.size()) fail("experts of layer " + std::to_string(manifest.experts[next].layer) + ", which the recipe does not have");
+  if (next != manifest.experts.size())
+    fail("experts of layer " + std::to_string(manifest.experts[next].layer) +
+         ", which the recipe does not have");
 }
 
 }  // namespace
 
-ExpertLayout expert_layout(const ExpertFormats& formats, std::size_t hidden_size, std::size_t intermediate_size) {
+ExpertLayout expert_layout(const ExpertFormats& formats, std::size_t hidden_size,
+                           std::size_t intermediate_size) {
   ExpertLayout layout;
   layout.formats = formats;
-  layout.up_offset = round_up(packed_bytes(format(formats.gate), intermediate_size, hidden_size), kMatrixAlignment);
+  layout.up_offset =
+      round_up(packed_bytes(format(formats.gate), intermediate_size, hidden_size), kMatrixAlignment);
   layout.down_offset =
-      layout.up_offset + round_up(packed_bytes(format(formats.up), intermediate_size, hidden_size), kMatrixAlignment);
+      layout.up_offset +
+      round_up(packed_bytes(format(formats.up), intermediate_size, hidden_size), kMatrixAlignment);
   layout.bytes = layout.down_offset + packed_bytes(format(formats.down), hidden_size, intermediate_size);
   return layout;
 }
@@ -71,20 +79,26 @@ class Weights::Binder {
 
   Matrix matrix(const std::string& name, int rows, int cols, bool must_be_f32 = false) {
     const TensorEntry& tensor = entry(name);
-    check(name, tensor, !tensor.is_vector && tensor.rows == static_cast<std::size_t>(rows) && tensor.cols == static_cast<std::size_t>(cols),
+    check(name, tensor,
+          !tensor.is_vector && tensor.rows == static_cast<std::size_t>(rows) &&
+              tensor.cols == static_cast<std::size_t>(cols),
           shape_text(static_cast<std::size_t>(rows), static_cast<std::size_t>(cols)));
     if (must_be_f32 && tensor.format != FormatId::f32) {
-      throw Error(ErrorKind::unsupported, manifest_path(bundle_) + ": tensor '" + name + "' is " + std::string(format(tensor.format).name) + ", allowed: f32");
+      throw Error(ErrorKind::unsupported, manifest_path(bundle_) + ": tensor '" + name + "' is " +
+                                              std::string(format(tensor.format).name) + ", allowed: f32");
     }
     return {tensor.format, tensor.rows, tensor.cols, address(tensor)};
   }
 
   const float* vector(const std::string& name, int size) {
     const TensorEntry& tensor = entry(name);
-    check(name, tensor, tensor.is_vector && tensor.cols == static_cast<std::size_t>(size), "[" + std::to_string(size) + "]");
+    check(name, tensor, tensor.is_vector && tensor.cols == static_cast<std::size_t>(size),
+          "[" + std::to_string(size) + "]");
     return reinterpret_cast<const float*>(address(tensor));
   }
-  const float* vector_if(bool wanted, const std::string& name, int size) { return wanted ? vector(name, size) : nullptr; }
+  const float* vector_if(bool wanted, const std::string& name, int size) {
+    return wanted ? vector(name, size) : nullptr;
+  }
 
   GatedFfnWeights gated_ffn(const std::string& prefix, int hidden, int intermediate) {
     return {matrix(prefix + "gate", intermediate, hidden), matrix(prefix + "up", intermediate, hidden),
@@ -95,7 +109,8 @@ class Weights::Binder {
     if (used_.size() == bundle_.manifest().tensors.size()) return;
     for (const auto& [name, tensor] : bundle_.manifest().tensors) {
       if (std::find(used_.begin(), used_.end(), &tensor) == used_.end()) {
-        throw Error(ErrorKind::corrupt, manifest_path(bundle_) + ": tensor '" + name + "' has no place in the recipe");
+        throw Error(ErrorKind::corrupt,
+                    manifest_path(bundle_) + ": tensor '" + name + "' has no place in the recipe");
       }
     }
   }
@@ -108,8 +123,10 @@ class Weights::Binder {
   }
   void check(const std::string& name, const TensorEntry& tensor, bool good, const std::string& wanted) const {
     if (good) return;
-    const std::string found = tensor.is_vector ? "[" + std::to_string(tensor.cols) + "]" : shape_text(tensor.rows, tensor.cols);
-    throw Error(ErrorKind::corrupt, manifest_path(bundle_) + ": tensor '" + name + "' has shape " + found + ", the recipe needs " + wanted);
+    const std::string found =
+        tensor.is_vector ? "[" + std::to_string(tensor.cols) + "]" : shape_text(tensor.rows, tensor.cols);
+    throw Error(ErrorKind::corrupt, manifest_path(bundle_) + ": tensor '" + name + "' has shape " + found +
+                                        ", the recipe needs " + wanted);
   }
   const std::byte* address(const TensorEntry& tensor) const {
     return files_ == nullptr ? nullptr : (*files_)[tensor.extent.file].data() + tensor.extent.offset;
@@ -155,7 +172,8 @@ LayerWeights bind_layer(Binder& binder, const Recipe& recipe, int index) {
   layer.router = binder.matrix(prefix + "router", ffn.num_experts, hidden, true);
   if (ffn.shared) {
     layer.dense = binder.gated_ffn(prefix + "shared.", hidden, ffn.shared->intermediate_size);
-    if (ffn.shared->sigmoid_gate) layer.shared_router = binder.matrix(prefix + "shared.router", 1, hidden, true);
+    if (ffn.shared->sigmoid_gate)
+      layer.shared_router = binder.matrix(prefix + "shared.router", 1, hidden, true);
   }
   return layer;
 }
@@ -178,7 +196,8 @@ std::uint64_t Weights::resident_bytes(const Bundle& bundle, const Recipe& recipe
   return bytes;
 }
 
-Weights::Weights(const Bundle& bundle, const Recipe& recipe, std::shared_ptr<Budget> budget, ThreadPool& pool) {
+Weights::Weights(const Bundle& bundle, const Recipe& recipe, std::shared_ptr<Budget> budget,
+                 ThreadPool& pool) {
   read(bundle, std::move(budget), pool);
   Binder binder(bundle, &files_);
   embedding_ = binder.matrix("embedding", recipe.vocab_size, recipe.hidden_size);
@@ -212,8 +231,9 @@ void Weights::read(const Bundle& bundle, std::shared_ptr<Budget> budget, ThreadP
       const auto& [name, tensor] = tensors[static_cast<std::size_t>(t)];
       const Extent& e = tensor->extent;
       if (xxh64(std::span<const std::byte>(files_[e.file].span().subspan(e.offset, e.bytes))) != e.checksum) {
-        throw Error(ErrorKind::corrupt, bundle.file(e.file)->path().string() + ": tensor '" + *name + "' at offset " +
-                                            std::to_string(e.offset) + " (" + std::to_string(e.bytes) +
+        throw Error(ErrorKind::corrupt, bundle.file(e.file)->path().string() + ": tensor '" + *name +
+                                            "' at offset " + std::to_string(e.offset) + " (" +
+                                            std::to_string(e.bytes) +
                                             " bytes): checksum differs; convert or copy the bundle again");
       }
     }

@@ -39,8 +39,8 @@ struct LayerWeights {
   const float* attention_norm = nullptr;
   AttentionWeights attention;
   const float* ffn_norm = nullptr;
-  std::optional<GatedFfnWeights> dense;   // a dense ffn, or the shared expert
-  Matrix router;                          // of an MoE
+  std::optional<GatedFfnWeights> dense;  // a dense ffn, or the shared expert
+  Matrix router;                         // of an MoE
   std::optional<Matrix> shared_router;
 };
 
@@ -51,7 +51,8 @@ struct ExpertLayout {
   std::size_t down_offset = 0;
   std::size_t bytes = 0;
 };
-ExpertLayout expert_layout(const ExpertFormats& formats, std::size_t hidden_size, std::size_t intermediate_size);
+ExpertLayout expert_layout(const ExpertFormats& formats, std::size_t hidden_size,
+                           std::size_t intermediate_size);
 
 class Weights {
  public:

@@ -28,7 +28,8 @@ class ThreadPool {
   void run(int count, int grain, Body&& body) {
     using B = std::remove_reference_t<Body>;
     run_erased(
-        count, grain, [](void* b, int begin, int end, int worker) { (*static_cast<B*>(b))(begin, end, worker); },
+        count, grain,
+        [](void* b, int begin, int end, int worker) { (*static_cast<B*>(b))(begin, end, worker); },
         const_cast<void*>(static_cast<const void*>(std::addressof(body))));
   }
 

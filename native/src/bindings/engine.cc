@@ -1,0 +1,89 @@
+// Runtime, sampler and sequence; the model has a file of its own.
+#include <pybind11/stl.h>
+
+#include <map>
+
+#include "bindings/bindings.h"
+#include "engine/runtime.h"
+#include "engine/sampler.h"
+#include "model/kv_cache.h"
+#include "platform/error.h"
+
+namespace py = pybind11;
+
+namespace edgert {
+namespace {
+
+DirectIo direct_io(const std::string& word) {
+  if (word == "auto") return DirectIo::automatic;
+  if (word == "on") return DirectIo::on;
+  if (word == "off") return DirectIo::off;
+  throw Error(ErrorKind::invalid_argument, "direct_io: found '" + word + "', allowed auto, on, off");
+}
+
+void bind_runtime(py::module_& module) {
+  py::class_<Runtime, std::shared_ptr<Runtime>>(module, "Runtime")
+      .def(py::init([](std::uint64_t memory_bytes, int threads, int io_threads, const std::string& direct,
+                       const std::string& isa) {
+             return std::make_shared<Runtime>(
+                 RuntimeOptions{memory_bytes, threads, io_threads, direct_io(direct), isa});
+           }),
+           py::arg("memory_bytes") = 0, py::kw_only(), py::arg("threads") = 0, py::arg("io_threads") = 4,
+           py::arg("direct_io") = "auto", py::arg("isa") = "")
+      .def_property_readonly("budget_bytes", [](const Runtime& r) { return r.budget()->limit_bytes(); })
+      .def_property_readonly("used_bytes", [](const Runtime& r) { return r.budget()->used_bytes(); })
+      .def_property_readonly("peak_bytes", [](const Runtime& r) { return r.budget()->peak_bytes(); })
+      .def_property_readonly("threads", [](Runtime& r) { return r.pool().threads(); })
+      .def_property_readonly("isa", [](const Runtime& r) { return std::string(r.kernel_table().name); })
+      .def("reserve", &Runtime::reserve, py::arg("bytes"), py::arg("what"));
+}
+
+void bind_sampler(py::module_& module) {
+  using Bias = std::map<std::int32_t, float>;
+  py::class_<SamplerOptions>(module, "SamplerOptions")
+      .def(py::init<>())
+      .def_readwrite("temperature", &SamplerOptions::temperature)
+      .def_readwrite("top_k", &SamplerOptions::top_k)
+      .def_readwrite("top_p", &SamplerOptions::top_p)
+      .def_readwrite("min_p", &SamplerOptions::min_p)
+      .def_readwrite("repetition_penalty", &SamplerOptions::repetition_penalty)
+      .def_readwrite("presence_penalty", &SamplerOptions::presence_penalty)
+      .def_readwrite("frequency_penalty", &SamplerOptions::frequency_penalty)
+      .def_readwrite("penalty_window", &SamplerOptions::penalty_window)
+      .def_readwrite("seed", &SamplerOptions::seed)
+      .def_readwrite("logprobs", &SamplerOptions::logprobs)
+      .def_property(
+          "logit_bias",
+          [](const SamplerOptions& o) { return Bias(o.logit_bias.begin(), o.logit_bias.end()); },
+          [](SamplerOptions& o, const Bias& bias) { o.logit_bias.assign(bias.begin(), bias.end()); });
+
+  py::class_<Sampler, std::shared_ptr<Sampler>>(module, "Sampler")
+      .def(py::init<SamplerOptions, std::uint64_t>(), py::arg("options"), py::kw_only(),
+           py::arg("stream") = 0)
+      .def(
+          "accept", [](Sampler& s, const std::vector<std::int32_t>& tokens) { s.accept(tokens); },
+          py::arg("tokens"));
+
+  py::class_<Sample>(module, "Sample")
+      .def_readonly("token", &Sample::token)
+      .def_readonly("logprob", &Sample::logprob)
+      .def_readonly("top", &Sample::top);
+}
+
+void bind_sequence(py::module_& module) {
+  py::class_<KvSequence, std::shared_ptr<KvSequence>>(module, "Sequence")
+      .def_property_readonly("length", &KvSequence::length)
+      .def("rewind", &KvSequence::rewind, py::arg("length"))
+      .def("close", [](KvSequence& s) { s.rewind(0); });
+}
+
+}  // namespace
+
+void bind_engine(py::module_& module) {
+  bind_runtime(module);
+  bind_sampler(module);
+  bind_sequence(module);
+  bind_model(module);
+}
+
+}  // namespace edgert

@@ -1,0 +1,149 @@
+// Model: GIL release, interrupts, arrays.
+#include "engine/model.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+
+#include "bindings/bindings.h"
+#include "engine/sampler.h"
+#include "platform/error.h"
+
+namespace py = pybind11;
+
+namespace edgert {
+namespace {
+
+using Tokens = std::vector<std::int32_t>;
+using Row = std::tuple<std::shared_ptr<KvSequence>, Tokens, std::shared_ptr<Sampler>>;
+
+// Lets Ctrl-C through while native code runs, without asking for the GIL at every layer.
+class Interrupts {
+ public:
+  void operator()() {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last_ < std::chrono::milliseconds(50)) return;
+    last_ = now;
+    const py::gil_scoped_acquire held;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+std::optional<KvType> kv_type(const std::string& word) {
+  if (word == "auto") return std::nullopt;
+  if (word == "f32") return KvType::f32;
+  if (word == "f16") return KvType::f16;
+  throw Error(ErrorKind::invalid_argument, "kv_format: found '" + word + "', allowed auto, f32, f16");
+}
+
+std::shared_ptr<Model> load(std::shared_ptr<Runtime> runtime, const std::string& path, std::int64_t context,
+                            int parallel, int chunk, const std::string& kv_format) {
+  const ModelOptions options{context, parallel, chunk, kv_type(kv_format)};
+  const py::gil_scoped_release released;
+  return std::make_shared<Model>(std::move(runtime), path, options);
+}
+
+std::vector<std::optional<Sample>> step(Model& model, const std::vector<Row>& rows) {
+  std::vector<StepRow> spans;
+  for (const auto& [sequence, tokens, sampler] : rows) {
+    if (!sequence)
+      throw Error(ErrorKind::invalid_argument, "row " + std::to_string(spans.size()) + ": no sequence");
+    spans.push_back({sequence.get(), tokens, sampler ? Wanted::last : Wanted::none});
+  }
+  std::vector<std::int64_t> ends;
+  for (const StepRow& span : spans)
+    ends.push_back(span.sequence->length() + static_cast<std::int64_t>(span.tokens.size()));
+  std::vector<std::optional<Sample>> samples(rows.size());
+  const py::gil_scoped_release released;
+  model.step(
+      spans,
+      [&](std::size_t row, std::size_t, std::span<float> logits) {
+        samples[row] = std::get<2>(rows[row])->sample(logits, ends[row]);
+      },
+      Interrupts());
+  return samples;
+}
+
+py::array_t<float> logits(Model& model, KvSequence& sequence, const Tokens& tokens) {
+  const auto vocab = static_cast<std::size_t>(model.recipe().vocab_size);
+  py::array_t<float> out({tokens.size(), vocab});
+  float* data = out.mutable_data();
+  const StepRow row{&sequence, tokens, Wanted::all};
+  const py::gil_scoped_release released;
+  model.step(
+      std::span(&row, 1),
+      [&](std::size_t, std::size_t token, std::span<float> values) {
+        std::copy(values.begin(), values.end(), data + token * vocab);
+      },
+      Interrupts());
+  return out;
+}
+
+py::dict statistics(const Model& model) {
+  const ModelStatistics s = model.statistics();
+  py::dict out;
+  out["expert_hits"] = s.experts.hits;
+  out["expert_misses"] = s.experts.misses;
+  out["evictions"] = s.experts.evictions;
+  out["stall_s"] = s.experts.stall_s;
+  out["bytes_read"] = s.bytes_read;
+  out["expert_bytes_read"] = s.experts.bytes_read;
+  out["prefill_tokens"] = s.prefill_tokens;
+  out["prefill_s"] = s.prefill_s;
+  out["decode_tokens"] = s.decode_tokens;
+  out["decode_s"] = s.decode_s;
+  out["experts_resident"] = s.experts.resident;
+  out["experts_total"] = s.experts.total;
+  out["slot_bytes"] = s.experts.slot_bytes;
+  out["slot_capacity_bytes"] = s.experts.capacity_bytes;
+  return out;
+}
+
+py::dict plan(const Model& model) {
+  const MemoryPlan& p = model.plan();
+  py::dict out;
+  out["dense_bytes"] = p.dense_bytes;
+  out["kv_bytes"] = p.kv_bytes;
+  out["scratch_bytes"] = p.scratch_bytes + p.sampler_bytes;
+  out["slots_bytes"] = p.slots_bytes;
+  out["expert_bytes"] = p.expert_bytes;
+  out["token_bytes"] = p.token_bytes;
+  out["minimum_bytes"] = p.minimum_bytes;
+  return out;
+}
+
+std::vector<py::bytes> store(const Model& model) {
+  std::vector<py::bytes> out;
+  for (const auto& layer : model.residency()) {
+    out.emplace_back(reinterpret_cast<const char*>(layer.data()), layer.size());
+  }
+  return out;
+}
+
+}  // namespace
+
+void bind_model(py::module_& module) {
+  py::class_<Model, std::shared_ptr<Model>>(module, "Model")
+      .def(py::init(&load), py::arg("runtime"), py::arg("path"), py::kw_only(), py::arg("context") = 0,
+           py::arg("parallel") = 1, py::arg("chunk") = 0, py::arg("kv_format") = "auto")
+      .def_property_readonly("context", [](const Model& m) { return m.plan().context; })
+      .def_property_readonly("chunk", [](const Model& m) { return m.plan().chunk; })
+      .def_property_readonly("kv_format",
+                             [](const Model& m) { return m.plan().kv_type == KvType::f32 ? "f32" : "f16"; })
+      .def_property_readonly("vocab_size", [](const Model& m) { return m.recipe().vocab_size; })
+      .def_property_readonly("minimum_bytes", [](const Model& m) { return m.plan().minimum_bytes; })
+      .def_property_readonly("resident", [](const Model& m) { return m.plan().resident(); })
+      .def("plan", &plan)
+      .def("sequence", &Model::sequence)
+      .def("step", &step, py::arg("rows"))
+      .def("logits", &logits, py::arg("sequence"), py::arg("tokens"))
+      .def("cancel", &Model::cancel)
+      .def("statistics", &statistics)
+      .def("store", &store);
+}
+
+}  // namespace edgert
