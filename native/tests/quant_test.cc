@@ -154,6 +154,29 @@ TEST_CASE("tiles packed apart are the tiles of the whole") {
   }
 }
 
+TEST_CASE("threads do not show: neither in the bytes nor in the report, and their errors arrive") {
+  constexpr std::size_t rows = 150, cols = 70;
+  std::vector<float> weights = some_weights(rows * cols);
+  for (const Format& form : formats()) {
+    const Packed alone = pack(form, weights, rows, cols);
+    for (const int threads : {0, 1, 2, 5}) {
+      std::vector<std::byte> packed(alone.bytes.size());
+      const PackReport report = pack_matrix(form, SourceType::f32, std::as_bytes(std::span(weights)), rows,
+                                            cols, packed, {}, threads);
+      CHECK(packed == alone.bytes);
+      CHECK(report.squared_error == alone.report.squared_error);
+      CHECK(report.squared_weight == alone.report.squared_weight);
+      CHECK(report.max_error == alone.report.max_error);
+    }
+  }
+  weights[140 * cols] = std::numeric_limits<float>::infinity();
+  std::vector<std::byte> packed(packed_bytes(format("int4"), rows, cols));
+  CHECK_THROWS_WITH_AS(pack_matrix(format("int4"), SourceType::f32, std::as_bytes(std::span(weights)), rows,
+                                   cols, packed, {}, 3),
+                       "row 140, column 0 is inf: a weight must be a finite number; mend the checkpoint",
+                       Error);
+}
+
 TEST_CASE("groups at the edges of the range") {
   constexpr std::size_t cols = 64;
   const auto check = [](std::vector<float> weights, float tolerance) {
