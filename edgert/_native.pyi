@@ -1,7 +1,10 @@
 """The C++ core. Errors are edgert.errors.EdgertError subclasses."""
 
-from collections.abc import Buffer, Callable, Sequence as Seq
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from typing import Any
+
+from typing_extensions import Buffer
 
 __version__: str
 

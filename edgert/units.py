@@ -5,11 +5,11 @@ from fractions import Fraction
 
 from edgert.errors import InvalidArgumentError
 
-_POWERS = {"": 1, "B": 1}
-for _index, _letter in enumerate("KMGT", start=1):
-    _POWERS[_letter] = _POWERS[_letter + "iB"] = 1024**_index  # a bare letter is binary, as in ulimit and systemd
-    _POWERS[_letter + "B"] = 1000**_index
-_UNITS = {unit.lower(): power for unit, power in _POWERS.items()}
+# A bare letter is binary, as in ulimit and systemd.
+_UNITS = {"": 1, "b": 1}
+for _power, _letter in enumerate("kmgt", start=1):
+    _UNITS[_letter] = _UNITS[_letter + "ib"] = 1024**_power
+    _UNITS[_letter + "b"] = 1000**_power
 _SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,9})?)\s*([A-Za-z]{0,3})", re.ASCII)
 _MAX_BYTES = 2**62
 
@@ -43,7 +43,7 @@ def _complaint(name: str, value: object) -> str:
     )
 
 
-def format_bytes(size: int | float) -> str:
+def format_bytes(size: float) -> str:
     """Return `size` bytes for people: "10.0 MiB"."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
