@@ -1,0 +1,152 @@
+"""Device bundles as Python sees them: where they are, and their assets. The engine reads weights itself."""
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgert import settings
+from edgert.errors import CorruptError, NotFoundError
+
+EMBEDDED = "docs-moe"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
+
+
+def embedded() -> Path | None:
+    """The bundle that the package carries; None in a build without one."""
+    path = Path(__file__).parent / "data" / f"{EMBEDDED}.edgert"
+    return path if path.is_dir() else None
+
+
+def models_dir() -> Path:
+    """Where bundles are found by name."""
+    return settings.home() / "models"
+
+
+def locate(path_or_name: str | os.PathLike[str] | None) -> Path:
+    """Return the directory of a bundle: a path, a name in models_dir(), or the embedded one (its name, or None).
+
+    Raises NotFoundError saying where was looked.
+    """
+    if path_or_name is None:
+        path_or_name = EMBEDDED
+    path = Path(path_or_name)
+    if path.is_dir() and (path / "manifest.json").exists():
+        return path
+    if path.is_dir():
+        hint = ""
+        if (path / "config.json").exists():
+            hint = f": it is a checkpoint; `edgert convert {path} NAME.edgert` makes a bundle of it"
+        raise NotFoundError(f"{path}: no bundle (there is no manifest.json){hint}")
+    name = str(path_or_name)
+    if _NAME.fullmatch(name):  # one path component, so a name never leaves the folder
+        for candidate in (models_dir() / name, models_dir() / f"{name}.edgert"):
+            if (candidate / "manifest.json").exists():
+                return candidate
+        packaged = embedded()
+        if name == EMBEDDED and packaged is not None:
+            return packaged
+        raise NotFoundError(
+            f"{name}: no such path, and no bundle of this name in {models_dir()} (see `edgert list`)"
+        )
+    raise NotFoundError(f"{path}: no such bundle")
+
+
+def installed() -> Iterator[tuple[str, Path]]:
+    """Yield name and path of the bundles in models_dir(), then the embedded one."""
+    folder = models_dir()
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            if (path / "manifest.json").is_file():
+                yield path.name.removesuffix(".edgert"), path
+    packaged = embedded()
+    if packaged is not None:
+        yield EMBEDDED, packaged
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A validated bundle. `manifest` is docs/bundle-format.md's object; `sizes` what the engine found."""
+
+    path: Path
+    manifest: dict[str, Any]
+    sizes: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> "Bundle":
+        """Raises what edgert._native.open_bundle raises: NotFoundError, CorruptError, UnsupportedError, IoError."""
+        from edgert import _native
+
+        opened = _native.open_bundle(str(path))
+        manifest = json.loads(opened.pop("manifest"))
+        return cls(path, manifest, opened)
+
+    @property
+    def name(self) -> str:
+        return self.path.name.removesuffix(".edgert")
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        recipe: dict[str, Any] = self.manifest["recipe"]
+        return recipe
+
+    def asset(self, name: str) -> bytes | None:
+        """The content of an asset, checked against its checksum; None where the bundle has none of this name."""
+        from edgert import _native
+
+        for row in self.manifest["assets"]:
+            if row["name"] == name:
+                content = _read_regular(self.path / name, row["bytes"])
+                found = _native.xxh64(content)
+                if found != row["checksum"]:
+                    raise CorruptError(
+                        f"{self.path / name}: checksum is {found}, the manifest says {row['checksum']}"
+                    )
+                return content
+        return None
+
+    def json_asset(self, name: str) -> dict[str, Any]:
+        """The object in a JSON asset; empty where there is none."""
+        content = self.asset(name)
+        if content is None:
+            return {}
+        try:
+            value = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise CorruptError(f"{self.path / name}: not valid JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise CorruptError(f"{self.path / name}: found {type(value).__name__}, allowed is an object")
+        return value
+
+    def chat_template(self) -> str | None:
+        """The source of the chat template: chat_template.jinja, else the one in tokenizer_config.json."""
+        content = self.asset("chat_template.jinja")
+        if content is not None:
+            try:
+                return content.decode()
+            except UnicodeDecodeError as error:
+                raise CorruptError(
+                    f"{self.path / 'chat_template.jinja'}: byte {error.start} is not UTF-8"
+                ) from None
+        template = self.json_asset("tokenizer_config.json").get("chat_template")
+        if isinstance(template, list):  # several by name
+            named = {row.get("name"): row.get("template") for row in template if isinstance(row, dict)}
+            template = named.get("default")
+        return template if isinstance(template, str) else None
+
+
+def _read_regular(path: Path, size: int) -> bytes:
+    """The content of a regular file of exactly `size` bytes; links, pipes and devices are refused."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise CorruptError(f"{path}: cannot be opened: {error.strerror}") from None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+            raise CorruptError(f"{path}: found {status.st_size} bytes, allowed is a regular file of {size}")
+        return file.read()

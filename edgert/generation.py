@@ -1,0 +1,215 @@
+"""One generation: tokens drawn step by step, given out as pieces of text, with its statistics."""
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from edgert import _native
+from edgert.detokenizer import Detokenizer, StopStrings
+from edgert.errors import CancelledError
+from edgert.sampling import Sampling
+
+if TYPE_CHECKING:
+    from edgert.model import Model
+
+_COUNTERS = ("expert_hits", "expert_misses", "bytes_read", "expert_bytes_read", "stall_s", "evictions")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one token adds: `text` may be empty while a character or a stop string is incomplete.
+
+    The last piece has a `finish_reason`: "stop" (end of sequence or a stop string), "length" or "cancelled"; its `token`
+    is None where no token came with it. `logprob` and `top_logprobs` [(token, logprob), …] are of the distribution
+    before temperature and penalties, None unless asked for.
+    """
+
+    text: str
+    token: int | None = None
+    logprob: float | None = None
+    top_logprobs: list[tuple[int, float]] | None = None
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished generation. `tokens` are all that were drawn, an end-of-sequence token included; `logprobs` holds one
+    (logprob, [(token, logprob), …]) a token, None unless asked for. `statistics` is described in Stream.statistics."""
+
+    text: str
+    tokens: list[int]
+    finish_reason: str | None
+    statistics: dict[str, Any]
+    logprobs: list[tuple[float, list[tuple[int, float]]]] | None = None
+
+
+@dataclass
+class _Clock:
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    decode_steps: int = 0
+
+
+@dataclass
+class _Text:
+    """The text of the tokens, cut at a stop string."""
+
+    detokenizer: Detokenizer | None
+    stops: StopStrings
+
+    def push(self, token: int) -> str:
+        return self.stops.push(self.detokenizer.push(token)) if self.detokenizer else ""
+
+    def finish(self) -> str:
+        rest = self.stops.push(self.detokenizer.finish()) if self.detokenizer else ""
+        return rest + self.stops.finish()
+
+
+@dataclass
+class _Drawn:
+    tokens: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[tuple[float, list[tuple[int, float]]]] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+class Stream(Iterator[Piece]):
+    """Iterator over the pieces of one generation; `result` sums up what came so far.
+
+    cancel() may be called from any thread or signal handler: the stream then ends with finish_reason "cancelled".
+    Iterate from one thread. close(), or the end, frees the sequence's memory.
+    """
+
+    def __init__(
+        self, model: "Model", prompt: Sequence[int], sampling: Sampling, detokenizer: Detokenizer | None
+    ) -> None:
+        self._model = model
+        self._prompt = list(prompt)
+        self._sampling = sampling
+        self._text = _Text(detokenizer, StopStrings(sampling.stop))
+        self._clock = _Clock()
+        self._drawn = _Drawn()
+        self._before = model.stats()
+        self._after: dict[str, Any] | None = None
+        self._cancelled = False
+        self._pieces = self._run()
+
+    def __next__(self) -> Piece:
+        piece = next(self._pieces)
+        self._drawn.texts.append(piece.text)
+        self._drawn.finish_reason = piece.finish_reason
+        return piece
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._model.interrupt(self)
+
+    def close(self) -> None:
+        self._pieces.close()
+
+    @property
+    def result(self) -> Generation:
+        """What came so far; finish_reason is None while the stream goes on."""
+        drawn = self._drawn
+        wanted = self._sampling.logprobs is not None
+        return Generation(
+            "".join(drawn.texts),
+            list(drawn.tokens),
+            drawn.finish_reason,
+            self.statistics(),
+            list(drawn.logprobs) if wanted else None,
+        )
+
+    def statistics(self) -> dict[str, Any]:
+        """Counts, seconds and bytes of this generation. The expert counters are the model's while it ran, so they
+        include what other streams of the model did meanwhile; budget_bytes and peak_bytes are of the whole Runtime."""
+        after = self._after or self._model.stats()
+        clock, generated = self._clock, len(self._drawn.tokens)
+        counted = {name: after[name] - self._before[name] for name in _COUNTERS if name in after}
+        looked_up = counted["expert_hits"] + counted["expert_misses"]
+        return {
+            "prompt_tokens": len(self._prompt),
+            "generated_tokens": generated,
+            "prefill_tokens_per_s": len(self._prompt) / clock.prefill_s if clock.prefill_s else 0.0,
+            "decode_tokens_per_s": clock.decode_steps / clock.decode_s if clock.decode_s else 0.0,
+            "prefill_s": clock.prefill_s,
+            "decode_s": clock.decode_s,
+            "budget_bytes": after["budget_bytes"],
+            "peak_bytes": after["peak_bytes"],
+            **counted,
+            "hit_rate": counted["expert_hits"] / looked_up if looked_up else 1.0,
+            "resident": after["resident"],
+            "threads": after["threads"],
+            "context": after["context"],
+        }
+
+    def _run(self) -> Generator[Piece, None, None]:
+        sequence = self._model.native.sequence()
+        try:
+            yield from self._draw(sequence)
+        finally:
+            sequence.close()
+            self._after = self._model.stats()
+
+    def _draw(self, sequence: _native.Sequence) -> Iterator[Piece]:
+        sampling = self._sampling
+        limit = self._model.context - len(self._prompt)
+        if sampling.max_tokens is not None:
+            limit = min(limit, sampling.max_tokens)
+        ends = frozenset() if sampling.ignore_eos else self._model.eos_token_ids
+        sampler = _native.Sampler(sampling.native())
+        sampler.accept(self._prompt)
+        tokens = self._prompt
+        for count in range(1, limit + 1):
+            sample = self._step(sequence, tokens, sampler)
+            if sample is None:
+                yield Piece(self._text.finish(), finish_reason="cancelled")
+                return
+            text = self._text.push(sample.token)
+            reason = None
+            if sample.token in ends or self._text.stops.found is not None:
+                reason = "stop"
+            elif count == limit:
+                reason = "length"
+            if reason is not None:
+                text += self._text.finish()
+            yield self._piece(sample, text, "stop" if self._text.stops.found is not None else reason)
+            if reason is not None:
+                return
+            tokens = [sample.token]
+
+    def _step(
+        self, sequence: _native.Sequence, tokens: list[int], sampler: _native.Sampler
+    ) -> _native.Sample | None:
+        """Run `tokens` and draw the next; None when cancelled."""
+        clock, first = self._clock, not self._drawn.tokens
+        start = time.perf_counter()
+        try:
+            sample = self._uncancelled(sequence, tokens, sampler)
+        finally:
+            elapsed = time.perf_counter() - start
+            if first:
+                clock.prefill_s += elapsed
+            else:
+                clock.decode_s += elapsed
+        if sample is not None:
+            clock.decode_steps += not first
+            self._drawn.tokens.append(sample.token)
+        return sample
+
+    def _uncancelled(
+        self, sequence: _native.Sequence, tokens: list[int], sampler: _native.Sampler
+    ) -> _native.Sample | None:
+        while not self._cancelled:
+            try:
+                return self._model.step(self, sequence, tokens, sampler)
+            except CancelledError:  # meant for this stream, or came too late for the one before: then again
+                continue
+        return None
+
+    def _piece(self, sample: "_native.Sample", text: str, reason: str | None) -> Piece:
+        if self._sampling.logprobs is None:
+            return Piece(text, sample.token, finish_reason=reason)
+        self._drawn.logprobs.append((sample.logprob, sample.top))
+        return Piece(text, sample.token, sample.logprob, sample.top, reason)
