@@ -187,11 +187,11 @@ class Oracle:
                 y = y + self.vector(f"{prefix}{name}_bias")
             if mixer["qk_norm"] == "row" and name != "v":
                 y = rms_norm(y, self.vector(f"{prefix}{name}_norm"), block["norm_eps"])
-            if mixer["clip_qkv"] is not None:
-                y = np.clip(y, -mixer["clip_qkv"], mixer["clip_qkv"])
             y = y.reshape(n, -1, head)
             if mixer["qk_norm"] == "head" and name != "v":
                 y = rms_norm(y, self.vector(f"{prefix}{name}_norm"), block["norm_eps"])
+            if mixer["clip_qkv"] is not None:
+                y = np.clip(y, -mixer["clip_qkv"], mixer["clip_qkv"])
             parts[name] = y if name == "v" else rotate(y, mixer["rope"])
         group = mixer["num_heads"] // mixer["num_kv_heads"]
         k, v = (parts[name].repeat(group, axis=1) for name in "kv")

@@ -186,3 +186,13 @@ def test_perplexity(quality: Quality, tmp_path: Path, record_property: Callable[
         record_property(f"perplexity, {name}", ours)
     too_far = {name: errors[name] for name, (_, bound) in formats.items() if not abs(errors[name]) <= bound}
     assert not too_far, f"perplexity {expected:.4f} in the reference; relative differences {errors}"
+
+
+def test_near_ties_are_named_and_few(record_property: Callable[..., None]) -> None:
+    logits = np.array([[0, 1, 2], [0, 2, 2], [0, 1, 2]], np.float32)
+    ties = near_ties(logits, np.array([1.0, 1.0, 9e-6]))
+    assert ties.tolist() == [1, 2]
+    with pytest.warns(UserWarning, match=r"\[1, 2\]"):
+        assert compared("case", 3, ties, record_property) == [0]
+    with pytest.raises(AssertionError), pytest.warns(UserWarning):
+        compared("case", 10, np.arange(5), record_property)
