@@ -157,3 +157,33 @@ def test_bytes_read_agree_with_the_kernels_count(large_bundle: Path, tiny_bundle
     report = probe(large_bundle, tiny_bundle, minimum_bytes(large_bundle) + 8 * MIB)
     ours, kernel = report["stats"]["bytes_read"], report["storage_bytes"]
     assert abs(ours - kernel) <= 0.05 * kernel, f"bytes_read {ours}, the kernel counted {kernel}"
+
+
+LIMIT = Path(os.environ.get("EDGERT_REFERENCE_DIR", "/nonexistent")) / "tools" / "limit"
+
+
+@pytest.mark.skipif(
+    not LIMIT.exists() or not os.access("/sys/fs/cgroup/memory", os.W_OK),
+    reason="needs the reference's limit tool, root and cgroup v1; the budget is measured without them above",
+)
+def test_no_oom_kill_under_a_limit_of_the_kernel(
+    large_bundle: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """The budget, and what an interpreter takes anyway, are enough for a process that may have no more."""
+    interpreter = 96 * MIB
+    memory = minimum_bytes(large_bundle) + 4 * MIB
+    script = str(Path(__file__).parent / "probe.py")
+    arguments = [str(large_bundle), str(tiny_bundle), str(memory), "1", "2", "40"]
+    limit = [
+        sys.executable,
+        str(LIMIT),
+        "--memory",
+        str(memory + interpreter),
+        "--json",
+        str(tmp_path / "limit.json"),
+    ]
+    done = subprocess.run(
+        [*limit, "--", sys.executable, script, *arguments], capture_output=True, text=True, check=False
+    )
+    report = json.loads((tmp_path / "limit.json").read_text())
+    assert report["oom_kills"] == 0 and done.returncode == 0, done.stderr
