@@ -15,7 +15,7 @@ F32 = {"dense_format": "f32", "expert_format": "f32", "embedding_format": "f32",
 MIB = 1 << 20
 
 
-def convert(source: Path, output: Path, **formats: str) -> Path:
+def convert(source: Path, output: Path, **formats: Any) -> Path:
     from edgert.converters.convert import convert as convert_checkpoint
 
     convert_checkpoint(source, output, **formats)

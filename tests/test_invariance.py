@@ -44,12 +44,11 @@ def bundle_of(source: Path, formats: str) -> Path:
         return convert(source, output, **F32)
     if formats == "default":
         return convert(source, output)
-    return convert(source, output, expert_formats=mixed_formats())
+    return convert(source, output, expert_formats=mixed_format)
 
 
-def mixed_formats() -> dict[tuple[int, int], str]:
-    layers, experts = TINY_CONFIG["num_hidden_layers"], TINY_CONFIG["num_experts"]
-    return {(i, e): ("int2", "int4", "int8")[(i + e) % 3] for i in range(layers) for e in range(experts)}
+def mixed_format(layer: int, expert: int) -> str:
+    return ("int2", "int4", "int8")[(layer + expert) % 3]
 
 
 @functools.cache
