@@ -1,0 +1,103 @@
+"""Bundles for the tests: made, opened, run, and edited by hand."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+F32 = {"dense_format": "f32", "expert_format": "f32", "embedding_format": "f32", "output_format": "f32"}
+MIB = 1 << 20
+
+
+def convert(source: Path, output: Path, **formats: Any) -> Path:
+    from edgert.converters.convert import convert as convert_checkpoint
+
+    convert_checkpoint(source, output, **formats)
+    return output
+
+
+def open_model(
+    path: Path, *, memory: int = 256 * MIB, threads: int = 1, isa: str = "", **options: Any
+) -> Any:
+    """The native model; `memory` in bytes bounds everything that it allocates."""
+    from edgert import _native
+
+    runtime = _native.Runtime(memory, threads=threads, isa=isa)
+    return _native.Model(runtime, str(path), **options)
+
+
+def minimum_bytes(path: Path, **options: Any) -> int:
+    return int(open_model(path, **options).minimum_bytes)
+
+
+def runnable_isas() -> list[str]:
+    """The instruction sets of this machine; none before the extension is built, so that collection works."""
+    try:
+        from edgert import _native
+    except ImportError:
+        return []
+    return list(_native.runnable_isas())
+
+
+def bits(logits: np.ndarray) -> np.ndarray:
+    """f32 as integers: equal where, and only where, every bit is."""
+    return np.ascontiguousarray(logits, np.float32).view(np.uint32)
+
+
+def draw(logits: np.ndarray, rng: random.Random) -> int:
+    """A token from the softmax of one row; a function of the row's bits and of `rng` alone."""
+    weights = np.exp((logits - logits.max()).astype(np.float64))
+    return int(np.searchsorted(np.cumsum(weights), rng.random() * weights.sum()))
+
+
+def transcript(
+    model: Any, prompt: Sequence[int], generated: int, *, seed: int = 0
+) -> tuple[list[int], np.ndarray]:
+    """`generated` tokens drawn one by one after `prompt`, and the bits of the logits at every position."""
+    rng = random.Random(seed)
+    sequence = model.sequence()
+    rows = [model.logits(sequence, list(prompt))]
+    tokens: list[int] = []
+    for _ in range(generated):
+        tokens.append(draw(rows[-1][-1], rng))
+        rows.append(model.logits(sequence, tokens[-1:]))
+    sequence.close()
+    return tokens, bits(np.concatenate(rows))
+
+
+# --- manifests by hand --------------------------------------------------------------------------------
+
+
+def read_manifest(bundle: Path) -> dict[str, Any]:
+    """The manifest without its checksum line."""
+    text = (bundle / "manifest.json").read_bytes()
+    manifest: dict[str, Any] = json.loads(text)
+    manifest.pop("checksum")
+    return manifest
+
+
+def seal(bundle: Path, body: bytes) -> None:
+    """Write manifest.json: the checksum line, then `body`, which is a JSON object without its opening brace."""
+    checksum = xxhash.xxh64(body, seed=0).hexdigest()
+    (bundle / "manifest.json").write_bytes(f'{{"checksum":"{checksum}",\n'.encode() + body)
+
+
+def edit_manifest(bundle: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the manifest and give it a checksum that is right, so that only the change is wrong."""
+    manifest = read_manifest(bundle)
+    edit(manifest)
+    seal(bundle, json.dumps(manifest).encode()[1:])
+
+
+def flip_bit(file: Path, offset: int, bit: int = 0) -> None:
+    with file.open("r+b") as f:
+        f.seek(offset)
+        byte = f.read(1)[0]
+        f.seek(offset)
+        f.write(bytes([byte ^ (1 << bit)]))

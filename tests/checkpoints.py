@@ -1,0 +1,383 @@
+"""Small random checkpoints in the Hugging Face layout.
+
+Weights come from numpy, scaled so that routing is decided by real margins and greedy tokens vary (the usual
+standard deviation of 0.02 leaves both near ties). `tiny_checkpoint` needs numpy and tokenizers only;
+`make_checkpoint` asks transformers (5 or later) for the tensor names and shapes of a family.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Tensors = dict[str, np.ndarray]
+Shapes = Mapping[str, tuple[int, ...]]
+
+BOS, IM_START, IM_END = 0, 1, 2
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SENTENCES = [
+    "The module reads the file and returns the number of bytes that were written to the other end.",
+    "A function that returns a list of the names in the current directory, in no particular order.",
+    "If the argument is not given, the value of the environment variable is used in its place.",
+    "Return true when the path exists and is a regular file; raise an error in every other case.",
+    "An expert that is not in memory is read from storage before the token goes on to the next layer.",
+]
+
+
+# --- files --------------------------------------------------------------------------------------------
+
+
+def encode(array: np.ndarray, dtype: str) -> bytes:
+    """The elements of an f32 array as little-endian F32, F16 or BF16 (nearest even)."""
+    if dtype == "F32":
+        return array.astype("<f4").tobytes()
+    if dtype == "F16":
+        return array.astype("<f2").tobytes()
+    bits = np.ascontiguousarray(array, "<f4").view("<u4")
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
+
+
+def write_safetensors(path: Path, tensors: Tensors, dtype: str = "F32") -> None:
+    """One safetensors file, written by hand so that the tests do not depend on the library they check."""
+    header: dict[str, Any] = {}
+    data = []
+    offset = 0
+    for name, array in tensors.items():
+        data.append(encode(array, dtype))
+        end = offset + len(data[-1])
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(data))
+
+
+def write_weights(directory: Path, tensors: Tensors, *, dtype: str = "F32", shards: int = 1) -> None:
+    """model.safetensors, or `shards` files and their index."""
+    if shards == 1:
+        write_safetensors(directory / "model.safetensors", tensors, dtype)
+        return
+    names = sorted(tensors)
+    weight_map = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
+        part = {name: tensors[name] for name in names[i::shards]}
+        write_safetensors(directory / file, part, dtype)
+        weight_map.update(dict.fromkeys(part, file))
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def write_tokenizer(directory: Path, vocab_size: int) -> None:
+    """A byte-level BPE tokenizer of at most `vocab_size` tokens: every byte where there is room, else ASCII."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocab_size < len(alphabet) + len(SPECIAL_TOKENS):
+        alphabet = [chr(c) for c in range(33, 127)] + ["Ġ", "Ċ"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=sorted(alphabet),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    assert tokenizer.get_vocab_size() <= vocab_size
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": SPECIAL_TOKENS[BOS],
+        "eos_token": SPECIAL_TOKENS[IM_END],
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    (directory / "generation_config.json").write_text(
+        json.dumps({"bos_token_id": BOS, "eos_token_id": [IM_END]})
+    )
+
+
+# --- weights ------------------------------------------------------------------------------------------
+
+
+def _scale(name: str, shape: tuple[int, ...]) -> float:
+    if name.endswith("embed_tokens.weight"):
+        return 0.3
+    if name.endswith("bias"):
+        return 0.3
+    fan_in = 1 / math.sqrt(shape[-1])
+    if name.endswith("lm_head.weight"):
+        return 3 * fan_in
+    if name.endswith(("gate.weight", "shared_expert_gate.weight")):
+        return 2.5 * fan_in  # routers: logits with a standard deviation of about 2.5
+    return 1.2 * fan_in
+
+
+def random_weights(shapes: Shapes, seed: int) -> Tensors:
+    """f32 weights by name: norms around one, the rest normal. Independent of the order of `shapes`."""
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for name in sorted(shapes):
+        values = rng.standard_normal(shapes[name], np.float32)
+        if "norm" in name:
+            tensors[name] = (1 + 0.2 * np.clip(values, -2, 2)).astype(np.float32)
+        else:
+            tensors[name] = values * np.float32(_scale(name, shapes[name]))
+    return tensors
+
+
+# --- a model without torch ----------------------------------------------------------------------------
+
+TINY_CONFIG: dict[str, Any] = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "vocab_size": 320,
+    "hidden_size": 72,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+    "intermediate_size": 56,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "bos_token_id": BOS,
+    "eos_token_id": IM_END,
+    "torch_dtype": "float32",
+}
+
+
+def qwen3_moe_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tensors of a qwen3_moe checkpoint whose every layer is an MoE, with per-expert names."""
+    hidden, head, inter = config["hidden_size"], config["head_dim"], config["moe_intermediate_size"]
+    q, kv = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config["vocab_size"], hidden),
+        "model.norm.weight": (hidden,),
+    }
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (config["vocab_size"], hidden)
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{i}."
+        shapes |= {
+            layer + "input_layernorm.weight": (hidden,),
+            layer + "post_attention_layernorm.weight": (hidden,),
+            layer + "self_attn.q_proj.weight": (q, hidden),
+            layer + "self_attn.k_proj.weight": (kv, hidden),
+            layer + "self_attn.v_proj.weight": (kv, hidden),
+            layer + "self_attn.o_proj.weight": (hidden, q),
+            layer + "self_attn.q_norm.weight": (head,),
+            layer + "self_attn.k_norm.weight": (head,),
+            layer + "mlp.gate.weight": (config["num_experts"], hidden),
+        }
+        for e in range(config["num_experts"]):
+            expert = f"{layer}mlp.experts.{e}."
+            shapes[expert + "gate_proj.weight"] = (inter, hidden)
+            shapes[expert + "up_proj.weight"] = (inter, hidden)
+            shapes[expert + "down_proj.weight"] = (hidden, inter)
+    return shapes
+
+
+def tiny_checkpoint(
+    directory: Path, *, seed: int = 0, dtype: str = "F32", shards: int = 1, **overrides: Any
+) -> Path:
+    """A qwen3_moe checkpoint of a few hundred KiB at `directory`; `overrides` replace keys of TINY_CONFIG."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config = TINY_CONFIG | overrides
+    write_weights(directory, random_weights(qwen3_moe_shapes(config), seed), dtype=dtype, shards=shards)
+    (directory / "config.json").write_text(json.dumps(config, indent=2))
+    write_tokenizer(directory, config["vocab_size"])
+    return directory
+
+
+# --- every family, through transformers ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A family, what its config says beyond SMALL, and how the checkpoint lies on disk."""
+
+    name: str
+    family: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    fused: bool = (
+        False  # experts as 3-D tensors under the module's names; else as save_pretrained writes them
+    )
+    dtype: str = "float32"
+    shards: bool = False
+    old_config: bool = False  # config.json with the keys that transformers wrote before version 5
+    seed: int = 0  # chosen so that no position of the tests is a near tie
+
+
+# Sizes that are multiples neither of a tile (16 rows) nor of a quantisation group (32 or 64 columns).
+SMALL: dict[str, Any] = {
+    "hidden_size": 72,
+    "vocab_size": 131,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": BOS,
+    "eos_token_id": IM_END,
+    "pad_token_id": None,
+}
+_MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "intermediate_size": 56}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen3_moe": _MOE | {"head_dim": 16, "norm_topk_prob": True},
+    "qwen2_moe": _MOE | {"shared_expert_intermediate_size": 44},
+    "olmoe": {"num_experts": 9, "num_experts_per_tok": 3, "intermediate_size": 40},
+    "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 40},
+    "llama": {"intermediate_size": 100},
+    "qwen3": {"intermediate_size": 100, "head_dim": 16},
+}
+
+
+def _rope(kind: str, **keys: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **keys}}
+
+
+_LINEAR = _rope("linear", factor=2.5)
+_LLAMA3 = _rope(
+    "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64
+)
+_YARN = _rope("yarn", factor=4.0, original_max_position_embeddings=64)
+_YARN_ALL = _rope(
+    "yarn",
+    factor=4.0,
+    original_max_position_embeddings=64,
+    attention_factor=0.9,
+    beta_fast=16.0,
+    beta_slow=2.0,
+    truncate=False,
+)
+
+VARIANTS = [
+    Variant("qwen3_moe", "qwen3_moe"),
+    Variant(
+        "qwen3_moe-tied-raw_gates-dense_layer-bias-bf16-shards",
+        "qwen3_moe",
+        {"tie_word_embeddings": True, "norm_topk_prob": False, "mlp_only_layers": [1], "attention_bias": True},
+        dtype="bfloat16",
+        shards=True,
+    ),
+    Variant(
+        "qwen3_moe-sparse_step_2-f16-fused",
+        "qwen3_moe",
+        {"decoder_sparse_step": 2, "num_hidden_layers": 4},
+        dtype="float16",
+        fused=True,
+    ),
+    Variant("qwen3_moe-window", "qwen3_moe", {"use_sliding_window": True, "sliding_window": 11}),
+    Variant("qwen3_moe-yarn", "qwen3_moe", _YARN, fused=True, shards=True, seed=1),
+    Variant(
+        "qwen3_moe-MHA-even_sizes-old_config",
+        "qwen3_moe",
+        {"hidden_size": 64, "num_key_value_heads": 4, "moe_intermediate_size": 64, "vocab_size": 160, **_YARN_ALL},
+        old_config=True,
+    ),
+    Variant("qwen2_moe", "qwen2_moe"),
+    Variant(
+        "qwen2_moe-mixed_windows-normalized-fused",
+        "qwen2_moe",
+        {
+            "norm_topk_prob": True,
+            "use_sliding_window": True,
+            "sliding_window": 9,
+            "max_window_layers": 3,
+            "num_hidden_layers": 4,
+            "num_key_value_heads": 4,
+        },
+        fused=True,
+    ),
+    Variant(
+        "qwen2_moe-no_bias-dense_layer-old_config",
+        "qwen2_moe",
+        {"qkv_bias": False, "mlp_only_layers": [0], "tie_word_embeddings": True},
+        dtype="bfloat16",
+        old_config=True,
+    ),
+    Variant("olmoe-MHA", "olmoe", {"num_key_value_heads": 4}),
+    Variant("olmoe-clip_qkv-normalized-linear_rope", "olmoe", {"clip_qkv": 0.8, "norm_topk_prob": True, **_LINEAR}, seed=1),
+    Variant("olmoe-bias-fused-bf16", "olmoe", {"attention_bias": True}, fused=True, dtype="bfloat16"),
+    Variant("mixtral", "mixtral", seed=1),
+    Variant("mixtral-window-MQA-shards", "mixtral", {"sliding_window": 13, "num_key_value_heads": 1}, shards=True, seed=1),
+    Variant("mixtral-head_dim-tied-fused", "mixtral", {"head_dim": 24, "tie_word_embeddings": True}, fused=True),
+    Variant("mixtral-old_config", "mixtral", {"num_local_experts": 4}, old_config=True),
+    Variant("llama-llama3_rope-tied", "llama", {"tie_word_embeddings": True, **_LLAMA3}),
+    Variant("llama-bias-MHA-linear_rope-old_config", "llama", {
+        "attention_bias": True, "num_key_value_heads": 4, **_LINEAR}, old_config=True),
+    Variant("llama-head_dim-MQA-f16", "llama", {"head_dim": 32, "num_key_value_heads": 1}, dtype="float16"),
+    Variant("qwen3", "qwen3", {"tie_word_embeddings": True}, dtype="bfloat16"),
+    Variant("qwen3-mixed_windows-bias-yarn", "qwen3", {
+        "use_sliding_window": True, "sliding_window": 10, "max_window_layers": 1, "attention_bias": True, **_YARN}),
+]  # fmt: skip
+
+
+def make_checkpoint(directory: Path, variant: Variant) -> Path:
+    """Write the variant's checkpoint at `directory`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    directory.mkdir(parents=True, exist_ok=True)
+    config = AutoConfig.for_model(variant.family, **(SMALL | FAMILIES[variant.family] | dict(variant.config)))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    tensors = random_weights({k: tuple(v.shape) for k, v in model.state_dict().items()}, variant.seed)
+    if config.tie_word_embeddings:
+        del tensors["lm_head.weight"]
+    model.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()}, strict=False)
+    model.to(getattr(torch, variant.dtype))
+    model.save_pretrained(directory, max_shard_size="100KB" if variant.shards else "1GB")
+    if variant.fused:
+        for file in directory.glob("model*"):
+            file.unlink()
+        dtype = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[variant.dtype]
+        write_weights(directory, tensors, dtype=dtype, shards=3 if variant.shards else 1)
+    if variant.old_config:
+        _rewrite_config(directory / "config.json")
+    write_tokenizer(directory, config.vocab_size)
+    return directory
+
+
+def _rewrite_config(path: Path) -> None:
+    """The same config in the keys of transformers 4, which most published checkpoints have."""
+    config = json.loads(path.read_text())
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    if rope["rope_type"] != "default":
+        rope["type"] = rope.pop("rope_type")
+        config["rope_scaling"] = rope
+    if config["model_type"] == "qwen3_moe":
+        config["num_experts"] = config.pop("num_local_experts")
+    config["torch_dtype"] = config.pop("dtype")
+    config.pop("layer_types", None)
+    path.write_text(json.dumps(config, indent=2))
+
+
+def prompt_tokens(length: int, vocab_size: int, seed: int = 0) -> list[int]:
+    """Token ids without the special ones."""
+    return [int(t) for t in np.random.default_rng(seed).integers(len(SPECIAL_TOKENS), vocab_size, length)]
+
+
+def by_name(variants: Iterable[Variant], name: str) -> Variant:
+    return next(v for v in variants if v.name == name)

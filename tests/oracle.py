@@ -1,0 +1,247 @@
+"""A second reader of bundles, written from docs/bundle-format.md alone, in numpy and double precision.
+
+Slow and plain on purpose: it shows that the format is written down well enough to be read by others, tells an
+error of the converter from one of the engine, and gives integer formats a reference that transformers lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bundles import read_manifest
+
+FLOATS = {"f32": (4, "<f4"), "f16": (2, "<f2"), "bf16": (2, "<u2")}
+INTEGERS = {
+    "int8": ([8], 32, False),
+    "int4": ([4], 64, True),
+    "int3": ([2, 1], 64, True),
+    "int2": ([2], 32, True),
+}
+TILE_ROWS = 16
+
+
+def round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def tile_bytes(format: str, cols: int) -> int:
+    if format in FLOATS:
+        return round_up(TILE_ROWS * cols * FLOATS[format][0], 64)
+    planes, group, zeros = INTEGERS[format]
+    padded = round_up(cols, group)
+    codes = TILE_ROWS * padded * sum(planes) // 8
+    return round_up(codes + TILE_ROWS * (padded // group) * (3 if zeros else 2), 64)
+
+
+def packed_bytes(format: str, rows: int, cols: int) -> int:
+    return round_up(rows, TILE_ROWS) // TILE_ROWS * tile_bytes(format, cols)
+
+
+def plane(data: np.ndarray, bits: int) -> np.ndarray:
+    """Bytes of one plane of a tile -> codes [16, columns]."""
+    vectors = data.reshape(-1, TILE_ROWS, 4)  # [vector, row, j]
+    parts = [(vectors >> (bits * i)) & ((1 << bits) - 1) for i in range(8 // bits)]
+    return np.stack(parts, axis=2).transpose(1, 0, 2, 3).reshape(TILE_ROWS, -1)  # [row, (vector, i, j)]
+
+
+def unpack_tile(format: str, data: np.ndarray, cols: int) -> np.ndarray:
+    if format in FLOATS:
+        size, dtype = FLOATS[format]
+        elements = data[: TILE_ROWS * cols * size].view(dtype)
+        if format == "bf16":
+            elements = (elements.astype("<u4") << 16).view("<f4")
+        return elements.reshape(cols, TILE_ROWS).T.astype(np.float64)
+    planes, group, has_zeros = INTEGERS[format]
+    padded = round_up(cols, group)
+    codes, at, shift = np.zeros((TILE_ROWS, padded)), 0, 0
+    for bits in planes:
+        length = TILE_ROWS * padded * bits // 8
+        codes += plane(data[at : at + length], bits).astype(np.float64) * (1 << shift)
+        at, shift = at + length, shift + bits
+    groups = padded // group
+    scales = (
+        data[at : at + 2 * TILE_ROWS * groups].view("<f2").reshape(groups, TILE_ROWS).T.astype(np.float64)
+    )
+    at += 2 * TILE_ROWS * groups
+    zeros: np.ndarray | float = float(1 << (sum(planes) - 1))
+    if has_zeros:
+        zeros = data[at : at + TILE_ROWS * groups].reshape(groups, TILE_ROWS).T.repeat(group, axis=1)
+    return np.asarray(scales.repeat(group, axis=1) * (codes - zeros))[:, :cols]
+
+
+def unpack(format: str, data: np.ndarray, rows: int, cols: int) -> np.ndarray:
+    tiles = data.reshape(-1, tile_bytes(format, cols))
+    return np.concatenate([unpack_tile(format, tile, cols) for tile in tiles])[:rows]
+
+
+@dataclass
+class Weight:
+    format: str
+    values: np.ndarray
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        if self.format in INTEGERS:
+            x = as_int8(x)
+        return np.asarray(x @ self.values.T)
+
+
+def as_int8(x: np.ndarray) -> np.ndarray:
+    """Activations as integer products see them: int8 codes with a scale for every 32 columns."""
+    n, cols = x.shape
+    groups = np.pad(x, ((0, 0), (0, -cols % 32))).reshape(n, -1, 32)
+    scales = np.abs(groups).max(-1, keepdims=True) / 127
+    codes = np.rint(groups / np.where(scales == 0, 1, scales))
+    return np.asarray((codes * scales).reshape(n, -1)[:, :cols])
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    return np.asarray(x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.asarray(1 / (1 + np.exp(-x)))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    weights = np.exp(x - x.max(-1, keepdims=True))
+    return np.asarray(weights / weights.sum(-1, keepdims=True))
+
+
+def feed_forward(
+    gate: Callable[[np.ndarray], np.ndarray],
+    up: Callable[[np.ndarray], np.ndarray],
+    down: Callable[[np.ndarray], np.ndarray],
+    x: np.ndarray,
+) -> np.ndarray:
+    g = gate(x)
+    return down(g * sigmoid(g) * up(x))
+
+
+class Oracle:
+    """A bundle, read as documented."""
+
+    def __init__(self, bundle: Path) -> None:
+        self.bundle = bundle
+        self.manifest = read_manifest(bundle)
+        self.recipe = self.manifest["recipe"]
+        self.tensors = {t["name"]: t for t in self.manifest["tensors"]}
+
+    @cached_property
+    def files(self) -> list[np.ndarray]:
+        return [np.fromfile(self.bundle / f["name"], np.uint8) for f in self.manifest["files"]]
+
+    def vector(self, name: str) -> np.ndarray:
+        t = self.tensors[name]
+        assert t["format"] == "f32" and len(t["shape"]) == 1
+        data = self.files[t["file"]][t["offset"] : t["offset"] + t["bytes"]]
+        return data.view("<f4").astype(np.float64)
+
+    def matrix(self, name: str) -> Weight:
+        t = self.tensors[name]
+        rows, cols = t["shape"]
+        assert t["bytes"] == packed_bytes(t["format"], rows, cols)
+        data = self.files[t["file"]][t["offset"] : t["offset"] + t["bytes"]]
+        return Weight(t["format"], unpack(t["format"], data, rows, cols))
+
+    def expert(self, layer: int, expert: int, inter: int) -> list[Weight]:
+        row = next(r for r in self.manifest["experts"] if r["layer"] == layer)
+        file, offset, length, _, combination = row["extents"][expert]
+        hidden = self.recipe["hidden_size"]
+        weights, at = [], offset
+        shapes = [(inter, hidden), (inter, hidden), (hidden, inter)]
+        for format, (rows, cols) in zip(self.manifest["expert_formats"][combination], shapes, strict=True):
+            at = offset + round_up(at - offset, 64)
+            size = packed_bytes(format, rows, cols)
+            weights.append(Weight(format, unpack(format, self.files[file][at : at + size], rows, cols)))
+            at += size
+        assert at == offset + length
+        return weights
+
+    def logits(self, tokens: list[int]) -> np.ndarray:
+        """Tokens of one sequence from its start -> [n, vocab]."""
+        embedding = self.matrix("embedding")
+        x = embedding.values[tokens] * self.recipe["embedding"]["scale"]
+        for i, index in enumerate(self.recipe["layers"]):
+            block, prefix = self.recipe["blocks"][index], f"layers.{i}."
+            h = rms_norm(x, self.vector(prefix + "attention_norm"), block["norm_eps"])
+            x = x + block["residual_scale"] * self.attention(h, block, prefix + "attention.")
+            h = rms_norm(x, self.vector(prefix + "ffn_norm"), block["norm_eps"])
+            mix = self.moe if block["ffn"]["kind"] == "moe" else self.dense
+            x = x + block["residual_scale"] * mix(h, block["ffn"], i)
+        x = rms_norm(x, self.vector("final_norm"), self.recipe["final_norm_eps"])
+        output = embedding if self.recipe["output"]["tied"] else self.matrix("output")
+        return output(x) * self.recipe["output"]["scale"]
+
+    def attention(self, x: np.ndarray, block: dict[str, Any], prefix: str) -> np.ndarray:
+        mixer = block["mixer"]
+        n, head = len(x), mixer["head_dim"]
+        parts = {}
+        for name in "qkv":
+            y = self.matrix(prefix + name)(x)
+            if mixer["qkv_bias"]:
+                y = y + self.vector(f"{prefix}{name}_bias")
+            if mixer["qk_norm"] == "row" and name != "v":
+                y = rms_norm(y, self.vector(f"{prefix}{name}_norm"), block["norm_eps"])
+            y = y.reshape(n, -1, head)
+            if mixer["qk_norm"] == "head" and name != "v":
+                y = rms_norm(y, self.vector(f"{prefix}{name}_norm"), block["norm_eps"])
+            if mixer["clip_qkv"] is not None:
+                y = np.clip(y, -mixer["clip_qkv"], mixer["clip_qkv"])
+            parts[name] = y if name == "v" else rotate(y, mixer["rope"])
+        group = mixer["num_heads"] // mixer["num_kv_heads"]
+        k, v = (parts[name].repeat(group, axis=1) for name in "kv")
+        scores = np.einsum("qhd,khd->hqk", parts["q"], k) * mixer["scale"]
+        q_at, k_at = np.arange(n)[:, None], np.arange(n)[None, :]
+        seen = k_at <= q_at
+        if mixer["window"] is not None:
+            seen &= k_at > q_at - mixer["window"]
+        attended = np.einsum("hqk,khd->qhd", softmax(np.where(seen, scores, -np.inf)), v)
+        out = self.matrix(prefix + "o")(attended.reshape(n, -1))
+        return out + self.vector(prefix + "o_bias") if mixer["output_bias"] else out
+
+    def dense(self, x: np.ndarray, ffn: dict[str, Any], layer: int) -> np.ndarray:
+        return feed_forward(
+            *(self.matrix(f"layers.{layer}.ffn.{part}") for part in ("gate", "up", "down")), x
+        )
+
+    def moe(self, x: np.ndarray, ffn: dict[str, Any], layer: int) -> np.ndarray:
+        scores = softmax(self.matrix(f"layers.{layer}.router")(x))
+        chosen = np.argsort(-scores, axis=-1, kind="stable")[:, : ffn["num_experts_per_tok"]]
+        gates = np.take_along_axis(scores, chosen, axis=-1)
+        if ffn["router"]["normalize"]:
+            gates = gates / gates.sum(-1, keepdims=True)
+        gates = gates * ffn["router"]["scale"]
+        out = np.zeros_like(x)
+        for e in np.unique(chosen):
+            rows, slots = np.nonzero(chosen == e)
+            expert = self.expert(layer, int(e), ffn["moe_intermediate_size"])
+            out[rows] += gates[rows, slots, None] * feed_forward(*expert, x[rows])
+        if ffn["shared"] is not None:
+            shared = feed_forward(
+                *(self.matrix(f"layers.{layer}.shared.{p}") for p in ("gate", "up", "down")), x
+            )
+            if ffn["shared"]["gate"] == "sigmoid":
+                shared *= sigmoid(self.matrix(f"layers.{layer}.shared.router")(x))
+            out += shared
+        return out
+
+
+def rotate(x: np.ndarray, rope: dict[str, Any]) -> np.ndarray:
+    """Rope on [n, heads, head_dim], at positions 0 .. n-1."""
+    frequencies = np.array(rope["inv_freq"])
+    pairs = len(frequencies)
+    angle = np.arange(len(x))[:, None, None] * frequencies
+    cos, sin = np.cos(angle) * rope["attention_factor"], np.sin(angle) * rope["attention_factor"]
+    if rope["layout"] == "half":
+        first, second = np.s_[..., :pairs], np.s_[..., pairs : 2 * pairs]
+    else:
+        first, second = np.s_[..., 0 : 2 * pairs : 2], np.s_[..., 1 : 2 * pairs : 2]
+    out = x.copy()
+    out[first] = x[first] * cos - x[second] * sin
+    out[second] = x[second] * cos + x[first] * sin
+    return out

@@ -1,0 +1,87 @@
+"""docs/bundle-format.md against the bundles that are written: a reader made from the document understands them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+from bundles import F32, convert, open_model, read_manifest
+from checkpoints import TINY_CONFIG, VARIANTS, Variant, by_name, make_checkpoint, prompt_tokens
+from reference import Reference, assert_close, compared, near_ties
+
+FORMATS = [*oracle.FLOATS, *oracle.INTEGERS]
+TOKENS = prompt_tokens(64, 131)
+
+
+@pytest.mark.parametrize("rows,cols", [(1, 1), (16, 64), (17, 65), (40, 72), (131, 200)])
+@pytest.mark.parametrize("name", FORMATS)
+def test_packed_matrix(name: str, rows: int, cols: int) -> None:
+    from edgert import _native
+
+    values = np.random.default_rng(rows).standard_normal((rows, cols), np.float32)
+    packed = bytearray(_native.packed_bytes(name, rows, cols))
+    assert len(packed) == oracle.packed_bytes(name, rows, cols)
+    _native.pack(name, values.tobytes(), "f32", rows, cols, destination=packed)
+    ours = oracle.unpack(name, np.frombuffer(packed, np.uint8), rows, cols)
+    theirs = np.frombuffer(_native.unpack(name, packed, rows, cols), np.float32).reshape(rows, cols)
+    assert np.array_equal(ours.astype(np.float32), theirs)
+    error = np.sqrt(((ours - values) ** 2).sum() / (values**2).sum())
+    assert (
+        error
+        <= {"f32": 0, "f16": 1e-3, "bf16": 5e-3, "int8": 1e-2, "int4": 0.1, "int3": 0.2, "int2": 0.45}[name]
+    )
+
+
+def test_format_table() -> None:
+    from edgert import _native
+
+    table = {f["name"]: f["bits_per_weight"] for f in _native.formats()}
+    assert list(table) == FORMATS
+    for name, bits in table.items():
+        assert oracle.packed_bytes(name, 1024, 1024) * 8 / 1024**2 == bits
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
+def test_f32_bundle_as_documented(
+    variant: Variant, tmp_path: Path, record_property: Callable[..., None]
+) -> None:
+    """Converter and document together: the reader in numpy gives the logits of transformers."""
+    source = make_checkpoint(tmp_path / "checkpoint", variant)
+    expected, margins, _ = Reference.load(source).forward(TOKENS)
+    positions = compared(variant.name, len(TOKENS), near_ties(expected, margins), record_property)
+    bundle = convert(source, tmp_path / "model.edgert", **F32)
+    assert_close(oracle.Oracle(bundle).logits(TOKENS), expected, positions, tolerance=2e-5)
+
+
+@pytest.mark.parametrize("expert", FORMATS)
+@pytest.mark.parametrize("dense", ("f32", "int8"))
+def test_engine_runs_the_format_as_documented(
+    tiny_source: Path, tmp_path: Path, dense: str, expert: str
+) -> None:
+    """Each format of experts under float and integer dense weights. Activations that round the other way in
+    double precision cost a position a little more than f32 sums do."""
+    bundle = convert(
+        tiny_source, tmp_path / "m.edgert", **dict.fromkeys(F32, dense) | {"expert_format": expert}
+    )
+    assert {f for formats in read_manifest(bundle)["expert_formats"] for f in formats} == {expert}
+    assert_engine_agrees(bundle, TINY_CONFIG["vocab_size"])
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen2_moe", "olmoe-bias-fused-bf16", "mixtral-head_dim-tied-fused", "qwen3"]
+)
+def test_engine_runs_the_families_in_default_formats(name: str, tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "checkpoint", by_name(VARIANTS, name))
+    assert_engine_agrees(convert(source, tmp_path / "model.edgert"), 131)
+
+
+def assert_engine_agrees(bundle: Path, vocab_size: int) -> None:
+    model: Any = open_model(bundle)
+    tokens = prompt_tokens(64, vocab_size)
+    expected = oracle.Oracle(bundle).logits(tokens)
+    error = np.abs(model.logits(model.sequence(), tokens) - expected).max(-1) / np.abs(expected).max(-1)
+    assert np.median(error) <= 2e-3 and (error > 2e-2).sum() <= 2, np.sort(error)[-5:]
