@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <string>
@@ -337,7 +338,9 @@ TEST_CASE("quantising ties, zeros, subnormals and values that are not finite") {
   }
 }
 
-TEST_CASE("a name that is unknown is refused with those that can run") {
+TEST_CASE("the best table is the default, and an unknown name is refused with those that can run") {
+  const char* chosen = std::getenv("EDGERT_ISA");
+  CHECK(kernels().name == (chosen ? chosen : runnable_kernels().back()));
   CHECK(runnable_kernels().front() == "scalar");
   try {
     kernels("mmx");

@@ -14,23 +14,22 @@ struct Portable : VectorOps<Portable, 4> {
   using Byte = VectorOf<std::uint8_t, 16>::type;
 
   static Float madd(Float a, Float b, Float c) { return a * b + c; }
-  // Little-endian: interleaved with zeros.
-  static Bits load_u16(const void* p) {
-    const auto v = (Short)Long{load_raw<std::int64_t>(p), 0};
-    return (Bits)__builtin_shufflevector(v, Short{}, 0, 8, 1, 8, 2, 8, 3, 8);
+  // Little-endian: low halves interleaved with zeros, in the patterns that are one instruction.
+  static Bits widen_low(Short v) {
+    return (Bits)__builtin_shufflevector(v, Short{}, 0, 8, 1, 9, 2, 10, 3, 11);
   }
+  static Bits load_u16(const void* p) { return widen_low((Short)Long{load_raw<std::int64_t>(p), 0}); }
   static Int load_u8(const void* p) {
-    const auto v = (Byte)Int{load_raw<std::int32_t>(p), 0, 0, 0};
-    return (Int)__builtin_shufflevector(v, Byte{}, 0, 16, 16, 16, 1, 16, 16, 16, 2, 16, 16, 16, 3, 16, 16,
-                                        16);
+    const auto bytes = (Byte)Int{load_raw<std::int32_t>(p), 0, 0, 0};
+    return (Int)widen_low((Short)__builtin_shufflevector(bytes, Byte{}, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5,
+                                                         21, 6, 22, 7, 23));
   }
+  // A half's bits in a float's places are 2^112 too small, subnormal ones as well; Inf and NaN need the
+  // exponent.
   static Float load(const Half* p) {
-    const Bits half = load_u16(p);
-    const Bits sign = (half & 0x8000u) << 16, magnitude = (half & 0x7fffu) << 13;
-    const Bits normal = magnitude + (112u << 23);
-    const auto subnormal = (Bits)((Float)(magnitude + (113u << 23)) - 0x1p-14f);
-    const Bits special = magnitude | 0x7f800000u;  // Inf and NaN
-    return (Float)(sign | (magnitude < (1u << 23) ? subnormal : magnitude < (31u << 23) ? normal : special));
+    const Int placed = ((Int)(load_u16(p) << 16) >> 3) & std::int32_t(0x8fffe000);
+    const Int special = ((placed & 0x0f800000) == 0x0f800000) & 0x7f800000;
+    return (Float)((Int)((Float)placed * 0x1p112f) | special);
   }
   static void store_half(Half* p, Float v) {
     for (int i = 0; i < kWidth; ++i) p[i].bits = float_to_half(v[i]);

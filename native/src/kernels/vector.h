@@ -112,14 +112,14 @@ struct VectorOps {
   }
 };
 
-// Calls body(offset, strip, lanes) over n elements, 16 at a time; `lanes` of a strip may be short or
-// negative.
+// Calls body(offset, strip, lanes) for every strip of n elements; the last one's `lanes` may be less than a
+// strip.
 template <class V, class Body>
 void for_each_strip(std::size_t n, Body&& body) {
   for (std::size_t i = 0; i < n; i += kTileRows) {
     for (int strip = 0; strip < V::kStrips; ++strip) {
       const std::size_t offset = i + static_cast<std::size_t>(strip * V::kWidth);
-      body(offset, strip, static_cast<std::ptrdiff_t>(n - offset));
+      if (offset < n) body(offset, strip, static_cast<std::ptrdiff_t>(n - offset));
     }
   }
 }
