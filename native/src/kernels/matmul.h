@@ -143,7 +143,8 @@ void integer_tile(const IntegerTile& tile, const QuantizedRow (&x)[M], TileResul
   }
 }
 
-inline std::size_t activation_row(const MatMul& work, std::size_t m) {
+template <class V>
+std::size_t activation_row(const MatMul& work, std::size_t m) {
   return work.gather ? static_cast<std::size_t>(work.gather[m]) : m;
 }
 
@@ -170,7 +171,7 @@ void float_matmul(const MatMul& work, std::size_t tile_begin, std::size_t tile_e
     for_each_block<V::kRegisters / 8>(work.m, [&]<int M>(Count<M>, std::size_t m) {
       const float* x[M];
       for (int r = 0; r < M; ++r) {
-        x[r] = work.x + activation_row(work, m + static_cast<std::size_t>(r)) * work.x_stride;
+        x[r] = work.x + activation_row<V>(work, m + static_cast<std::size_t>(r)) * work.x_stride;
       }
       TileResult<V, M> result;
       float_tile<V, Element, M>(tile, work.cols, x, result);
@@ -197,7 +198,7 @@ void integer_matmul(const MatMul& work, std::size_t tile_begin, std::size_t tile
     for_each_block<4>(work.m, [&]<int M>(Count<M>, std::size_t m) {
       QuantizedRow x[M];
       for (int r = 0; r < M; ++r) {
-        const std::size_t row = activation_row(work, m + static_cast<std::size_t>(r));
+        const std::size_t row = activation_row<V>(work, m + static_cast<std::size_t>(r));
         x[r] = {q.codes + row * q.padded, q.scales + row * x_groups, q.sums + row * x_groups};
       }
       TileResult<V, M> result;

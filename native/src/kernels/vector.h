@@ -87,9 +87,9 @@ struct VectorOps {
     const Float shifted = V::madd(clamped, splat(1.44269504f), splat(magic));
     const Float n = shifted - magic;
     const Float r = V::madd(n, splat(2.12194440e-4f), V::madd(n, splat(-0.693359375f), clamped));
-    Float p = splat(1.0f / 5040);  // Taylor's series: the next term is below 2^-27
-    for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f})
-      p = V::madd(p, r, splat(c));
+    constexpr float kTaylor[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+    Float p = splat(1.0f / 5040);  // the next term is below 2^-27
+    for (float c : kTaylor) p = V::madd(p, r, splat(c));
     const Bits half_power = ((Bits)shifted - __builtin_bit_cast(std::uint32_t, magic) + 126u)
                             << 23;  // 2^(n-1)
     return x < smallest ? Float{} : p * (Float)half_power * 2.0f;
