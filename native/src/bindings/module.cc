@@ -2,6 +2,7 @@
 #include "bindings/bindings.h"
 
 PYBIND11_MODULE(_native, module) {
+  module.attr("__version__") = EDGERT_VERSION;
   edgert::bind_errors(module);
   edgert::bind_platform(module);
   edgert::bind_quant(module);
