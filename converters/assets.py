@@ -1,11 +1,13 @@
 """The text side of a checkpoint: tokenizer, chat template and generation defaults, checked and made small."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgert.errors import CorruptError
+from edgert.tokenizer import Tokenizer
 
 from .checkpoint import Checkpoint
 from .files import read_small_file
@@ -47,11 +49,13 @@ def read_assets(checkpoint: Checkpoint, vocab_size: int) -> Assets:
     else:
         assets.notes.append("tokenizer.json: none; the bundle takes and gives token ids only")
     settings = _read_settings(checkpoint, "tokenizer_config.json")
+    template = _chat_template(checkpoint, settings)
     if tokenizer is not None:
         kept = {key: _token_text(settings.get(key)) for key in _TOKEN_KEYS}
         kept |= {key: settings.get(key) for key in _TOKENIZER_FLAGS if isinstance(settings.get(key), bool)}
-        assets.files["tokenizer_config.json"] = _compact({k: v for k, v in kept.items() if v is not None})
-    template = _chat_template(checkpoint, settings)
+        kept = {key: value for key, value in kept.items() if value is not None}
+        assets.files["tokenizer_config.json"] = _compact(kept)
+        Tokenizer(content, kept, template)  # what cannot be run is better refused now
     if template is not None:
         assets.files["chat_template.jinja"] = template.encode()
     generation = _generation_config(checkpoint, vocab_size, strict=tokenizer is not None, notes=assets.notes)
@@ -84,7 +88,7 @@ def check_tokenizer(content: bytes, where: str, vocab_size: int) -> None:
                 f"{where}: added_tokens: {str(token)[:80]}; an object with content and id is needed"
             )
         _check_id(where, "added_tokens", token["content"], token.get("id"), vocab_size)
-    _check_merges(where, model.get("merges") or [], ids)
+    _check_merges(where, model, ids)
 
 
 def _check_id(where: str, key: str, token: str, number: object, vocab_size: int) -> None:
@@ -95,16 +99,18 @@ def _check_id(where: str, key: str, token: str, number: object, vocab_size: int)
         )
 
 
-def _check_merges(where: str, merges: object, ids: dict[str, Any]) -> None:
+def _check_merges(where: str, model: dict[str, Any], ids: dict[str, Any]) -> None:
+    merges = model.get("merges") or []
     if not isinstance(merges, list):
         raise CorruptError(f"{where}: model.merges: a list is needed")
+    prefix = len(str(model.get("continuing_subword_prefix") or ""))  # dropped from the second part of a merge
     for number, merge in enumerate(merges):
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
             raise CorruptError(
                 f"{where}: model.merges[{number}]: {str(merge)[:80]!r} is not a pair of tokens"
             )
-        for token in (pair[0], pair[1], pair[0] + pair[1]):
+        for token in (pair[0], pair[1], pair[0] + pair[1][prefix:]):
             if token not in ids:
                 raise CorruptError(
                     f"{where}: model.merges[{number}]: {str(merge)[:80]!r} needs the token {token[:80]!r}, "
@@ -135,8 +141,8 @@ def _chat_template(checkpoint: Checkpoint, settings: dict[str, Any]) -> str | No
             "chat_template", settings.get("chat_template")
         )
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[0].get("template") if named else None
     if template is None or template == "":
         return None
     if not isinstance(template, str) or len(template.encode(errors="replace")) > _MAX_TEMPLATE_BYTES:
@@ -187,7 +193,7 @@ def _generation_config(
 
 
 def _is_scalar(value: object) -> bool:
-    return isinstance(value, bool | int | float)
+    return isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _compact(value: object) -> bytes:

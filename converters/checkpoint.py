@@ -91,14 +91,15 @@ def _read_shards(directory: Path) -> tuple[dict[str, TensorInfo], tuple[tuple[st
     shards = sorted(set(weight_map.values()))
     if len(shards) > _MAX_SHARDS:
         raise CorruptError(f"{index_path}: {len(shards)} shards; at most {_MAX_SHARDS} are allowed")
-
-    tensors: dict[str, TensorInfo] = {}
-    files = []
     for shard in shards:
         if not os.path.lexists(directory / shard):
             raise NotFoundError(
                 f"{directory / shard}: missing, but {_INDEX} names it; is the download complete?"
             )
+
+    tensors: dict[str, TensorInfo] = {}
+    files = []
+    for shard in shards:
         file = resolve(directory, shard)
         files.append((shard, file))
         for tensor in safetensors.read_header(file):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgert import _native
+from edgert.devices import Device, load_device
 from edgert.errors import CorruptError, EdgertError, InvalidArgumentError, StorageError
 
 from .assets import read_assets
@@ -15,7 +16,7 @@ from .bundle import write_bundle
 from .checkpoint import Checkpoint, open_checkpoint
 from .decoder import Decoder
 from .files import InputFile
-from .formats import ExpertFormat, ExpertFormats, Formats, choose_formats
+from .formats import Defaults, ExpertFormat, ExpertFormats, Formats, choose_formats
 from .layout import DEFAULT_ALIGNMENT, Layout, plan_layout
 from .output import BundleOutput
 from .registry import read_decoder
@@ -72,20 +73,21 @@ def convert(
         decoder = read_decoder(checkpoint)
         _native.check_recipe(json.dumps(decoder.recipe))
         assets = read_assets(checkpoint, decoder.recipe["vocab_size"])
-        profile = _profile(device)
+        profile = None if device is None else load_device(device)
         formats = choose_formats(
-            dense_format or profile.get("dense_format"),
-            expert_format or profile.get("expert_format"),
+            dense_format,
+            expert_format,
             embedding_format,
             output_format,
             expert_formats,
+            _defaults(profile),
             tied=decoder.recipe["output"]["tied"],
         )
         _check_expert_keys(formats, decoder)
         layout = plan_layout(
             decoder,
             formats,
-            alignment=alignment or profile.get("alignment") or DEFAULT_ALIGNMENT,
+            alignment=_alignment(alignment, profile),
             remainders=remainders,
         )
         with BundleOutput(output, checkpoint.path) as place:
@@ -96,7 +98,7 @@ def convert(
                 decoder,
                 layout,
                 assets.files,
-                _about(checkpoint, profile),
+                _about(checkpoint, decoder, profile),
                 _options(formats, remainders),
                 threads=_thread_count(threads),
                 progress=progress,
@@ -115,8 +117,17 @@ def _thread_count(threads: int) -> int:
     return threads or len(os.sched_getaffinity(0))
 
 
-def _profile(device: str | None) -> dict[str, Any]:
-    return {}
+def _defaults(profile: Device | None) -> Defaults:
+    if profile is None:
+        return Defaults()
+    chosen = profile.bundle
+    return Defaults(chosen.dense_format, chosen.expert_format, chosen.embedding_format, chosen.output_format)
+
+
+def _alignment(alignment: int | None, profile: Device | None) -> int:
+    if alignment is not None:
+        return alignment
+    return DEFAULT_ALIGNMENT if profile is None else profile.bundle.alignment_bytes
 
 
 def _check_expert_keys(formats: Formats, decoder: Decoder) -> None:
@@ -137,18 +148,22 @@ def _check_same(decoder: Decoder) -> None:
                     )
 
 
-def _about(checkpoint: Checkpoint, profile: dict[str, Any]) -> dict[str, Any]:
+def _about(checkpoint: Checkpoint, decoder: Decoder, profile: Device | None) -> dict[str, Any]:
     """What the bundle was made from and for. No times and no paths: equal inputs give equal bundles."""
+    defaults = {}
+    if profile is not None:
+        defaults["context"] = min(profile.bundle.context_tokens, decoder.recipe["context_length"])
+        if profile.bundle.memory_mib is not None:
+            defaults["memory"] = profile.bundle.memory_mib << 20
     files = [{"name": name, "bytes": path.stat().st_size} for name, path in checkpoint.files]
     return {
         "provenance": {
             "converter": f"edgert {_native.__version__}",
-            "architectures": checkpoint.config.get("architectures"),
             "model_type": checkpoint.config.get("model_type"),
             "files": files,
         },
-        "device": profile.get("name", "generic"),
-        "defaults": {key: profile[key] for key in ("context", "memory") if key in profile},
+        "device": None if profile is None else profile.name,
+        "defaults": defaults,
     }
 
 

@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 from typing import Self
 
-from edgert.errors import CorruptError, StorageError, NotFoundError
+from edgert.errors import CorruptError, NotFoundError, StorageError
 
 
 class InputFile:

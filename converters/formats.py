@@ -12,8 +12,15 @@ ExpertFormat = str | Sequence[str]  # one format, or one each for gate, up and d
 ExpertFormats = Mapping[str, ExpertFormat] | Callable[[int, int], ExpertFormat | None]
 Triple = tuple[str, str, str]
 
-DEFAULT_DENSE = "int8"
-DEFAULT_EXPERT = "int4"
+
+@dataclass(frozen=True)
+class Defaults:
+    """The choices of a conversion for no device in particular; a device profile states its own."""
+
+    dense_format: str = "int8"
+    expert_format: str = "int4"
+    embedding_format: str = "int8"
+    output_format: str = "int8"
 
 
 @dataclass(frozen=True)
@@ -67,18 +74,25 @@ def choose_formats(
     embedding: str | None,
     output: str | None,
     experts: ExpertFormats | None,
+    defaults: Defaults,
     *,
     tied: bool,
 ) -> Formats:
-    """Embedding and output follow `dense` where they are not given. Raises InvalidArgumentError."""
-    dense = _checked("dense_format", dense or DEFAULT_DENSE)
-    embedding = _checked("embedding_format", embedding or dense)
-    if tied and output not in (None, embedding):
+    """Embedding and output follow `dense` where it is given and they are not. Raises InvalidArgumentError."""
+    embedding = _checked("embedding_format", embedding or dense or defaults.embedding_format)
+    if not tied:
+        output = _checked("output_format", output or dense or defaults.output_format)
+    elif output not in (None, embedding):
         raise InvalidArgumentError(
             f"output_format: {output}, but this model's output is its embedding, whose format is {embedding}"
         )
-    output = _checked("output_format", output or (embedding if tied else dense))
-    return Formats(dense, embedding, output, _triple("expert_format", expert or DEFAULT_EXPERT), experts)
+    return Formats(
+        _checked("dense_format", dense or defaults.dense_format),
+        embedding,
+        output or embedding,
+        _triple("expert_format", expert or defaults.expert_format),
+        experts,
+    )
 
 
 def _triple(what: str, value: ExpertFormat) -> Triple:

@@ -17,7 +17,7 @@ import shutil
 from pathlib import Path
 from typing import Self
 
-from edgert.errors import InvalidArgumentError, StorageError, NotFoundError
+from edgert.errors import InvalidArgumentError, NotFoundError, StorageError
 
 _BUNDLE_FILES = re.compile(
     r"manifest\.json|dense\.bin|experts-\d{5}\.bin|remainders\.bin"
