@@ -78,7 +78,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path) -> "Bundle":
-        """Raises what edgert._native.open_bundle raises: NotFoundError, CorruptError, UnsupportedError, IoError."""
+        """Raises what edgert._native.open_bundle raises: NotFoundError, CorruptError, UnsupportedError, StorageError."""
         from edgert import _native
 
         opened = _native.open_bundle(str(path))

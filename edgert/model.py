@@ -50,7 +50,7 @@ def load(
     defaults or the knob's default, in this order.
 
     Raises InvalidArgumentError for a knob outside its range, BudgetError naming the smallest budget that works,
-    NotFoundError, CorruptError, UnsupportedError or IoError for the bundle.
+    NotFoundError, CorruptError, UnsupportedError or StorageError for the bundle.
     """
     given = {"memory": memory, "threads": threads, "context": context, **others}
     values = knob_values(given)
@@ -58,7 +58,7 @@ def load(
     for name, value in (bundle.manifest.get("defaults") or {}).items():
         if name in values and values[name] is None:
             values[name] = value
-    return Model(bundle, {name: value for name, value in values.items() if value is not None})
+    return Model(bundle, values)
 
 
 def knob_values(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,12 +85,9 @@ class Model:
         self._lock = threading.Lock()
         self._stepping: Stream | None = None
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        stated = {name: value for name, value in knob_values.items() if value not in (None, "auto")}
         self._runtime = _native.Runtime(
-            **{
-                argument: knob_values[name]
-                for name, argument in _RUNTIME_KNOBS.items()
-                if name in knob_values
-            }
+            **{argument: stated[name] for name, argument in _RUNTIME_KNOBS.items() if name in stated}
         )
         self._tokenizer = _tokenizer_of(bundle)
         if self._tokenizer is not None:
@@ -98,7 +95,7 @@ class Model:
         self._native: _native.Model | None = _native.Model(
             self._runtime,
             str(bundle.path),
-            **{name: knob_values[name] for name in _MODEL_KNOBS if name in knob_values},
+            **{name: stated[name] for name in _MODEL_KNOBS if name in stated},
         )
         self.context = self._native.context
         self.vocab_size = self._native.vocab_size
