@@ -157,7 +157,7 @@ def test_the_checkpoint_decides_what_is_not_given(config: dict[str, Any], temper
         ("logit_bias", [1]),
     ],
 )
-def test_absurd_sampling_is_refused_by_name(option: str, value: object) -> None:
+def test_absurd_sampling_is_refused_by_name(option: str, value: Any) -> None:
     with pytest.raises(InvalidArgumentError, match=f"{option}.*(found|allowed)"):
         sampling(**{option: value})
 
