@@ -81,6 +81,19 @@ class Runtime:
     def reserve(self, bytes: int, what: str) -> None:
         """Charge memory that is held outside this library (the tokenizer) to the budget."""
 
+def plan_memory(
+    runtime: Runtime,
+    path: str,
+    *,
+    context: int = 0,
+    parallel: int = 1,
+    chunk: int = 0,
+    kv_format: str = "auto",
+) -> dict[str, int]:
+    """How the runtime's budget would be divided for a bundle: context, chunk, dense_bytes, kv_bytes, scratch_bytes,
+    slots_bytes, expert_bytes (of all experts), token_bytes (of one token's, at most), minimum_bytes. BudgetError names the
+    smallest budget that works."""
+
 class SamplerOptions:
     """Plain attributes; temperature 0 is greedy. Checked by Sampler: InvalidArgumentError names the field."""
 
@@ -128,6 +141,8 @@ class Model:
     vocab_size: int
     minimum_bytes: int  # the smallest budget that works with these options
     resident: bool  # every expert fits
+    def plan(self) -> dict[str, int]:
+        """See plan_memory."""
     def sequence(self) -> Sequence: ...
     def step(self, rows: Seq[tuple[Sequence, Seq[int], Sampler | None]]) -> list[Sample | None]:
         """One step over a batch of token spans, prefill and decode mixed; longer batches run in chunks. A row with a

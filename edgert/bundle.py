@@ -78,7 +78,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path) -> "Bundle":
-        """Raises what edgert._native.open_bundle raises: NotFoundError, CorruptError, UnsupportedError, IoError."""
+        """Raises what edgert._native.open_bundle raises: NotFoundError, CorruptError, UnsupportedError, StorageError."""
         from edgert import _native
 
         opened = _native.open_bundle(str(path))
@@ -122,21 +122,13 @@ class Bundle:
             raise CorruptError(f"{self.path / name}: found {type(value).__name__}, allowed is an object")
         return value
 
-    def chat_template(self) -> str | None:
-        """The source of the chat template: chat_template.jinja, else the one in tokenizer_config.json."""
-        content = self.asset("chat_template.jinja")
-        if content is not None:
-            try:
-                return content.decode()
-            except UnicodeDecodeError as error:
-                raise CorruptError(
-                    f"{self.path / 'chat_template.jinja'}: byte {error.start} is not UTF-8"
-                ) from None
-        template = self.json_asset("tokenizer_config.json").get("chat_template")
-        if isinstance(template, list):  # several by name
-            named = {row.get("name"): row.get("template") for row in template if isinstance(row, dict)}
-            template = named.get("default")
-        return template if isinstance(template, str) else None
+    def text_asset(self, name: str) -> str | None:
+        """The text in an asset; None where there is none."""
+        content = self.asset(name)
+        try:
+            return None if content is None else content.decode()
+        except UnicodeDecodeError as error:
+            raise CorruptError(f"{self.path / name}: byte {error.start} is not UTF-8") from None
 
 
 def _read_regular(path: Path, size: int) -> bytes:

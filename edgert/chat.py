@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -267,6 +268,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         return _Metering(self).visit(tree)  # type: ignore[no-any-return]
 
     # --- what templates may do ----------------------------------------------------------------------
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
+        raise SecurityError(f"{attribute!r} of {type(obj).__name__} is not offered")
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if attr in _FORBIDDEN_METHODS and not isinstance(obj, Mapping):

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,11 +11,19 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from edgert import _native
 from edgert.bundle import Bundle, locate
-from edgert.errors import CorruptError, EdgertError, InvalidArgumentError, NotFoundError, UnsupportedError
+from edgert.errors import (
+    BudgetError,
+    CorruptError,
+    EdgertError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnsupportedError,
+)
 from edgert.generation import Generation, Stream
 from edgert.sampling import Sampling, defaults_from
 from edgert.settings import Layers, knobs
 from edgert.tokenizer import Tokenizer
+from edgert.units import format_bytes
 
 if TYPE_CHECKING:
     import numpy
@@ -50,7 +59,7 @@ def load(
     defaults or the knob's default, in this order.
 
     Raises InvalidArgumentError for a knob outside its range, BudgetError naming the smallest budget that works,
-    NotFoundError, CorruptError, UnsupportedError or IoError for the bundle.
+    NotFoundError, CorruptError, UnsupportedError or StorageError for the bundle.
     """
     given = {"memory": memory, "threads": threads, "context": context, **others}
     values = knob_values(given)
@@ -58,7 +67,7 @@ def load(
     for name, value in (bundle.manifest.get("defaults") or {}).items():
         if name in values and values[name] is None:
             values[name] = value
-    return Model(bundle, {name: value for name, value in values.items() if value is not None})
+    return Model(bundle, values)
 
 
 def knob_values(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,25 +94,32 @@ class Model:
         self._lock = threading.Lock()
         self._stepping: Stream | None = None
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
-        self._runtime = _native.Runtime(
-            **{
-                argument: knob_values[name]
-                for name, argument in _RUNTIME_KNOBS.items()
-                if name in knob_values
-            }
-        )
+        stated = {name: value for name, value in knob_values.items() if value not in (None, "auto")}
         self._tokenizer = _tokenizer_of(bundle)
-        if self._tokenizer is not None:
-            self._runtime.reserve(self._tokenizer.memory_bytes, "tokenizer")
-        self._native: _native.Model | None = _native.Model(
-            self._runtime,
-            str(bundle.path),
-            **{name: knob_values[name] for name in _MODEL_KNOBS if name in knob_values},
-        )
+        reserved = 0 if self._tokenizer is None else self._tokenizer.memory_bytes
+        for_runtime = {arg: stated[name] for name, arg in _RUNTIME_KNOBS.items() if name in stated}
+        for_model = {name: stated[name] for name in _MODEL_KNOBS if name in stated}
+        self._runtime = _native.Runtime(**for_runtime)
+        if reserved > self._runtime.budget_bytes:  # then it takes more room to say how much is needed
+            smallest = smallest_budget(bundle, reserved, for_runtime, for_model)
+            raise BudgetError(
+                f"memory: a budget of {format_bytes(self._runtime.budget_bytes)} is too small for {bundle.path}; the smallest "
+                f"that works is {smallest} bytes ({format_bytes(smallest)})"
+            )
+        self._runtime.reserve(reserved, "tokenizer")
+        self._native: _native.Model | None = _native.Model(self._runtime, str(bundle.path), **for_model)
         self.context = self._native.context
         self.vocab_size = self._native.vocab_size
         self.minimum_bytes = self._native.minimum_bytes
         self.resident = self._native.resident
+        plan = self._native.plan()
+        if plan["slots_bytes"] < min(plan["token_bytes"], plan["expert_bytes"]):
+            warnings.warn(
+                f"{self.name}: the budget leaves {format_bytes(plan['slots_bytes'])} for experts, and one token uses up to "
+                f"{format_bytes(plan['token_bytes'])}: every token will wait for storage",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         generation_config = bundle.json_asset("generation_config.json")
         self.sampling_defaults = defaults_from(generation_config)
         self.eos_token_ids = _eos_tokens(generation_config, self._tokenizer)
@@ -302,6 +318,15 @@ class Model:
         return [int(token) for token in tokens]
 
 
+def smallest_budget(
+    bundle: Bundle, reserved: int, for_runtime: Mapping[str, Any], for_model: Mapping[str, Any]
+) -> int:
+    """The smallest `memory` in bytes that runs `bundle`, `reserved` bytes of tokenizer included."""
+    unbounded = _native.Runtime(**{**for_runtime, "memory_bytes": 1 << 60})
+    unbounded.reserve(reserved, "tokenizer")
+    return _native.plan_memory(unbounded, str(bundle.path), **for_model)["minimum_bytes"]
+
+
 def _finished(stream: Stream) -> Generation:
     for _ in stream:
         pass
@@ -313,7 +338,9 @@ def _tokenizer_of(bundle: Bundle) -> Tokenizer | None:
     if content is None:
         return None
     try:
-        return Tokenizer(content, bundle.json_asset("tokenizer_config.json"), bundle.chat_template())
+        return Tokenizer(
+            content, bundle.json_asset("tokenizer_config.json"), bundle.text_asset("chat_template.jinja")
+        )
     except EdgertError as error:
         raise type(error)(f"{bundle.path}: {error}") from None
 

@@ -43,7 +43,7 @@ SAMPLING = (
     Setting("frequency_penalty", "float", "subtract, for each time that a token was seen", 0.0, -100, 100),
     Setting("seed", "int", "the same seed repeats the same text", 0, 0, 2**64 - 1),
     Setting("stop", "texts", "end at this string, which is cut off; may be repeated", ()),
-    Setting("logprobs", "int", "report log-probabilities, with the n likeliest alternatives", None, 0, 64),
+    Setting("logprobs", "int", "report log-probabilities, with the n likeliest alternatives", None, 0, 100),
     Setting("ignore_eos", "bool", "go on past the end-of-sequence token", False),
 )
 

@@ -25,7 +25,7 @@ _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "fals
 class Setting:
     """One tunable. `kind` is bytes, int, float, bool, choice, text or texts (a list).
 
-    A default of 0 for bytes and int stands for "auto": the word is accepted, the number 0 is not.
+    A number may have "auto" among its choices; calls write it as 0.
     """
 
     name: str
@@ -38,7 +38,6 @@ class Setting:
     choices: tuple[str, ...] = ()
     unit: str = ""
     live: bool = False
-    automatic: bool = False
 
     @property
     def flag(self) -> str:
@@ -60,7 +59,9 @@ class Setting:
         low = "" if self.minimum is None else f"{start} {self.minimum:.10g}"
         high = "" if self.maximum is None else f"up to {self.maximum:.10g}"
         noun = {"bytes": "a size", "int": "a whole number", "float": "a number"}[self.kind]
-        return " ".join(part for part in (noun, low, high, "or auto" if self.automatic else "") if part)
+        return " ".join(
+            part for part in (noun, low, high, *(f"or {choice}" for choice in self.choices)) if part
+        )
 
     def check(self, value: object, where: str | None = None) -> Any:
         """Return `value` (as given by a caller, a flag, a variable or a file) as this setting's type.
@@ -68,8 +69,8 @@ class Setting:
         Raises InvalidArgumentError naming `where`, what was found and what is allowed.
         """
         where = where or self.name
-        if self.automatic and isinstance(value, str) and value.strip().lower() == "auto":
-            return self.default
+        if self.kind != "choice" and value == "auto" and value in self.choices:
+            return 0
         try:
             return self._convert(value, where)
         except (TypeError, ValueError, OverflowError, KeyError) as error:
@@ -127,21 +128,17 @@ def knobs() -> tuple[Setting, ...]:
 
 
 def _from_knob(row: Mapping[str, Any]) -> Setting:
-    automatic = row["kind"] in ("bytes", "int") and row["default"] == 0
-    minimum = row.get("minimum")
-    if automatic:
-        minimum = max(minimum or 1, 1)
+    numeric = row["kind"] != "choice"
     return Setting(
         name=row["name"],
         kind=row["kind"],
         help=row["help"],
         default=row["default"],
-        minimum=minimum,
-        maximum=row.get("maximum"),
-        choices=tuple(row.get("choices") or ()),
-        unit=row.get("unit") or "",
-        live=bool(row.get("live")),
-        automatic=automatic,
+        minimum=row["minimum"] if numeric else None,
+        maximum=row["maximum"] if numeric else None,
+        choices=tuple(row["choices"]),
+        unit=row["unit"],
+        live=row["live"],
     )
 
 

@@ -70,9 +70,11 @@ class Tokenizer:
         if not isinstance(text, str):
             raise InvalidArgumentError(f"text: found {type(text).__name__}, allowed is str")
         try:
-            encoding = self._library.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
+            text.encode()
         except UnicodeEncodeError as error:
             raise InvalidArgumentError(f"text: character {error.start} is a lone surrogate") from None
+        try:
+            encoding = self._library.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
         except BaseException as error:  # noqa: BLE001 - a panic is no Exception
             _rethrow(error, UnsupportedError, "tokenizer.json: the tokenizer failed on this text")
         ids: list[int] = encoding.ids

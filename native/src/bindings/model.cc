@@ -47,6 +47,28 @@ std::shared_ptr<Model> load(std::shared_ptr<Runtime> runtime, const std::string&
   return std::make_shared<Model>(std::move(runtime), path, options);
 }
 
+py::dict describe(const MemoryPlan& p) {
+  py::dict out;
+  out["context"] = p.context;
+  out["chunk"] = p.chunk;
+  out["dense_bytes"] = p.dense_bytes;
+  out["kv_bytes"] = p.kv_bytes;
+  out["scratch_bytes"] = p.scratch_bytes + p.sampler_bytes;
+  out["slots_bytes"] = p.slots_bytes;
+  out["expert_bytes"] = p.expert_bytes;
+  out["token_bytes"] = p.token_bytes;
+  out["minimum_bytes"] = p.minimum_bytes;
+  return out;
+}
+
+py::dict plan_memory_of(Runtime& runtime, const std::string& path, std::int64_t context, int parallel,
+                        int chunk, const std::string& kv_format) {
+  const ModelOptions options{context, parallel, chunk, kv_type(kv_format)};
+  const Bundle bundle = Bundle::open(path, DirectIo::off);
+  const Recipe recipe = parse_recipe(bundle.manifest().recipe);
+  return describe(plan_memory(bundle, recipe, runtime, runtime.pool().threads(), options));
+}
+
 std::vector<std::optional<Sample>> step(Model& model, const std::vector<Row>& rows) {
   std::vector<StepRow> spans;
   for (const auto& [sequence, tokens, sampler] : rows) {
@@ -103,19 +125,6 @@ py::dict statistics(const Model& model) {
   return out;
 }
 
-py::dict plan(const Model& model) {
-  const MemoryPlan& p = model.plan();
-  py::dict out;
-  out["dense_bytes"] = p.dense_bytes;
-  out["kv_bytes"] = p.kv_bytes;
-  out["scratch_bytes"] = p.scratch_bytes + p.sampler_bytes;
-  out["slots_bytes"] = p.slots_bytes;
-  out["expert_bytes"] = p.expert_bytes;
-  out["token_bytes"] = p.token_bytes;
-  out["minimum_bytes"] = p.minimum_bytes;
-  return out;
-}
-
 std::vector<py::bytes> store(const Model& model) {
   std::vector<py::bytes> out;
   for (const auto& layer : model.residency()) {
@@ -127,6 +136,9 @@ std::vector<py::bytes> store(const Model& model) {
 }  // namespace
 
 void bind_model(py::module_& module) {
+  module.def("plan_memory", &plan_memory_of, py::arg("runtime"), py::arg("path"), py::kw_only(),
+             py::arg("context") = 0, py::arg("parallel") = 1, py::arg("chunk") = 0,
+             py::arg("kv_format") = "auto");
   py::class_<Model, std::shared_ptr<Model>>(module, "Model")
       .def(py::init(&load), py::arg("runtime"), py::arg("path"), py::kw_only(), py::arg("context") = 0,
            py::arg("parallel") = 1, py::arg("chunk") = 0, py::arg("kv_format") = "auto")
@@ -137,7 +149,7 @@ void bind_model(py::module_& module) {
       .def_property_readonly("vocab_size", [](const Model& m) { return m.recipe().vocab_size; })
       .def_property_readonly("minimum_bytes", [](const Model& m) { return m.plan().minimum_bytes; })
       .def_property_readonly("resident", [](const Model& m) { return m.plan().resident(); })
-      .def("plan", &plan)
+      .def("plan", [](const Model& m) { return describe(m.plan()); })
       .def("sequence", &Model::sequence)
       .def("step", &step, py::arg("rows"))
       .def("logits", &logits, py::arg("sequence"), py::arg("tokens"))
