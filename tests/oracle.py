@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,7 @@ class Oracle:
         data = self.files[t["file"]][t["offset"] : t["offset"] + t["bytes"]]
         return data.view("<f4").astype(np.float64)
 
+    @cache  # noqa: B019 - a reader lives as long as its test
     def matrix(self, name: str) -> Weight:
         t = self.tensors[name]
         rows, cols = t["shape"]
@@ -148,6 +149,7 @@ class Oracle:
         data = self.files[t["file"]][t["offset"] : t["offset"] + t["bytes"]]
         return Weight(t["format"], unpack(t["format"], data, rows, cols))
 
+    @cache  # noqa: B019 - a reader lives as long as its test
     def expert(self, layer: int, expert: int, inter: int) -> list[Weight]:
         row = next(r for r in self.manifest["experts"] if r["layer"] == layer)
         file, offset, length, _, combination = row["extents"][expert]

@@ -118,17 +118,18 @@ def documentation() -> str:
         module = importlib.import_module(name)
         text.append(inspect.getdoc(module) or "")
         for item, value in sorted(vars(module).items()):
-            if not item.startswith("_") and inspect.isroutine(value):
+            if not item.startswith("_") and (inspect.isroutine(value) or inspect.isclass(value)):
                 text.append(f"{item}\n{inspect.getdoc(value) or ''}")
     return "\n\n".join(text)
 
 
 def docs_moe(directory: Path) -> Quality:
+    """15 000 tokens: with fewer, the chance that a rounding moves a token up or down is more than the bound."""
     from tokenizers import Tokenizer
 
     source = Path(os.environ["EDGERT_REFERENCE_DIR"]) / "models" / "docs-moe"
     tokens = Tokenizer.from_file(str(source / "tokenizer.json")).encode(documentation()).ids
-    windows = [tokens[i : i + 256] for i in range(0, 12 * 256, 256)]
+    windows = [tokens[i : i + 256] for i in range(0, 60 * 256, 256)]
     return Quality(Reference.load(source), source, windows, int8=1e-3, int4=2e-2)
 
 
@@ -147,7 +148,7 @@ def random_model(directory: Path) -> Quality:
             logits, _, cache = reference.forward(window[-1:], cache)
             window.append(draw(logits[-1], rng))
         windows.append(window)
-    return Quality(reference, source, windows, int8=1e-2, int4=1e-1)
+    return Quality(reference, source, windows, int8=5e-2, int4=4e-1)
 
 
 SOURCES = {"random": random_model}
@@ -180,7 +181,7 @@ def test_perplexity(quality: Quality, tmp_path: Path, record_property: Callable[
     }
     errors = {}
     for name, (options, _) in formats.items():
-        model = open_model(convert(quality.source, tmp_path / f"{name}.edgert", **options))
+        model = open_model(convert(quality.source, tmp_path / f"{name}.edgert", **options), threads=2)
         ours = perplexity(quality.windows, lambda window: model.logits(model.sequence(), window))  # noqa: B023
         errors[name] = ours / expected - 1
         record_property(f"perplexity, {name}", ours)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import oracle
 import pytest
-from bundles import F32, convert, open_model, read_manifest
+from bundles import F32, convert, open_model, read_manifest, runnable_isas
 from checkpoints import TINY_CONFIG, VARIANTS, Variant, by_name, make_checkpoint, prompt_tokens
 from reference import Reference, assert_close, compared, near_ties
 
@@ -62,8 +61,7 @@ def test_f32_bundle_as_documented(
 def test_engine_runs_the_format_as_documented(
     tiny_source: Path, tmp_path: Path, dense: str, expert: str
 ) -> None:
-    """Each format of experts under float and integer dense weights. Activations that round the other way in
-    double precision cost a position a little more than f32 sums do."""
+    """Each format of experts under float and integer dense weights."""
     bundle = convert(
         tiny_source, tmp_path / "m.edgert", **dict.fromkeys(F32, dense) | {"expert_format": expert}
     )
@@ -72,7 +70,7 @@ def test_engine_runs_the_format_as_documented(
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen2_moe", "olmoe-bias-fused-bf16", "mixtral-head_dim-tied-fused", "qwen3"]
+    "name", ["qwen2_moe", "olmoe-MHA", "mixtral-head_dim-tied-fused", "llama-llama3_rope-tied"]
 )
 def test_engine_runs_the_families_in_default_formats(name: str, tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "checkpoint", by_name(VARIANTS, name))
@@ -80,8 +78,22 @@ def test_engine_runs_the_families_in_default_formats(name: str, tmp_path: Path) 
 
 
 def assert_engine_agrees(bundle: Path, vocab_size: int) -> None:
-    model: Any = open_model(bundle)
-    tokens = prompt_tokens(64, vocab_size)
-    expected = oracle.Oracle(bundle).logits(tokens)
-    error = np.abs(model.logits(model.sequence(), tokens) - expected).max(-1) / np.abs(expected).max(-1)
-    assert np.median(error) <= 2e-3 and (error > 2e-2).sum() <= 2, np.sort(error)[-5:]
+    """With KV in f32, as the document has it. An activation that rounds the other way in double precision disturbs
+    all that follows it, so the sequences are many and short: most meet none and agree as f32 sums do."""
+    reader = oracle.Oracle(bundle)
+    sequences = [prompt_tokens(4, vocab_size, seed) for seed in range(24)]
+    expected = np.stack([reader.logits(tokens) for tokens in sequences])
+    for isa in runnable_isas():
+        model = open_model(bundle, isa=isa, kv_format="f32")
+        actual = np.stack([model.logits(model.sequence(), tokens) for tokens in sequences])
+        error = np.sort((np.abs(actual - expected).max(-1) / np.abs(expected).max(-1)).max(-1))
+        assert np.quantile(error, 0.7) <= 1e-5 and error[-1] <= 0.1, f"{isa}: {error}"
+
+
+def test_half_precision_kv_is_close(tiny_f32_bundle: Path) -> None:
+    """f16 keys and values cost what f16 rounding costs."""
+    tokens = prompt_tokens(64, TINY_CONFIG["vocab_size"])
+    exact, half = (open_model(tiny_f32_bundle, kv_format=kind) for kind in ("f32", "f16"))
+    expected = exact.logits(exact.sequence(), tokens)
+    error = np.abs(half.logits(half.sequence(), tokens) - expected).max(-1) / np.abs(expected).max(-1)
+    assert 0 < error.max() <= 5e-3

@@ -113,14 +113,15 @@ def test_chunks_and_steps_are_the_same(bundle: Path, isa: str) -> None:
 
 
 def test_instruction_sets_agree(bundle: Path) -> None:
-    """Not to the bit, but to the tolerance of f32 sums; rounding of activations to int8 widens it."""
-    tokens, scalar = plain(bundle, "scalar")
-    reference = scalar.view(np.float32)
-    for isa in runnable_isas():
-        model = open_model(bundle, isa=isa)
-        logits = model.logits(model.sequence(), PROMPT + tokens)
-        error = np.abs(logits - reference).max(-1) / np.abs(reference).max(-1)
-        assert np.median(error) <= 1e-4, f"{isa}: median error {np.median(error)}"
+    """Not to the bit, but as sums of f32 in another order do. Where a sum is rounded to int8 the other way, all that
+    follows is disturbed; most short sequences meet none."""
+    sequences = [prompt_tokens(4, VOCAB, seed) for seed in range(40)]
+    scalar, *others = (open_model(bundle, isa=isa) for isa in runnable_isas())
+    reference = np.stack([scalar.logits(scalar.sequence(), tokens) for tokens in sequences])
+    for model in others:
+        logits = np.stack([model.logits(model.sequence(), tokens) for tokens in sequences])
+        error = np.sort((np.abs(logits - reference).max(-1) / np.abs(reference).max(-1)).max(-1))
+        assert np.quantile(error, 0.7) <= 1e-5 and error[-1] <= 0.1, f"{model}: {error}"
 
 
 def test_history_of_the_store_does_not_matter(bundle: Path) -> None:
