@@ -1,5 +1,6 @@
 """Device bundles as Python sees them: where they are, and their assets. The engine reads weights itself."""
 
+import builtins
 import json
 import os
 import re
@@ -94,7 +95,12 @@ class Bundle:
         recipe: dict[str, Any] = self.manifest["recipe"]
         return recipe
 
-    def asset(self, name: str) -> bytes | None:
+    @property
+    def bytes(self) -> int:
+        """Size of everything that the manifest names."""
+        return sum(row["bytes"] for row in (*self.manifest["files"], *self.manifest["assets"]))
+
+    def asset(self, name: str) -> builtins.bytes | None:
         """The content of an asset, checked against its checksum; None where the bundle has none of this name."""
         from edgert import _native
 

@@ -100,8 +100,8 @@ class Model:
         for_runtime = {arg: stated[name] for name, arg in _RUNTIME_KNOBS.items() if name in stated}
         for_model = {name: stated[name] for name in _MODEL_KNOBS if name in stated}
         self._runtime = _native.Runtime(**for_runtime)
-        if reserved > self._runtime.budget_bytes:  # then it takes more room to say how much is needed
-            smallest = smallest_budget(bundle, reserved, for_runtime, for_model)
+        if reserved > self._runtime.budget_bytes:  # before the engine can say how much it needs itself
+            smallest = _unbounded_plan(bundle, reserved, for_runtime, for_model)["minimum_bytes"]
             raise BudgetError(
                 f"memory: a budget of {format_bytes(self._runtime.budget_bytes)} is too small for {bundle.path}; the smallest "
                 f"that works is {smallest} bytes ({format_bytes(smallest)})"
@@ -197,6 +197,10 @@ class Model:
                 f"{self.path}: the bundle has no tokenizer.json: pass token ids instead of text"
             )
         return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return self._tokenizer is not None
 
     @property
     def native(self) -> _native.Model:
@@ -318,13 +322,26 @@ class Model:
         return [int(token) for token in tokens]
 
 
-def smallest_budget(
+def memory_needs(bundle: Bundle) -> dict[str, int]:
+    """What `bundle` needs with the default knobs: minimum_bytes, the smallest budget that works; resident_bytes, the
+    one from which on every expert stays in memory; context (tokens)."""
+    tokenizer = _tokenizer_of(bundle)
+    reserved = 0 if tokenizer is None else tokenizer.memory_bytes
+    plan = _unbounded_plan(bundle, reserved, {}, {})
+    parts = ("dense_bytes", "kv_bytes", "scratch_bytes", "expert_bytes")
+    return {
+        "minimum_bytes": plan["minimum_bytes"],
+        "resident_bytes": reserved + sum(plan[part] for part in parts),
+        "context": plan["context"],
+    }
+
+
+def _unbounded_plan(
     bundle: Bundle, reserved: int, for_runtime: Mapping[str, Any], for_model: Mapping[str, Any]
-) -> int:
-    """The smallest `memory` in bytes that runs `bundle`, `reserved` bytes of tokenizer included."""
-    unbounded = _native.Runtime(**{**for_runtime, "memory_bytes": 1 << 60})
-    unbounded.reserve(reserved, "tokenizer")
-    return _native.plan_memory(unbounded, str(bundle.path), **for_model)["minimum_bytes"]
+) -> dict[str, int]:
+    runtime = _native.Runtime(**{**for_runtime, "memory_bytes": 1 << 60})
+    runtime.reserve(reserved, "tokenizer")
+    return _native.plan_memory(runtime, str(bundle.path), **for_model)
 
 
 def _finished(stream: Stream) -> Generation:

@@ -1,0 +1,91 @@
+"""edgert convert: a checkpoint into a device bundle."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgert.cli.options import Subparsers, add_json
+from edgert.cli.terminal import note, print_json, progress, say, table
+from edgert.errors import InvalidArgumentError
+from edgert.settings import Layers, knobs
+from edgert.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from edgert.converters.convert import ConversionReport
+
+
+def register(subparsers: Subparsers) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "convert",
+        help="make a bundle of a checkpoint",
+        description="Make a device bundle of a Hugging Face checkpoint. An existing bundle is replaced when the new one is "
+        "complete.",
+    )
+    parser.add_argument("source", metavar="CHECKPOINT", type=Path, help="a directory with config.json and safetensors")
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="the bundle to write, NAME.edgert")
+    parser.add_argument("--device", metavar="NAME", help="profile that gives the defaults (see `edgert devices`)")
+    parser.add_argument("--dense-format", metavar="FORMAT", help="of all weights but experts (int8)")
+    parser.add_argument("--expert-format", metavar="FORMAT", help="of the experts (int4)")
+    parser.add_argument(
+        "--expert-formats", metavar="FILE", type=Path, help='JSON: {"LAYER.EXPERT": FORMAT, …}, either may be *'
+    )
+    parser.add_argument("--embedding-format", metavar="FORMAT", help="of the input embeddings (as dense)")
+    parser.add_argument("--output-format", metavar="FORMAT", help="of the output head (as dense)")
+    parser.add_argument("--alignment", metavar="SIZE", help="of extents: a power of two from 4KiB to 1MiB (16KiB)")
+    parser.add_argument("--remainders", action="store_true", help="keep the rounding remainders, which adapters need")
+    parser.add_argument("--threads", metavar="N", help="threads that pack [EDGERT_THREADS]")
+    add_json(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    from edgert.converters.convert import convert
+
+    threads = next(setting for setting in knobs() if setting.name == "threads")
+    options = {
+        "device": args.device,
+        "dense_format": args.dense_format,
+        "expert_format": args.expert_format,
+        "expert_formats": None if args.expert_formats is None else _formats(args.expert_formats),
+        "embedding_format": args.embedding_format,
+        "output_format": args.output_format,
+        "alignment": None if args.alignment is None else parse_bytes(args.alignment, "--alignment"),
+        "remainders": args.remainders,
+        "threads": Layers.read().value(threads, args.threads) or 0,
+    }
+    with progress("convert") as update:
+        report = convert(args.source, args.output, progress=update, **options)
+    if args.json:
+        print_json({**dataclasses.asdict(report), "path": str(report.path)})
+    else:
+        for line in report.notes:
+            note(f"edgert: note: {line}")
+        say(_text(report))
+    return 0
+
+
+def _formats(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgumentError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidArgumentError(f"{path}: found {type(value).__name__}, allowed is an object")
+    return value
+
+
+def _text(report: "ConversionReport") -> str:
+    rows = [("TENSORS", "FORMAT", "WEIGHTS", "RELATIVE ERROR")]
+    rows += [
+        (row["kind"], row["format"], f"{row['weights']:,}", f"{row['relative_error']:.2%}")
+        for row in report.quantization["tensors"]
+        if row["weights"] > 1 << 16
+    ]
+    smaller = report.source_bytes / report.bytes if report.bytes else 0
+    return (
+        f"{table(rows, right=(2, 3))}\n\n"
+        f"{report.path}: {report.architecture}, {format_bytes(report.bytes)} ({smaller:.1f} times smaller), "
+        f"{report.num_experts} experts in {format_bytes(report.expert_bytes)}"
+    )

@@ -1,0 +1,76 @@
+"""The entry point: parses, dispatches, and turns errors into one line and an exit status.
+
+Status: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C), 141 the reader of the output went away.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from edgert.cli import bench, convert, demo, devices, eval, list, run, show, terminal, verify
+from edgert.errors import EdgertError
+
+COMMANDS = (demo, convert, run, show, verify, list, devices, eval, bench)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    args = _parser().parse_args(arguments)
+    terminal.show_warnings()
+    try:
+        status: int = args.run(args)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        terminal.note("edgert: interrupted")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit succeeds
+        return 141
+    except (EdgertError, OSError) as error:
+        terminal.fail(error)
+        _trace(args.verbose)
+        return 1
+    except Exception as error:  # noqa: BLE001 - a fault of ours, which also deserves one line
+        terminal.note(
+            f"edgert: error: internal: {type(error).__name__}: {terminal.one_line(error)} (--verbose shows where)"
+        )
+        _trace(args.verbose)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edgert",
+        description="Run mixture-of-experts language models that are larger than the memory they are given.",
+        epilog="Every engine and sampling flag is also a variable EDGERT_<NAME> and a key of "
+        "~/.config/edgert/config.toml; the flag goes first.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        subparser = command.register(subparsers)
+        subparser.set_defaults(run=command.run)
+        subparser.add_argument("--verbose", action="store_true", help="with an error, show where it arose")
+    return parser
+
+
+class _Version(argparse.Action):
+    """Loads the extension only when asked."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from edgert import __version__
+
+        print(f"edgert {__version__}")
+        parser.exit()
+
+
+def _trace(wanted: bool) -> None:
+    if wanted:
+        traceback.print_exc()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Flags that several commands share; those of settings follow from their declarations."""
+
+import argparse
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from edgert.sampling import SAMPLING
+from edgert.settings import Layers, Setting, knobs
+
+Subparsers = Any  # argparse names its own type only in private
+
+
+def add_model(parser: argparse.ArgumentParser, *, optional: bool = True) -> None:
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?" if optional else None,
+        help="a bundle's path, or its name as `edgert list` says" + (" (default: the embedded one)" if optional else ""),
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def add_knobs(parser: argparse.ArgumentParser) -> None:
+    """The engine's knobs."""
+    _add(parser.add_argument_group("engine"), knobs())
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling", "what is not given comes from the model's own generation defaults")
+    _add(group, SAMPLING)
+    group.add_argument(
+        "--logit-bias",
+        metavar="TOKEN=BIAS",
+        type=_bias,
+        action="append",
+        help="add to the logit of a token id; may be repeated",
+    )
+
+
+def knob_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """The knobs that were given as flags, for edgert.load()."""
+    return {setting.name: getattr(args, setting.name) for setting in knobs()}
+
+
+def sampling_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """Sampling as flags, variables and files say."""
+    layers = Layers.read()
+    values = {setting.name: layers.value(setting, getattr(args, setting.name)) for setting in SAMPLING}
+    values["logit_bias"] = dict(args.logit_bias) if args.logit_bias else None
+    return values
+
+
+def _add(group: Any, settings: Iterable[Setting]) -> None:
+    for setting in settings:
+        options: dict[str, Any] = {"dest": setting.name, "help": _help(setting), "default": None}
+        if setting.kind == "bool":
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["metavar"] = _metavar(setting)
+            if setting.kind == "texts":
+                options["action"] = "append"
+        group.add_argument(setting.flag, **options)
+
+
+def _metavar(setting: Setting) -> str:
+    if setting.kind == "choice":
+        return "{" + ",".join(setting.choices) + "}"
+    if setting.kind == "bytes":
+        return "SIZE"
+    return {"texts": "TEXT", "text": "TEXT", "float": "X"}.get(setting.kind, "N")
+
+
+def _help(setting: Setting) -> str:
+    text = setting.help.rstrip(".").replace("%", "%%")
+    return f"{text} [{setting.variable}]"
+
+
+def _bias(text: str) -> tuple[int, float]:
+    match = re.fullmatch(r"(\d{1,10})=(.{1,40})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"found {text[:60]!r}, allowed is TOKEN=BIAS, for example 42=-5")
+    return int(match[1]), float(match[2])

@@ -1,0 +1,154 @@
+"""edgert run: continue a prompt or answer it, streaming."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from edgert.cli.options import (
+    Subparsers,
+    add_json,
+    add_knobs,
+    add_model,
+    add_sampling,
+    knob_flags,
+    sampling_flags,
+)
+from edgert.cli.terminal import note, print_json, say
+from edgert.errors import InvalidArgumentError
+from edgert.units import format_bytes
+
+if TYPE_CHECKING:
+    from edgert.generation import Generation, Stream
+    from edgert.model import Model
+
+_MAX_PROMPT_BYTES = 64 << 20
+
+
+def register(subparsers: Subparsers) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "run", help="answer or continue a prompt", description="Answer a prompt (the model's chat template) or continue it."
+    )
+    add_model(parser)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt; without one it is read from stdin")
+    source.add_argument("-f", "--file", metavar="FILE", type=Path, help="read the prompt from a file")
+    parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    parser.add_argument("--system", metavar="TEXT", help="a system message in front")
+    add_json(parser)
+    add_sampling(parser)
+    add_knobs(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    import edgert
+
+    if args.raw and args.system:
+        raise InvalidArgumentError("--system: has no place in a raw prompt")
+    prompt = _prompt(args)
+    sampling = sampling_flags(args)
+    with edgert.load(args.model, **knob_flags(args)) as model:
+        note(describe(model))
+        stream = _start(model, prompt, args, sampling)
+        with cancelled_by_ctrl_c(stream):
+            for piece in stream:
+                if not args.json:
+                    say(piece.text, end="")
+        result = stream.result
+        if args.json:
+            print_json(_object(model, result))
+        else:
+            say("")
+            note(summary(result))
+    return 130 if result.finish_reason == "cancelled" else 0
+
+
+def describe(model: "Model") -> str:
+    """One line on what was loaded."""
+    stats = model.stats()
+    experts = "all experts in memory" if model.resident else "experts read as they are needed"
+    return (
+        f"{model.name}: context {model.context} tokens, budget {format_bytes(stats['budget_bytes'])}, {experts}, "
+        f"{stats['threads']} threads ({stats['isa']})"
+    )
+
+
+def summary(result: "Generation") -> str:
+    """Two lines of statistics."""
+    s = result.statistics
+    lookups = s["expert_hits"] + s["expert_misses"]
+    experts = f"hits {s['hit_rate']:.1%} of {lookups} expert look-ups" if lookups else "no routed experts"
+    return (
+        f"prompt {s['prompt_tokens']} tokens at {s['prefill_tokens_per_s']:.1f} tok/s, "
+        f"generated {s['generated_tokens']} at {s['decode_tokens_per_s']:.1f} tok/s ({result.finish_reason})\n"
+        f"peak {format_bytes(s['peak_bytes'])} of {format_bytes(s['budget_bytes'])}, {experts}, "
+        f"read {format_bytes(s['bytes_read'])}, waited {s['stall_s']:.2f} s for storage"
+    )
+
+
+@contextmanager
+def cancelled_by_ctrl_c(stream: "Stream") -> Iterator[None]:
+    """The first Ctrl-C ends the stream in order; a second one interrupts."""
+
+    def cancel(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stream.cancel()
+
+    before = signal.signal(signal.SIGINT, cancel)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _start(model: "Model", prompt: str, args: argparse.Namespace, sampling: dict[str, Any]) -> "Stream":
+    if args.raw or model.tokenizer.chat_template is None:
+        if args.system:
+            raise InvalidArgumentError(f"--system: {model.name} has no chat template")
+        return model.stream(prompt, **sampling)
+    messages = [{"role": "system", "content": args.system}] if args.system else []
+    messages.append({"role": "user", "content": prompt})
+    return model.chat(messages, stream=True, **sampling)
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    if args.prompt is not None:
+        return str(args.prompt)
+    if args.file is not None:
+        return read_text(args.file)
+    if sys.stdin.isatty():
+        note("edgert: reading the prompt from the terminal; end it with Ctrl-D")
+    return decode_text(sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1), "stdin")
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a file."""
+    with path.open("rb") as file:
+        return decode_text(file.read(_MAX_PROMPT_BYTES + 1), str(path))
+
+
+def decode_text(content: bytes, where: str) -> str:
+    if len(content) > _MAX_PROMPT_BYTES:
+        raise InvalidArgumentError(f"{where}: more than {_MAX_PROMPT_BYTES} bytes of text")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError(f"{where}: byte {error.start} is not UTF-8") from None
+
+
+def _object(model: "Model", result: "Generation") -> dict[str, Any]:
+    value: dict[str, Any] = {
+        "model": model.name,
+        "text": result.text,
+        "tokens": result.tokens,
+        "finish_reason": result.finish_reason,
+        "statistics": result.statistics,
+    }
+    if result.logprobs is not None:
+        value["logprobs"] = [{"logprob": own, "top": best} for own, best in result.logprobs]
+    return value

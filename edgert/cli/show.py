@@ -1,0 +1,93 @@
+"""edgert show: what a bundle is, and what it needs."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from edgert.cli.options import Subparsers, add_json, add_model
+from edgert.cli.terminal import print_json, say, table
+from edgert.units import format_bytes
+
+if TYPE_CHECKING:
+    from edgert.bundle import Bundle
+
+
+def register(subparsers: Subparsers) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "show", help="show what a bundle is", description="Show a bundle's recipe, formats, sizes and smallest budget."
+    )
+    add_model(parser)
+    add_json(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    from edgert.bundle import Bundle, locate
+    from edgert.model import memory_needs
+
+    bundle = Bundle.open(locate(args.model))
+    needs = memory_needs(bundle)
+    value = {
+        "name": bundle.name,
+        "path": str(bundle.path),
+        **{key: bundle.manifest[key] for key in ("bundle_id", "format_version", "alignment", "device", "defaults")},
+        "bytes": bundle.bytes,
+        **bundle.sizes,
+        **needs,
+        "formats": _formats(bundle),
+        "recipe": bundle.recipe,
+        "quantization": bundle.manifest["quantization"],
+        "provenance": bundle.manifest["provenance"],
+    }
+    if args.json:
+        print_json(value)
+    else:
+        say(_text(bundle, value))
+    return 0
+
+
+def _formats(bundle: "Bundle") -> dict[str, dict[str, int]]:
+    """Bytes by kind of tensor and weight format."""
+    formats: dict[str, dict[str, int]] = {"dense": {}, "experts": {}}
+    for tensor in bundle.manifest["tensors"]:
+        _count(formats["dense"], tensor["format"], tensor["bytes"])
+    names = ["/".join(dict.fromkeys(row)) for row in bundle.manifest["expert_formats"]]
+    for layer in bundle.manifest["experts"]:
+        for _, _, size, _, index in layer["extents"]:
+            _count(formats["experts"], names[index], size)
+    return formats
+
+
+def _count(sizes: dict[str, int], name: str, size: int) -> None:
+    sizes[name] = sizes.get(name, 0) + size
+
+
+def _text(bundle: "Bundle", value: dict[str, Any]) -> str:
+    recipe = bundle.recipe
+    layers = [recipe["blocks"][index] for index in recipe["layers"]]
+    routed = [block["ffn"] for block in layers if block["ffn"]["kind"] == "moe"]
+    experts = "none (dense)"
+    if routed:
+        counts = sorted({(ffn["num_experts"], ffn["num_experts_per_tok"]) for ffn in routed})
+        each = ", ".join(f"{count} (top {top})" for count, top in counts)
+        experts = f"{value['num_experts']} in {len(routed)} layers: {each}"
+    mixers = ", ".join(sorted({block["mixer"]["kind"] for block in layers}))
+    rows = [
+        ("name", bundle.name),
+        ("path", str(bundle.path)),
+        ("architecture", recipe["architecture"]),
+        ("layers", f"{len(layers)} ({mixers}), hidden {recipe['hidden_size']}"),
+        ("experts", experts),
+        ("vocabulary", str(recipe["vocab_size"])),
+        ("context", f"{recipe['context_length']} tokens, {value['context']} by default"),
+        ("size", format_bytes(value["bytes"])),
+        ("dense", _sizes(value["formats"]["dense"])),
+        ("expert weights", _sizes(value["formats"]["experts"]) or "none"),
+        ("device", value["device"]),
+        ("smallest budget", format_bytes(value["minimum_bytes"])),
+        ("all in memory", format_bytes(value["resident_bytes"])),
+    ]
+    return table(rows)
+
+
+def _sizes(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{name} {format_bytes(size)}" for name, size in sorted(sizes.items()))

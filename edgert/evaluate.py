@@ -1,0 +1,132 @@
+"""Perplexity of a model on a text, and its distance from a reference model.
+
+The text is covered by windows of `context` tokens that begin every `stride` tokens. A token is scored once: in the first
+window that holds it, given all tokens before it in this window; the text's very first token has nothing before it and is
+not scored. A stride of the whole context is fastest; a smaller one gives every token more to go by.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgert.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgert.model import Model
+
+_CHUNK_BYTES = 8 << 20  # of f32 logits at a time, whatever the vocabulary
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`tokens` were scored. kl_mean (nats, reference to model) and top1_agreement (share of tokens) with a reference."""
+
+    perplexity: float
+    tokens: int
+    context: int
+    stride: int
+    kl_mean: float | None = None
+    top1_agreement: float | None = None
+
+
+def evaluate(
+    model: "Model",
+    tokens: Sequence[int],
+    *,
+    reference: "Model | None" = None,
+    context: int | None = None,
+    stride: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Score `tokens`; `context` defaults to the model's, `stride` to half of it. progress(scored, total).
+
+    Raises InvalidArgumentError for fewer than two tokens, a window or stride out of range, and a reference of another
+    vocabulary or a shorter context.
+    """
+    context = context or model.context
+    stride = stride or max(1, context // 2)
+    _check(model, tokens, reference, context, stride)
+    sums = _Sums()
+    total = len(tokens) - 1
+    for window, first in _windows(tokens, context, stride):
+        parts = _logits(model, window, first)
+        others = None if reference is None else _logits(reference, window, first)
+        for targets, logits in parts:
+            sums.add(targets, logits, None if others is None else next(others)[1])
+            if progress is not None:
+                progress(sums.tokens, total)
+    compared = reference is not None
+    return Evaluation(
+        perplexity=float(np.exp(sums.loss / sums.tokens)),
+        tokens=sums.tokens,
+        context=context,
+        stride=stride,
+        kl_mean=max(0.0, sums.divergence / sums.tokens) if compared else None,
+        top1_agreement=sums.agreed / sums.tokens if compared else None,
+    )
+
+
+def _check(model: "Model", tokens: Sequence[int], reference: "Model | None", context: int, stride: int) -> None:
+    if len(tokens) < 2:
+        raise InvalidArgumentError(f"text: found {len(tokens)} tokens, at least 2 are needed")
+    if not 2 <= context <= model.context:
+        raise InvalidArgumentError(f"context: found {context}, allowed are 2 to {model.context}")
+    if not 1 <= stride < context:
+        raise InvalidArgumentError(f"stride: found {stride}, allowed are 1 to {context - 1}")
+    if reference is not None and reference.vocab_size != model.vocab_size:
+        raise InvalidArgumentError(
+            f"reference: its vocabulary has {reference.vocab_size} tokens, that of {model.name} {model.vocab_size}"
+        )
+    if reference is not None and reference.context < context:
+        raise InvalidArgumentError(f"reference: its context holds {reference.context} tokens, {context} are needed")
+
+
+def _windows(tokens: Sequence[int], context: int, stride: int) -> Iterator[tuple[list[int], int]]:
+    """Yield a window and the index in it of the first token to score."""
+    scored = 1
+    for begin in range(0, len(tokens), stride):
+        end = min(begin + context, len(tokens))
+        yield list(tokens[begin:end]), scored - begin
+        scored = end
+        if end == len(tokens):
+            return
+
+
+def _logits(model: "Model", window: list[int], first: int) -> Iterator[tuple[list[int], "NDArray[np.float32]"]]:
+    """Yield some tokens of window[first:] and the logits that predict them, float32 [n, vocab_size]."""
+    size = max(1, _CHUNK_BYTES // (4 * model.vocab_size))
+    with closing(model.native.sequence()) as sequence:
+        if first > 1:
+            model.native.step([(sequence, window[: first - 1], None)])
+        for begin in range(first, len(window), size):
+            end = min(begin + size, len(window))
+            yield window[begin:end], model.native.logits(sequence, window[begin - 1 : end - 1])
+
+
+class _Sums:
+    """What is added up over the scored tokens."""
+
+    def __init__(self) -> None:
+        self.tokens = self.agreed = 0
+        self.loss = self.divergence = 0.0
+
+    def add(self, targets: list[int], logits: "NDArray[Any]", reference: "NDArray[Any] | None") -> None:
+        logprobs = _log_softmax(logits)
+        self.tokens += len(targets)
+        self.loss -= float(logprobs[np.arange(len(targets)), targets].sum())
+        if reference is not None:
+            expected = _log_softmax(reference)
+            self.divergence += float((np.exp(expected) * (expected - logprobs)).sum())
+            self.agreed += int((logits.argmax(axis=1) == reference.argmax(axis=1)).sum())
+
+
+def _log_softmax(logits: "NDArray[Any]") -> "NDArray[np.float64]":
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted
