@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from edgert import _native
 from edgert.bundle import Bundle, locate
 from edgert.errors import (
-    BudgetError,
     CorruptError,
     EdgertError,
     InvalidArgumentError,
@@ -96,17 +95,11 @@ class Model:
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         stated = {name: value for name, value in knob_values.items() if value not in (None, "auto")}
         self._tokenizer = _tokenizer_of(bundle)
-        reserved = 0 if self._tokenizer is None else self._tokenizer.memory_bytes
         for_runtime = {arg: stated[name] for name, arg in _RUNTIME_KNOBS.items() if name in stated}
         for_model = {name: stated[name] for name in _MODEL_KNOBS if name in stated}
         self._runtime = _native.Runtime(**for_runtime)
-        if reserved > self._runtime.budget_bytes:  # then it takes more room to say how much is needed
-            smallest = smallest_budget(bundle, reserved, for_runtime, for_model)
-            raise BudgetError(
-                f"memory: a budget of {format_bytes(self._runtime.budget_bytes)} is too small for {bundle.path}; the smallest "
-                f"that works is {smallest} bytes ({format_bytes(smallest)})"
-            )
-        self._runtime.reserve(reserved, "tokenizer")
+        if self._tokenizer is not None:
+            self._runtime.reserve(self._tokenizer.memory_bytes)
         self._native: _native.Model | None = _native.Model(self._runtime, str(bundle.path), **for_model)
         self.context = self._native.context
         self.vocab_size = self._native.vocab_size
@@ -316,15 +309,6 @@ class Model:
                     f"token ids: found {token!r} at {index}, allowed are 0 to {self.vocab_size - 1}"
                 )
         return [int(token) for token in tokens]
-
-
-def smallest_budget(
-    bundle: Bundle, reserved: int, for_runtime: Mapping[str, Any], for_model: Mapping[str, Any]
-) -> int:
-    """The smallest `memory` in bytes that runs `bundle`, `reserved` bytes of tokenizer included."""
-    unbounded = _native.Runtime(**{**for_runtime, "memory_bytes": 1 << 60})
-    unbounded.reserve(reserved, "tokenizer")
-    return _native.plan_memory(unbounded, str(bundle.path), **for_model)["minimum_bytes"]
 
 
 def _finished(stream: Stream) -> Generation:
