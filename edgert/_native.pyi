@@ -78,8 +78,9 @@ class Runtime:
     peak_bytes: int
     threads: int
     isa: str
-    def reserve(self, bytes: int, what: str) -> None:
-        """Charge memory that is held outside this library (the tokenizer) to the budget."""
+    def reserve(self, bytes: int) -> None:
+        """Count memory that is held outside this library (the tokenizer) towards the budget. Never refused; a Model
+        that then finds too little left raises BudgetError naming the budget that works, this included."""
 
 def plan_memory(
     runtime: Runtime,

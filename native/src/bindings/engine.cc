@@ -35,7 +35,7 @@ void bind_runtime(py::module_& module) {
       .def_property_readonly("peak_bytes", [](const Runtime& r) { return r.budget()->peak_bytes(); })
       .def_property_readonly("threads", [](Runtime& r) { return r.pool().threads(); })
       .def_property_readonly("isa", [](const Runtime& r) { return std::string(r.kernel_table().name); })
-      .def("reserve", &Runtime::reserve, py::arg("bytes"), py::arg("what"));
+      .def("reserve", &Runtime::reserve, py::arg("bytes"));
 }
 
 void bind_sampler(py::module_& module) {

@@ -42,9 +42,4 @@ Runtime::Runtime(const RuntimeOptions& options)
   reader_ = make_pread_reader(in_range("io_threads", options.io_threads, 1, 256));
 }
 
-void Runtime::reserve(std::uint64_t bytes, const std::string& what) {
-  budget_->charge(bytes, what);
-  reserved_ += bytes;
-}
-
 }  // namespace edgert

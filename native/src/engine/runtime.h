@@ -27,15 +27,15 @@ class Runtime {
  public:
   explicit Runtime(const RuntimeOptions& options);
 
-  // Charges memory that lives outside the native library, such as the tokenizer's, for the runtime's life.
-  void reserve(std::uint64_t bytes, const std::string& what);
+  // Counts memory that lives outside the native library, such as the tokenizer's, for the runtime's life. Never
+  // refused: the model that then finds too little left names the budget that works, this included.
+  void reserve(std::uint64_t bytes) { budget_->hold(bytes); }
 
   const std::shared_ptr<Budget>& budget() const noexcept { return budget_; }
   ThreadPool& pool() noexcept { return *pool_; }
   Reader& reader() noexcept { return *reader_; }
   const KernelTable& kernel_table() const noexcept { return kernels_; }
   DirectIo direct_io() const noexcept { return direct_io_; }
-  std::uint64_t reserved_bytes() const noexcept { return reserved_; }
 
  private:
   const KernelTable& kernels_;
@@ -43,7 +43,6 @@ class Runtime {
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<Reader> reader_;
   DirectIo direct_io_;
-  std::uint64_t reserved_ = 0;
 };
 
 }  // namespace edgert

@@ -20,10 +20,18 @@ bool Budget::try_charge(std::uint64_t bytes) noexcept {
   do {
     if (bytes > limit_ || used > limit_ - bytes) return false;
   } while (!used_.compare_exchange_weak(used, used + bytes, std::memory_order_relaxed));
-  std::uint64_t peak = peak_.load(std::memory_order_relaxed);
-  while (peak < used + bytes && !peak_.compare_exchange_weak(peak, used + bytes, std::memory_order_relaxed)) {
-  }
+  raise_peak(used + bytes);
   return true;
+}
+
+void Budget::hold(std::uint64_t bytes) noexcept {
+  raise_peak(used_.fetch_add(bytes, std::memory_order_relaxed) + bytes);
+}
+
+void Budget::raise_peak(std::uint64_t used) noexcept {
+  std::uint64_t peak = peak_.load(std::memory_order_relaxed);
+  while (peak < used && !peak_.compare_exchange_weak(peak, used, std::memory_order_relaxed)) {
+  }
 }
 
 void Budget::charge(std::uint64_t bytes, const std::string& what) {
@@ -35,7 +43,7 @@ void Budget::charge(std::uint64_t bytes, const std::string& what) {
 
 void Budget::release(std::uint64_t bytes) noexcept { used_.fetch_sub(bytes, std::memory_order_relaxed); }
 
-std::uint64_t Budget::available_bytes() const noexcept { return limit_ - used_bytes(); }
+std::uint64_t Budget::available_bytes() const noexcept { return limit_ - std::min(limit_, used_bytes()); }
 
 Buffer::Buffer(std::shared_ptr<Budget> budget, std::size_t bytes, const std::string& what) {
   if (bytes == 0) return;

@@ -22,6 +22,8 @@ class Budget {
   void charge(std::uint64_t bytes, const std::string& what);
   // Like charge, but answers false where the limit would be passed.
   bool try_charge(std::uint64_t bytes) noexcept;
+  // Counts memory that is taken already, even past the limit: what is asked for next is refused.
+  void hold(std::uint64_t bytes) noexcept;
   void release(std::uint64_t bytes) noexcept;
   std::uint64_t limit_bytes() const noexcept { return limit_; }
   std::uint64_t used_bytes() const noexcept { return used_.load(std::memory_order_relaxed); }
@@ -29,6 +31,7 @@ class Budget {
   std::uint64_t available_bytes() const noexcept;
 
  private:
+  void raise_peak(std::uint64_t used) noexcept;
   const std::uint64_t limit_;
   std::atomic<std::uint64_t> used_{0};
   std::atomic<std::uint64_t> peak_{0};
