@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from edgert import _native
 from edgert.bundle import Bundle, locate
 from edgert.errors import (
+    BudgetError,
     CorruptError,
     EdgertError,
     InvalidArgumentError,
@@ -95,6 +96,7 @@ class Model:
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         stated = {name: value for name, value in knob_values.items() if value not in (None, "auto")}
         self._tokenizer = _tokenizer_of(bundle)
+        reserved = 0 if self._tokenizer is None else self._tokenizer.memory_bytes
         for_runtime = {arg: stated[name] for name, arg in _RUNTIME_KNOBS.items() if name in stated}
         for_model = {name: stated[name] for name in _MODEL_KNOBS if name in stated}
         self._runtime = _native.Runtime(**for_runtime)
