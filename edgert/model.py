@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from edgert import _native
 from edgert.bundle import Bundle, locate
 from edgert.errors import (
-    BudgetError,
     CorruptError,
     EdgertError,
     InvalidArgumentError,
@@ -96,17 +95,11 @@ class Model:
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         stated = {name: value for name, value in knob_values.items() if value not in (None, "auto")}
         self._tokenizer = _tokenizer_of(bundle)
-        reserved = 0 if self._tokenizer is None else self._tokenizer.memory_bytes
         for_runtime = {arg: stated[name] for name, arg in _RUNTIME_KNOBS.items() if name in stated}
         for_model = {name: stated[name] for name in _MODEL_KNOBS if name in stated}
         self._runtime = _native.Runtime(**for_runtime)
-        if reserved > self._runtime.budget_bytes:  # before the engine can say how much it needs itself
-            smallest = _unbounded_plan(bundle, reserved, for_runtime, for_model)["minimum_bytes"]
-            raise BudgetError(
-                f"memory: a budget of {format_bytes(self._runtime.budget_bytes)} is too small for {bundle.path}; the smallest "
-                f"that works is {smallest} bytes ({format_bytes(smallest)})"
-            )
-        self._runtime.reserve(reserved, "tokenizer")
+        if self._tokenizer is not None:
+            self._runtime.reserve(self._tokenizer.memory_bytes)
         self._native: _native.Model | None = _native.Model(self._runtime, str(bundle.path), **for_model)
         self.context = self._native.context
         self.vocab_size = self._native.vocab_size
@@ -340,7 +333,7 @@ def _unbounded_plan(
     bundle: Bundle, reserved: int, for_runtime: Mapping[str, Any], for_model: Mapping[str, Any]
 ) -> dict[str, int]:
     runtime = _native.Runtime(**{**for_runtime, "memory_bytes": 1 << 60})
-    runtime.reserve(reserved, "tokenizer")
+    runtime.reserve(reserved)
     return _native.plan_memory(runtime, str(bundle.path), **for_model)
 
 
