@@ -79,6 +79,8 @@ def choose_formats(
     tied: bool,
 ) -> Formats:
     """Embedding and output follow `dense` where it is given and they are not. Raises InvalidArgumentError."""
+    if dense is not None:
+        _checked("dense_format", dense)
     embedding = _checked("embedding_format", embedding or dense or defaults.embedding_format)
     if not tied:
         output = _checked("output_format", output or dense or defaults.output_format)
@@ -87,7 +89,7 @@ def choose_formats(
             f"output_format: {output}, but this model's output is its embedding, whose format is {embedding}"
         )
     return Formats(
-        _checked("dense_format", dense or defaults.dense_format),
+        dense or defaults.dense_format,
         embedding,
         output or embedding,
         _triple("expert_format", expert or defaults.expert_format),
