@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from bundles import convert
 from checkpoints import TINY_CONFIG, encode, qwen3_moe_shapes, random_weights, tiny_checkpoint, write_weights
+
 from edgert.converters.convert import convert as convert_checkpoint
 from edgert.errors import CorruptError, EdgertError, NotFoundError, UnsupportedError
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import write_safetensors
+
 from edgert.converters import safetensors
 from edgert.converters.files import InputFile
 from edgert.converters.safetensors import read_header
