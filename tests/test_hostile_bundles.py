@@ -63,11 +63,14 @@ def put(value: Any, *keys: Any) -> Callable[[Path, Path], None]:
 
 def put_text(old: str, new: str) -> Callable[[Path, Path], None]:
     """Replaces text of the manifest's body, for what a JSON writer would not write."""
+    return put_bytes(old.encode(), new.encode())
 
+
+def put_bytes(old: bytes, new: bytes) -> Callable[[Path, Path], None]:
     def damage(bundle: Path, other: Path) -> None:
-        body = json.dumps(read_manifest(bundle))[1:]
+        body = json.dumps(read_manifest(bundle)).encode()[1:]
         assert old in body
-        seal(bundle, body.replace(old, new, 1).encode())
+        seal(bundle, body.replace(old, new, 1))
 
     return damage
 
@@ -126,6 +129,13 @@ def swap_checksum(extents: list[list[Any]]) -> None:
     extents[0][3] = ("0" if digits[0] != "0" else "1") + digits[1:]
 
 
+def capital_checksum(bundle: Path, other: Path) -> None:
+    """A flipped bit 5 turns a digit a to f into A to F."""
+    text = (bundle / "manifest.json").read_bytes()
+    at = next(i for i in range(13, 29) if text[i : i + 1].isalpha())
+    flip_bit(bundle / "manifest.json", at, 5)
+
+
 def deep(bundle: Path, other: Path) -> None:
     body = json.dumps(read_manifest(bundle))[1:-1] + ', "deep": ' + "[" * 100_000 + "]" * 100_000 + "}"
     seal(bundle, body.encode())
@@ -157,7 +167,8 @@ ROWS = [
     Row("manifest cut in the middle", cut(lambda size: size // 2), "manifest.json"),
     Row("manifest short of a byte", cut(lambda size: size - 1), "manifest.json"),
     Row("manifest of a GiB of nothing", cut(lambda size: 1 << 30), "manifest.json"),
-    Row("manifest not UTF-8", put_text('"architecture": "qwen3', '"architecture": "\\ud800'), "manifest.json"),
+    Row("manifest not UTF-8", put_bytes(b'"architecture": "', b'"architecture": "\xff'), "manifest.json"),
+    Row("manifest with half a surrogate", put_text('"architecture": "', '"architecture": "\\ud800'), "manifest.json"),
     Row("manifest nested 100k deep", deep, "manifest.json"),
     Row("manifest a symbolic link", link("manifest.json"), "manifest.json"),
     Row("manifest a FIFO", fifo("manifest.json"), "manifest.json"),
@@ -166,6 +177,7 @@ ROWS = [
     Row("manifest with an unknown key", put(1, "surprise"), "surprise"),
     Row("manifest without its tensors", manifest(lambda m: m.pop("tensors")), "tensors"),
     Row("manifest bit flipped in its checksum", flip("manifest.json", lambda b: 14, 1), "manifest.json"),
+    Row("manifest checksum in capitals", capital_checksum, "manifest.json"),
     Row("manifest bit flipped in its body", flip("manifest.json", lambda b: 200, 0), "manifest.json"),
     Row("newer format", put(2, "format_version"), "format_version"),
     Row("format 0", put(0, "format_version"), "format_version"),
@@ -191,6 +203,7 @@ ROWS = [
     Row("tokenizer longer than said", resize("tokenizer.json", 1), "tokenizer.json"),
     Row("size said is negative", put(-1, "files", 1, "bytes"), "bytes"),
     Row("size said is huge", put(1 << 63, "files", 1, "bytes"), "bytes"),
+    Row("10^5 files", manifest(lambda m: m["files"].extend([dict(m["files"][0])] * 100_000)), "files"),
     Row("a file named twice", manifest(lambda m: m["files"].append(dict(m["files"][0]))), "dense.bin"),
     Row("dense file of another bundle", from_other("dense.bin"), "dense.bin"),
     Row("expert file of another bundle", from_other(EXPERTS), EXPERTS),
@@ -203,24 +216,24 @@ ROWS = [
     Row("alignment 0", put(0, "alignment"), "alignment"),
     Row("alignment 13", put(13, "alignment"), "alignment"),
     Row("alignment 2^31", put(1 << 31, "alignment"), "alignment"),
-    Row("extent past the end", manifest(lambda m: extent_row(m)[0].__setitem__(1, 1 << 40)), "layer 0"),
+    Row("extent past the end", manifest(lambda m: extent_row(m)[0].__setitem__(1, 1 << 40)), "experts[0].extents[0]"),
     Row("extent offset 2^63", manifest(lambda m: extent_row(m)[0].__setitem__(1, (1 << 64) - 16384)), "experts"),
     Row("extent offset negative", manifest(lambda m: extent_row(m)[0].__setitem__(1, -16384)), "experts"),
     Row("extent offset a float", manifest(lambda m: extent_row(m)[0].__setitem__(1, 16384.5)), "experts"),
-    Row("extent unaligned", manifest(lambda m: extent_row(m)[0].__setitem__(1, extent_row(m)[0][1] + 64)), "layer 0"),
-    Row("extent over the header", manifest(lambda m: extent_row(m)[0].__setitem__(1, 0)), "layer 0"),
-    Row("extents overlapping", manifest(lambda m: extent_row(m)[1].__setitem__(1, extent_row(m)[0][1])), "layer 0"),
+    Row("extent unaligned", manifest(lambda m: extent_row(m)[0].__setitem__(1, extent_row(m)[0][1] + 64)), "experts[0].extents[0]"),
+    Row("extent over the header", manifest(lambda m: extent_row(m)[0].__setitem__(1, 0)), "experts[0].extents[0]"),
+    Row("extents overlapping", manifest(lambda m: extent_row(m)[1].__setitem__(1, extent_row(m)[0][1])), "overlap"),
     Row("extent of the wrong size", manifest(lambda m: extent_row(m)[0].__setitem__(2, 64)), "layer 0"),
-    Row("extent in a file that is not there", manifest(lambda m: extent_row(m)[0].__setitem__(0, 7)), "file"),
-    Row("extent in a format that is not there", manifest(lambda m: extent_row(m)[0].__setitem__(4, 7)), "format"),
+    Row("extent in a file that is not there", manifest(lambda m: extent_row(m)[0].__setitem__(0, 7)), "experts[0].extents[0]"),
+    Row("extent in a format that is not there", manifest(lambda m: extent_row(m)[0].__setitem__(4, 7)), "experts[0].extents[0]"),
     Row("expert missing", manifest(lambda m: extent_row(m).pop()), "layer 0"),
-    Row("expert doubled", manifest(lambda m: extent_row(m).append(list(extent_row(m)[-1]))), "layer 0"),
+    Row("expert doubled", manifest(lambda m: extent_row(m).append(list(extent_row(m)[-1]))), "overlap"),
     Row("layer of experts missing", manifest(lambda m: m["experts"].pop()), "layer"),
     Row("layer of experts doubled", manifest(lambda m: m["experts"].append(m["experts"][-1])), "layer"),
     Row("tensor missing", manifest(lambda m: m["tensors"].remove(tensor_named(m, "final_norm"))), "final_norm"),
     Row("tensor doubled", manifest(lambda m: m["tensors"].append(tensor_named(m, "final_norm"))), "final_norm"),
-    Row("tensor past the end", manifest(lambda m: tensor_named(m, "final_norm").update(offset=1 << 40)), "final_norm"),
-    Row("tensor unaligned", manifest(lambda m: tensor_named(m, "final_norm").update(offset=16388)), "final_norm"),
+    Row("tensor past the end", manifest(lambda m: tensor_named(m, "final_norm").update(offset=1 << 40)), "tensors[2].bytes"),
+    Row("tensor unaligned", manifest(lambda m: tensor_named(m, "final_norm").update(offset=16388)), "tensors[2].offset"),
     Row(
         "tensors overlapping",
         manifest(lambda m: tensor_named(m, "final_norm").update(offset=tensor_named(m, "embedding")["offset"])),
@@ -228,7 +241,7 @@ ROWS = [
     ),
     Row("tensor mis-shaped", manifest(lambda m: tensor_named(m, "layers.0.router").update(
         shape=[TINY_CONFIG["num_experts"], 71])), "layers.0.router"),
-    Row("shape overflows", manifest(lambda m: tensor_named(m, "embedding").update(shape=[1 << 31, 1 << 31])), "embedding"),
+    Row("shape overflows", manifest(lambda m: tensor_named(m, "embedding").update(shape=[1 << 31, 1 << 31])), "tensors[1].shape"),
     Row("unknown format", manifest(lambda m: tensor_named(m, "embedding").update(format="int4_group0")), "int4_group0"),
     Row("expert format unknown", put(["q7", "q7", "q7"], "expert_formats", 0), "q7"),
     Row("format not of these bytes", put(["f32", "f32", "f32"], "expert_formats", 0), "layer 0"),
@@ -242,7 +255,7 @@ ROWS = [
     Row("context 0", put(0, "recipe", "context_length"), "context_length"),
     Row("top-k above the experts", put(9, *MOE, "num_experts_per_tok"), "num_experts_per_tok"),
     Row("no experts", put(0, *MOE, "num_experts"), "num_experts"),
-    Row("more experts than extents", put(16, *MOE, "num_experts"), "layer 0"),
+    Row("more experts than extents", put(16, *MOE, "num_experts"), "layers.0.router"),
     Row("unknown recipe key", put(1.0, "recipe", "logit_softcap"), "logit_softcap"),
     Row("unknown mixer", put("mamba", *MIXER, "kind"), "mamba"),
     Row("unknown activation", put("gelu", *MOE, "activation"), "gelu"),
@@ -316,6 +329,7 @@ def test_contract(row: Row, copy: Path, other_bundle: Path, bystander: tuple[Any
     assert peak_resident_bytes() - peak <= 64 * MIB
     assert isinstance(error.value, (errors.CorruptError, errors.UnsupportedError, errors.NotFoundError))
     assert row.names in str(error.value), f"{error.value} does not name {row.names}"
+    assert str(copy) in str(error.value), f"{error.value} does not say which bundle"
     assert state(copy) == before
     model, expected = bystander
     assert np.array_equal(answer(model), expected)

@@ -12,7 +12,7 @@ namespace {
 
 py::dict open_bundle(const std::string& path) {
   const Bundle bundle = Bundle::open(path, DirectIo::off);
-  const Recipe recipe = parse_recipe(bundle.manifest().recipe);
+  const Recipe recipe = recipe_of(bundle);
   std::uint64_t experts = 0;
   std::size_t count = 0;
   for (const auto& layer : bundle.manifest().experts) {
@@ -29,7 +29,7 @@ py::dict open_bundle(const std::string& path) {
 
 std::uint64_t verify_bundle(const std::string& path, const py::object& progress) {
   const Bundle bundle = Bundle::open(path, DirectIo::off);
-  Weights::resident_bytes(bundle, parse_recipe(bundle.manifest().recipe));
+  Weights::resident_bytes(bundle, recipe_of(bundle));
   const py::gil_scoped_release released;
   return bundle.verify([&](std::uint64_t done, std::uint64_t total) {
     const py::gil_scoped_acquire held;
@@ -42,7 +42,7 @@ std::uint64_t verify_bundle(const std::string& path, const py::object& progress)
 
 void bind_bundle(py::module_& module) {
   module.def(
-      "check_recipe", [](const std::string& json) { parse_recipe(Json::parse(json, "recipe")); },
+      "check_recipe", [](const std::string& json) { parse_recipe(Json::parse(json, "recipe"), "recipe"); },
       py::arg("recipe_json"));
   module.def("open_bundle", &open_bundle, py::arg("path"));
   module.def("verify_bundle", &verify_bundle, py::arg("path"), py::arg("progress") = py::none());

@@ -1,5 +1,7 @@
 // edgert::Error becomes the class of its kind in edgert.errors.
 
+#include <string_view>
+
 #include "bindings/bindings.h"
 #include "platform/error.h"
 
@@ -36,7 +38,12 @@ void bind_errors(py::module_&) {
     try {
       std::rethrow_exception(thrown);
     } catch (const Error& error) {
-      py::set_error(py::module_::import("edgert.errors").attr(class_name(error.kind())), error.what());
+      // A message may quote a path or a name that is not UTF-8.
+      const std::string_view text = error.what();
+      const auto message = py::reinterpret_steal<py::object>(
+          PyUnicode_DecodeUTF8(text.data(), static_cast<py::ssize_t>(text.size()), "backslashreplace"));
+      PyErr_SetObject(py::module_::import("edgert.errors").attr(class_name(error.kind())).ptr(),
+                      message.ptr());
     }
   });
 }

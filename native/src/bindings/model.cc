@@ -65,7 +65,7 @@ py::dict plan_memory_of(Runtime& runtime, const std::string& path, std::int64_t 
                         int chunk, const std::string& kv_format) {
   const ModelOptions options{context, parallel, chunk, kv_type(kv_format)};
   const Bundle bundle = Bundle::open(path, DirectIo::off);
-  const Recipe recipe = parse_recipe(bundle.manifest().recipe);
+  const Recipe recipe = recipe_of(bundle);
   return describe(plan_memory(bundle, recipe, runtime, runtime.pool().threads(), options));
 }
 

@@ -42,7 +42,7 @@ std::uint64_t hash_extent(const File& file, const Extent& extent, const Buffer& 
 Bundle Bundle::open(const std::filesystem::path& directory, DirectIo direct) {
   Bundle bundle;
   bundle.path_ = directory;
-  bundle.manifest_ = parse_manifest(read_manifest(directory));
+  bundle.manifest_ = parse_manifest(read_manifest(directory), (directory / "manifest.json").string());
   for (std::size_t i = 0; i < bundle.manifest_.files.size(); ++i) {
     const Manifest::FileEntry& entry = bundle.manifest_.files[i];
     auto file = File::open(directory / entry.name, direct);

@@ -118,14 +118,37 @@ class Parser {
       if (at_ >= text_.size()) fail("'\"'");
       const char c = text_[at_];
       if (static_cast<unsigned char>(c) < 0x20) fail("an escaped control character");
-      ++at_;
-      if (c == '"') return out;
-      if (c != '\\') {
-        out += c;
+      if (static_cast<unsigned char>(c) >= 0x80) {
+        append_character(out);
         continue;
       }
-      append_escape(out);
+      ++at_;
+      if (c == '"') return out;
+      if (c == '\\') {
+        append_escape(out);
+      } else {
+        out += c;
+      }
     }
+  }
+
+  // One UTF-8 sequence of two to four bytes, in its shortest form and no surrogate.
+  void append_character(std::string& out) {
+    const auto lead = static_cast<unsigned char>(text_[at_]);
+    const std::size_t length = lead >= 0xC2 && lead < 0xE0 ? 2 : lead >= 0xE0 && lead < 0xF0 ? 3 : 4;
+    const std::string_view bytes = text_.substr(at_, length);
+    std::uint32_t code = lead & (0xFFU >> (length + 1));
+    for (const char byte : bytes.substr(1)) {
+      if ((static_cast<unsigned char>(byte) & 0xC0) != 0x80) fail("UTF-8");
+      code = code << 6 | (static_cast<unsigned char>(byte) & 0x3F);
+    }
+    const std::uint32_t smallest = length == 2 ? 0x80 : length == 3 ? 0x800 : 0x10000;
+    const bool surrogate = code >= 0xD800 && code < 0xE000;
+    if (lead < 0xC2 || lead > 0xF4 || bytes.size() != length || code < smallest || code > 0x10FFFF ||
+        surrogate)
+      fail("UTF-8");
+    out += bytes;
+    at_ += length;
   }
 
   void append_escape(std::string& out) {

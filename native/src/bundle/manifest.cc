@@ -14,6 +14,7 @@ namespace {
 constexpr std::uint64_t kMaxManifestBytes = 256ULL << 20;
 constexpr std::int64_t kMaxFileBytes = 1LL << 50;
 constexpr std::int64_t kMaxDimension = 1LL << 31;
+constexpr std::size_t kMaxFiles = 4096;
 constexpr std::size_t kHeaderBytes = 32;
 constexpr std::size_t kTensorAlignment = 64;
 
@@ -25,6 +26,14 @@ std::uint64_t parse_checksum(const JsonField& field) {
   const auto result = std::from_chars(text.data(), text.data() + text.size(), value, 16);
   if (text.size() != 16 || result.ptr != text.data() + text.size()) field.fail("16 hexadecimal digits");
   return value;
+}
+
+const Format& known_format(const JsonField& field) {
+  try {
+    return format(field.as_string());
+  } catch (const Error& error) {
+    throw Error(error.kind(), field.path() + ": " + error.what());
+  }
 }
 
 bool is_component(const std::string& name) {
@@ -43,7 +52,7 @@ std::string file_name(const JsonField& field) {
 
 class ManifestParser {
  public:
-  explicit ManifestParser(const Json& json) : root_(JsonField(json, "manifest.json")) {}
+  ManifestParser(const Json& json, const std::string& where) : root_(JsonField(json, where)) {}
 
   Manifest parse() {
     header();
@@ -82,6 +91,7 @@ class ManifestParser {
 
   void files() {
     const JsonField list = root_.take("files");
+    if (list.size() > kMaxFiles) list.fail("at most " + std::to_string(kMaxFiles) + " files");
     for (std::size_t i = 0; i < list.size(); ++i) {
       JsonObject entry(list[i]);
       const JsonField bytes = entry.take("bytes");
@@ -123,7 +133,7 @@ class ManifestParser {
       JsonObject entry(list[i]);
       const std::string name = entry.take("name").as_string();
       TensorEntry tensor;
-      tensor.format = format(entry.take("format").as_string()).id;
+      tensor.format = known_format(entry.take("format")).id;
       const JsonField shape = entry.take("shape");
       if (shape.size() != 1 && shape.size() != 2) shape.fail("one or two dimensions");
       tensor.is_vector = shape.size() == 1;
@@ -152,7 +162,7 @@ class ManifestParser {
       const JsonField row = combinations[i];
       if (row.size() != 3) row.fail("three formats: gate, up, down");
       out_.expert_formats.push_back(
-          {format(row[0].as_string()).id, format(row[1].as_string()).id, format(row[2].as_string()).id});
+          {known_format(row[0]).id, known_format(row[1]).id, known_format(row[2]).id});
     }
     const JsonField list = root_.take("experts");
     for (std::size_t i = 0; i < list.size(); ++i) {
@@ -180,6 +190,7 @@ class ManifestParser {
 
   void assets() {
     const JsonField list = root_.take("assets");
+    if (list.size() > kMaxFiles) list.fail("at most " + std::to_string(kMaxFiles) + " files");
     for (std::size_t i = 0; i < list.size(); ++i) {
       JsonObject entry(list[i]);
       const std::string name = file_name(entry.take("name"));
@@ -209,7 +220,7 @@ class ManifestParser {
       std::sort(ranges.begin(), ranges.end());
       for (std::size_t i = 1; i < ranges.size(); ++i) {
         if (ranges[i - 1].first + ranges[i - 1].second > ranges[i].first) {
-          corrupt("manifest.json: two extents of '" + out_.files[f].name + "' overlap at offset " +
+          corrupt(root_.path() + ": two extents of '" + out_.files[f].name + "' overlap at offset " +
                   std::to_string(ranges[i].first));
         }
       }
@@ -223,8 +234,8 @@ class ManifestParser {
 
 }  // namespace
 
-Manifest parse_manifest(std::string_view text) {
-  return ManifestParser(Json::parse(text, "manifest.json")).parse();
+Manifest parse_manifest(std::string_view text, const std::string& where) {
+  return ManifestParser(Json::parse(text, where), where).parse();
 }
 
 std::string read_manifest(const std::filesystem::path& directory) {
@@ -251,11 +262,9 @@ std::string read_manifest(const std::filesystem::path& directory) {
   constexpr std::size_t kFirstLine = kPrefix.size() + 16 + 2;  // digits, '",'
   const bool shaped =
       text.size() > kFirstLine && text.starts_with(kPrefix) && text.substr(kFirstLine - 2, 3) == "\",\n";
-  std::uint64_t stated = 0;
-  if (shaped) std::from_chars(text.data() + kPrefix.size(), text.data() + kPrefix.size() + 16, stated, 16);
   if (!shaped) corrupt(path.string() + ": offset 0: the first line is not {\"checksum\":\"…\",");
   const std::uint64_t found = xxh64(std::as_bytes(std::span(text).subspan(kFirstLine + 1)));
-  if (found != stated) {
+  if (text.compare(kPrefix.size(), 16, digest_text(found)) != 0) {
     corrupt(
         path.string() +
         ": checksum differs from its content; the file is damaged or was edited: convert or copy it again");

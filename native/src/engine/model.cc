@@ -21,7 +21,7 @@ int expert_count(const Bundle& bundle) {
 Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path, const ModelOptions& options)
     : runtime_(std::move(runtime)),
       bundle_(Bundle::open(path, runtime_->direct_io())),
-      recipe_(parse_recipe(bundle_.manifest().recipe)),
+      recipe_(recipe_of(bundle_)),
       plan_(plan_memory(bundle_, recipe_, *runtime_, runtime_->pool().threads(), options)),
       weights_(bundle_, recipe_, runtime_->budget(), runtime_->pool()),
       kv_(std::make_shared<KvPool>(KvLayout(recipe_, plan_.kv_type),

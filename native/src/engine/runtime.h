@@ -27,8 +27,8 @@ class Runtime {
  public:
   explicit Runtime(const RuntimeOptions& options);
 
-  // Counts memory that lives outside the native library, such as the tokenizer's, for the runtime's life. Never
-  // refused: the model that then finds too little left names the budget that works, this included.
+  // Counts memory that lives outside the native library, such as the tokenizer's, for the runtime's life.
+  // Never refused: the model that then finds too little left names the budget that works, this included.
   void reserve(std::uint64_t bytes) { budget_->hold(bytes); }
 
   const std::shared_ptr<Budget>& budget() const noexcept { return budget_; }

@@ -134,8 +134,12 @@ BlockRecipe parse_block(const JsonField& field) {
 
 }  // namespace
 
-Recipe parse_recipe(const Json& json) {
-  JsonObject root(JsonField(json, "recipe"));
+Recipe recipe_of(const Bundle& bundle) {
+  return parse_recipe(bundle.manifest().recipe, (bundle.path() / "manifest.json").string() + ".recipe");
+}
+
+Recipe parse_recipe(const Json& json, const std::string& where) {
+  JsonObject root(JsonField(json, where));
   Recipe recipe;
   if (const JsonField version = root.take("version"); version.as_integer(1, 1 << 30) != 1) {
     throw Error(ErrorKind::unsupported, version.path() + ": newer than this edgert reads (1); update edgert");

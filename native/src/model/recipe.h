@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "bundle/bundle.h"
 #include "bundle/json.h"
 
 namespace edgert {
@@ -79,6 +80,8 @@ struct Recipe {
   }
 };
 
-Recipe parse_recipe(const Json& json);
+// `where` names the recipe in messages.
+Recipe parse_recipe(const Json& json, const std::string& where);
+Recipe recipe_of(const Bundle& bundle);
 
 }  // namespace edgert
