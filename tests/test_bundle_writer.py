@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from bundles import F32, read_manifest
 from checkpoints import TINY_CONFIG, encode, qwen3_moe_shapes, random_weights, tiny_checkpoint, write_weights
+
 from edgert import _native
 from edgert.converters import layout as layouts
 from edgert.converters import output as places
@@ -198,8 +199,11 @@ def test_experts_of_mixed_formats(tiny_source: Path, tmp_path: Path) -> None:
     assert names[0][3] == ["int8"] * 3 and names[0][0] == ["int4"] * 3
     assert names[1] == [["int2"] * 3] * 8
     assert names[0][7] == names[2][7] == ["f16", "int4", "int3"]
-    by_function = lambda layer, expert: "int8" if (layer, expert) == (0, 3) else None  # noqa: E731
-    convert(tiny_source, tmp_path / "f.edgert", expert_formats=by_function)
+    convert(
+        tiny_source,
+        tmp_path / "f.edgert",
+        expert_formats=lambda *expert: "int8" if expert == (0, 3) else None,
+    )
     assert read_manifest(tmp_path / "f.edgert")["expert_formats"] == [["int4"] * 3, ["int8"] * 3]
 
 
@@ -270,7 +274,7 @@ def test_remainders_restore_the_weights(tmp_path: Path) -> None:
     assert set(table) == {
         f"layers.{i}.experts.{e}.{p}" for i in range(3) for e in range(8) for p in ("gate", "up", "down")
     }
-    name, offset, size, checksum = table["layers.1.experts.5.down"]
+    _, offset, size, checksum = table["layers.1.experts.5.down"]
     row = {"file": manifest["remainders"]["file"], "offset": offset, "bytes": size}
     stored = tensor_bytes(tmp_path / "m.edgert", manifest, row)
     assert size == 72 * 40 and offset % 64 == 0 and _native.xxh64(stored) == checksum
@@ -464,10 +468,10 @@ def test_disk_that_fills_up_midway(
 def test_limit_on_file_size(tiny_source: Path, tmp_path: Path) -> None:
     """A refusal by the system itself, not a simulated one."""
     script = "import sys; from edgert.converters.convert import convert; convert(sys.argv[1], sys.argv[2])"
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # noqa: E731
     result = subprocess.run(
         [sys.executable, "-c", script, tiny_source, tmp_path / "m.edgert"],
-        preexec_fn=limit,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+        check=False,
         capture_output=True,
         text=True,
     )

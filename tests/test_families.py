@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from edgert.converters.config import Config
 from edgert.converters.decoder import Decoder, SourceTensors
 from edgert.converters.registry import FAMILIES
