@@ -21,7 +21,8 @@ _MAX_TEMPLATE_BYTES = 256 << 10
 _TOKEN_KEYS = ("bos_token", "eos_token", "pad_token", "unk_token")
 _TOKENIZER_FLAGS = ("add_bos_token", "add_eos_token", "clean_up_tokenization_spaces")
 _GENERATION_KEYS = (
-    "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens", "max_length",
+    "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens",
+    "max_length",
 )  # fmt: skip
 _ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -37,8 +38,9 @@ class Assets:
 def read_assets(checkpoint: Checkpoint, vocab_size: int) -> Assets:
     """Read what accompanies the weights.
 
-    Raises CorruptError for token ids outside the vocabulary, merges of tokens that do not exist, and files that are
-    malformed or too large. A checkpoint without a tokenizer.json gives a bundle that takes token ids only.
+    Raises CorruptError for token ids outside the vocabulary, merges of tokens that do not exist, and files
+    that are malformed or too large; UnsupportedError for a tokenizer or template that cannot be run. A
+    checkpoint without a tokenizer.json gives a bundle that takes token ids only.
     """
     assets = Assets()
     tokenizer = checkpoint.asset("tokenizer.json")
@@ -64,7 +66,7 @@ def read_assets(checkpoint: Checkpoint, vocab_size: int) -> Assets:
 
 
 def check_tokenizer(content: bytes, where: str, vocab_size: int) -> None:
-    """Raises CorruptError for a tokenizer.json whose ids or merges point outside its vocabulary or the model's."""
+    """Raises CorruptError for a tokenizer.json whose ids or merges leave its vocabulary or the model's."""
     tokenizer = parse_json(content, where, max_values=_MAX_TOKENIZER_VALUES)
     model = tokenizer.get("model") if isinstance(tokenizer, dict) else None
     if not isinstance(model, dict):
@@ -94,8 +96,8 @@ def check_tokenizer(content: bytes, where: str, vocab_size: int) -> None:
 def _check_id(where: str, key: str, token: str, number: object, vocab_size: int) -> None:
     if type(number) is not int or not 0 <= number < vocab_size:
         raise CorruptError(
-            f"{where}: {key}: token {token[:80]!r} has id {str(number)[:40]}; the model's vocabulary has ids from 0 to "
-            f"{vocab_size - 1}"
+            f"{where}: {key}: token {token[:80]!r} has id {str(number)[:40]}; "
+            f"the model's vocabulary has ids from 0 to {vocab_size - 1}"
         )
 
 
@@ -130,7 +132,7 @@ def _read_settings(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 
 
 def _chat_template(checkpoint: Checkpoint, settings: dict[str, Any]) -> str | None:
-    """From chat_template.jinja, else chat_template.json, else tokenizer_config.json; of several, the default."""
+    """From chat_template.jinja, chat_template.json or tokenizer_config.json; of several, the default."""
     file = checkpoint.asset("chat_template.jinja")
     where = str(file or checkpoint.path / "tokenizer_config.json")
     template: Any

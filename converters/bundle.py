@@ -5,7 +5,7 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -90,17 +90,14 @@ def _pack_all(layout: Layout, files: list[int], threads: int, progress: Progress
 
 
 def _wait(future: Future[Packed], counter: "_Counter", total: int, progress: Progress | None) -> Packed:
-    while True:
-        try:
-            result = future.result(timeout=0.1)
-        except TimeoutError:
-            if future.done():  # it raised a TimeoutError of its own
-                raise
-            result = None
+    while not future.done():
+        wait([future], timeout=0.1)
         if progress is not None:
             progress(counter.value, total)
-        if result is not None:
-            return result
+    result = future.result()
+    if progress is not None:
+        progress(counter.value, total)
+    return result
 
 
 class _Counter:

@@ -30,7 +30,7 @@ class Checkpoint:
     files: tuple[tuple[str, Path], ...]  # the weights: name in the directory, real path
 
     def asset(self, name: str) -> Path | None:
-        """The real path of a file beside the weights, or None. Raises CorruptError for a link that leads out."""
+        """The real path of a file beside the weights, or None. Raises CorruptError for a link leading out."""
         return resolve(self.path, name) if os.path.lexists(self.path / name) else None
 
 
@@ -62,8 +62,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 def resolve(directory: Path, name: str) -> Path:
     """The real path of `name` in the checkpoint.
 
-    A symbolic link may lead to another file of the checkpoint, or from a snapshot of the Hugging Face cache to the
-    blobs of the same repository; any other is CorruptError.
+    A symbolic link may lead to another file of the checkpoint, or from a snapshot of the Hugging Face cache
+    to the blobs of the same repository; any other is CorruptError.
     """
     path = directory / name
     if not path.is_symlink():
@@ -75,7 +75,8 @@ def resolve(directory: Path, name: str) -> Path:
         allowed.append(root.parent.parent / "blobs")
     if not any(target.is_relative_to(place) for place in allowed):
         raise CorruptError(
-            f"{path}: is a symbolic link to {target}, outside the checkpoint; copy the file into the directory"
+            f"{path}: is a symbolic link to {target}, outside the checkpoint; "
+            "copy the file into the directory"
         )
     return target
 

@@ -103,7 +103,8 @@ class Config:
         value = self.get(key, default)
         if value not in allowed:
             raise UnsupportedError(
-                f"{self.where}: {key}: {str(value)[:80]!r} is not supported; this version has {', '.join(allowed)}"
+                f"{self.where}: {key}: {str(value)[:80]!r} is not supported; "
+                f"this version has {', '.join(allowed)}"
             )
         return str(value)
 
@@ -121,7 +122,8 @@ class Config:
                 continue
             raise UnsupportedError(
                 f"{self.where}: {key}: {str(value)[:80]!r} is not understood for model_type "
-                f"{self._values.get('model_type')!r} and may change what the model computes, so it is not ignored"
+                f"{self._values.get('model_type')!r} and may change what the model computes, "
+                "so it is not ignored"
             )
 
     def _required(self, key: str, default: Any) -> Any:

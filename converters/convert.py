@@ -21,7 +21,7 @@ from .layout import DEFAULT_ALIGNMENT, Layout, plan_layout
 from .output import BundleOutput
 from .registry import read_decoder
 
-_MAX_THREADS = 256
+_MAX_THREADS = 64  # each holds a slab of source and of packed data
 _SPARE_BYTES = 16 << 20  # for the manifest and the file system's own needs
 
 
@@ -59,14 +59,16 @@ def convert(
 ) -> ConversionReport:
     """Convert the Hugging Face checkpoint directory `source` into the bundle `output`.
 
-    `device` names a profile whose formats, alignment, context and memory are the defaults; without one dense weights
-    are int8 and experts int4. Embedding and output take the dense format unless given. `expert_formats` chooses
-    formats expert by expert: a mapping from "layer.expert", "layer.*" or "*.expert" to a format (or three: gate, up,
-    down), or a function of layer and expert. `remainders` keeps the rounding remainders. `threads` 0: usable cores.
-    `progress(done, total)` counts bytes of the checkpoint.
+    `device` names a profile whose formats, alignment, context and memory are the defaults; without one dense
+    weights are int8 and experts int4. Embedding and output follow a dense format that is given, unless they
+    are given too. `expert_formats` chooses formats expert by expert: a mapping from "layer.expert", "layer.*"
+    or "*.expert" to a format (or three: gate, up, down), or a function of layer and expert. `remainders`
+    keeps the rounding remainders. `threads` 0: usable cores. `progress(done, total)` counts bytes of the
+    checkpoint.
 
-    Equal inputs and options give equal bytes. An existing bundle at `output` is replaced in one step once the new
-    one is complete; anything else there is left alone. Raises an EdgertError that names file, field or tensor.
+    Equal inputs and options give equal bytes. An existing bundle at `output` is replaced in one step once the
+    new one is complete; anything else there is left alone. Raises an EdgertError that names file, field or
+    tensor.
     """
     try:
         checkpoint = open_checkpoint(source)
@@ -114,7 +116,7 @@ def convert(
 def _thread_count(threads: int) -> int:
     if not 0 <= threads <= _MAX_THREADS:
         raise InvalidArgumentError(f"threads: {threads}; 0 (usable cores) to {_MAX_THREADS} are allowed")
-    return threads or len(os.sched_getaffinity(0))
+    return threads or min(_native.usable_cores(), _MAX_THREADS)
 
 
 def _defaults(profile: Device | None) -> Defaults:
@@ -143,8 +145,8 @@ def _check_same(decoder: Decoder) -> None:
                 length = min(_SPARE_BYTES, first.end - first.begin - done)
                 if a.read(first.begin + done, length) != b.read(second.begin + done, length):
                     raise CorruptError(
-                        f"{second.path}: tensor {second.name!r} differs from {first.name!r}, but config.json ties them "
-                        "(tie_word_embeddings); set it to what is right"
+                        f"{second.path}: tensor {second.name!r} differs from {first.name!r}, but config.json "
+                        "ties them (tie_word_embeddings); set it to what is right"
                     )
 
 

@@ -1,4 +1,4 @@
-"""What a family of models says about itself: the recipe, and where each of its tensors is in the checkpoint."""
+"""What a family says about a model: the recipe, and where each of its tensors is in the checkpoint."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -17,8 +17,8 @@ ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Rows of a checkpoint tensor: a whole matrix or vector, or `rows` rows from `first_row` on of a tensor whose
-    dimensions before the last count as rows."""
+    """Rows of a checkpoint tensor: all of them, or `rows` from `first_row` on. Every dimension but the last
+    counts as rows."""
 
     tensor: TensorInfo
     first_row: int
@@ -65,8 +65,8 @@ class Decoder:
 
 
 class SourceTensors:
-    """Hands out the tensors of a checkpoint with the shape that the configuration demands, and in the end refuses
-    those that nobody asked for: a tensor left over is an operation left out."""
+    """Hands out the tensors of a checkpoint with the shape that the configuration demands, and in the end
+    refuses those that nobody asked for: a tensor left over is an operation left out."""
 
     def __init__(self, tensors: Mapping[str, TensorInfo], where: str) -> None:
         self._tensors = tensors
@@ -77,18 +77,19 @@ class SourceTensors:
         return name in self._tensors
 
     def find(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
-        """Raises CorruptError when missing or of another shape, UnsupportedError for a dtype that is not read."""
+        """Raises CorruptError when missing or of another shape, UnsupportedError for another dtype."""
         tensor = self._tensors.get(name)
         if tensor is None:
             raise CorruptError(f"{self._where}: tensor {name!r} is missing; config.json demands it")
         if tensor.shape != shape:
             raise CorruptError(
-                f"{tensor.path}: tensor {name!r}: shape {list(tensor.shape)}; config.json demands {list(shape)}"
+                f"{tensor.path}: tensor {name!r}: shape {list(tensor.shape)}; "
+                f"config.json demands {list(shape)}"
             )
         if tensor.dtype not in WEIGHT_DTYPES:
             raise UnsupportedError(
-                f"{tensor.path}: tensor {name!r}: weights of dtype {tensor.dtype} are not read by this version; "
-                f"{', '.join(WEIGHT_DTYPES)} are"
+                f"{tensor.path}: tensor {name!r}: weights of dtype {tensor.dtype} are not read by this "
+                f"version; {', '.join(WEIGHT_DTYPES)} are"
             )
         self._used.add(name)
         return tensor

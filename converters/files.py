@@ -11,8 +11,8 @@ from edgert.errors import CorruptError, NotFoundError, StorageError
 class InputFile:
     """A regular file opened for reading by offset.
 
-    Raises NotFoundError, CorruptError (a link, FIFO, directory or device) or StorageError. Not mapped: a read that
-    fails is an error with an address, never a signal.
+    Raises NotFoundError, CorruptError (a link, FIFO, directory or device) or StorageError. Not mapped: a read
+    that fails is an error with an address, never a signal.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,7 +32,6 @@ class InputFile:
             self.close()
             raise
         self.bytes = status.st_size
-        self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
     def __enter__(self) -> Self:
         return self
@@ -46,7 +45,7 @@ class InputFile:
             self._fd = -1
 
     def read_into(self, offset: int, view: memoryview) -> None:
-        """Fill `view` from `offset`. Raises CorruptError at the end of the file, StorageError on a failed read."""
+        """Fill `view` from `offset`. Raises CorruptError at the end of the file, StorageError on failure."""
         done = 0
         while done < len(view):
             try:
@@ -57,8 +56,8 @@ class InputFile:
                 ) from error
             if count == 0:
                 raise CorruptError(
-                    f"{self.path}: ends at byte {offset + done}, {len(view) - done} bytes before the end of the data "
-                    "that its header declares; the file changed or is truncated"
+                    f"{self.path}: ends at byte {offset + done}, {len(view) - done} bytes before the end of "
+                    "the data that its header declares; the file changed or is truncated"
                 )
             done += count
 

@@ -22,8 +22,8 @@ def build_manifest(
     assets: Mapping[str, bytes],
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Everything but the checksum. `packed` follows layout.dense and then layout.experts; `about` holds provenance,
-    device, defaults and quantization."""
+    """Everything but the checksum. `packed` follows layout.dense and then layout.experts; `about` holds
+    provenance, device, defaults and quantization."""
     dense, experts = packed[: len(layout.dense)], packed[len(layout.dense) :]
     combinations: dict[Triple, int] = {}
     by_layer: dict[int, list[list[Any]]] = {}
@@ -63,7 +63,7 @@ def seal(manifest: Mapping[str, Any]) -> bytes:
 def quantization_report(
     layout: Layout, packed: Sequence[Packed], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Relative error (root of squared error over squared weight) and largest error, by kind of tensor and format."""
+    """Relative error (root of squared error over squared weight) and largest error, by kind and format."""
     sums: dict[tuple[str, str], list[Error]] = {}
     weights: dict[tuple[str, str], int] = {}
     for extent, result in zip([*layout.dense, *layout.experts], packed, strict=True):
@@ -87,7 +87,7 @@ def quantization_report(
 
 
 def encode(manifest: Mapping[str, Any]) -> bytes:
-    """The object without its opening brace, one line a tensor or layer, so that people can read and compare it."""
+    """The object without its opening brace; one line a tensor or layer, for people to read and compare."""
     lines = []
     for key, value in manifest.items():
         if key in ("tensors", "experts") and value:

@@ -31,8 +31,8 @@ _RENAME_EXCHANGE = 2
 class BundleOutput:
     """The place of one bundle; a context manager that holds its lock and removes what was not committed.
 
-    Raises InvalidArgumentError for a place that must not be written, StorageError where the system refuses or another
-    conversion is at work.
+    Raises InvalidArgumentError for a place that must not be written, StorageError where the system refuses or
+    another conversion is at work.
     """
 
     def __init__(self, output: str | os.PathLike[str], source: Path) -> None:
@@ -64,7 +64,8 @@ class BundleOutput:
         free = status.f_bavail * status.f_frsize
         if free < needed:
             raise StorageError(
-                f"{self.path}: the bundle needs {needed} bytes, but only {free} are free in {self.path.parent}"
+                f"{self.path}: the bundle needs {needed} bytes, "
+                f"but only {free} are free in {self.path.parent}"
             )
 
     def commit(self) -> None:
@@ -109,7 +110,8 @@ class BundleOutput:
                 problem = "has no manifest.json of a bundle"
         if problem is not None:
             raise InvalidArgumentError(
-                f"{self.path}: exists and {problem}; only a bundle is replaced: remove it or choose another output"
+                f"{self.path}: exists and {problem}; only a bundle is replaced: "
+                "remove it or choose another output"
             )
 
     def _acquire(self) -> None:

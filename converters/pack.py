@@ -15,7 +15,7 @@ from .decoder import WEIGHT_DTYPES, Source
 from .files import InputFile
 
 TILE_ROWS = 16
-SLAB_BYTES = 16 << 20  # of source or of packed data, whichever is larger
+SLAB_BYTES = 4 << 20  # of source or of packed data, whichever is larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ def pack_extent(
 ) -> Packed:
     """Pack `parts` one after the other at `offset` of the open `file`.
 
-    `advance` is told of source bytes done. Raises CorruptError naming tensor and position for a weight that is not
-    finite, CancelledError once `stop` is set.
+    `advance` is told of source bytes done. Raises CorruptError naming tensor and position for a weight that
+    is not finite, CancelledError once `stop` is set.
     """
     checksum = _native.Xxh64()
     errors = []
@@ -127,7 +127,7 @@ class _PartPacker:
         return None if self._remainder_file is None else self._remainder_hash.hexdigest()
 
     def _explain(self, error: InvalidArgumentError, raw: bytearray, first_row: int) -> CorruptError:
-        """Name the tensor and where in it the weight is; the native message counts from the slab's first row."""
+        """Name the tensor and where in it the weight is; the native message counts from the slab."""
         source = self._part.source
         position = _first_not_finite(raw, WEIGHT_DTYPES[source.tensor.dtype])
         where = f"{source.tensor.path}: tensor {source.tensor.name!r}"
@@ -136,8 +136,8 @@ class _PartPacker:
         element = (source.first_row + first_row) * source.cols + position
         width = source.row_bytes // source.cols
         return CorruptError(
-            f"{where}: element {element} (row {element // source.cols}, column {element % source.cols}), byte "
-            f"{source.tensor.begin + element * width}: NaN or infinity; a weight is a finite number"
+            f"{where}: element {element} (row {element // source.cols}, column {element % source.cols}), "
+            f"byte {source.tensor.begin + element * width}: NaN or infinity; a weight is a finite number"
         )
 
 

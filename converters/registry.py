@@ -1,4 +1,4 @@
-"""Model types and the families that read them: a new architecture is one line here and one file in families/."""
+"""Model types and the families that read them: a new one is a line here and a file in families/."""
 
 from collections.abc import Callable
 
@@ -36,8 +36,8 @@ def read_decoder(checkpoint: Checkpoint) -> Decoder:
         raise CorruptError(f"{where}: model_type: {str(model_type)[:80]}; the name of a model type is needed")
     if checkpoint.config.get("quantization_config"):
         raise UnsupportedError(
-            f"{where}: quantization_config: checkpoints that are quantised already are not read by this version; "
-            "use the bf16, f16 or f32 one"
+            f"{where}: quantization_config: checkpoints that are quantised already are not read by this "
+            "version; use the bf16, f16 or f32 one"
         )
     if model_type not in FAMILIES:
         custom = (
@@ -46,7 +46,8 @@ def read_decoder(checkpoint: Checkpoint) -> Decoder:
             else ""
         )
         raise UnsupportedError(
-            f"{where}: model_type {model_type[:80]!r} is not supported{custom}; known are {', '.join(FAMILIES)}"
+            f"{where}: model_type {model_type[:80]!r} is not supported{custom}; "
+            f"known are {', '.join(FAMILIES)}"
         )
     config = Config(checkpoint.config, where)
     tensors = SourceTensors(checkpoint.tensors, str(checkpoint.path))

@@ -47,8 +47,8 @@ class TensorInfo:
 def read_header(path: Path) -> list[TensorInfo]:
     """The tensors of a safetensors file in the order of their data.
 
-    Raises CorruptError for every malformed header and for data that overlaps, leaves gaps or disagrees with the
-    size of the file; UnsupportedError for an unknown dtype.
+    Raises CorruptError for every malformed header and for data that overlaps, leaves gaps or disagrees with
+    the size of the file; UnsupportedError for an unknown dtype.
     """
     with InputFile(path) as file:
         start = bytes(file.read(0, min(file.bytes, len(_LFS))))
@@ -231,8 +231,8 @@ def _check_coverage(path: Path, tensors: list[TensorInfo], data_begin: int, file
         end = tensor.end
         if end > file_bytes:
             raise CorruptError(
-                f"{path}: tensor {tensor.name!r}: its data ends at byte {end}, past the file's {file_bytes} bytes; "
-                "truncated?"
+                f"{path}: tensor {tensor.name!r}: its data ends at byte {end}, "
+                f"past the file's {file_bytes} bytes; truncated?"
             )
     if end != file_bytes:
         raise CorruptError(f"{path}: {file_bytes - end} bytes at byte {end} belong to no tensor")

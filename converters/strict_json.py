@@ -18,8 +18,8 @@ def read_json_object(
 ) -> dict[str, Any]:
     """The object in a JSON file.
 
-    Raises CorruptError naming file and place for what is too large, too deep, not UTF-8, not JSON, not an object,
-    has a key twice, or holds NaN or Infinity.
+    Raises CorruptError naming file and place for what is too large, too deep, not UTF-8, not JSON, not an
+    object, has a key twice, or holds NaN or Infinity.
     """
     value = parse_json(
         bytes(read_small_file(path, max_bytes)), str(path), max_depth=max_depth, max_values=max_values

@@ -30,7 +30,7 @@ def attention(
     head_dim: int | None = None,
     rope_theta: float = 10000.0,
 ) -> Recipe:
-    """The mixer, without its window. `head_dim` and `rope_theta`: what the family takes where config.json is silent."""
+    """The mixer, without its window. `head_dim` and `rope_theta` count where config.json is silent."""
     heads = config.integer("num_attention_heads", maximum=_MAX_WIDTH)
     kv_heads = config.integer("num_key_value_heads", heads, maximum=heads)
     if heads % kv_heads:
@@ -108,7 +108,7 @@ def moe_ffn(config: Config, *, width_key: str, normalize: bool, shared: Recipe |
 
 
 def sparse_layers(config: Config, layers: int, moe: Recipe) -> list[Recipe]:
-    """MoE in every `decoder_sparse_step`-th layer but those of `mlp_only_layers`, a dense ffn in the others."""
+    """MoE in every `decoder_sparse_step`-th layer except `mlp_only_layers`; a dense ffn in the others."""
     step = config.integer("decoder_sparse_step", 1, maximum=_MAX_LAYERS)
     only_dense = set(config.integers("mlp_only_layers", maximum=_MAX_LAYERS))
     sparse = [index not in only_dense and (index + 1) % step == 0 for index in range(layers)]
@@ -126,7 +126,7 @@ def assemble(
     moe_names: tuple[str, ...] = ("mlp",),
     expert_names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
 ) -> Decoder:
-    """The recipe and every tensor, layer by layer. `moe_names`: the module's name, by age of the checkpoint."""
+    """The recipe and every tensor, layer by layer. `moe_names`: what the module may be called."""
     hidden = config.integer("hidden_size", maximum=_MAX_WIDTH)
     eps = config.number("rms_norm_eps", minimum=0.0, maximum=1.0)
     tied = config.flag("tie_word_embeddings", False)
