@@ -74,7 +74,11 @@ def _run(model: "Model", prompt: list[int], decode_tokens: int) -> dict[str, dic
     end, timed = model.stats(), stream.statistics()
 
     def phase(tokens: int, seconds: float, before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
-        return {"tokens": tokens, "seconds": seconds, **{name: after[name] - before[name] for name in _COUNTED}}
+        return {
+            "tokens": tokens,
+            "seconds": seconds,
+            **{name: after[name] - before[name] for name in _COUNTED},
+        }
 
     return {
         "prefill": phase(len(prompt), timed["prefill_s"], start, between),

@@ -71,7 +71,9 @@ def evaluate(
     )
 
 
-def _check(model: "Model", tokens: Sequence[int], reference: "Model | None", context: int, stride: int) -> None:
+def _check(
+    model: "Model", tokens: Sequence[int], reference: "Model | None", context: int, stride: int
+) -> None:
     if len(tokens) < 2:
         raise InvalidArgumentError(f"text: found {len(tokens)} tokens, at least 2 are needed")
     if not 2 <= context <= model.context:
@@ -83,7 +85,9 @@ def _check(model: "Model", tokens: Sequence[int], reference: "Model | None", con
             f"reference: its vocabulary has {reference.vocab_size} tokens, that of {model.name} {model.vocab_size}"
         )
     if reference is not None and reference.context < context:
-        raise InvalidArgumentError(f"reference: its context holds {reference.context} tokens, {context} are needed")
+        raise InvalidArgumentError(
+            f"reference: its context holds {reference.context} tokens, {context} are needed"
+        )
 
 
 def _windows(tokens: Sequence[int], context: int, stride: int) -> Iterator[tuple[list[int], int]]:
@@ -97,7 +101,9 @@ def _windows(tokens: Sequence[int], context: int, stride: int) -> Iterator[tuple
             return
 
 
-def _logits(model: "Model", window: list[int], first: int) -> Iterator[tuple[list[int], "NDArray[np.float32]"]]:
+def _logits(
+    model: "Model", window: list[int], first: int
+) -> Iterator[tuple[list[int], "NDArray[np.float32]"]]:
     """Yield some tokens of window[first:] and the logits that predict them, float32 [n, vocab_size]."""
     size = max(1, _CHUNK_BYTES // (4 * model.vocab_size))
     with closing(model.native.sequence()) as sequence:

@@ -150,7 +150,8 @@ class Stream(Iterator[Piece]):
             yield from self._draw(sequence)
         finally:
             sequence.close()
-            self._after = self._model.stats()
+            if not self._model.closed:
+                self._after = self._model.stats()
 
     def _draw(self, sequence: _native.Sequence) -> Iterator[Piece]:
         sampling = self._sampling

@@ -196,6 +196,10 @@ class Model:
         return self._tokenizer is not None
 
     @property
+    def closed(self) -> bool:
+        return self._native is None
+
+    @property
     def native(self) -> _native.Model:
         """The engine's own model, for work by steps. Raises InvalidArgumentError once closed."""
         if self._native is None:
@@ -316,15 +320,13 @@ class Model:
 
 
 def memory_needs(bundle: Bundle) -> dict[str, int]:
-    """What `bundle` needs with the default knobs: minimum_bytes, the smallest budget that works; resident_bytes, the
-    one from which on every expert stays in memory; context (tokens)."""
+    """What `bundle` needs with the default knobs: minimum_bytes, the smallest budget that works; resident_bytes, one
+    from which on every expert stays in memory; context (tokens)."""
     tokenizer = _tokenizer_of(bundle)
-    reserved = 0 if tokenizer is None else tokenizer.memory_bytes
-    plan = _unbounded_plan(bundle, reserved, {}, {})
-    parts = ("dense_bytes", "kv_bytes", "scratch_bytes", "expert_bytes")
+    plan = _unbounded_plan(bundle, 0 if tokenizer is None else tokenizer.memory_bytes, {}, {})
     return {
         "minimum_bytes": plan["minimum_bytes"],
-        "resident_bytes": reserved + sum(plan[part] for part in parts),
+        "resident_bytes": plan["minimum_bytes"] + plan["expert_bytes"],
         "context": plan["context"],
     }
 

@@ -23,9 +23,13 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     )
     add_model(parser)
     for option in _OPTIONS:
-        parser.add_argument(option.flag, metavar="N", default=option.default, help=f"{option.help} ({option.default})")
+        parser.add_argument(
+            option.flag, metavar="N", default=option.default, help=f"{option.help} ({option.default})"
+        )
     parser.add_argument(
-        "--drop-caches", action="store_true", help="before each repetition, drop the bundle from the page cache"
+        "--drop-caches",
+        action="store_true",
+        help="before each repetition, drop the bundle from the page cache",
     )
     add_json(parser)
     add_knobs(parser)
@@ -58,5 +62,7 @@ def run(args: argparse.Namespace) -> int:
         for row in report["results"]
     ]
     say(table(rows, right=(1, 2, 3, 4, 5, 6)))
-    say(f"peak {format_bytes(report['peak_bytes'])} of {format_bytes(report['budget_bytes'])}, median of {options['repetitions']}")
+    say(
+        f"peak {format_bytes(report['peak_bytes'])} of {format_bytes(report['budget_bytes'])}, median of {options['repetitions']}"
+    )
     return 0

@@ -23,18 +23,29 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
         description="Make a device bundle of a Hugging Face checkpoint. An existing bundle is replaced when the new one is "
         "complete.",
     )
-    parser.add_argument("source", metavar="CHECKPOINT", type=Path, help="a directory with config.json and safetensors")
+    parser.add_argument(
+        "source", metavar="CHECKPOINT", type=Path, help="a directory with config.json and safetensors"
+    )
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="the bundle to write, NAME.edgert")
-    parser.add_argument("--device", metavar="NAME", help="profile that gives the defaults (see `edgert devices`)")
+    parser.add_argument(
+        "--device", metavar="NAME", help="profile that gives the defaults (see `edgert devices`)"
+    )
     parser.add_argument("--dense-format", metavar="FORMAT", help="of all weights but experts (int8)")
     parser.add_argument("--expert-format", metavar="FORMAT", help="of the experts (int4)")
     parser.add_argument(
-        "--expert-formats", metavar="FILE", type=Path, help='JSON: {"LAYER.EXPERT": FORMAT, …}, either may be *'
+        "--expert-formats",
+        metavar="FILE",
+        type=Path,
+        help='JSON: {"LAYER.EXPERT": FORMAT, …}, either may be *',
     )
     parser.add_argument("--embedding-format", metavar="FORMAT", help="of the input embeddings (as dense)")
     parser.add_argument("--output-format", metavar="FORMAT", help="of the output head (as dense)")
-    parser.add_argument("--alignment", metavar="SIZE", help="of extents: a power of two from 4KiB to 1MiB (16KiB)")
-    parser.add_argument("--remainders", action="store_true", help="keep the rounding remainders, which adapters need")
+    parser.add_argument(
+        "--alignment", metavar="SIZE", help="of extents: a power of two from 4KiB to 1MiB (16KiB)"
+    )
+    parser.add_argument(
+        "--remainders", action="store_true", help="keep the rounding remainders, which adapters need"
+    )
     parser.add_argument("--threads", metavar="N", help="threads that pack [EDGERT_THREADS]")
     add_json(parser)
     return parser

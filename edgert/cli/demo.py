@@ -38,7 +38,10 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     add_model(parser)
     parser.add_argument("-p", "--prompt", metavar="TEXT", default=_PROMPT, help=f"the prompt ({_PROMPT!r})")
     parser.add_argument(
-        "--max-tokens", metavar="N", default=_MAX_TOKENS.default, help=f"tokens to generate ({_MAX_TOKENS.default})"
+        "--max-tokens",
+        metavar="N",
+        default=_MAX_TOKENS.default,
+        help=f"tokens to generate ({_MAX_TOKENS.default})",
     )
     add_json(parser)
     return parser
@@ -54,10 +57,12 @@ def run(args: argparse.Namespace) -> int:
     needs = memory_needs(bundle)
     paged_bytes = needs["minimum_bytes"] + bundle.sizes["expert_bytes"] // _SHARE
     if not args.json:
-        say(f"{bundle.name}: {bundle.sizes['num_experts']} experts, {format_bytes(needs['resident_bytes'])} with all of them in memory\n")
+        say(
+            f"{bundle.name}: {bundle.sizes['num_experts']} experts, {format_bytes(needs['resident_bytes'])} with all of them in memory\n"
+        )
     results = []
     for title, memory in (
-        ("every expert in memory", needs["resident_bytes"] + (1 << 20)),
+        ("every expert in memory", needs["resident_bytes"]),
         ("a quarter of the experts", paged_bytes),
     ):
         with edgert.load(bundle.path, memory=memory) as model:

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(
             {
-                "this_machine": {**dataclasses.asdict(machine), "resembles": similar},
+                "this_machine": dataclasses.asdict(machine) | {"resembles": similar},
                 "devices": [dataclasses.asdict(device) for device in devices],
             }
         )
@@ -45,5 +45,7 @@ def run(args: argparse.Namespace) -> int:
         for device in devices
     ]
     say(table(rows))
-    say(f"\nthis machine: {machine.cores} x {machine.arch}, {format_bytes(machine.memory_bytes)}; resembles {similar}")
+    say(
+        f"\nthis machine: {machine.cores} x {machine.arch}, {format_bytes(machine.memory_bytes)}; resembles {similar}"
+    )
     return 0

@@ -9,7 +9,9 @@ from edgert.cli.run import describe, read_text
 from edgert.cli.terminal import note, print_json, progress, say
 from edgert.settings import Setting
 
-_STRIDE = Setting("stride", "int", "tokens from one window to the next (half the context)", None, 1, 2**31 - 1)
+_STRIDE = Setting(
+    "stride", "int", "tokens from one window to the next (half the context)", None, 1, 2**31 - 1
+)
 _TOKENS = Setting("tokens", "int", "evaluate the text's first N tokens only", None, 2, 2**62)
 
 
@@ -23,7 +25,9 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     )
     add_model(parser)
     parser.add_argument("--text", metavar="FILE", type=Path, required=True, help="UTF-8 text")
-    parser.add_argument("--reference", metavar="MODEL", help="a bundle of the same vocabulary to compare with")
+    parser.add_argument(
+        "--reference", metavar="MODEL", help="a bundle of the same vocabulary to compare with"
+    )
     for setting in (_STRIDE, _TOKENS):
         parser.add_argument(setting.flag, metavar="N", help=setting.help)
     add_json(parser)
@@ -45,12 +49,18 @@ def run(args: argparse.Namespace) -> int:
             if args.reference is None:
                 result = evaluate(model, tokens, stride=stride, progress=update)
             else:
-                with edgert.load(args.reference, **{**knob_flags(args), "context": model.context}) as reference:
+                with edgert.load(
+                    args.reference, **{**knob_flags(args), "context": model.context}
+                ) as reference:
                     result = evaluate(model, tokens, reference=reference, stride=stride, progress=update)
         if args.json:
             print_json({"model": model.name, "reference": args.reference, **dataclasses.asdict(result)})
             return 0
-    say(f"perplexity {result.perplexity:.4f} over {result.tokens} tokens (windows of {result.context}, stride {result.stride})")
+    say(
+        f"perplexity {result.perplexity:.4f} over {result.tokens} tokens (windows of {result.context}, stride {result.stride})"
+    )
     if result.kl_mean is not None and result.top1_agreement is not None:
-        say(f"against {args.reference}: KL {result.kl_mean:.6f} nats a token, same first token {result.top1_agreement:.2%}")
+        say(
+            f"against {args.reference}: KL {result.kl_mean:.6f} nats a token, same first token {result.top1_agreement:.2%}"
+        )
     return 0

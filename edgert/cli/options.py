@@ -16,7 +16,8 @@ def add_model(parser: argparse.ArgumentParser, *, optional: bool = True) -> None
         "model",
         metavar="MODEL",
         nargs="?" if optional else None,
-        help="a bundle's path, or its name as `edgert list` says" + (" (default: the embedded one)" if optional else ""),
+        help="a bundle's path, or its name as `edgert list` says"
+        + (" (default: the embedded one)" if optional else ""),
     )
 
 
@@ -30,7 +31,9 @@ def add_knobs(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("sampling", "what is not given comes from the model's own generation defaults")
+    group = parser.add_argument_group(
+        "sampling", "what is not given comes from the model's own generation defaults"
+    )
     _add(group, SAMPLING)
     group.add_argument(
         "--logit-bias",

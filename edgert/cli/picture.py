@@ -42,7 +42,15 @@ class Picture:
     def add(self, text: str) -> None:
         """Show more text, and the store as it is now."""
         self._text += clean(text)
-        lines = [f"{_BOLD}{self._title}{_PLAIN}", "", *self._wrapped(), "", *self._store(), "", self._legend()]
+        lines = [
+            f"{_BOLD}{self._title}{_PLAIN}",
+            "",
+            *self._wrapped(),
+            "",
+            *self._store(),
+            "",
+            self._legend(),
+        ]
         if self._drawn:
             sys.stdout.write(_UP.format(self._drawn))
         self._drawn = len(lines)

@@ -31,13 +31,19 @@ _MAX_PROMPT_BYTES = 64 << 20
 
 def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
-        "run", help="answer or continue a prompt", description="Answer a prompt (the model's chat template) or continue it."
+        "run",
+        help="answer or continue a prompt",
+        description="Answer a prompt (the model's chat template) or continue it.",
     )
     add_model(parser)
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt; without one it is read from stdin")
+    source.add_argument(
+        "-p", "--prompt", metavar="TEXT", help="the prompt; without one it is read from stdin"
+    )
     source.add_argument("-f", "--file", metavar="FILE", type=Path, help="read the prompt from a file")
-    parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    parser.add_argument(
+        "--raw", action="store_true", help="continue the text as it is, without the chat template"
+    )
     parser.add_argument("--system", metavar="TEXT", help="a system message in front")
     add_json(parser)
     add_sampling(parser)

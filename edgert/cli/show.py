@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
-        "show", help="show what a bundle is", description="Show a bundle's recipe, formats, sizes and smallest budget."
+        "show",
+        help="show what a bundle is",
+        description="Show a bundle's recipe, formats, sizes and smallest budget.",
     )
     add_model(parser)
     add_json(parser)
@@ -29,7 +31,10 @@ def run(args: argparse.Namespace) -> int:
     value = {
         "name": bundle.name,
         "path": str(bundle.path),
-        **{key: bundle.manifest[key] for key in ("bundle_id", "format_version", "alignment", "device", "defaults")},
+        **{
+            key: bundle.manifest[key]
+            for key in ("bundle_id", "format_version", "alignment", "device", "defaults")
+        },
         "bytes": bundle.bytes,
         **bundle.sizes,
         **needs,
@@ -82,7 +87,7 @@ def _text(bundle: "Bundle", value: dict[str, Any]) -> str:
         ("size", format_bytes(value["bytes"])),
         ("dense", _sizes(value["formats"]["dense"])),
         ("expert weights", _sizes(value["formats"]["experts"]) or "none"),
-        ("device", value["device"]),
+        ("device", value["device"] or "any"),
         ("smallest budget", format_bytes(value["minimum_bytes"])),
         ("all in memory", format_bytes(value["resident_bytes"])),
     ]

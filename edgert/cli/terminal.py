@@ -5,7 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TextIO
 
 # Text of a model or a file must not steer the terminal.
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
@@ -39,15 +39,12 @@ def one_line(error: BaseException) -> str:
 def show_warnings() -> None:
     """Warnings of the library become one line each."""
 
-    def show(message: Warning | str, *_: Any) -> None:
-        note(f"edgert: warning: {message}")
-
-    warnings.showwarning = show
+    warnings.showwarning = lambda message, *_, **__: note(f"edgert: warning: {message}")
     warnings.simplefilter("always", RuntimeWarning)
 
 
 def print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
+    print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
@@ -70,7 +67,7 @@ def progress(what: str, unit: str = "B") -> Iterator[Callable[[int, int], None] 
     if not sys.stderr.isatty():
         yield None
         return
-    from tqdm import tqdm
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
     scale = unit == "B"
     with tqdm(desc=what, unit=unit, unit_scale=scale, unit_divisor=1024, leave=False, file=sys.stderr) as bar:

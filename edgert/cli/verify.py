@@ -9,7 +9,9 @@ from edgert.units import format_bytes
 
 def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
-        "verify", help="check every checksum of a bundle", description="Read a whole bundle and check every checksum."
+        "verify",
+        help="check every checksum of a bundle",
+        description="Read a whole bundle and check every checksum.",
     )
     add_model(parser)
     add_json(parser)

@@ -1,0 +1,377 @@
+"""The command line as people and scripts meet it: output, status, one line an error."""
+
+import fcntl
+import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROMPT = "The module reads the file"
+
+
+@dataclass
+class Shell:
+    """Runs edgert in an environment of its own."""
+
+    home: Path
+    variables: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("EDGERT_")}
+        return {**kept, "HOME": str(self.home), "EDGERT_HOME": str(self.home / "data"), **self.variables}
+
+    def __call__(self, *arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self.command(*arguments), input=stdin, capture_output=True, env=self.environment, check=False
+        )
+        return subprocess.CompletedProcess(
+            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+        )
+
+    def json(self, *arguments: object) -> Any:
+        done = self(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    @staticmethod
+    def command(*arguments: object) -> list[str]:
+        return [sys.executable, "-m", "edgert.cli.main", *map(str, arguments)]
+
+
+@pytest.fixture
+def edgert(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+def assert_fails(done: subprocess.CompletedProcess[str], complaint: str, status: int = 1) -> None:
+    assert done.returncode == status
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("edgert: error: ") and complaint in line, line
+
+
+# --- the way from a checkpoint to text --------------------------------------------------------------
+
+
+def test_convert_verify_show_list_run(edgert: Shell, tiny_source: Path) -> None:
+    bundle = edgert.home / "data/models/tiny.edgert"
+    bundle.parent.mkdir(parents=True)
+    report = edgert.json("convert", tiny_source, bundle, "--dense-format", "f32", "--expert-format", "int8")
+    assert report["path"] == str(bundle) and report["num_experts"] == 24
+    assert edgert.json("verify", bundle)["ok"] is True
+    shown = edgert.json("show", "tiny")
+    assert shown["formats"]["experts"].keys() == {"int8"} and shown["formats"]["dense"].keys() == {"f32"}
+    assert 0 < shown["minimum_bytes"] < shown["resident_bytes"]
+    assert shown["recipe"]["architecture"] == "qwen3_moe"
+    assert {"name": "tiny", "path": str(bundle)}.items() <= edgert.json("list")["models"][0].items()
+    assert (
+        edgert("run", "tiny", "-p", PROMPT, "--memory", shown["minimum_bytes"], "--max-tokens", 3).returncode
+        == 0
+    )
+
+
+@pytest.mark.parametrize("command", [("show",), ("list",), ("devices",), ("verify",)])
+def test_for_people_there_is_plain_text(edgert: Shell, tiny_bundle: Path, command: tuple[str, ...]) -> None:
+    model = (tiny_bundle,) if command[0] in ("show", "verify") else ()
+    done = edgert(*command, *model)
+    assert done.returncode == 0 and done.stdout.strip() and not done.stderr
+    assert not done.stdout.startswith("{") and "\x1b" not in done.stdout
+
+
+def test_list_shows_what_cannot_be_read(edgert: Shell) -> None:
+    broken = edgert.home / "data/models/broken.edgert"
+    broken.mkdir(parents=True)
+    (broken / "manifest.json").write_text("{}")
+    (row,) = [row for row in edgert.json("list")["models"] if row["name"] == "broken"]
+    assert "manifest" in row["error"]
+
+
+def test_devices_marks_one_as_like_this_machine(edgert: Shell) -> None:
+    report = edgert.json("devices")
+    assert report["this_machine"]["resembles"] in {device["name"] for device in report["devices"]}
+
+
+# --- run --------------------------------------------------------------------------------------------
+
+
+def test_run_streams_text_to_stdout_and_the_rest_to_stderr(edgert: Shell, tiny_bundle: Path) -> None:
+    done = edgert("run", tiny_bundle, "-p", PROMPT, "--raw", "--max-tokens", 8, "--ignore-eos")
+    spoken = edgert.json("run", tiny_bundle, "-p", PROMPT, "--raw", "--max-tokens", 8, "--ignore-eos")
+    assert done.stdout == spoken["text"] + "\n"
+    loaded, counts, memory = done.stderr.splitlines()
+    assert "context 512 tokens" in loaded
+    assert "generated 8 at" in counts and "(length)" in counts
+    assert "expert look-ups" in memory
+
+
+def test_the_object_of_run(edgert: Shell, tiny_bundle: Path) -> None:
+    value = edgert.json(
+        "run",
+        tiny_bundle,
+        "-p",
+        PROMPT,
+        "--max-tokens",
+        4,
+        "--ignore-eos",
+        "--logprobs",
+        2,
+        "--memory",
+        "2MiB",
+    )
+    assert len(value["tokens"]) == len(value["logprobs"]) == 4
+    assert value["finish_reason"] == "length"
+    assert value["statistics"]["budget_bytes"] == 2 << 20
+    keys = "prompt_tokens generated_tokens prefill_tokens_per_s decode_tokens_per_s budget_bytes peak_bytes"
+    assert set(f"{keys} expert_hits expert_misses bytes_read stall_s".split()) <= value["statistics"].keys()
+
+
+def test_the_prompt_comes_from_flag_file_or_stdin(edgert: Shell, tiny_bundle: Path) -> None:
+    file = edgert.home / "prompt.txt"
+    file.write_text(PROMPT)
+    options = (tiny_bundle, "--max-tokens", 6, "--json")
+    texts = [
+        json.loads(done.stdout)["tokens"]
+        for done in (
+            edgert("run", *options, "-p", PROMPT),
+            edgert("run", *options, "-f", file),
+            edgert("run", *options, stdin=PROMPT.encode()),
+        )
+    ]
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_the_template_applies_unless_raw(edgert: Shell, tiny_bundle: Path) -> None:
+    def prompt_tokens(*flags: str) -> int:
+        count: int = edgert.json("run", tiny_bundle, "-p", PROMPT, "--max-tokens", 1, *flags)["statistics"][
+            "prompt_tokens"
+        ]
+        return count
+
+    assert prompt_tokens("--raw") < prompt_tokens() < prompt_tokens("--system", "Be brief.")
+    assert_fails(edgert("run", tiny_bundle, "-p", "x", "--raw", "--system", "y"), "--system")
+
+
+def test_flag_before_variable_before_file(edgert: Shell, tiny_bundle: Path) -> None:
+    def generated(*flags: object) -> int:
+        count: int = edgert.json("run", tiny_bundle, "-p", PROMPT, "--ignore-eos", *flags)["statistics"][
+            "generated_tokens"
+        ]
+        return count
+
+    config = edgert.home / ".config/edgert/config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text("max_tokens = 2\ncontext = 64\n")
+    assert generated() == 2
+    edgert.variables["EDGERT_MAX_TOKENS"] = "3"
+    assert generated() == 3
+    assert generated("--max-tokens", 4) == 4
+    assert edgert.json("run", tiny_bundle, "-p", PROMPT)["statistics"]["context"] == 64
+
+
+def test_sampling_flags_reach_the_sampler(edgert: Shell, tiny_bundle: Path) -> None:
+    def tokens(*flags: object) -> list[int]:
+        drawn: list[int] = edgert.json(
+            "run", tiny_bundle, "-p", PROMPT, "--max-tokens", 12, "--ignore-eos", *flags
+        )["tokens"]
+        return drawn
+
+    assert tokens("--logit-bias", "7=10000") == [7] * 12
+    assert tokens("--temperature", 1, "--seed", 1) == tokens("--temperature", 1, "--seed", 1)
+    assert tokens("--temperature", 1, "--seed", 1) != tokens("--temperature", 1, "--seed", 2)
+
+
+# --- measuring --------------------------------------------------------------------------------------
+
+
+def test_eval_prints_perplexity_and_distance(edgert: Shell, tiny_bundle: Path, tiny_f32_bundle: Path) -> None:
+    text = edgert.home / "text.txt"
+    text.write_text("The module reads the file and returns the number of bytes. " * 8)
+    value = edgert.json(
+        "eval", tiny_bundle, "--text", text, "--reference", tiny_f32_bundle, "--context", 64, "--stride", 32
+    )
+    assert value["perplexity"] > 1 and value["kl_mean"] > 0 and 0 < value["top1_agreement"] <= 1
+    assert (value["context"], value["stride"]) == (64, 32)
+    first = edgert.json("eval", tiny_bundle, "--text", text, "--tokens", 20)
+    assert (first["tokens"], first["kl_mean"]) == (19, None)
+    assert edgert("eval", tiny_bundle, "--text", text).stdout.startswith("perplexity ")
+
+
+def test_bench_prints_a_row_a_phase(edgert: Shell, tiny_bundle: Path) -> None:
+    flags = ("--prompt-tokens", 16, "--decode-tokens", 4, "--repetitions", 2, "--drop-caches", "--threads", 1)
+    report = edgert.json("bench", tiny_bundle, *flags)
+    assert report["model"] == "tiny" and report["threads"] == 1 and report["budget_bytes"] > 0
+    assert [row["phase"] for row in report["results"]] == ["prefill", "decode"]
+    assert all(
+        {"tokens_per_s", "spread", "hit_rate", "bytes_read_per_token"} <= row.keys()
+        for row in report["results"]
+    )
+
+
+def test_demo_finds_the_same_tokens_resident_and_paged(edgert: Shell, tiny_bundle: Path) -> None:
+    done = edgert("demo", tiny_bundle, "--max-tokens", 16)
+    assert done.returncode == 0
+    assert "identical: 16/16 tokens" in done.stdout and "edgert convert" in done.stdout
+    assert "\x1b" not in done.stdout
+    value = edgert.json("demo", tiny_bundle, "--max-tokens", 16)
+    resident, paged = (run["statistics"] for run in value["runs"])
+    assert value["identical"] and resident["resident"] and not paged["resident"]
+    assert paged["budget_bytes"] < resident["budget_bytes"]
+
+
+# --- errors and interruptions -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--memory", "0"), "memory: found '0'"),
+        (("--memory", "-1"), "memory: found '-1'"),
+        (("--memory", "1e30"), "memory: found '1e30'"),
+        (("--memory", "4GBx"), "memory: found '4GBx'"),
+        (("--memory", "10KiB"), "the smallest that works is"),
+        (("--threads", "0"), "threads: found '0', allowed is a whole number from 1"),
+        (("--threads", "9999"), "threads: found '9999'"),
+        (("--context", "100000"), "context: found 100000"),
+        (("--isa", "mmx"), "isa: found 'mmx', allowed is one of auto"),
+        (("--temperature", "nan"), "temperature: found 'nan'"),
+        (("--max-tokens", "1e9"), "max_tokens: found '1e9'"),
+        (("--logit-bias", "999999=1"), "logit_bias: found token 999999"),
+    ],
+)
+def test_a_value_out_of_range_is_one_line_that_names_it(
+    edgert: Shell, tiny_bundle: Path, flags: tuple[str, str], complaint: str
+) -> None:
+    done = edgert("run", tiny_bundle, "-p", "x", *flags)
+    assert done.returncode == 1 and done.stdout == ""
+    assert complaint in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_bad_input_is_one_line(edgert: Shell, tiny_source: Path, tmp_path: Path) -> None:
+    assert_fails(
+        edgert("run", "nosuchmodel", "-p", "x"), "nosuchmodel: no such path, and no bundle of this name"
+    )
+    assert_fails(edgert("run", tiny_source, "-p", "x"), "edgert convert")
+    assert_fails(edgert("show", tmp_path), "no manifest.json")
+    assert_fails(edgert("run", "x", "-f", tmp_path / "absent.txt"), "absent.txt")
+    assert_fails(edgert("run", "x", stdin=b"a\xff"), "stdin: byte 1 is not UTF-8")
+    assert_fails(edgert("convert", tmp_path / "absent", tmp_path / "out.edgert"), "absent")
+    assert_fails(edgert("convert", tiny_source, tiny_source), str(tiny_source))
+    assert_fails(edgert("convert", tiny_source, tmp_path / "out.edgert", "--expert-format", "int5"), "int5")
+    assert_fails(edgert("convert", tiny_source, tmp_path / "out.edgert", "--alignment", "13"), "alignment")
+    assert_fails(edgert("convert", tiny_source, tmp_path / "out.edgert", "--device", "toaster"), "toaster")
+    assert not (tmp_path / "out.edgert").exists()
+
+
+def test_a_bad_configuration_is_named(edgert: Shell, tiny_bundle: Path) -> None:
+    edgert.variables["EDGERT_CONFIG"] = str(edgert.home / "config.toml")
+    assert_fails(edgert("run", tiny_bundle, "-p", "x"), "EDGERT_CONFIG")
+    (edgert.home / "config.toml").write_text("memroy = 1")
+    assert_fails(edgert("run", tiny_bundle, "-p", "x"), "unknown key 'memroy'")
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("nonsense",), ("run", "--nonsense"), ("run", "-p", "a", "-f", "b"), ("eval", "x")]
+)
+def test_wrong_usage_is_status_2(edgert: Shell, arguments: tuple[str, ...]) -> None:
+    done = edgert(*arguments)
+    assert done.returncode == 2 and "usage: edgert" in done.stderr
+
+
+def test_verbose_shows_where(edgert: Shell) -> None:
+    assert "Traceback" in edgert("run", "nosuchmodel", "-p", "x", "--verbose").stderr
+
+
+def test_every_command_explains_itself(edgert: Shell) -> None:
+    overview = edgert("--help").stdout
+    for command in ("demo", "convert", "run", "show", "verify", "list", "devices", "eval", "bench"):
+        assert command in overview
+        assert edgert(command, "--help").stdout.startswith(f"usage: edgert {command}")
+    assert edgert("--version").stdout.startswith("edgert ")
+
+
+INTERRUPTED = """
+import os, signal, sys
+from edgert.cli import main, run
+calls = []
+def interrupted(*args, **options):
+    calls.append(args)
+    if len(calls) == {call}:
+        os.kill(os.getpid(), signal.SIGINT)
+run.{function} = interrupted
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
+def interrupted_in(
+    edgert: Shell, function: str, call: int, *arguments: object
+) -> subprocess.CompletedProcess[str]:
+    """Run edgert; Ctrl-C comes in the given call of a function of edgert.cli.run."""
+    script = INTERRUPTED.format(function=function, call=call)
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=edgert.environment, check=False)
+
+
+def test_ctrl_c_ends_with_the_statistics_so_far(edgert: Shell, tiny_bundle: Path) -> None:
+    done = interrupted_in(edgert, "say", 3, "run", tiny_bundle, "-p", PROMPT, "--ignore-eos")
+    assert done.returncode == 130
+    assert "generated 3 at" in done.stderr and "(cancelled)" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_ctrl_c_before_the_first_token(edgert: Shell, tiny_bundle: Path) -> None:
+    done = interrupted_in(edgert, "describe", 1, "run", tiny_bundle, "-p", PROMPT)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == "edgert: interrupted"
+
+
+def test_a_reader_that_went_away_is_no_error(edgert: Shell, tiny_bundle: Path) -> None:
+    process = subprocess.Popen(
+        edgert.command("run", tiny_bundle, "-p", PROMPT, "--ignore-eos"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=edgert.environment,
+    )  # fmt: skip
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    errors = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait() == 141
+    assert "Traceback" not in errors and "Exception" not in errors
+
+
+def test_progress_is_shown_on_a_terminal_only(edgert: Shell, tiny_source: Path) -> None:
+    assert edgert("convert", tiny_source, edgert.home / "a.edgert").stderr == ""
+    assert "convert" in on_a_terminal(
+        edgert.command("convert", tiny_source, edgert.home / "b.edgert"), edgert.environment
+    )
+
+
+def test_the_picture_of_the_store_is_drawn_on_a_terminal(edgert: Shell, tiny_bundle: Path) -> None:
+    shown = on_a_terminal(edgert.command("demo", tiny_bundle, "--max-tokens", "4"), edgert.environment)
+    assert "layer 2" in shown and "just read" in shown and "identical: 4/4 tokens" in shown
+    assert shown.rstrip().endswith("memory that you have")
+
+
+def on_a_terminal(command: list[str], environment: Mapping[str, str]) -> str:
+    """All that `command` writes to a terminal of 100 columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    except OSError:  # Linux says EIO when the last writer is gone
+        pass
+    os.close(ours)
+    assert process.wait() == 0, shown
+    return shown.decode()
