@@ -21,7 +21,8 @@ from .layout import DEFAULT_ALIGNMENT, Layout, plan_layout
 from .output import BundleOutput
 from .registry import read_decoder
 
-_MAX_THREADS = 64  # each holds a slab of source and of packed data
+_MAX_THREADS = 1024
+_MAX_WORKERS = 64  # each holds a slab of source and of packed data
 _SPARE_BYTES = 16 << 20  # for the manifest and the file system's own needs
 
 
@@ -116,7 +117,7 @@ def convert(
 def _thread_count(threads: int) -> int:
     if not 0 <= threads <= _MAX_THREADS:
         raise InvalidArgumentError(f"threads: {threads}; 0 (usable cores) to {_MAX_THREADS} are allowed")
-    return threads or min(_native.usable_cores(), _MAX_THREADS)
+    return min(threads or _native.usable_cores(), _MAX_WORKERS)
 
 
 def _defaults(profile: Device | None) -> Defaults:

@@ -1,4 +1,4 @@
-"""The writer of bundles: exact bytes, the same every time, and never half a bundle in the place of a whole one."""
+"""The writer of bundles: exact bytes, the same every time, never half a bundle in the place of a whole one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -265,8 +266,8 @@ def test_device_profile(tiny_source: Path, tmp_path: Path) -> None:
         convert(tiny_source, tmp_path / "m.edgert", device="toaster")
 
 
-def test_remainders_restore_the_weights(tmp_path: Path) -> None:
-    """weight = dequantised + remainder / 200 * scale: the largest error falls far below that without remainders."""
+def test_remainders(tmp_path: Path) -> None:
+    """remainders.bin holds what the packing routine gives, tensor by tensor."""
     source = tiny_checkpoint(tmp_path / "c")
     convert(source, tmp_path / "m.edgert", remainders=True, dense_format="f32", expert_format="int4")
     manifest = read_manifest(tmp_path / "m.edgert")
@@ -290,7 +291,7 @@ def test_remainders_restore_the_weights(tmp_path: Path) -> None:
 
 
 def test_offsets_past_4_gib(tmp_path: Path) -> None:
-    """A checkpoint of two shards and more than 8 GiB, of which one expert's few rows are written and packed."""
+    """A checkpoint of two shards and more than 8 GB, of which one expert is really there and packed."""
     experts, width, hidden = 160, 1024, 4096
     config = TINY_CONFIG | {"num_hidden_layers": 1, "num_experts": experts, "moe_intermediate_size": width}
     config |= {"hidden_size": hidden, "vocab_size": 16, "tie_word_embeddings": True}
@@ -335,6 +336,27 @@ def test_offsets_past_4_gib(tmp_path: Path) -> None:
         assert _native.unpack("f32", file.read(matrix), width, hidden) == values.tobytes()
         file.seek(extent.offset)
         assert _native.xxh64(file.read(extent.bytes)) == packed.checksum
+
+
+def test_memory_does_not_grow_with_the_tensors(tmp_path: Path) -> None:
+    """An embedding of 128 MiB passes through slabs of a few MiB."""
+    config = TINY_CONFIG | {"vocab_size": 65536, "hidden_size": 512, "num_hidden_layers": 1, "num_experts": 2}
+    config["tie_word_embeddings"] = True
+    table, end = {}, 0
+    for name, shape in qwen3_moe_shapes(config).items():
+        begin, end = end, end + 4 * int(np.prod(shape))
+        table[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(table).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(tmp_path / "model.safetensors", 8 + len(text) + end)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tracemalloc.start()
+    try:
+        report = convert(tmp_path, tmp_path.with_suffix(".edgert"), threads=2)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert report.source_bytes > 128 << 20 and peak < 32 << 20
 
 
 def test_expert_files_are_bounded(tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -502,7 +524,7 @@ def test_packing_stops_between_slabs(tiny_source: Path, tmp_path: Path) -> None:
 
 
 def die(source: Path, directory: Path, old: Path | None, exchange: bool, moments: list[int]) -> str:
-    """Convert to `directory`/moment/m.edgert for each moment, over a copy of `old`; returns what the script prints."""
+    """Convert to `directory`/moment/m.edgert for each moment, over a copy of `old`; what the script prints."""
     for moment in moments:
         (directory / str(moment)).mkdir()
         if old is not None:
@@ -518,7 +540,7 @@ def die(source: Path, directory: Path, old: Path | None, exchange: bool, moments
     ids=["replace", "replace by renames", "new"],
 )
 def test_killed_at_any_moment(tmp_path: Path, old: bool, exchange: bool) -> None:
-    """What stands is the complete old bundle or the complete new one, and the next conversion finds its way."""
+    """What stands is the complete old bundle or the complete new one; the next conversion finds its way."""
     source = tiny_checkpoint(tmp_path / "c", num_hidden_layers=1, num_experts=2)
     before = convert(source, tmp_path / "old.edgert", expert_format="int8").bundle_id
     after = convert(source, tmp_path / "new.edgert", expert_format="int4").bundle_id

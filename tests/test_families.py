@@ -1,4 +1,4 @@
-"""What each family makes of its configuration: the recipe, the tensors that it asks for, and what it refuses."""
+"""What each family makes of its configuration: the recipe, the tensors it asks for, and what it refuses."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a bad checkpoint gets: the contract, and one case a row.
 
-Contract: a typed error that names the file, field or tensor; nothing executed; nothing written, an existing bundle
-untouched; at most 64 MiB of extra memory.
+Contract: a typed error that names the file, field or tensor; nothing executed; nothing written, an existing
+bundle untouched; at most 64 MiB of extra memory.
 """
 
 from __future__ import annotations
@@ -385,7 +385,7 @@ def test_a_file_in_place_of_a_directory(tmp_path: Path) -> None:
 
 
 def test_weights_beyond_the_range_of_the_format(sound: Path, tmp_path: Path) -> None:
-    """A finite weight that an f16 scale or element cannot hold is refused with its tensor, not made infinite."""
+    """A finite weight that the format cannot hold is refused with its tensor, not made infinite."""
     source = tmp_path / "checkpoint"
     shutil.copytree(sound / "checkpoint", source)
     set_weight(EXPERT, 1e6)(source)

@@ -1,4 +1,4 @@
-"""docs/recipes.md: the form of a recipe holds architectures to come, and what is not built is refused by name."""
+"""docs/recipes.md: the form holds architectures to come, and what is not built is refused by name."""
 
 from __future__ import annotations
 
