@@ -35,6 +35,17 @@ TEST_CASE("a budget counts what is charged and refuses the rest, naming the numb
   CHECK_FALSE(budget.try_charge(~std::uint64_t{0}));
 }
 
+TEST_CASE("a charge is given back when it dies") {
+  const auto budget = std::make_shared<Budget>(1000);
+  {
+    const Charge charge(budget, 900, "expert slots");
+    CHECK(budget->used_bytes() == 900);
+    CHECK(
+        contains(error_of(ErrorKind::budget, [&] { Charge(budget, 101, "expert slots"); }), "expert slots"));
+  }
+  CHECK(budget->used_bytes() == 0);
+}
+
 TEST_CASE("a budget holds under many threads") {
   Budget budget(8);
   std::atomic<int> over{0};
@@ -198,6 +209,26 @@ TEST_CASE("plain writes of a job are seen after it, and by the next job, back to
   long sum = 0;
   for (const int value : values) sum += value;
   CHECK(sum == 2000L * 300);
+}
+
+TEST_CASE("threads that share a pool take turns") {
+  ThreadPool pool(3);
+  const auto total = [&pool] {
+    std::int64_t sum = 0;
+    for (int job = 0; job < 300; ++job) {
+      std::atomic<std::int64_t> part{0};
+      pool.run(100, 1, [&](int begin, int end, int) {
+        for (int i = begin; i < end; ++i) part += i;
+      });
+      sum += part;
+    }
+    return sum;
+  };
+  std::int64_t other = 0;
+  std::thread thread([&] { other = total(); });
+  CHECK(total() == 300 * 4950);
+  thread.join();
+  CHECK(other == 300 * 4950);
 }
 
 TEST_CASE("parked workers wake up for a job") {

@@ -23,9 +23,9 @@ std::uint64_t ExpertStore::slot_bytes(const ExpertEntry& expert) noexcept {
 ExpertStore::ExpertStore(const Bundle& bundle, std::shared_ptr<Budget> budget, Reader& reader,
                          std::uint64_t capacity_bytes, std::unique_ptr<EvictionPolicy> policy)
     : bundle_(bundle),
-      budget_(std::move(budget)),
-      reader_(reader),
       capacity_(capacity_bytes),
+      charge_(std::move(budget), capacity_bytes, "expert slots"),
+      reader_(reader),
       policy_(std::move(policy)) {
   for (const auto& layer : bundle.manifest().experts) {
     rows_.push_back({layer.layer, static_cast<int>(entries_.size()), static_cast<int>(layer.experts.size())});
@@ -46,8 +46,9 @@ ExpertStore::~ExpertStore() {
 }
 
 const ExpertStore::Row& ExpertStore::row(int layer) const {
-  const auto found = std::find_if(rows_.begin(), rows_.end(), [&](const Row& r) { return r.layer == layer; });
-  if (found == rows_.end()) {
+  const auto found = std::lower_bound(rows_.begin(), rows_.end(), layer,
+                                      [](const Row& r, int wanted) { return r.layer < wanted; });
+  if (found == rows_.end() || found->layer != layer) {
     throw Error(ErrorKind::invalid_argument, "layer " + std::to_string(layer) + " has no routed experts");
   }
   return *found;
@@ -63,6 +64,7 @@ std::unique_ptr<ExpertStore::Request> ExpertStore::acquire(int layer, std::span<
                                                            const std::atomic<bool>& cancelled) {
   std::unique_ptr<Request> request(new Request(*this, cancelled));
   const Row& r = row(layer);
+  for (auto* list : {&request->ready_, &request->reading_, &request->waiting_}) list->reserve(experts.size());
   const std::lock_guard lock(mutex_);
   for (const int expert : experts) {
     if (expert < 0 || expert >= r.count) {
@@ -97,13 +99,18 @@ void ExpertStore::issue(Request& request) {
       auto slot = take_slot(slot_bytes(entry.where));
       if (!slot) return;
       entry.buffer = std::move(*slot);
-      entry.state = Residency::reading;
       entry.error = nullptr;
       entry.reread = false;
+      try {
+        submit(index);
+      } catch (...) {
+        drop_slot(entry);
+        throw;
+      }
+      entry.state = Residency::reading;
       ++entry.pins;
       policy_->used(index);
       request.reading_.push_back(index);
-      submit(index);
     } else {  // another request read it meanwhile
       ++entry.pins;
       policy_->used(index);
@@ -130,9 +137,14 @@ std::optional<Buffer> ExpertStore::take_slot(std::uint64_t bytes) {
     if (buffer.size() == bytes) return buffer;
     statistics_.slot_bytes -= buffer.size();
   }
-  Buffer buffer(budget_, bytes, "expert slot");
+  Buffer buffer(nullptr, bytes, "expert slot");
   statistics_.slot_bytes += bytes;
   return buffer;
+}
+
+void ExpertStore::drop_slot(Entry& entry) noexcept {
+  statistics_.slot_bytes -= entry.buffer.size();
+  entry.buffer = Buffer();
 }
 
 void ExpertStore::submit(int index) {
@@ -141,43 +153,39 @@ void ExpertStore::submit(int index) {
   const auto& file = bundle_.file(extent.file);
   // The file ends on a multiple of the bundle's alignment, so the padded read stays inside it.
   const std::size_t bytes = round_up(extent.bytes, File::kDirectAlignment);
-  statistics_.bytes_read += bytes;
-  ++in_flight_;
   reader_.submit({file, extent.offset, entry.buffer.span().first(bytes), ReadPriority::demand,
                   [this, index](std::exception_ptr error) { complete(index, std::move(error)); }});
+  statistics_.bytes_read += bytes;
+  ++in_flight_;
 }
 
-void ExpertStore::complete(int index, std::exception_ptr error) {
+void ExpertStore::complete(int index, std::exception_ptr error) noexcept {
   Entry& entry = entries_[at(index)];  // ours while it is `reading`
-  if (!error) {
+  try {
+    if (error) std::rethrow_exception(error);
     const std::span<std::byte> bytes = entry.buffer.span().first(entry.where.extent.bytes);
-    if (xxh64(bytes) != entry.where.extent.checksum) {
-      if (!entry.reread) {
-        entry.reread = true;
-        const std::lock_guard lock(mutex_);
-        submit(index);
-        --in_flight_;
-        return;
-      }
-      error = std::make_exception_ptr(
-          Error(ErrorKind::corrupt,
-                name(entry) + " (" + std::to_string(entry.where.extent.bytes) +
-                    " bytes): checksum differs, twice; the bundle is damaged: convert or copy it again"));
-    } else if (hook_) {
-      try {
-        hook_(entry.layer, entry.expert, bytes);
-      } catch (...) {
-        error = std::current_exception();
-      }
+    if (xxh64(bytes) == entry.where.extent.checksum) {
+      if (hook_) hook_(entry.layer, entry.expert, bytes);
+    } else if (!entry.reread) {
+      entry.reread = true;
+      const std::lock_guard lock(mutex_);
+      submit(index);
+      --in_flight_;
+      return;
+    } else {
+      throw Error(ErrorKind::corrupt,
+                  name(entry) + " (" + std::to_string(bytes.size()) +
+                      " bytes): checksum differs, twice; the bundle is damaged: convert or copy it again");
     }
+  } catch (...) {
+    error = std::current_exception();
   }
   const std::lock_guard lock(mutex_);
   if (error) {
     policy_->removed(index);
     entry.state = Residency::absent;
     entry.error = error;
-    statistics_.slot_bytes -= entry.buffer.size();
-    entry.buffer = Buffer();
+    drop_slot(entry);
   } else {
     entry.state = Residency::resident;
     ++statistics_.resident;

@@ -2,7 +2,8 @@
 //
 // A step asks for the experts of one layer and gets leases one by one, hits first, then misses as their reads
 // complete. Any set goes through any number of slots >= 2: what does not fit waits until a lease is given
-// back. A slot is charged what its expert weighs on disk, rounded up to the read alignment.
+// back. A slot takes what its expert weighs on disk, rounded up to the read alignment and the page; the
+// capacity is charged to the budget when the store is made, so that no step can find it gone.
 //
 // Threads: acquire() and Request are for one step at a time; completions run on the reader's threads;
 // statistics() and residency() may be called from any thread.
@@ -14,7 +15,6 @@
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
-#include <list>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -37,7 +37,7 @@ struct ExpertStatistics {
   double stall_s = 0;            // a step waited for a read
   std::uint64_t resident = 0;
   std::uint64_t total = 0;
-  std::uint64_t slot_bytes = 0;  // charged now
+  std::uint64_t slot_bytes = 0;  // in use now
   std::uint64_t capacity_bytes = 0;
 };
 
@@ -123,15 +123,16 @@ class ExpertStore {
   const Row& row(int layer) const;
   void issue(Request& request);                          // with the lock held
   std::optional<Buffer> take_slot(std::uint64_t bytes);  // with the lock held
-  void submit(int entry);
-  void complete(int entry, std::exception_ptr error);
+  void drop_slot(Entry& entry) noexcept;                 // with the lock held
+  void submit(int entry);                                // with the lock held; may throw
+  void complete(int entry, std::exception_ptr error) noexcept;
   void unpin(int entry) noexcept;
   std::string name(const Entry& entry) const;
 
   const Bundle& bundle_;
-  const std::shared_ptr<Budget> budget_;
-  Reader& reader_;
   const std::uint64_t capacity_;
+  const Charge charge_;
+  Reader& reader_;
   std::unique_ptr<EvictionPolicy> policy_;
   PageInHook hook_;
 

@@ -12,6 +12,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 
 namespace edgert {
 
@@ -65,6 +66,22 @@ class Buffer {
   std::byte* data_ = nullptr;
   std::size_t size_ = 0;
   std::size_t mapped_ = 0;
+};
+
+// A share of a budget that is promised without pages behind it; given back when it dies.
+class Charge {
+ public:
+  Charge(std::shared_ptr<Budget> budget, std::uint64_t bytes, const std::string& what)
+      : budget_(std::move(budget)), bytes_(bytes) {
+    budget_->charge(bytes_, what);
+  }
+  ~Charge() { budget_->release(bytes_); }
+  Charge(const Charge&) = delete;
+  Charge& operator=(const Charge&) = delete;
+
+ private:
+  const std::shared_ptr<Budget> budget_;
+  const std::uint64_t bytes_;
 };
 
 std::size_t page_size() noexcept;

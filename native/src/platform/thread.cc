@@ -3,7 +3,7 @@
 #include <pthread.h>
 #include <signal.h>
 
-#include <system_error>
+#include <exception>
 #include <utility>
 
 #include "platform/error.h"
@@ -19,7 +19,7 @@ std::thread start_thread(const std::string& name, std::function<void()> body) {
   std::string failure;
   try {
     thread = std::thread(std::move(body));
-  } catch (const std::system_error& error) {
+  } catch (const std::exception& error) {
     failure = error.what();
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);

@@ -69,6 +69,7 @@ struct ThreadPool::State {
   alignas(64) std::atomic<bool> stop{false};
   std::atomic<int> parked{0};
   std::atomic<bool> caller_parked{false};
+  std::mutex turn;   // of the callers
   std::mutex mutex;  // for parking only
   std::condition_variable job_ready;
   std::condition_variable job_done;
@@ -183,6 +184,7 @@ void ThreadPool::run_erased(int count, int grain, Erased call, void* body) {
   State& state = *state_;
   const int pieces = grain > 0 ? (count - 1) / grain + 1 : std::min(count, state.threads);
   if (pieces == 1) return call(body, 0, count, 0);
+  const std::lock_guard lock(state.turn);
   state.call.store(call, std::memory_order_relaxed);
   state.body.store(body, std::memory_order_relaxed);
   state.count.store(count, std::memory_order_relaxed);

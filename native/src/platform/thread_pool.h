@@ -1,6 +1,7 @@
 // Fork-join over an index range.
 //
-// Threads: run() may be called by one thread at a time; the calling thread works too, as worker 0.
+// Threads: run() may be called from any thread, but not from a body; calls take turns, since models share the
+// pool. The calling thread works too, as worker 0.
 // Workers spin briefly after a job and then park. An exception thrown by the body is rethrown by run()
 // on the calling thread after every worker has left the job.
 // Results must not depend on which worker takes which index.
