@@ -226,3 +226,32 @@ TEST_CASE("the page-in hook sees an expert before it is published") {
   f.reader.complete_all();
   CHECK(request->next()->data()[0] == std::byte{42});
 }
+
+TEST_CASE("a read that another request began and that failed is tried again, not inherited") {
+  // Holds the first read back and then fails it; the rest are real.
+  class FlakyReader final : public Reader {
+   public:
+    void submit(ReadRequest request) override {
+      if (held_) return real_->submit(std::move(request));
+      held_ = std::move(request);
+    }
+    const char* name() const noexcept override { return "flaky"; }
+    void fail_held() { held_->done(std::make_exception_ptr(Error(ErrorKind::io, "an old failure"))); }
+
+   private:
+    std::unique_ptr<Reader> real_ = make_pread_reader(1);
+    std::optional<ReadRequest> held_;
+  };
+  const TemporaryDirectory directory;
+  const Bundle bundle = Bundle::open(test::write_small_bundle(directory.path(), {}), DirectIo::off);
+  FlakyReader reader;
+  const std::uint64_t slot = ExpertStore::slot_bytes(bundle.manifest().experts[0].experts[0]);
+  ExpertStore store(bundle, std::make_shared<Budget>(1 << 30), reader, 2 * slot, make_lru(18));
+  const std::atomic<bool> cancelled{false};
+  {
+    const auto abandoned = store.acquire(0, std::vector{0}, cancelled);
+  }
+  const auto request = store.acquire(0, std::vector{0}, cancelled);
+  reader.fail_held();
+  CHECK(request->next()->expert() == 0);
+}

@@ -64,7 +64,9 @@ std::unique_ptr<ExpertStore::Request> ExpertStore::acquire(int layer, std::span<
                                                            const std::atomic<bool>& cancelled) {
   std::unique_ptr<Request> request(new Request(*this, cancelled));
   const Row& r = row(layer);
-  for (auto* list : {&request->ready_, &request->reading_, &request->waiting_}) list->reserve(experts.size());
+  request->ready_.reserve(experts.size());
+  request->reading_.reserve(experts.size());
+  request->waiting_.reserve(experts.size());
   const std::lock_guard lock(mutex_);
   for (const int expert : experts) {
     if (expert < 0 || expert >= r.count) {
@@ -79,16 +81,24 @@ std::unique_ptr<ExpertStore::Request> ExpertStore::acquire(int layer, std::span<
       request->waiting_.push_back(index);
       continue;
     }
-    ++entry.pins;
-    policy_->used(index);
-    const bool resident = entry.state == Residency::resident;
-    ++(resident ? statistics_.hits : statistics_.misses);
-    (resident ? request->ready_ : request->reading_).push_back(index);
+    ++(entry.state == Residency::resident ? statistics_.hits : statistics_.misses);
+    join(*request, index);
   }
   std::reverse(request->ready_.begin(), request->ready_.end());
   std::reverse(request->waiting_.begin(), request->waiting_.end());
   issue(*request);
   return request;
+}
+
+void ExpertStore::join(Request& request, int index) {
+  Entry& entry = entries_[at(index)];
+  ++entry.pins;
+  policy_->used(index);
+  if (entry.state == Residency::resident) {
+    request.ready_.push_back(index);
+  } else {
+    request.reading_.push_back({index, false});
+  }
 }
 
 void ExpertStore::issue(Request& request) {
@@ -110,11 +120,9 @@ void ExpertStore::issue(Request& request) {
       entry.state = Residency::reading;
       ++entry.pins;
       policy_->used(index);
-      request.reading_.push_back(index);
+      request.reading_.push_back({index, true});
     } else {  // another request read it meanwhile
-      ++entry.pins;
-      policy_->used(index);
-      (entry.state == Residency::resident ? request.ready_ : request.reading_).push_back(index);
+      join(request, index);
     }
     request.waiting_.pop_back();
   }
@@ -203,18 +211,20 @@ std::optional<ExpertStore::Lease> ExpertStore::Request::next() {
   std::unique_lock lock(store_.mutex_);
   const auto gather = [&] {
     for (auto it = reading_.begin(); it != reading_.end();) {
-      Entry& entry = store_.entries_[at(*it)];
+      const auto [index, ours] = *it;
+      Entry& entry = store_.entries_[at(index)];
       if (entry.state == Residency::reading) {
         ++it;
         continue;
       }
-      if (entry.state == Residency::absent) {  // its read failed
-        --entry.pins;
-        reading_.erase(it);
-        std::rethrow_exception(entry.error);
-      }
-      ready_.insert(ready_.begin(), *it);
       it = reading_.erase(it);
+      if (entry.state == Residency::resident) {
+        ready_.insert(ready_.begin(), index);
+        continue;
+      }
+      --entry.pins;  // its read failed
+      if (ours) std::rethrow_exception(entry.error);
+      waiting_.push_back(index);
     }
   };
   store_.issue(*this);
@@ -226,7 +236,7 @@ std::optional<ExpertStore::Lease> ExpertStore::Request::next() {
       if (cancelled_.load(std::memory_order_relaxed))
         throw Error(ErrorKind::cancelled, "cancelled while waiting for an expert");
       store_.changed_.wait_for(lock, kCancelPoll);
-      store_.issue(*this);  // another request may have given a slot back
+      store_.issue(*this);  // another request may have given a slot back, or failed to read for us
       gather();
     }
     store_.statistics_.stall_s += std::chrono::duration<double>(Clock::now() - start).count();
@@ -240,7 +250,7 @@ std::optional<ExpertStore::Lease> ExpertStore::Request::next() {
 ExpertStore::Request::~Request() {
   const std::lock_guard lock(store_.mutex_);
   for (const int index : ready_) --store_.entries_[at(index)].pins;
-  for (const int index : reading_) --store_.entries_[at(index)].pins;
+  for (const Read& read : reading_) --store_.entries_[at(read.entry)].pins;
 }
 
 ExpertStore::Lease::Lease(Lease&& other) noexcept

@@ -87,9 +87,13 @@ class ExpertStore {
     Request(ExpertStore& store, const std::atomic<bool>& cancelled) : store_(store), cancelled_(cancelled) {}
     ExpertStore& store_;
     const std::atomic<bool>& cancelled_;
-    std::vector<int> ready_;    // entries pinned for us, last first
-    std::vector<int> reading_;  // entries pinned for us whose read is under way
-    std::vector<int> waiting_;  // entries without a slot yet, last first
+    std::vector<int> ready_;  // entries pinned for us, last first
+    struct Read {
+      int entry;
+      bool ours;  // else another request began it: its failure is not ours to report
+    };
+    std::vector<Read> reading_;  // entries pinned for us whose read is under way
+    std::vector<int> waiting_;   // entries without a slot yet, last first
   };
 
   // `experts`: distinct ids of `layer` (a layer number of the recipe).
@@ -121,6 +125,7 @@ class ExpertStore {
   };
 
   const Row& row(int layer) const;
+  void join(Request& request, int entry);                // with the lock held; REQUIRES the entry not absent
   void issue(Request& request);                          // with the lock held
   std::optional<Buffer> take_slot(std::uint64_t bytes);  // with the lock held
   void drop_slot(Entry& entry) noexcept;                 // with the lock held
