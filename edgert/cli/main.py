@@ -9,10 +9,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from edgert.cli import bench, convert, demo, devices, eval, list, run, show, terminal, verify
+from edgert.cli import bench, convert, demo, devices, run, show, terminal, verify
+from edgert.cli import eval as eval_
+from edgert.cli import list as list_
 from edgert.errors import EdgertError
 
-COMMANDS = (demo, convert, run, show, verify, list, devices, eval, bench)
+COMMANDS = (demo, convert, run, show, verify, list_, devices, eval_, bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
