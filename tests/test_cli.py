@@ -45,7 +45,7 @@ class Shell:
 
     @staticmethod
     def command(*arguments: object) -> list[str]:
-        return [sys.executable, "-m", "edgert.cli.main", *map(str, arguments)]
+        return [sys.executable, "-m", "edgert", *map(str, arguments)]
 
 
 @pytest.fixture
@@ -286,6 +286,13 @@ def test_a_bad_configuration_is_named(edgert: Shell, tiny_bundle: Path) -> None:
 def test_wrong_usage_is_status_2(edgert: Shell, arguments: tuple[str, ...]) -> None:
     done = edgert(*arguments)
     assert done.returncode == 2 and "usage: edgert" in done.stderr
+
+
+def test_a_package_that_is_not_installed_is_named(edgert: Shell, tiny_bundle: Path) -> None:
+    script = "import sys; sys.modules['numpy'] = None; from edgert.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, "eval", str(tiny_bundle), "--text", __file__]
+    done = subprocess.run(command, capture_output=True, text=True, env=edgert.environment, check=False)
+    assert_fails(done, "this needs the package numpy: pip install 'edgert[convert]'")
 
 
 def test_verbose_shows_where(edgert: Shell) -> None:

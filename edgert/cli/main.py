@@ -35,6 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         terminal.fail(error)
         _trace(args.verbose)
         return 1
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("edgert"):
+            raise
+        terminal.note(f"edgert: error: this needs the package {error.name}: pip install 'edgert[convert]'")
+        return 1
     except Exception as error:  # noqa: BLE001 - a fault of ours, which also deserves one line
         terminal.note(
             f"edgert: error: internal: {type(error).__name__}: {terminal.one_line(error)} (--verbose shows where)"
@@ -72,7 +77,3 @@ class _Version(argparse.Action):
 def _trace(wanted: bool) -> None:
     if wanted:
         traceback.print_exc()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
