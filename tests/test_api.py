@@ -149,12 +149,23 @@ def test_a_cancelled_stream_ends_in_order_and_leaves_the_model_usable(model: edg
     assert model.generate(PROMPT, max_tokens=20, ignore_eos=True).tokens == expected.tokens
 
 
-def test_cancel_reaches_a_step_in_progress(model: edgert.Model) -> None:
-    stream = model.stream([5] * (model.context - 1), ignore_eos=True)
-    threading.Timer(0.001, model.cancel).start()
-    assert stream.result.finish_reason in (None, "length")
-    assert [piece.finish_reason for piece in stream][-1] in ("cancelled", "length")
-    assert model.generate(PROMPT, max_tokens=2, ignore_eos=True).finish_reason == "length"
+def test_cancel_stops_a_step_under_way(model: edgert.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = model.stream([5] * 100, ignore_eos=True)
+    step = model.step
+
+    def cancelled_within(*arguments: Any) -> Any:
+        model.cancel()
+        model.native.cancel()  # which model.cancel() does once the step is under way
+        return step(*arguments)
+
+    monkeypatch.setattr(model, "step", cancelled_within)
+    assert [(piece.token, piece.finish_reason) for piece in stream] == [(None, "cancelled")]
+
+
+def test_a_cancellation_that_came_too_late_harms_nobody(model: edgert.Model) -> None:
+    expected = model.generate(PROMPT, max_tokens=4, ignore_eos=True)
+    model.native.cancel()  # hits the next step, whoever's it is
+    assert model.generate(PROMPT, max_tokens=4, ignore_eos=True).tokens == expected.tokens
 
 
 def test_threads_share_a_model(model: edgert.Model) -> None:
