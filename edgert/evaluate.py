@@ -5,6 +5,7 @@ window that holds it, given all tokens before it in this window; the text's very
 not scored. A stride of the whole context is fastest; a smaller one gives every token more to go by.
 """
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from edgert.model import Model
 
+_PART_CHARACTERS = 1 << 18
 _CHUNK_BYTES = 8 << 20  # of f32 logits at a time, whatever the vocabulary
 
 
@@ -69,6 +71,19 @@ def evaluate(
         kl_mean=max(0.0, sums.divergence / sums.tokens) if compared else None,
         top1_agreement=sums.agreed / sums.tokens if compared else None,
     )
+
+
+def encode_text(model: "Model", text: str, limit: int | None = None) -> Sequence[int]:
+    """The first `limit` tokens of `text`; a long one is encoded in parts that end with a line, which bounds the memory."""
+    tokens: array[int] = array("i")
+    begin = 0
+    while begin < len(text) and (limit is None or len(tokens) < limit):
+        end = begin + 2 * _PART_CHARACTERS
+        if end < len(text):
+            end = text.find("\n", begin + _PART_CHARACTERS, end) + 1 or end
+        tokens.extend(model.tokenizer.encode(text[begin:end], add_special_tokens=begin == 0))
+        begin = end
+    return tokens[:limit]
 
 
 def _check(

@@ -39,6 +39,7 @@ _RUNTIME_KNOBS = {
     "isa": "isa",
 }
 _MODEL_KNOBS = ("context", "parallel", "chunk", "kv_format")
+_LONG_TOKEN = 32  # characters; few texts have so many a token
 _PRIMING_TOKENS = 32  # of the prompt, so that text goes on where it ended
 
 
@@ -171,7 +172,7 @@ class Model:
             messages = [{"role": "user", "content": messages}]
         text = self.tokenizer.apply_chat_template(messages, **(template or {}))
         # The template writes the special tokens itself; an answer begins a text of its own.
-        tokens = self._checked(self.tokenizer.encode(text, add_special_tokens=False))
+        tokens = self._encoded(text, add_special_tokens=False)
         answer = self._start(tokens, sampling, primed=False)
         return answer if stream else _finished(answer)
 
@@ -280,10 +281,7 @@ class Model:
     def _start(self, tokens: list[int], options: Mapping[str, Any], primed: bool) -> Stream:
         sampling = Sampling.of(options, self.sampling_defaults, self.vocab_size)
         if len(tokens) >= self.context:
-            raise InvalidArgumentError(
-                f"prompt: found {len(tokens)} tokens, allowed are {self.context - 1}: the context holds {self.context} "
-                "with the answer (see context=, --context)"
-            )
+            raise InvalidArgumentError(self._too_long(str(len(tokens))))
         if sampling.stop and self._tokenizer is None:
             raise UnsupportedError(f"{self.path}: stop strings need a tokenizer, and the bundle has none")
         detokenizer = self._tokenizer.stream() if self._tokenizer is not None else None
@@ -297,15 +295,31 @@ class Model:
     def _prompt_tokens(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):
             return self._checked(prompt)
-        tokens = self.tokenizer.encode(prompt)
+        tokens = self._encoded(prompt)
         if tokens:
-            return self._checked(tokens)
+            return tokens
         bos = self.tokenizer.bos_token_id
         if bos is None:
             raise InvalidArgumentError(
                 "prompt: it is empty, and the model has no beginning-of-sequence token"
             )
         return [bos]
+
+    def _encoded(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The tokens of a prompt; one that is much too long is refused by its beginning, at bounded cost."""
+        enough = _LONG_TOKEN * self.context
+        if len(text) > enough:
+            found = len(self.tokenizer.encode(text[:enough], add_special_tokens=False))
+            if found > self.context:
+                raise InvalidArgumentError(self._too_long(f"more than {found}"))
+        tokens = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return self._checked(tokens) if tokens else []
+
+    def _too_long(self, found: str) -> str:
+        return (
+            f"prompt: found {found} tokens, allowed are {self.context - 1}: the context holds {self.context} with the answer "
+            "(see context=, --context)"
+        )
 
     def _checked(self, tokens: Iterable[int]) -> list[int]:
         tokens = list(tokens)

@@ -22,7 +22,7 @@ from edgert.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from edgert.evaluate import evaluate
+from edgert.evaluate import encode_text, evaluate
 
 PROMPT = "The module reads the file"
 STATISTICS = {
@@ -149,12 +149,23 @@ def test_a_cancelled_stream_ends_in_order_and_leaves_the_model_usable(model: edg
     assert model.generate(PROMPT, max_tokens=20, ignore_eos=True).tokens == expected.tokens
 
 
-def test_cancel_reaches_a_step_in_progress(model: edgert.Model) -> None:
-    stream = model.stream([5] * (model.context - 1), ignore_eos=True)
-    threading.Timer(0.001, model.cancel).start()
-    assert stream.result.finish_reason in (None, "length")
-    assert [piece.finish_reason for piece in stream][-1] in ("cancelled", "length")
-    assert model.generate(PROMPT, max_tokens=2, ignore_eos=True).finish_reason == "length"
+def test_cancel_stops_a_step_under_way(model: edgert.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = model.stream([5] * 100, ignore_eos=True)
+    step = model.step
+
+    def cancelled_within(*arguments: Any) -> Any:
+        model.cancel()
+        model.native.cancel()  # which model.cancel() does once the step is under way
+        return step(*arguments)
+
+    monkeypatch.setattr(model, "step", cancelled_within)
+    assert [(piece.token, piece.finish_reason) for piece in stream] == [(None, "cancelled")]
+
+
+def test_a_cancellation_that_came_too_late_harms_nobody(model: edgert.Model) -> None:
+    expected = model.generate(PROMPT, max_tokens=4, ignore_eos=True)
+    model.native.cancel()  # hits the next step, whoever's it is
+    assert model.generate(PROMPT, max_tokens=4, ignore_eos=True).tokens == expected.tokens
 
 
 def test_threads_share_a_model(model: edgert.Model) -> None:
@@ -193,6 +204,24 @@ def test_an_empty_text_begins_with_the_beginning_of_sequence_token(model: edgert
 def test_a_prompt_past_the_context_names_both_numbers(model: edgert.Model) -> None:
     with pytest.raises(InvalidArgumentError, match=f"found 1000 tokens, allowed are {model.context - 1}"):
         model.generate([5] * 1000)
+    with pytest.raises(InvalidArgumentError, match=r"found [0-9]* tokens, allowed are"):
+        model.generate(PROMPT * 200)
+
+
+def test_a_prompt_far_past_the_context_is_refused_by_its_beginning(
+    model: edgert.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    encode = model.tokenizer.encode
+
+    def counted(text: str, **options: Any) -> list[int]:
+        lengths.append(len(text))
+        return encode(text, **options)
+
+    monkeypatch.setattr(model.tokenizer, "encode", counted)
+    with pytest.raises(InvalidArgumentError, match="found more than [0-9]* tokens"):
+        model.generate("word " * 10**6)
+    assert sum(lengths) < 64 * model.context
 
 
 @pytest.mark.parametrize(
@@ -235,6 +264,15 @@ def test_every_token_is_scored_once_whatever_the_windows(model: edgert.Model) ->
         )
         assert result.tokens == len(tokens) - 1
         assert seen[-1] == (len(tokens) - 1, len(tokens) - 1)
+
+
+def test_a_long_text_is_encoded_in_parts(model: edgert.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "A line of text.\n" * 100
+    whole = model.tokenizer.encode(text)
+    monkeypatch.setattr("edgert.evaluate._PART_CHARACTERS", 50)
+    assert list(encode_text(model, text)) == whole
+    assert list(encode_text(model, text, 7)) == whole[:7]
+    assert model.tokenizer.decode(encode_text(model, "x" * 1000)) == "x" * 1000
 
 
 def test_a_model_agrees_with_itself_and_less_with_a_coarser_one(

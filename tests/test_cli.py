@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Shell:
 
     @staticmethod
     def command(*arguments: object) -> list[str]:
-        return [sys.executable, "-m", "edgert.cli.main", *map(str, arguments)]
+        return [sys.executable, "-m", "edgert", *map(str, arguments)]
 
 
 @pytest.fixture
@@ -288,6 +288,13 @@ def test_wrong_usage_is_status_2(edgert: Shell, arguments: tuple[str, ...]) -> N
     assert done.returncode == 2 and "usage: edgert" in done.stderr
 
 
+def test_a_package_that_is_not_installed_is_named(edgert: Shell, tiny_bundle: Path) -> None:
+    script = "import sys; sys.modules['numpy'] = None; from edgert.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, "eval", str(tiny_bundle), "--text", __file__]
+    done = subprocess.run(command, capture_output=True, text=True, env=edgert.environment, check=False)
+    assert_fails(done, "this needs the package numpy: pip install 'edgert[convert]'")
+
+
 def test_verbose_shows_where(edgert: Shell) -> None:
     assert "Traceback" in edgert("run", "nosuchmodel", "-p", "x", "--verbose").stderr
 
@@ -360,16 +367,26 @@ def test_the_picture_of_the_store_is_drawn_on_a_terminal(edgert: Shell, tiny_bun
     assert shown.rstrip().endswith("memory that you have")
 
 
-def on_a_terminal(command: list[str], environment: Mapping[str, str]) -> str:
-    """All that `command` writes to a terminal of 100 columns."""
+def test_without_a_prompt_a_terminal_gets_a_conversation(edgert: Shell, tiny_bundle: Path) -> None:
+    command = edgert.command("run", tiny_bundle, "--max-tokens", 3, "--ignore-eos")
+    typed = ["Hello\n", "/clear\n", "word " * 600 + "\n", "\x04"]
+    shown = on_a_terminal(command, edgert.environment, typed)
+    assert shown.count(">>> ") >= 4 and "[3 tokens at" in shown
+    assert "prompt: found" in shown  # too long for the context, which does not end the conversation
+
+
+def on_a_terminal(command: list[str], environment: Mapping[str, str], typed: Sequence[str] = ()) -> str:
+    """All that `command` writes to a terminal of 100 columns; `typed` is typed, each after a new ">>> "."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment)
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
-    shown = b""
+    shown, keys = b"", list(typed)
     try:
         while chunk := os.read(ours, 4096):
             shown += chunk
+            if keys and shown.endswith(b">>> "):
+                os.write(ours, keys.pop(0).encode())
     except OSError:  # Linux says EIO when the last writer is gone
         pass
     os.close(ours)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from functools import cache
 from pathlib import Path
 
@@ -155,13 +154,11 @@ def test_what_is_no_tokenizer_is_refused(content: bytes) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["(a+)+b", "(a|a?)+$", r"^(\w+\s?)*$"])
-def test_a_pathological_pattern_is_refused_soon(pattern: str) -> None:
-    start = time.monotonic()
+def test_a_pathological_pattern_is_refused_when_loaded(pattern: str) -> None:
     with pytest.raises(
         UnsupportedError, match="tokenizer.json: the tokenizer failed on this text: Onig: .*limit"
     ):
         Tokenizer(made.with_pattern(pattern))
-    assert time.monotonic() - start < 2
 
 
 def test_normalisation_that_multiplies_text_is_refused() -> None:

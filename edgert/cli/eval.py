@@ -9,6 +9,7 @@ from edgert.cli.run import describe, read_text
 from edgert.cli.terminal import note, print_json, progress, say
 from edgert.settings import Setting
 
+_MAX_TEXT_BYTES = 256 << 20
 _STRIDE = Setting(
     "stride", "int", "tokens from one window to the next (half the context)", None, 1, 2**31 - 1
 )
@@ -37,14 +38,14 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     import edgert
-    from edgert.evaluate import evaluate
+    from edgert.evaluate import encode_text, evaluate
 
     stride = None if args.stride is None else _STRIDE.check(args.stride, "--stride")
     limit = None if args.tokens is None else _TOKENS.check(args.tokens, "--tokens")
-    text = read_text(args.text)
+    text = read_text(args.text, _MAX_TEXT_BYTES)
     with edgert.load(args.model, **knob_flags(args)) as model:
         note(describe(model))
-        tokens = model.tokenizer.encode(text)[:limit]
+        tokens = encode_text(model, text, limit)
         with progress("eval", "tokens") as update:
             if args.reference is None:
                 result = evaluate(model, tokens, stride=stride, progress=update)

@@ -9,10 +9,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from edgert.cli import bench, convert, demo, devices, eval, list, run, show, terminal, verify
+from edgert.cli import bench, convert, demo, devices, run, show, terminal, verify
+from edgert.cli import eval as eval_
+from edgert.cli import list as list_
 from edgert.errors import EdgertError
 
-COMMANDS = (demo, convert, run, show, verify, list, devices, eval, bench)
+COMMANDS = (demo, convert, run, show, verify, list_, devices, eval_, bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,6 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (EdgertError, OSError) as error:
         terminal.fail(error)
         _trace(args.verbose)
+        return 1
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("edgert"):
+            raise
+        terminal.note(f"edgert: error: this needs the package {error.name}: pip install 'edgert[convert]'")
         return 1
     except Exception as error:  # noqa: BLE001 - a fault of ours, which also deserves one line
         terminal.note(
@@ -70,7 +77,3 @@ class _Version(argparse.Action):
 def _trace(wanted: bool) -> None:
     if wanted:
         traceback.print_exc()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

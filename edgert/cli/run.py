@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from edgert.cli.conversation import converse
 from edgert.cli.options import (
     Subparsers,
     add_json,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from edgert.generation import Generation, Stream
     from edgert.model import Model
 
-_MAX_PROMPT_BYTES = 64 << 20
+_MAX_PROMPT_BYTES = 16 << 20
 
 
 def register(subparsers: Subparsers) -> argparse.ArgumentParser:
@@ -38,7 +39,10 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     add_model(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "-p", "--prompt", metavar="TEXT", help="the prompt; without one it is read from stdin"
+        "-p",
+        "--prompt",
+        metavar="TEXT",
+        help="the prompt; without one it is read from stdin, and on a terminal a conversation begins",
     )
     source.add_argument("-f", "--file", metavar="FILE", type=Path, help="read the prompt from a file")
     parser.add_argument(
@@ -56,10 +60,13 @@ def run(args: argparse.Namespace) -> int:
 
     if args.raw and args.system:
         raise InvalidArgumentError("--system: has no place in a raw prompt")
-    prompt = _prompt(args)
     sampling = sampling_flags(args)
+    talking = args.prompt is None and args.file is None and not args.json and sys.stdin.isatty()
+    prompt = "" if talking else _prompt(args)
     with edgert.load(args.model, **knob_flags(args)) as model:
         note(describe(model))
+        if talking:
+            return converse(model, args, sampling)
         stream = _start(model, prompt, args, sampling)
         with cancelled_by_ctrl_c(stream):
             for piece in stream:
@@ -127,20 +134,18 @@ def _prompt(args: argparse.Namespace) -> str:
         return str(args.prompt)
     if args.file is not None:
         return read_text(args.file)
-    if sys.stdin.isatty():
-        note("edgert: reading the prompt from the terminal; end it with Ctrl-D")
-    return decode_text(sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1), "stdin")
+    return _decode(sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1), "stdin", _MAX_PROMPT_BYTES)
 
 
-def read_text(path: Path) -> str:
-    """The UTF-8 text of a file."""
+def read_text(path: Path, limit: int = _MAX_PROMPT_BYTES) -> str:
+    """The UTF-8 text of a file of at most `limit` bytes."""
     with path.open("rb") as file:
-        return decode_text(file.read(_MAX_PROMPT_BYTES + 1), str(path))
+        return _decode(file.read(limit + 1), str(path), limit)
 
 
-def decode_text(content: bytes, where: str) -> str:
-    if len(content) > _MAX_PROMPT_BYTES:
-        raise InvalidArgumentError(f"{where}: more than {_MAX_PROMPT_BYTES} bytes of text")
+def _decode(content: bytes, where: str, limit: int) -> str:
+    if len(content) > limit:
+        raise InvalidArgumentError(f"{where}: more than {limit} bytes of text")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
