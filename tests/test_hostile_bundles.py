@@ -460,3 +460,25 @@ def test_no_file_descriptors_left(copy: Path) -> None:
         with pytest.raises(errors.EdgertError):
             use(copy)
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_no_file_descriptors_to_be_had(copy: Path) -> None:
+    """A process that may open no more files says so, and loads once it may."""
+    from edgert import errors
+
+    use(copy)  # what Python imports lazily is there
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(fd) for fd in os.listdir("/proc/self/fd"))
+    held = [os.open(copy, os.O_RDONLY)]
+    while held[-1] <= highest:  # fill the gaps
+        held.append(os.open(copy, os.O_RDONLY))
+    try:
+        for room in (0, 1):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (held[-1] + 1 + room, limits[1]))
+            with pytest.raises(errors.StorageError, match="open"):
+                use(copy)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in held:
+            os.close(fd)
+    use(copy)
