@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgert import settings
-from edgert.errors import CorruptError, NotFoundError
+from edgert.errors import CorruptError, InvalidArgumentError, NotFoundError
 
 EMBEDDED = "docs-moe"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
@@ -99,6 +99,24 @@ class Bundle:
     def bytes(self) -> int:
         """Size of everything that the manifest names."""
         return sum(row["bytes"] for row in (*self.manifest["files"], *self.manifest["assets"]))
+
+    def knobs(self) -> dict[str, Any]:
+        """The knobs that the bundle states, by its device profile. Raises CorruptError outside their ranges."""
+        where = f"{self.path / 'manifest.json'}: defaults"
+        stated = self.manifest.get("defaults", {})
+        if not isinstance(stated, dict) or not stated.keys() <= {"context", "memory"}:
+            raise CorruptError(
+                f"{where}: found {str(stated)[:80]}, allowed is an object of context and memory"
+            )
+        try:
+            checked = {k.name: k.check(stated[k.name]) for k in settings.knobs() if k.name in stated}
+        except InvalidArgumentError as error:
+            raise CorruptError(f"{where}: {error}") from None
+        if checked.get("context", 0) > self.recipe["context_length"]:
+            raise CorruptError(
+                f"{where}: context is {checked['context']}, more than the recipe's context_length"
+            )
+        return checked
 
     def asset(self, name: str) -> builtins.bytes | None:
         """The content of an asset, checked against its checksum; None where the bundle has none of this name."""

@@ -64,8 +64,8 @@ def load(
     given = {"memory": memory, "threads": threads, "context": context, **others}
     values = knob_values(given)
     bundle = Bundle.open(locate(path_or_name))
-    for name, value in (bundle.manifest.get("defaults") or {}).items():
-        if name in values and values[name] is None:
+    for name, value in bundle.knobs().items():
+        if values[name] is None:
             values[name] = value
     return Model(bundle, values)
 

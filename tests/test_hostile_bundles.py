@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from bundles import (
     seal,
 )
 from checkpoints import TINY_CONFIG, prompt_tokens, tiny_checkpoint
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 EXPERTS = "experts-00000.bin"
 LONG = prompt_tokens(200, TINY_CONFIG["vocab_size"])  # meets every expert of every layer
@@ -358,6 +361,51 @@ def test_every_bit_of_the_manifest_is_checked(copy: Path) -> None:
     _native.open_bundle(str(copy))
 
 
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The address of every value in the manifest, but of three of a long list only."""
+    yield path
+    items = (
+        value.items() if isinstance(value, dict) else enumerate(value[:3]) if isinstance(value, list) else ()
+    )
+    for key, item in items:
+        yield from places(item, (*path, key))
+
+
+STRANGE = st.one_of(
+    st.sampled_from(
+        [None, True, "", "x", [], {}, [[]], 0, -1, 1, 63, 1 << 31, (1 << 63) - 1, 1 << 63, 1 << 200]
+    ),
+    st.integers(-(1 << 66), 1 << 66),
+    st.floats(),
+    st.text(max_size=5),
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_value_in_any_place(tiny_bundle: Path, data: st.DataObject) -> None:
+    """Whatever stands in a manifest whose checksum is right: a typed error, or a model that runs."""
+    from edgert import errors
+
+    root = read_manifest(tiny_bundle)
+    for _ in range(data.draw(st.integers(1, 2))):
+        *path, last = data.draw(st.sampled_from([place for place in places(root) if place]))
+        parent = root
+        for key in path:
+            parent = parent[key]
+        if data.draw(st.booleans()):
+            parent[last] = data.draw(STRANGE)
+        else:
+            del parent[last]
+    with tempfile.TemporaryDirectory() as directory:
+        bundle = Path(shutil.copytree(tiny_bundle, Path(directory) / "strange.edgert"))
+        seal(bundle, json.dumps(root).encode()[1:])
+        try:
+            use(bundle)
+        except errors.EdgertError as error:
+            assert not isinstance(error, errors.InvalidArgumentError), error
+
+
 # --- faults while running -----------------------------------------------------------------------------
 
 
@@ -460,3 +508,25 @@ def test_no_file_descriptors_left(copy: Path) -> None:
         with pytest.raises(errors.EdgertError):
             use(copy)
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_no_file_descriptors_to_be_had(copy: Path) -> None:
+    """A process that may open no more files says so, and loads once it may."""
+    from edgert import errors
+
+    use(copy)  # what Python imports lazily is there
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(fd) for fd in os.listdir("/proc/self/fd"))
+    held = [os.open(copy, os.O_RDONLY)]
+    while held[-1] <= highest:  # fill the gaps
+        held.append(os.open(copy, os.O_RDONLY))
+    try:
+        for room in (0, 1):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (held[-1] + 1 + room, limits[1]))
+            with pytest.raises(errors.StorageError, match="open"):
+                use(copy)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in held:
+            os.close(fd)
+    use(copy)

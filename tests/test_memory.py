@@ -84,6 +84,17 @@ def test_anonymous_memory_stays_within_the_budget(
     assert report["growth_bytes"] <= report["peak_bytes"] + max(memory // 50, 2 * MIB)
 
 
+def test_a_manifest_of_many_experts_is_within_the_budget_too(tiny_bundle: Path, tmp_path: Path) -> None:
+    """As many extents as the largest models have; reading about them must not take what they may not."""
+    sizes = {"hidden_size": 32, "moe_intermediate_size": 16, "num_experts": 128, "num_hidden_layers": 48}
+    bundle = convert(
+        tiny_checkpoint(tmp_path / "checkpoint", **sizes), tmp_path / "many.edgert", alignment=4096
+    )
+    memory = minimum_bytes(bundle) + MIB
+    report = probe(bundle, tiny_bundle, memory)
+    assert report["growth_bytes"] <= memory + 2 * MIB
+
+
 def test_the_minimum_works_and_a_page_less_is_refused(tiny_bundle: Path) -> None:
     from edgert import errors
 

@@ -37,6 +37,21 @@ TEST_CASE("malformed text is refused with its offset") {
   }
 }
 
+TEST_CASE("text is UTF-8, each character in its one form") {
+  for (const char* text : {"\"\x7f\"", "\"\xc2\x80\"", "\"\xe0\xa0\x80\"", "\"\xed\x9f\xbf\"",
+                           "\"\xf0\x90\x80\x80\"", "\"\xf4\x8f\xbf\xbf\""}) {
+    const Json json = parse(text);
+    CHECK(JsonField(json, "file").as_string() ==
+          std::string_view(text).substr(1, std::string_view(text).size() - 2));
+  }
+  // Alone, cut short, too long for what it holds, a surrogate, past the last code point, no lead byte.
+  for (const char* text :
+       {"\"\x80\"", "\"\xc3\"", "\"\xc3", "\"\xc1\xbf\"", "\"\xe0\x9f\xbf\"", "\"\xf0\x8f\xbf\xbf\"",
+        "\"\xed\xa0\x80\"", "\"\xf4\x90\x80\x80\"", "\"\xf5\x80\x80\x80\"", "\"\xff\""}) {
+    CHECK(contains(corrupt(text), "expected UTF-8"));
+  }
+}
+
 TEST_CASE("a key that stands twice is refused by name") {
   CHECK(contains(corrupt(R"({"a":1,"b":2,"a":3})"), "'a'"));
 }

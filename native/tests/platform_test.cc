@@ -46,6 +46,17 @@ TEST_CASE("a charge is given back when it dies") {
   CHECK(budget->used_bytes() == 0);
 }
 
+TEST_CASE("memory that is held already counts past the limit, and leaves nothing to others") {
+  Budget budget(1000);
+  budget.hold(1500);
+  CHECK(budget.used_bytes() == 1500);
+  CHECK(budget.peak_bytes() == 1500);
+  CHECK(budget.available_bytes() == 0);
+  CHECK_FALSE(budget.try_charge(1));
+  budget.release(1500);
+  CHECK(budget.try_charge(1000));
+}
+
 TEST_CASE("a budget holds under many threads") {
   Budget budget(8);
   std::atomic<int> over{0};

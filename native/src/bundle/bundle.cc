@@ -43,6 +43,7 @@ Bundle Bundle::open(const std::filesystem::path& directory, DirectIo direct) {
   Bundle bundle;
   bundle.path_ = directory;
   bundle.manifest_ = parse_manifest(read_manifest(directory), (directory / "manifest.json").string());
+  release_free_heap();  // a manifest of thousands of experts takes MiB to parse
   for (std::size_t i = 0; i < bundle.manifest_.files.size(); ++i) {
     const Manifest::FileEntry& entry = bundle.manifest_.files[i];
     auto file = File::open(directory / entry.name, direct);

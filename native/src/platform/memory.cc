@@ -1,5 +1,8 @@
 #include "platform/memory.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -118,6 +121,12 @@ std::uint64_t available_memory_bytes(const fs::path& root) {
     available = std::min(available, limit - std::min(limit, held));
   }
   return available == kUnbounded ? 0 : available;
+}
+
+void release_free_heap() noexcept {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 std::uint64_t anonymous_resident_bytes() {

@@ -93,6 +93,8 @@ constexpr std::size_t round_up(std::size_t n, std::size_t multiple) noexcept {
 // every ancestor) leaves it, page cache that the kernel would drop not counted as taken. Every source is
 // optional; 0 means that nothing could be read. `root` is where /proc and /sys are looked up (for tests).
 std::uint64_t available_memory_bytes(const std::filesystem::path& root = "/");
+// Gives the pages of the heap that are free back to the system, where the C library can.
+void release_free_heap() noexcept;
 // Anonymous resident bytes of this process (RssAnon); 0 where it cannot be read.
 std::uint64_t anonymous_resident_bytes();
 
