@@ -148,7 +148,8 @@ class Model:
     def step(self, rows: Seq[tuple[Sequence, Seq[int], Sampler | None]]) -> list[Sample | None]:
         """One step over a batch of token spans, prefill and decode mixed; longer batches run in chunks. A row with a
         sampler gets a token drawn after its last token. KeyboardInterrupt and cancel() stop it between layers and
-        leave every sequence as it was before its unfinished chunk."""
+        between experts. After any error every sequence and sampler is as it was before the step, so that it can be run
+        again. A sequence in a step that runs refuses rewind() and close() with InvalidArgumentError."""
     def logits(self, sequence: Sequence, tokens: Seq[int]) -> Any:
         """Run tokens and return float32 numpy [len(tokens), vocab]."""
     def cancel(self) -> None: ...

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <thread>
 
 #include "engine/sampler.h"
 #include "small_bundle.h"
@@ -34,6 +35,11 @@ std::vector<float> all_logits(Model& model, const std::vector<std::int32_t>& tok
              [&](std::size_t, std::size_t, std::span<float> l) { out.insert(out.end(), l.begin(), l.end()); },
              {});
   return out;
+}
+
+Sample sample(const Sampler& sampler, std::vector<float> logits, std::int64_t position) {
+  std::vector<Candidate> space(logits.size());
+  return sampler.sample(logits, position, space);
 }
 
 std::uint64_t minimum(const std::filesystem::path& path, const ModelOptions& options) {
@@ -154,6 +160,203 @@ TEST_CASE("a stopped step leaves its sequence as it was, and the next one runs")
   CHECK(std::equal(out.begin(), out.end(), expected.end() - 67));
 }
 
+TEST_CASE("a step that fails after its first chunks leaves its sequences as they were before it") {
+  const TemporaryDirectory directory;
+  Model model(make_runtime(), test::write_small_bundle(directory.path(), {}), {0, 1, 8, std::nullopt});
+  const auto sequence = model.sequence();
+  const auto tokens = some_tokens(60, 67);
+  const StepRow row{sequence.get(), tokens, Wanted::all};
+  int rows = 0;
+  const auto stop = [&](std::size_t, std::size_t, std::span<float>) {
+    if (++rows == 30) throw std::runtime_error("enough");
+  };
+  CHECK_THROWS_AS(model.step(std::span(&row, 1), stop, {}), std::runtime_error);
+  CHECK(sequence->length() == 0);
+  const auto rest = model.sequence();  // and their room is free again
+  CHECK(all_logits(model, tokens).size() == 60 * 67);
+}
+
+TEST_CASE("a step that fails takes back what it drew, so that running it again draws the same") {
+  const TemporaryDirectory directory;
+  Model model(make_runtime(), test::write_small_bundle(directory.path(), {}), {0, 12, 0, std::nullopt});
+  SamplerOptions options;
+  options.repetition_penalty = 5;
+  const auto tokens = some_tokens(5, 67);
+  std::vector<std::shared_ptr<KvSequence>> sequences;
+  std::vector<std::unique_ptr<Sampler>> samplers;
+  std::vector<SampleRow> rows;
+  for (int i = 0; i < 12; ++i) {  // more than the logits of one go
+    sequences.push_back(model.sequence());
+    samplers.push_back(std::make_unique<Sampler>(options));
+    rows.push_back({sequences.back().get(), tokens, samplers.back().get()});
+  }
+  int polls = 0;
+  model.sample(rows, [&] { ++polls; });
+  for (const auto& sequence : sequences) sequence->rewind(0);
+  for (auto& row : rows) {
+    samplers.push_back(std::make_unique<Sampler>(options));
+    row.sampler = samplers.back().get();
+  }
+  const auto last = [&] {
+    if (--polls == 0) throw std::runtime_error("stop at the second go");
+  };
+  CHECK_THROWS_AS(model.sample(rows, last), std::runtime_error);
+  const auto first = model.sample(rows, {});
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const auto fresh = model.sequence();
+    Sampler sampler(options);
+    sequences[i]->rewind(0);
+    const SampleRow row{fresh.get(), tokens, &sampler};
+    CHECK(model.sample(std::span(&row, 1), {})[0]->token == first[i]->token);
+  }
+}
+
+TEST_CASE("a bad row is refused before any row runs") {
+  const TemporaryDirectory directory;
+  Model model(make_runtime(), test::write_small_bundle(directory.path(), {}), {0, 2, 0, std::nullopt});
+  SamplerOptions options;
+  Sampler good(options);
+  options.logit_bias = {{67, 1.0F}};
+  Sampler bad(options);
+  const auto first = model.sequence();
+  const auto second = model.sequence();
+  const auto tokens = some_tokens(3, 67);
+  const SampleRow rows[] = {{first.get(), tokens, &good}, {second.get(), tokens, &bad}};
+  CHECK(
+      contains(error_of(ErrorKind::invalid_argument, [&] { model.sample(rows, {}); }), "row 1: logit_bias"));
+  CHECK(first->length() == 0);
+}
+
+TEST_CASE("a sequence is used by its own model, and by one caller at a time") {
+  const TemporaryDirectory directory;
+  const auto path = test::write_small_bundle(directory.path(), {});
+  Model model(make_runtime(), path, {});
+  Model other(make_runtime(), path, {});
+  const auto sequence = model.sequence();
+  const auto tokens = some_tokens(3, 67);
+  const StepRow row{sequence.get(), tokens, Wanted::last};
+  CHECK(contains(error_of(ErrorKind::invalid_argument, [&] { other.step(std::span(&row, 1), {}, {}); }),
+                 "another model"));
+  std::string refusal;
+  model.step(std::span(&row, 1),
+             [&](std::size_t, std::size_t, std::span<float>) {
+               refusal = error_of(ErrorKind::invalid_argument, [&] { sequence->rewind(0); });
+             },
+             {});
+  CHECK(contains(refusal, "in a step that runs"));
+  CHECK(sequence->length() == 3);
+  sequence->rewind(0);
+}
+
+TEST_CASE("a sequence may outlive its model") {
+  const TemporaryDirectory directory;
+  auto model =
+      std::make_unique<Model>(make_runtime(), test::write_small_bundle(directory.path(), {}), ModelOptions{});
+  const auto sequence = model->sequence();
+  const auto tokens = some_tokens(30, 67);
+  const StepRow row{sequence.get(), tokens, Wanted::none};
+  model->step(std::span(&row, 1), {}, {});
+  model.reset();
+  sequence->rewind(3);
+  CHECK(sequence->length() == 3);
+}
+
+TEST_CASE("models of one runtime run side by side, each with the memory that it was promised") {
+  const TemporaryDirectory directory;
+  const auto path = test::write_small_bundle(directory.path(), {});
+  const auto tokens = some_tokens(60, 67);
+  Model alone(make_runtime(), path, {});
+  const auto expected = all_logits(alone, tokens);
+  const std::uint64_t least = minimum(path, {});
+  const auto runtime = make_runtime(2 * least, 2);
+  Model first(runtime, path, {0, 1, 8, std::nullopt});
+  const std::string refusal = error_of(ErrorKind::budget, [&] { Model(runtime, path, {}); });
+  CHECK(contains(refusal, std::to_string(runtime->budget()->used_bytes() + least)));
+
+  const auto roomy = make_runtime(std::uint64_t{1} << 30, 2);
+  Model one(roomy, path, {});
+  Model two(roomy, path, {});
+  std::vector<float> from_two;
+  std::thread thread([&] { from_two = all_logits(two, tokens); });
+  const auto from_one = all_logits(one, tokens);
+  thread.join();
+  CHECK(from_one == expected);
+  CHECK(from_two == expected);
+}
+
+TEST_CASE("any thread may look at a model, cancel it and touch its sequences while a step runs") {
+  const TemporaryDirectory directory;
+  const auto path = test::write_small_bundle(directory.path(), {});
+  Model model(make_runtime(minimum(path, {})), path, {});
+  const auto sequence = model.sequence();
+  const auto tokens = some_tokens(60, 67);
+  Sampler sampler({});
+  std::atomic<bool> done{false};
+  std::thread bystander([&] {
+    while (!done) {
+      model.statistics();
+      model.residency();
+      model.cancel();
+      sequence->length();
+      sampler.accept(std::span(tokens).first(1));
+      try {
+        sequence->rewind(0);
+      } catch (const Error&) {
+      }
+    }
+  });
+  const SampleRow row{sequence.get(), tokens, &sampler};
+  for (int i = 0; i < 30; ++i) {
+    try {
+      model.sample(std::span(&row, 1), {});
+      sequence->rewind(0);
+    } catch (const Error&) {
+    }
+  }
+  done = true;
+  bystander.join();
+  try {  // a cancellation that came too late meets the next step
+    all_logits(model, {1});
+  } catch (const Error&) {
+  }
+  sequence->rewind(0);
+  CHECK(all_logits(model, tokens).size() == 60 * 67);
+}
+
+TEST_CASE("small and full mixtures of experts run in the least memory") {
+  const TemporaryDirectory directory;
+  SmallModel small;
+  SUBCASE("one expert") { small.experts = small.per_token = small.layers = 1; }
+  SUBCASE("every expert for every token") { small.per_token = small.experts; }
+  SUBCASE("sizes of a page and of many") {
+    small.hidden = small.intermediate = 256;
+    small.expert_formats = {"int2", "f32"};
+  }
+  const auto path = test::write_small_bundle(directory.path(), small);
+  const ModelOptions options{0, 1, 200, std::nullopt};  // a chunk longer than the context
+  Model whole(make_runtime(), path, options);
+  CHECK(whole.plan().chunk == small.context);
+  const auto tokens = some_tokens(small.context, small.vocab);  // the context exactly full
+  Model least(make_runtime(whole.plan().minimum_bytes), path, options);
+  CHECK(all_logits(least, tokens) == all_logits(whole, tokens));
+}
+
+TEST_CASE("sizes that no memory holds are refused, not wrapped around") {
+  const TemporaryDirectory directory;
+  SmallModel small;
+  small.context = 1 << 30;
+  const auto path = test::write_small_bundle(directory.path(), small);
+  const std::string message =
+      error_of(ErrorKind::budget, [&] { Model(make_runtime(), path, {1 << 30, 1024, 0, {}}); });
+  CHECK(contains(message, "KV cache"));
+  Recipe recipe;
+  recipe.blocks.emplace_back();
+  recipe.blocks[0].attention.num_kv_heads = 1 << 12;
+  recipe.blocks[0].attention.head_dim = 512;
+  recipe.layers.assign(1 << 16, 0);
+  CHECK(KvPool::bytes(KvLayout(recipe, KvType::f32), std::int64_t{1} << 36) == kUnaddressable);
+}
+
 TEST_CASE("what cannot run is refused before anything runs") {
   const TemporaryDirectory directory;
   const auto path = test::write_small_bundle(directory.path(), {});
@@ -203,8 +406,7 @@ TEST_CASE("sampling depends on seed, stream and position alone") {
   const auto draw = [&](std::uint64_t seed, std::uint64_t stream, std::int64_t position) {
     SamplerOptions o = options;
     o.seed = seed;
-    auto copy = logits;
-    return Sampler(o, stream).sample(copy, position).token;
+    return sample(Sampler(o, stream), logits, position).token;
   };
   CHECK(draw(3, 0, 10) == draw(3, 0, 10));
   int differ = 0;
@@ -217,8 +419,7 @@ TEST_CASE("top-k, top-p, min-p, bias and penalties do what their names say") {
   const auto reachable = [&](const SamplerOptions& options) {
     std::vector<std::int32_t> seen;
     for (int p = 0; p < 300; ++p) {
-      auto copy = logits;
-      const auto token = Sampler(options).sample(copy, p).token;
+      const auto token = sample(Sampler(options), logits, p).token;
       if (std::find(seen.begin(), seen.end(), token) == seen.end()) seen.push_back(token);
     }
     std::sort(seen.begin(), seen.end());
@@ -237,6 +438,12 @@ TEST_CASE("top-k, top-p, min-p, bias and penalties do what their names say") {
   o.top_p = 1;
   o.min_p = 0.3F;
   CHECK(reachable(o) == Ids{1, 2, 4});
+  o.top_p = 0.82F;  // a share of what min-p left: 1 and 4 are 0.84 of it, and 0.78 of everything
+  CHECK(reachable(o) == Ids{1, 4});
+  o.top_k = 4;  // cuts nothing off: changes nothing
+  CHECK(reachable(o) == Ids{1, 4});
+  o.top_p = 1;
+  o.top_k = 0;
   o.min_p = 0;
   o.logit_bias = {{0, 100.0F}};
   CHECK(reachable(o) == Ids{0});
@@ -244,25 +451,24 @@ TEST_CASE("top-k, top-p, min-p, bias and penalties do what their names say") {
   SamplerOptions penalised;
   penalised.repetition_penalty = 2;
   Sampler sampler(penalised);
-  auto copy = logits;
   sampler.accept(Ids{1});
-  CHECK(sampler.sample(copy, 0).token == 4);
-  copy = logits;
-  CHECK(sampler.sample(copy, 1).token == 2);
+  CHECK(sample(sampler, logits, 0).token == 4);
+  sampler.accept(Ids{4});
+  CHECK(sample(sampler, logits, 1).token == 2);
 }
 
 TEST_CASE("log-probabilities are those of the model, whatever the sampling") {
-  std::vector<float> logits{1, 2, 0.5F};
+  const std::vector<float> logits{1, 2, 0.5F};
   SamplerOptions o;
   o.logprobs = 2;
   o.logit_bias = {{2, 50.0F}};
-  const Sample sample = Sampler(o).sample(logits, 0);
-  CHECK(sample.token == 2);
+  const Sample drawn = sample(Sampler(o), logits, 0);
+  CHECK(drawn.token == 2);
   const double norm = std::log(std::exp(1.0) + std::exp(2.0) + std::exp(0.5));
-  CHECK(sample.logprob == doctest::Approx(0.5 - norm));
-  REQUIRE(sample.top.size() == 2);
-  CHECK(sample.top[0].first == 1);
-  CHECK(sample.top[0].second == doctest::Approx(2 - norm));
+  CHECK(drawn.logprob == doctest::Approx(0.5 - norm));
+  REQUIRE(drawn.top.size() == 2);
+  CHECK(drawn.top[0].first == 1);
+  CHECK(drawn.top[0].second == doctest::Approx(2 - norm));
 }
 
 TEST_CASE("sampling parameters out of range are refused by name") {
@@ -281,5 +487,5 @@ TEST_CASE("sampling parameters out of range are refused by name") {
 
 TEST_CASE("logits without a usable value are an error, not a token") {
   std::vector<float> logits{std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()};
-  error_of(ErrorKind::invalid_argument, [&] { Sampler({}).sample(logits, 0); });
+  error_of(ErrorKind::invalid_argument, [&] { sample(Sampler({}), logits, 0); });
 }

@@ -70,24 +70,14 @@ py::dict plan_memory_of(Runtime& runtime, const std::string& path, std::int64_t 
 }
 
 std::vector<std::optional<Sample>> step(Model& model, const std::vector<Row>& rows) {
-  std::vector<StepRow> spans;
+  std::vector<SampleRow> spans;
   for (const auto& [sequence, tokens, sampler] : rows) {
     if (!sequence)
       throw Error(ErrorKind::invalid_argument, "row " + std::to_string(spans.size()) + ": no sequence");
-    spans.push_back({sequence.get(), tokens, sampler ? Wanted::last : Wanted::none});
+    spans.push_back({sequence.get(), tokens, sampler.get()});
   }
-  std::vector<std::int64_t> ends;
-  for (const StepRow& span : spans)
-    ends.push_back(span.sequence->length() + static_cast<std::int64_t>(span.tokens.size()));
-  std::vector<std::optional<Sample>> samples(rows.size());
   const py::gil_scoped_release released;
-  model.step(
-      spans,
-      [&](std::size_t row, std::size_t, std::span<float> logits) {
-        samples[row] = std::get<2>(rows[row])->sample(logits, ends[row]);
-      },
-      Interrupts());
-  return samples;
+  return model.sample(spans, Interrupts());
 }
 
 py::array_t<float> logits(Model& model, KvSequence& sequence, const Tokens& tokens) {

@@ -30,12 +30,12 @@ constexpr Knob kKnobs[] = {
      KnobKind::integer,
      1,
      1,
-     4096,
+     1024,
      {},
      "sequences",
      false,
      "Sequences of full context that the KV cache holds at once."},
-    {"chunk", KnobKind::integer, "auto", 1, 65536, kAuto, "tokens", false,
+    {"chunk", KnobKind::integer, "auto", 1, 8192, kAuto, "tokens", false,
      "Tokens of a prefill step: more read each expert less often and take more scratch memory."},
     {"kv_format", KnobKind::choice, "auto", 0, 0, kKvFormats, "", false, "Number format of the KV cache."},
     {"io_threads",
@@ -76,6 +76,15 @@ const Knob& knob(std::string_view name) {
     known.append(known.empty() ? "" : ", ").append(row.name);
   }
   throw Error(ErrorKind::invalid_argument, "knob " + std::string(name) + " is unknown; known are " + known);
+}
+
+void check_knob(std::string_view name, std::int64_t value) {
+  const Knob& row = knob(name);
+  const bool automatic = !row.choices.empty();
+  if ((value >= row.minimum && value <= row.maximum) || (automatic && value == 0)) return;
+  throw Error(ErrorKind::invalid_argument, std::string(name) + ": found " + std::to_string(value) +
+                                               ", allowed " + std::to_string(row.minimum) + " to " +
+                                               std::to_string(row.maximum) + (automatic ? " (0: auto)" : ""));
 }
 
 }  // namespace edgert

@@ -33,5 +33,7 @@ struct Knob {
 std::span<const Knob> knobs() noexcept;
 std::string_view name(KnobKind kind) noexcept;  // "bytes", "int", "choice"
 const Knob& knob(std::string_view name);        // Error{invalid_argument} that lists the known names
+// Error{invalid_argument} where a number is outside its range; 0 is auto where the knob has it.
+void check_knob(std::string_view name, std::int64_t value);
 
 }  // namespace edgert

@@ -31,7 +31,8 @@ Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path
              make_lru(expert_count(bundle_))),
       decoder_(bundle_, recipe_, weights_, store_, kv_->layout(),
                {runtime_->pool(), runtime_->kernel_table()}, runtime_->budget(),
-               {plan_.chunk, runtime_->pool().threads(), plan_.context}) {
+               {plan_.chunk, runtime_->pool().threads(), plan_.context}),
+      sampling_(runtime_->budget(), Sampler::space_bytes(recipe_.vocab_size), "sampling") {
   batch_.reserve(static_cast<std::size_t>(plan_.chunk));
   origins_.reserve(static_cast<std::size_t>(plan_.chunk));
 }
@@ -50,26 +51,61 @@ void Model::check(std::span<const StepRow> rows) const {
                                                      std::to_string(recipe_.vocab_size - 1));
       }
     }
-    for (std::size_t j = 0; j < i; ++j) {
-      if (rows[j].sequence == rows[i].sequence)
-        throw Error(ErrorKind::invalid_argument, row + "its sequence stands in the batch twice");
+    if (!rows[i].sequence->belongs_to(*kv_))
+      throw Error(ErrorKind::invalid_argument, row + "its sequence belongs to another model");
+  }
+}
+
+std::vector<KvSequence::Hold> Model::hold(std::span<const StepRow> rows) const {
+  std::vector<KvSequence::Hold> holds;
+  holds.reserve(rows.size());
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    if (!holds.emplace_back(*rows[i].sequence)) {
+      throw Error(ErrorKind::invalid_argument,
+                  "row " + std::to_string(i) + ": its sequence is in use, or stands in the batch twice");
     }
   }
+  return holds;
 }
 
 void Model::step(std::span<const StepRow> rows, const StepSink& sink, const std::function<void()>& poll) {
   const std::lock_guard lock(step_mutex_);
   check(rows);
+  const std::vector<KvSequence::Hold> holds = hold(rows);
+  std::vector<std::int64_t> lengths;
+  for (const StepRow& row : rows) lengths.push_back(row.sequence->length());
   try {
     for (const StepRow& row : rows)
       row.sequence->reserve(row.sequence->length() + static_cast<std::int64_t>(row.tokens.size()));
     run_chunks(rows, sink, {cancelled_, poll});
   } catch (...) {
-    // Room reserved for tokens that did not come goes back to the pool.
-    for (const StepRow& row : rows) row.sequence->rewind(row.sequence->length());
+    for (std::size_t i = 0; i < rows.size(); ++i) rows[i].sequence->truncate(lengths[i]);
     cancelled_.store(false, std::memory_order_relaxed);
     throw;
   }
+}
+
+std::vector<std::optional<Sample>> Model::sample(std::span<const SampleRow> rows,
+                                                 const std::function<void()>& poll) {
+  std::vector<StepRow> spans;
+  std::vector<std::int64_t> ends;
+  for (const SampleRow& row : rows) {
+    if (row.sampler != nullptr) row.sampler->check(recipe_.vocab_size, "row " + std::to_string(spans.size()));
+    spans.push_back({row.sequence, row.tokens, row.sampler != nullptr ? Wanted::last : Wanted::none});
+    ends.push_back(row.sequence->length() + static_cast<std::int64_t>(row.tokens.size()));
+  }
+  std::vector<std::optional<Sample>> samples(rows.size());
+  const std::span space(sampling_.as<Candidate>(), static_cast<std::size_t>(recipe_.vocab_size));
+  step(
+      spans,
+      [&](std::size_t row, std::size_t, std::span<float> logits) {
+        samples[row] = rows[row].sampler->sample(logits, ends[row], space);
+      },
+      poll);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    if (samples[i]) rows[i].sampler->accept(std::span(&samples[i]->token, 1));
+  }
+  return samples;
 }
 
 void Model::run_chunks(std::span<const StepRow> rows, const StepSink& sink, const StepControl& control) {

@@ -1,7 +1,7 @@
 // A loaded model: weights, store, KV cache and decoder behind one step.
 //
-// Threads: step() calls are taken one after the other; statistics(), residency() and cancel() may be called
-// from any thread at any time. A Sequence is used by one thread at a time and must not outlive its model.
+// Threads: everything may be called from any thread at any time; steps are taken one after the other.
+// Ownership: a sequence keeps the KV cache that it lies in, not its model.
 #pragma once
 
 #include <atomic>
@@ -16,6 +16,7 @@
 
 #include "bundle/bundle.h"
 #include "engine/runtime.h"
+#include "engine/sampler.h"
 #include "experts/store.h"
 #include "model/decoder.h"
 #include "model/kv_cache.h"
@@ -61,6 +62,13 @@ struct StepRow {
 // logits after tokens[token] of rows[row]; free to be changed during the call.
 using StepSink = std::function<void(std::size_t row, std::size_t token, std::span<float> logits)>;
 
+// One row of sample(): a token is drawn after its last one.
+struct SampleRow {
+  KvSequence* sequence = nullptr;
+  std::span<const std::int32_t> tokens;
+  Sampler* sampler = nullptr;  // null: no token is drawn
+};
+
 struct ModelStatistics {
   ExpertStatistics experts;
   std::uint64_t bytes_read = 0;  // dense and experts
@@ -81,8 +89,12 @@ class Model {
   std::shared_ptr<KvSequence> sequence();
 
   // Runs the rows' tokens, in chunks where they are many. After an error every sequence stands as it was
-  // before the chunk that failed. `poll` is called between layers and may throw.
+  // before the step. `poll` is called every few milliseconds of work and may throw.
   void step(std::span<const StepRow> rows, const StepSink& sink, const std::function<void()>& poll);
+  // A step that draws tokens; samplers accept theirs once the step is done. A bad row is refused before any
+  // runs.
+  std::vector<std::optional<Sample>> sample(std::span<const SampleRow> rows,
+                                            const std::function<void()>& poll);
 
   // Stops the step under way, or the next one, with Error{cancelled}.
   void cancel() noexcept { cancelled_.store(true, std::memory_order_relaxed); }
@@ -92,6 +104,7 @@ class Model {
 
  private:
   void check(std::span<const StepRow> rows) const;
+  std::vector<KvSequence::Hold> hold(std::span<const StepRow> rows) const;
   void run_chunks(std::span<const StepRow> rows, const StepSink& sink, const StepControl& control);
   void run_batch(std::span<const StepRow> rows, const StepSink& sink, const StepControl& control);
   struct Origin {
@@ -106,6 +119,7 @@ class Model {
   const std::shared_ptr<KvPool> kv_;
   ExpertStore store_;
   Decoder decoder_;
+  Buffer sampling_;  // the samplers' working space
 
   std::mutex step_mutex_;
   std::atomic<bool> cancelled_{false};

@@ -1,6 +1,7 @@
 // How a budget is divided among dense weights, KV cache, scratch and expert slots.
 #include <algorithm>
 
+#include "control/knobs.h"
 #include "engine/model.h"
 #include "platform/error.h"
 
@@ -8,7 +9,6 @@ namespace edgert {
 namespace {
 
 constexpr int kChunks[] = {512, 256, 128, 64, 32, 16, 8};
-constexpr int kMaxChunk = 8192;
 constexpr std::uint64_t kScratchShare =
     4;  // a chosen chunk's scratch takes at most a quarter of what is left
 
@@ -51,7 +51,7 @@ ExpertSizes expert_sizes(const Bundle& bundle, const Recipe& recipe) {
 }
 
 std::string megabytes(std::uint64_t bytes) {
-  const std::uint64_t tenths = (bytes * 10 + (1 << 20) - 1) >> 20;
+  const std::uint64_t tenths = (((bytes + 1023) >> 10) * 10 + 1023) >> 10;
   return std::to_string(tenths / 10) + "." + std::to_string(tenths % 10) + " MiB";
 }
 
@@ -59,15 +59,8 @@ std::string megabytes(std::uint64_t bytes) {
 
 MemoryPlan plan_memory(const Bundle& bundle, const Recipe& recipe, const Runtime& runtime, int threads,
                        const ModelOptions& options) {
-  if (options.parallel < 1 || options.parallel > 1024) {
-    throw Error(ErrorKind::invalid_argument,
-                "parallel: found " + std::to_string(options.parallel) + ", allowed 1 to 1024");
-  }
-  if (options.chunk < 0 || options.chunk > kMaxChunk) {
-    throw Error(ErrorKind::invalid_argument, "chunk: found " + std::to_string(options.chunk) +
-                                                 ", allowed 1 to " + std::to_string(kMaxChunk) +
-                                                 " (0: chosen by the budget)");
-  }
+  check_knob("parallel", options.parallel);
+  check_knob("chunk", options.chunk);
   MemoryPlan plan;
   plan.context = checked_context(recipe, options);
   plan.kv_type = kv_type_of(bundle, options);
@@ -75,7 +68,7 @@ MemoryPlan plan_memory(const Bundle& bundle, const Recipe& recipe, const Runtime
   plan.dense_bytes = Weights::resident_bytes(bundle, recipe);
   const std::int64_t blocks = (plan.context + kKvBlockTokens - 1) / kKvBlockTokens * options.parallel;
   plan.kv_bytes = pages(KvPool::bytes(KvLayout(recipe, plan.kv_type), blocks));
-  plan.sampler_bytes = static_cast<std::uint64_t>(recipe.vocab_size) * sizeof(std::pair<float, std::int32_t>);
+  plan.sampler_bytes = pages(Sampler::space_bytes(recipe.vocab_size));
   const ExpertSizes experts = expert_sizes(bundle, recipe);
   plan.expert_bytes = experts.total;
   plan.token_bytes = experts.token;
@@ -87,7 +80,8 @@ MemoryPlan plan_memory(const Bundle& bundle, const Recipe& recipe, const Runtime
   const auto scratch = [&](int chunk) {
     return pages(Scratch::layout(recipe, {chunk, threads, plan.context}, nullptr).bytes);
   };
-  const auto longest = static_cast<int>(std::min<std::int64_t>(plan.context * options.parallel, kMaxChunk));
+  const auto longest =
+      static_cast<int>(std::min<std::int64_t>(plan.context * options.parallel, knob("chunk").maximum));
   plan.chunk = std::min(options.chunk != 0 ? options.chunk : kChunks[std::size(kChunks) - 1], longest);
   plan.minimum_bytes = fixed + scratch(plan.chunk) + two_slots;
   if (plan.minimum_bytes > limit) {

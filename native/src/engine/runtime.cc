@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "control/knobs.h"
 #include "platform/cpu.h"
 #include "platform/error.h"
 
@@ -21,15 +22,6 @@ std::uint64_t automatic_budget() {
   return available > 2 * margin ? available - margin : available / 2;
 }
 
-int in_range(const char* name, int value, int minimum, int maximum) {
-  if (value < minimum || value > maximum) {
-    throw Error(ErrorKind::invalid_argument, std::string(name) + ": found " + std::to_string(value) +
-                                                 ", allowed " + std::to_string(minimum) + " to " +
-                                                 std::to_string(maximum));
-  }
-  return value;
-}
-
 }  // namespace
 
 Runtime::Runtime(const RuntimeOptions& options)
@@ -37,9 +29,10 @@ Runtime::Runtime(const RuntimeOptions& options)
       budget_(
           std::make_shared<Budget>(options.memory_bytes != 0 ? options.memory_bytes : automatic_budget())),
       direct_io_(options.direct_io) {
-  const int threads = in_range("threads", options.threads, 0, 1024);
-  pool_ = std::make_unique<ThreadPool>(threads != 0 ? threads : usable_cores());
-  reader_ = make_pread_reader(in_range("io_threads", options.io_threads, 1, 256));
+  check_knob("threads", options.threads);
+  check_knob("io_threads", options.io_threads);
+  pool_ = std::make_unique<ThreadPool>(options.threads != 0 ? options.threads : usable_cores());
+  reader_ = make_pread_reader(options.io_threads);
 }
 
 }  // namespace edgert

@@ -31,8 +31,6 @@ double uniform(std::uint64_t seed, std::uint64_t stream, std::uint64_t position)
   return static_cast<double>(bits >> 11) * 0x1.0p-53;
 }
 
-using Candidate = std::pair<float, std::int32_t>;
-
 // Larger logit first, then lower id: a total order, so results do not depend on the sort.
 bool better(const Candidate& a, const Candidate& b) {
   return a.first > b.first || (a.first == b.first && a.second < b.second);
@@ -40,7 +38,9 @@ bool better(const Candidate& a, const Candidate& b) {
 
 double log_sum_exp(std::span<const float> logits, float maximum) {
   double sum = 0;
-  for (const float x : logits) sum += std::exp(static_cast<double>(x) - static_cast<double>(maximum));
+  for (const float x : logits) {
+    if (!std::isnan(x)) sum += std::exp(static_cast<double>(x) - static_cast<double>(maximum));
+  }
   return std::log(sum) + static_cast<double>(maximum);
 }
 
@@ -56,18 +56,17 @@ std::int32_t argmax(std::span<const float> logits) {
   return static_cast<std::int32_t>(best);
 }
 
-void report_logprobs(Sample& sample, std::span<const float> logits, int wanted,
-                     std::vector<Candidate>& candidates) {
+void report_logprobs(Sample& sample, std::span<const float> logits, int wanted, std::span<Candidate> space) {
   const float maximum = logits[static_cast<std::size_t>(argmax(logits))];
   const double normalizer = log_sum_exp(logits, maximum);
-  candidates.clear();
-  for (std::size_t i = 0; i < logits.size(); ++i)
-    candidates.emplace_back(logits[i], static_cast<std::int32_t>(i));
-  const auto count =
-      std::min(static_cast<std::ptrdiff_t>(wanted), static_cast<std::ptrdiff_t>(candidates.size()));
-  std::partial_sort(candidates.begin(), candidates.begin() + count, candidates.end(), better);
-  for (std::ptrdiff_t i = 0; i < count; ++i) {
-    const auto& [logit, token] = candidates[static_cast<std::size_t>(i)];
+  std::size_t numbers = 0;
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    if (!std::isnan(logits[i])) space[numbers++] = {logits[i], static_cast<std::int32_t>(i)};
+  }
+  const std::span candidates = space.first(numbers);
+  const std::span best = space.first(std::min(static_cast<std::size_t>(wanted), numbers));
+  std::partial_sort(candidates.begin(), best.end(), candidates.end(), better);
+  for (const auto& [logit, token] : best) {
     sample.top.emplace_back(token, static_cast<float>(static_cast<double>(logit) - normalizer));
   }
   sample.logprob = static_cast<float>(-normalizer);  // the caller adds the token's own logit
@@ -98,9 +97,18 @@ Sampler::Sampler(SamplerOptions options, std::uint64_t stream)
   }
 }
 
+void Sampler::check(int vocab_size, const std::string& where) const {
+  for (const auto& [token, bias] : options_.logit_bias) {
+    if (token < vocab_size) continue;
+    throw Error(ErrorKind::invalid_argument, where + ": logit_bias: token " + std::to_string(token) +
+                                                 ", allowed 0 to " + std::to_string(vocab_size - 1));
+  }
+}
+
 void Sampler::accept(std::span<const std::int32_t> tokens) {
   const SamplerOptions& o = options_;
   if (o.repetition_penalty == 1 && o.presence_penalty == 0 && o.frequency_penalty == 0) return;
+  const std::lock_guard lock(mutex_);
   for (const std::int32_t token : tokens) {
     history_.push_back(token);
     ++counts_[token];
@@ -117,8 +125,6 @@ void Sampler::accept(std::span<const std::int32_t> tokens) {
 void Sampler::adjust(std::span<float> logits) const {
   const SamplerOptions& o = options_;
   for (const auto& [token, bias] : o.logit_bias) {
-    require(static_cast<std::size_t>(token) < logits.size(), "logit_bias: token", token,
-            "an id of the vocabulary");
     logits[static_cast<std::size_t>(token)] += bias;
   }
   for (const auto& [token, count] : counts_) {
@@ -129,12 +135,13 @@ void Sampler::adjust(std::span<float> logits) const {
   }
 }
 
-Sample Sampler::sample(std::span<float> logits, std::int64_t position) {
+Sample Sampler::sample(std::span<float> logits, std::int64_t position, std::span<Candidate> space) const {
+  const std::lock_guard lock(mutex_);
   Sample sample;
   sample.logprob = std::numeric_limits<float>::quiet_NaN();
   std::unordered_map<std::int32_t, float> original;  // of the few that change: logprobs speak of the model
   if (options_.logprobs >= 0) {
-    report_logprobs(sample, logits, options_.logprobs, candidates_);
+    report_logprobs(sample, logits, options_.logprobs, space);
     const auto keep = [&](std::int32_t token) {
       if (static_cast<std::size_t>(token) < logits.size())
         original.emplace(token, logits[static_cast<std::size_t>(token)]);
@@ -143,15 +150,15 @@ Sample Sampler::sample(std::span<float> logits, std::int64_t position) {
     for (const auto& entry : counts_) keep(entry.first);
   }
   adjust(logits);
-  sample.token = options_.temperature == 0 ? argmax(logits) : draw(logits, position);
+  sample.token = options_.temperature == 0 ? argmax(logits) : draw(logits, position, space);
   const auto changed = original.find(sample.token);
   sample.logprob +=
       changed != original.end() ? changed->second : logits[static_cast<std::size_t>(sample.token)];
-  accept(std::span(&sample.token, 1));
   return sample;
 }
 
-std::int32_t Sampler::draw(std::span<const float> logits, std::int64_t position) {
+std::int32_t Sampler::draw(std::span<const float> logits, std::int64_t position,
+                           std::span<Candidate> space) const {
   const SamplerOptions& o = options_;
   const float maximum = logits[static_cast<std::size_t>(argmax(logits))];
   const double inverse = 1 / static_cast<double>(o.temperature);
@@ -161,33 +168,30 @@ std::int32_t Sampler::draw(std::span<const float> logits, std::int64_t position)
 
   // Only what passes min-p can be drawn; without it, only what a double can tell from zero.
   const double floor = std::max(static_cast<double>(o.min_p), 1e-30);
-  double total = 0;
-  candidates_.clear();
+  std::size_t passed = 0;
   for (std::size_t i = 0; i < logits.size(); ++i) {
-    const double w = weight(logits[i]);
-    if (std::isnan(w)) continue;
-    total += w;
-    if (w >= floor) candidates_.emplace_back(logits[i], static_cast<std::int32_t>(i));
+    if (weight(logits[i]) >= floor)
+      space[passed++] = {logits[i], static_cast<std::int32_t>(i)};  // NaN does not
   }
-  if (o.top_k > 0 && static_cast<std::size_t>(o.top_k) < candidates_.size()) {
-    const auto end = candidates_.begin() + o.top_k;
-    std::nth_element(candidates_.begin(), end, candidates_.end(), better);
-    candidates_.erase(end, candidates_.end());
-    total = 0;
-    for (const auto& [logit, token] : candidates_) total += weight(logit);
+  std::span<Candidate> candidates = space.first(passed);
+  if (o.top_k > 0 && static_cast<std::size_t>(o.top_k) < passed) {
+    std::nth_element(candidates.begin(), candidates.begin() + o.top_k, candidates.end(), better);
+    candidates = candidates.first(static_cast<std::size_t>(o.top_k));
   }
-  std::sort(candidates_.begin(), candidates_.end(), better);
+  std::sort(candidates.begin(), candidates.end(), better);
+  double total = 0;  // top-p is a share of what min-p and top-k left
+  for (const auto& [logit, token] : candidates) total += weight(logit);
   double kept = 0;
   std::size_t count = 0;
-  while (count < candidates_.size() && (count == 0 || kept < static_cast<double>(o.top_p) * total)) {
-    kept += weight(candidates_[count++].first);
+  while (count < candidates.size() && (count == 0 || kept < static_cast<double>(o.top_p) * total)) {
+    kept += weight(candidates[count++].first);
   }
   double target = uniform(o.seed, stream_, static_cast<std::uint64_t>(position)) * kept;
   for (std::size_t i = 0; i + 1 < count; ++i) {
-    target -= weight(candidates_[i].first);
-    if (target < 0) return candidates_[i].second;
+    target -= weight(candidates[i].first);
+    if (target < 0) return candidates[i].second;
   }
-  return candidates_[count - 1].second;
+  return candidates[count - 1].second;
 }
 
 }  // namespace edgert

@@ -2,11 +2,13 @@
 //
 // Order: logit bias, penalties, temperature, min-p, top-k, top-p, draw. Each draw is a pure function of
 // (seed, stream, position): what else the engine does cannot change it.
-// Threads: a sampler belongs to one sequence and is used by one thread at a time.
+// Threads: a sampler belongs to one sequence; its methods may be called from any thread.
 #pragma once
 
 #include <cstdint>
+#include <mutex>
 #include <span>
+#include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -33,28 +35,37 @@ struct Sample {
   std::vector<std::pair<std::int32_t, float>> top;
 };
 
+// A logit and its token.
+using Candidate = std::pair<float, std::int32_t>;
+
 class Sampler {
  public:
   static constexpr int kMaxLogprobs = 100;
   // Error{invalid_argument} names the field, what was found and what is allowed.
   explicit Sampler(SamplerOptions options, std::uint64_t stream = 0);
+  static constexpr std::uint64_t space_bytes(int vocab_size) noexcept {
+    return static_cast<std::uint64_t>(vocab_size) * sizeof(Candidate);
+  }
 
-  // Tokens that the penalties should know and that were not sampled here.
+  // Error{invalid_argument} naming `where` if a biased token lies past the vocabulary.
+  void check(int vocab_size, const std::string& where) const;
+
+  // Tokens that the penalties should know: the prompt's, and those drawn here once they stand.
   void accept(std::span<const std::int32_t> tokens);
 
-  // Draws for `position`, the place the token will take, and accepts it. Changes `logits` [vocab].
-  // Error{invalid_argument} where a biased token lies past the vocabulary or every logit is -inf or NaN.
-  Sample sample(std::span<float> logits, std::int64_t position);
+  // Draws for `position`, the place the token will take. Changes `logits` [vocab]; works in `space`, of the
+  // same length. REQUIRES check(). Error{invalid_argument} where every logit is infinite or NaN.
+  Sample sample(std::span<float> logits, std::int64_t position, std::span<Candidate> space) const;
 
  private:
   void adjust(std::span<float> logits) const;
-  std::int32_t draw(std::span<const float> logits, std::int64_t position);
+  std::int32_t draw(std::span<const float> logits, std::int64_t position, std::span<Candidate> space) const;
 
-  SamplerOptions options_;
-  std::uint64_t stream_;
-  std::vector<std::int32_t> history_;                       // within the window
-  std::unordered_map<std::int32_t, int> counts_;            // of history_
-  std::vector<std::pair<float, std::int32_t>> candidates_;  // kept between draws
+  const SamplerOptions options_;
+  const std::uint64_t stream_;
+  mutable std::mutex mutex_;                      // of what follows
+  std::vector<std::int32_t> history_;             // within the window
+  std::unordered_map<std::int32_t, int> counts_;  // of history_
 };
 
 }  // namespace edgert

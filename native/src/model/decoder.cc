@@ -20,11 +20,15 @@ Decoder::Decoder(const Bundle& bundle, const Recipe& recipe, const Weights& weig
       memory_(std::move(budget), Scratch::layout(recipe, shape, nullptr).bytes, "scratch"),
       s_(Scratch::layout(recipe, shape, memory_.data())) {}
 
+void StepControl::check() const {
+  if (cancelled.load(std::memory_order_relaxed)) throw Error(ErrorKind::cancelled, "cancelled");
+  if (poll) poll();
+}
+
 void Decoder::run(std::span<const BatchRow> rows, const StepControl& control, const LogitsSink& sink) {
   embed(rows);
   for (int layer = 0; layer < recipe_.num_layers(); ++layer) {
-    if (control.cancelled.load(std::memory_order_relaxed)) throw Error(ErrorKind::cancelled, "cancelled");
-    if (control.poll) control.poll();
+    control.check();
     attention(layer, rows);
     ffn(layer, rows.size(), control);
   }
@@ -69,7 +73,7 @@ void Decoder::output(std::span<const BatchRow> rows, const StepControl& control,
       if (rows[next].wants_logits) wanted[count++] = next;
     }
     if (count == 0) return;
-    if (control.poll) control.poll();
+    control.check();
     for (std::size_t i = 0; i < count; ++i) {
       machine_.kernels.rms_norm(s_.x + wanted[i] * hidden(), weights_.final_norm(), hidden(),
                                 recipe_.final_norm_eps, s_.normed + i * hidden());

@@ -29,7 +29,8 @@ struct BatchRow {
 
 struct StepControl {
   const std::atomic<bool>& cancelled;
-  std::function<void()> poll;  // called between layers; may throw to stop the step; may be null
+  std::function<void()> poll;  // may throw to stop the step; may be null
+  void check() const;          // called between layers, and between experts
 };
 
 // logits of rows[row], [vocab]; valid during the call and free to be changed.

@@ -98,6 +98,7 @@ void Decoder::routed_experts(int layer, Activations& in, const StepControl& cont
 
   const auto request = store_.acquire(layer, {s_.expert_ids, used}, control.cancelled);
   while (const auto lease = request->next()) {
+    control.check();
     const ExpertLayout layout =
         expert_layout(bundle_.manifest().expert_formats[lease->formats()], hidden(), width);
     const Matrix gate{layout.formats.gate, width, hidden(), lease->data()};

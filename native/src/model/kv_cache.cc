@@ -1,5 +1,7 @@
 #include "model/kv_cache.h"
 
+#include <algorithm>
+
 #include "platform/error.h"
 
 namespace edgert {
@@ -25,6 +27,13 @@ std::size_t KvLayout::value_offset(int layer, int head) const {
   return key_offset(layer, head) + layers_[static_cast<std::size_t>(layer)].key_bytes;
 }
 
+std::uint64_t KvPool::bytes(const KvLayout& layout, std::int64_t blocks) {
+  std::uint64_t bytes = 0;
+  const bool overflow =
+      __builtin_mul_overflow(std::uint64_t{layout.block_bytes}, static_cast<std::uint64_t>(blocks), &bytes);
+  return overflow ? kUnaddressable : std::min(bytes, kUnaddressable);
+}
+
 KvPool::KvPool(KvLayout layout, std::int64_t blocks, std::shared_ptr<Budget> budget)
     : layout_(std::move(layout)), memory_(std::move(budget), bytes(layout_, blocks), "KV cache") {
   for (std::int64_t i = blocks; i-- > 0;) {
@@ -35,7 +44,7 @@ KvPool::KvPool(KvLayout layout, std::int64_t blocks, std::shared_ptr<Budget> bud
 KvSequence::KvSequence(std::shared_ptr<KvPool> pool, std::int64_t context)
     : pool_(std::move(pool)), context_(context) {}
 
-KvSequence::~KvSequence() { rewind(0); }
+KvSequence::~KvSequence() { truncate(0); }
 
 void KvSequence::reserve(std::int64_t tokens) {
   if (tokens > context_) {
@@ -59,10 +68,19 @@ void KvSequence::reserve(std::int64_t tokens) {
 }
 
 void KvSequence::rewind(std::int64_t length) {
+  const Hold hold(*this);
+  if (!hold) {
+    throw Error(ErrorKind::invalid_argument,
+                "the sequence is in a step that runs: rewind or close it afterwards, or cancel the step");
+  }
   if (length < 0 || length > length_) {
     throw Error(ErrorKind::invalid_argument,
                 "rewind to " + std::to_string(length) + ", allowed 0 to " + std::to_string(length_));
   }
+  truncate(length);
+}
+
+void KvSequence::truncate(std::int64_t length) noexcept {
   length_ = length;
   const auto needed = static_cast<std::size_t>((length + kKvBlockTokens - 1) / kKvBlockTokens);
   const std::lock_guard lock(pool_->mutex_);

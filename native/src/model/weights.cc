@@ -1,7 +1,6 @@
 #include "model/weights.h"
 
 #include <algorithm>
-#include <mutex>
 
 #include "bundle/xxhash.h"
 #include "platform/error.h"
@@ -105,10 +104,11 @@ class Weights::Binder {
             matrix(prefix + "down", hidden, intermediate)};
   }
 
-  void finish() const {
+  void finish() {
     if (used_.size() == bundle_.manifest().tensors.size()) return;
+    std::sort(used_.begin(), used_.end());
     for (const auto& [name, tensor] : bundle_.manifest().tensors) {
-      if (std::find(used_.begin(), used_.end(), &tensor) == used_.end()) {
+      if (!std::binary_search(used_.begin(), used_.end(), &tensor)) {
         throw Error(ErrorKind::corrupt,
                     manifest_path(bundle_) + ": tensor '" + name + "' has no place in the recipe");
       }

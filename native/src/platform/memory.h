@@ -16,6 +16,9 @@
 
 namespace edgert {
 
+// Sizes computed from what a file says stop here: past any memory, far from overflow.
+inline constexpr std::uint64_t kUnaddressable = std::uint64_t{1} << 60;
+
 class Budget {
  public:
   explicit Budget(std::uint64_t limit_bytes) : limit_(limit_bytes) {}
