@@ -313,7 +313,7 @@ def use(bundle: Path) -> None:
     import edgert
 
     model = edgert.load(bundle, memory="64MiB", threads=1)
-    model.logits(LONG)
+    model.logits(LONG[: model.context])
 
 
 def peak_resident_bytes() -> int:
