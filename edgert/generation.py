@@ -90,7 +90,7 @@ class Stream(Iterator[Piece]):
         self._text = _Text(detokenizer, StopStrings(sampling.stop))
         self._clock = _Clock()
         self._drawn = _Drawn()
-        self._before = model.stats()
+        self._before = model.counters_to_start_from()
         self._after: dict[str, Any] | None = None
         self._cancelled = False
         self._pieces = self._run()
@@ -123,7 +123,8 @@ class Stream(Iterator[Piece]):
 
     def statistics(self) -> dict[str, Any]:
         """Counts, seconds and bytes of this generation. The expert counters are the model's while it ran, so they
-        include what other streams of the model did meanwhile; budget_bytes and peak_bytes are of the whole Runtime."""
+        include what other streams of the model did meanwhile; a model's first generation counts the bytes that loading
+        read as its own, so that bytes_read adds up to what storage was asked for. budget_bytes and peak_bytes are of the whole Runtime."""
         after = self._after or self._model.stats()
         clock, generated = self._clock, len(self._drawn.tokens)
         counted = {name: after[name] - self._before[name] for name in _COUNTERS if name in after}

@@ -93,6 +93,7 @@ class Model:
         self.path: Path = bundle.path
         self._lock = threading.Lock()
         self._stepping: Stream | None = None
+        self._load_counted = False  # whether a generation has counted what loading read
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         stated = {name: value for name, value in knob_values.items() if value not in (None, "auto")}
         self._tokenizer = _tokenizer_of(bundle)
@@ -223,6 +224,15 @@ class Model:
                 return self.native.logits(sequence, tokens)  # type: ignore[no-any-return]
         finally:
             sequence.close()
+
+    def counters_to_start_from(self) -> dict[str, Any]:
+        """stats() as a generation is to count from: the first one answers for the reads of loading."""
+        before = self.stats()
+        with self._lock:
+            if not self._load_counted:
+                before["bytes_read"] = 0
+            self._load_counted = True
+        return before
 
     def stats(self) -> dict[str, Any]:
         """Counters since loading (expert_hits, expert_misses, bytes_read, stall_s, …) and the state now: budget_bytes,

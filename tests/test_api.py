@@ -71,6 +71,16 @@ def test_generate_returns_text_tokens_and_statistics(model: edgert.Model) -> Non
     assert result.statistics["prefill_tokens_per_s"] > 0 and result.statistics["decode_tokens_per_s"] > 0
 
 
+def test_bytes_read_add_up_over_generations_and_loading(tiny_bundle: Path) -> None:
+    with edgert.load(tiny_bundle, memory="64MiB", threads=1) as model:
+        loading = model.stats()["bytes_read"]
+        assert loading >= (tiny_bundle / "dense.bin").stat().st_size
+        first = model.generate(PROMPT, max_tokens=8).statistics["bytes_read"]
+        second = model.generate(PROMPT, max_tokens=8).statistics["bytes_read"]
+        assert first >= loading
+        assert first + second == model.stats()["bytes_read"]
+
+
 def test_pieces_are_the_text_token_by_token(model: edgert.Model) -> None:
     whole = model.generate(PROMPT, max_tokens=20, ignore_eos=True)
     stream = model.stream(PROMPT, max_tokens=20, ignore_eos=True)
