@@ -24,7 +24,7 @@ from bundles import (
     runnable_isas,
     transcript,
 )
-from checkpoints import TINY_CONFIG, VARIANTS, by_name, make_checkpoint, prompt_tokens
+from checkpoints import TINY_CONFIG, VARIANTS, by_name, make_checkpoint, prompt_tokens, tiny_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -281,6 +281,31 @@ def test_families(name: str, tmp_path: Path) -> None:
         memory = minimum_bytes(bundle, threads=2, chunk=chunk)
         model = open_model(bundle, memory=memory, threads=2, chunk=chunk)
         assert_same(transcript(model, prompt, GENERATED), expected, f"chunk {chunk}")
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"hidden_size": 256, "moe_intermediate_size": 128, "head_dim": 64, "num_attention_heads": 8},
+        {"hidden_size": 66, "moe_intermediate_size": 18, "head_dim": 10, "num_key_value_heads": 1},
+        {"hidden_size": 128, "moe_intermediate_size": 200, "head_dim": 34, "num_key_value_heads": 4},
+    ],
+    ids=("wide", "odd", "uneven"),
+)
+@pytest.mark.parametrize("expert_format", ("bf16", "int3", "int8"))
+def test_sizes(tmp_path: Path, isa: str, sizes: dict[str, int], expert_format: str) -> None:
+    """Sizes that take other paths through the kernels, with more threads than there is work for."""
+    bundle = convert(
+        tiny_checkpoint(tmp_path / "checkpoint", num_hidden_layers=1, vocab_size=150, **sizes),
+        tmp_path / "m.edgert",
+        expert_format=expert_format,
+    )
+    prompt = prompt_tokens(90, 150)
+    expected = transcript(open_model(bundle, isa=isa), prompt, 20)
+    for chunk, threads in ((1, 1), (3, 2), (8, 5), (17, 2), (64, 3), (90, 1)):
+        memory = minimum_bytes(bundle, isa=isa, threads=threads, chunk=chunk)
+        model = open_model(bundle, memory=memory, isa=isa, threads=threads, chunk=chunk)
+        assert_same(transcript(model, prompt, 20), expected, f"chunk {chunk}, {threads} threads")
 
 
 def test_generate(tiny_bundle: Path) -> None:
