@@ -61,6 +61,19 @@ TEST_CASE("nesting is bounded") {
   CHECK(contains(corrupt(std::string(100000, '[')), "64 levels"));
 }
 
+TEST_CASE("the number of values is bounded, and with it the memory that a text can take") {
+  std::string text = "[0";
+  for (std::size_t i = 0; i < Json::kMaxValues; ++i) text += ",0";
+  CHECK(contains(corrupt(text + "]"), "1048576 values"));
+}
+
+TEST_CASE("messages quote the beginning of a text, in whole characters") {
+  CHECK(excerpt("short") == "short");
+  CHECK(excerpt("a\033[2J\n") == "a?[2J?");
+  CHECK(excerpt(std::string(79, 'x') + "\xc3\xa9") == std::string(79, 'x') + "…");
+  CHECK(corrupt("{\"" + std::string(1000, 'k') + "\":1,\"" + std::string(1000, 'k') + "\":1}").size() < 200);
+}
+
 TEST_CASE("a complaint carries the path, what was found and what is allowed") {
   const Json json = parse(R"({"a": {"b": [1, "x"]}, "more": 0})");
   JsonObject root(JsonField(json, "file"));

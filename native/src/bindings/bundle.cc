@@ -11,26 +11,31 @@ namespace edgert {
 namespace {
 
 py::dict open_bundle(const std::string& path) {
-  const Bundle bundle = Bundle::open(path, DirectIo::off);
-  const Recipe recipe = recipe_of(bundle);
-  std::uint64_t experts = 0;
+  std::uint64_t experts = 0, dense = 0;
   std::size_t count = 0;
-  for (const auto& layer : bundle.manifest().experts) {
-    count += layer.experts.size();
-    for (const ExpertEntry& expert : layer.experts) experts += expert.extent.bytes;
+  std::string manifest;
+  {
+    const py::gil_scoped_release released;
+    const Bundle bundle = Bundle::open(path, DirectIo::off);
+    dense = Weights::resident_bytes(bundle, recipe_of(bundle));
+    for (const auto& layer : bundle.manifest().experts) {
+      count += layer.experts.size();
+      for (const ExpertEntry& expert : layer.experts) experts += expert.extent.bytes;
+    }
+    manifest = read_manifest(path);
   }
   py::dict out;
-  out["manifest"] = read_manifest(path);
-  out["dense_bytes"] = Weights::resident_bytes(bundle, recipe);
+  out["manifest"] = manifest;
+  out["dense_bytes"] = dense;
   out["expert_bytes"] = experts;
   out["num_experts"] = count;
   return out;
 }
 
 std::uint64_t verify_bundle(const std::string& path, const py::object& progress) {
+  const py::gil_scoped_release released;
   const Bundle bundle = Bundle::open(path, DirectIo::off);
   Weights::resident_bytes(bundle, recipe_of(bundle));
-  const py::gil_scoped_release released;
   return bundle.verify([&](std::uint64_t done, std::uint64_t total) {
     const py::gil_scoped_acquire held;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();

@@ -64,9 +64,12 @@ py::dict describe(const MemoryPlan& p) {
 py::dict plan_memory_of(Runtime& runtime, const std::string& path, std::int64_t context, int parallel,
                         int chunk, const std::string& kv_format) {
   const ModelOptions options{context, parallel, chunk, kv_type(kv_format)};
-  const Bundle bundle = Bundle::open(path, DirectIo::off);
-  const Recipe recipe = recipe_of(bundle);
-  return describe(plan_memory(bundle, recipe, runtime, runtime.pool().threads(), options));
+  const auto plan = [&] {
+    const py::gil_scoped_release released;
+    const Bundle bundle = Bundle::open(path, DirectIo::off);
+    return plan_memory(bundle, recipe_of(bundle), runtime, runtime.pool().threads(), options);
+  };
+  return describe(plan());
 }
 
 std::vector<std::optional<Sample>> step(Model& model, const std::vector<Row>& rows) {

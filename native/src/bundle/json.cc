@@ -50,6 +50,7 @@ class Parser {
 
   Json parse_value(int depth) {
     if (depth > Json::kMaxDepth) fail("at most " + std::to_string(Json::kMaxDepth) + " levels of nesting");
+    if (++values_ > Json::kMaxValues) fail("at most " + std::to_string(Json::kMaxValues) + " values");
     skip_space();
     if (accept('{')) return parse_object(depth);
     if (accept('[')) return parse_array(depth);
@@ -84,7 +85,7 @@ class Parser {
     std::sort(keys.begin(), keys.end());
     const auto twice = std::adjacent_find(keys.begin(), keys.end());
     if (twice != keys.end()) {
-      throw Error(ErrorKind::corrupt, std::string(file_) + ": key '" + std::string(*twice) +
+      throw Error(ErrorKind::corrupt, std::string(file_) + ": key '" + excerpt(*twice) +
                                           "' stands twice in the object that ends at offset " +
                                           std::to_string(at_));
     }
@@ -231,6 +232,7 @@ class Parser {
   std::string_view text_;
   std::string_view file_;
   std::size_t at_ = 0;
+  std::size_t values_ = 0;
 };
 
 std::string describe(const Json& json) {
@@ -239,9 +241,7 @@ std::string describe(const Json& json) {
     std::string operator()(bool b) const { return b ? "true" : "false"; }
     std::string operator()(std::int64_t i) const { return std::to_string(i); }
     std::string operator()(double d) const { return std::to_string(d); }
-    std::string operator()(const std::string& s) const {
-      return "\"" + s.substr(0, 80) + (s.size() > 80 ? "…\"" : "\"");
-    }
+    std::string operator()(const std::string& s) const { return "\"" + excerpt(s) + "\""; }
     std::string operator()(const Json::Array& a) const { return "an array of " + std::to_string(a.size()); }
     std::string operator()(const Json::Object& o) const {
       return "an object of " + std::to_string(o.size()) + " keys";
@@ -251,6 +251,16 @@ std::string describe(const Json& json) {
 }
 
 }  // namespace
+
+std::string excerpt(std::string_view text) {
+  constexpr std::size_t kBytes = 80;
+  std::size_t end = std::min(text.size(), kBytes);
+  while (end < text.size() && end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
+  std::string out(text.substr(0, end));
+  std::replace_if(
+      out.begin(), out.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7F; }, '?');
+  return end < text.size() ? out + "…" : out;
+}
 
 Json Json::parse(std::string_view text, std::string_view file) { return Parser(text, file).document(); }
 
@@ -323,7 +333,7 @@ void JsonObject::finish() const {
   for (std::size_t i = 0; i < taken_.size(); ++i) {
     if (!taken_[i]) {
       throw Error(ErrorKind::unsupported,
-                  path_ + ": key '" + (*object_)[i].first +
+                  path_ + ": key '" + excerpt((*object_)[i].first) +
                       "' is not known to this version of edgert; use a newer one or convert again");
     }
   }

@@ -1,4 +1,5 @@
-// Strict JSON for manifests: UTF-8 text without duplicate keys, bounded depth, no extensions.
+// Strict JSON for manifests: UTF-8 text without duplicate keys, bounded depth and number of values, no
+// extensions.
 //
 // Ownership: values own what they hold. Errors are Error{corrupt} with the file and the byte offset, or, for
 // a value of the wrong kind, the path of keys to it.
@@ -20,6 +21,7 @@ class Json {
   using Value = std::variant<std::nullptr_t, bool, std::int64_t, double, std::string, Array, Object>;
 
   static constexpr int kMaxDepth = 64;
+  static constexpr std::size_t kMaxValues = 1 << 20;  // bounds memory: a value takes more than its text
   // `file` is named in errors.
   static Json parse(std::string_view text, std::string_view file);
 
@@ -30,6 +32,9 @@ class Json {
  private:
   Value value_ = nullptr;
 };
+
+// The beginning of a text, for messages: at most 80 bytes of whole characters, control characters as '?'.
+std::string excerpt(std::string_view text);
 
 // One JSON value with the path that leads to it, so that every complaint has an address.
 class JsonField {

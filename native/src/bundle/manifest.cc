@@ -11,7 +11,7 @@
 namespace edgert {
 namespace {
 
-constexpr std::uint64_t kMaxManifestBytes = 256ULL << 20;
+constexpr std::uint64_t kMaxManifestBytes = 32ULL << 20;
 constexpr std::int64_t kMaxFileBytes = 1LL << 50;
 constexpr std::int64_t kMaxDimension = 1LL << 31;
 constexpr std::size_t kMaxFiles = 4096;
@@ -29,8 +29,9 @@ std::uint64_t parse_checksum(const JsonField& field) {
 }
 
 const Format& known_format(const JsonField& field) {
+  const std::string name = excerpt(field.as_string());
   try {
-    return format(field.as_string());
+    return format(name);
   } catch (const Error& error) {
     throw Error(error.kind(), field.path() + ": " + error.what());
   }
@@ -131,7 +132,9 @@ class ManifestParser {
     const JsonField list = root_.take("tensors");
     for (std::size_t i = 0; i < list.size(); ++i) {
       JsonObject entry(list[i]);
-      const std::string name = entry.take("name").as_string();
+      const JsonField name_field = entry.take("name");
+      const std::string& name = name_field.as_string();
+      if (name.empty() || name != excerpt(name)) name_field.fail("a name of 1 to 80 bytes");
       TensorEntry tensor;
       tensor.format = known_format(entry.take("format")).id;
       const JsonField shape = entry.take("shape");
@@ -140,6 +143,8 @@ class ManifestParser {
       tensor.cols = static_cast<std::size_t>(shape[shape.size() - 1].as_integer(1, kMaxDimension - 1));
       tensor.rows =
           tensor.is_vector ? 1 : static_cast<std::size_t>(shape[0].as_integer(1, kMaxDimension - 1));
+      if (tensor.rows > static_cast<std::size_t>(kMaxFileBytes) / tensor.cols)
+        shape.fail("a product of at most " + std::to_string(kMaxFileBytes));
       const JsonField bytes = entry.take("bytes");
       tensor.extent =
           extent(entry.take("file"), entry.take("offset"), bytes, entry.take("checksum"), kTensorAlignment);

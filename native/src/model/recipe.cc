@@ -1,5 +1,8 @@
 #include "model/recipe.h"
 
+#include <cmath>
+#include <limits>
+
 #include "platform/error.h"
 
 namespace edgert {
@@ -9,7 +12,7 @@ constexpr std::int64_t kMaxDimension = 1 << 24;
 constexpr std::int64_t kMaxLayers = 1 << 16;
 
 [[noreturn]] void unsupported(const JsonField& field, const std::string& what, const std::string& known) {
-  throw Error(ErrorKind::unsupported, field.path() + ": " + what + " '" + field.as_string() +
+  throw Error(ErrorKind::unsupported, field.path() + ": " + what + " '" + excerpt(field.as_string()) +
                                           "' is not built in this version of edgert; known: " + known);
 }
 
@@ -17,7 +20,12 @@ int positive(const JsonField& field, std::int64_t maximum = kMaxDimension) {
   return static_cast<int>(field.as_integer(1, maximum));
 }
 
-float real(const JsonField& field) { return static_cast<float>(field.as_number()); }
+float real(const JsonField& field) {
+  const double value = field.as_number();
+  if (std::fabs(value) > static_cast<double>(std::numeric_limits<float>::max()))
+    field.fail("a number that an f32 holds");
+  return static_cast<float>(value);
+}
 
 RopeRecipe parse_rope(const JsonField& field, int head_dim) {
   JsonObject object(field);
