@@ -1,6 +1,6 @@
 """Run by the memory tests in a process of its own: generate from a bundle and report what it took, as JSON.
 
-    python probe.py BUNDLE WARM_BUNDLE MEMORY_BYTES THREADS REQUESTS TOKENS
+    python probe.py BUNDLE WARM_BUNDLE MEMORY THREADS REQUESTS TOKENS
 
 WARM_BUNDLE is loaded and run first, so that what the interpreter loads lazily is there before the measurement.
 """
@@ -43,8 +43,8 @@ class Peak(threading.Thread):
             self.bytes = max(self.bytes, anonymous_bytes())
 
 
-def main(bundle: str, warm: str, memory: int, threads: int, requests: int, tokens: int) -> None:
-    first = edgert.load(warm, threads=threads)
+def main(bundle: str, warm: str, memory: str, threads: int, requests: int, tokens: int) -> None:
+    first = edgert.load(warm, memory=64 << 20, threads=threads)
     first.generate("The module", max_tokens=4)
     del first
     gc.collect()
@@ -71,4 +71,4 @@ def main(bundle: str, warm: str, memory: int, threads: int, requests: int, token
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], *(int(argument) for argument in sys.argv[3:]))
+    main(*sys.argv[1:4], *(int(argument) for argument in sys.argv[4:]))

@@ -371,7 +371,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(item, (*path, key))
 
 
-STRANGE = st.one_of(
+STRANGE: st.SearchStrategy[Any] = st.one_of(
     st.sampled_from(
         [None, True, "", "x", [], {}, [[]], 0, -1, 1, 63, 1 << 31, (1 << 63) - 1, 1 << 63, 1 << 200]
     ),

@@ -114,7 +114,8 @@ def test_a_refusal_names_a_budget_that_works(tiny_bundle: Path, memory: int) -> 
 
     with pytest.raises(edgert.errors.BudgetError) as refusal:
         edgert.load(tiny_bundle, memory=memory, threads=1)
-    model = edgert.load(tiny_bundle, memory=max(numbers(str(refusal.value))), threads=1)
+    with pytest.warns(RuntimeWarning, match="every token will wait for storage"):
+        model = edgert.load(tiny_bundle, memory=max(numbers(str(refusal.value))), threads=1)
     assert model.generate("The", max_tokens=4).tokens
 
 
@@ -178,24 +179,22 @@ LIMIT = Path(os.environ.get("EDGERT_REFERENCE_DIR", "/nonexistent")) / "tools" /
     not LIMIT.exists() or not os.access("/sys/fs/cgroup/memory", os.W_OK),
     reason="needs the reference's limit tool, root and cgroup v1; the budget is measured without them above",
 )
+@pytest.mark.parametrize("budget", ("stated", "auto"))
 def test_no_oom_kill_under_a_limit_of_the_kernel(
-    large_bundle: Path, tiny_bundle: Path, tmp_path: Path
+    large_bundle: Path, tiny_bundle: Path, tmp_path: Path, budget: str
 ) -> None:
-    """The budget, and what an interpreter takes anyway, are enough for a process that may have no more."""
-    interpreter = 96 * MIB
+    """The budget, and what an interpreter takes anyway, are enough for a process that may have no more; and `auto`
+    finds what such a process may have."""
     memory = minimum_bytes(large_bundle) + 4 * MIB
+    limit_bytes = memory + 96 * MIB if budget == "stated" else 200 * MIB
     script = str(Path(__file__).parent / "probe.py")
-    arguments = [str(large_bundle), str(tiny_bundle), str(memory), "1", "2", "40"]
-    limit = [
-        sys.executable,
-        str(LIMIT),
-        "--memory",
-        str(memory + interpreter),
-        "--json",
-        str(tmp_path / "limit.json"),
-    ]
+    stated = str(memory) if budget == "stated" else "auto"
+    arguments = [str(large_bundle), str(tiny_bundle), stated, "1", "2", "40"]
+    limit = [sys.executable, str(LIMIT), "--memory", str(limit_bytes), "--json", str(tmp_path / "limit.json")]
     done = subprocess.run(
         [*limit, "--", sys.executable, script, *arguments], capture_output=True, text=True, check=False
     )
     report = json.loads((tmp_path / "limit.json").read_text())
     assert report["oom_kills"] == 0 and done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[0])["budget_bytes"]
+    assert found == memory if budget == "stated" else 16 * MIB < found < limit_bytes
