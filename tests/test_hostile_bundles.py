@@ -479,11 +479,11 @@ def test_bit_flipped_on_disk_while_open(copy: Path, where: str) -> None:
     assert 0 < failed < len(prompts)
 
 
-def test_a_failed_request_leaves_its_batch_alone(copy: Path) -> None:
-    """A sequence whose step failed is where it was, and can go on once the file is sound."""
+def test_a_failed_step_leaves_sequences_where_they_were(copy: Path) -> None:
+    """It can go on from there once the file is sound."""
     from edgert import errors
 
-    model = open_model(copy, memory=minimum_bytes(copy, parallel=2), parallel=2)
+    model = paged(copy)
     expected = answer(model)
     sequence = model.sequence()
     model.logits(sequence, LONG[:50])
@@ -496,6 +496,31 @@ def test_a_failed_request_leaves_its_batch_alone(copy: Path) -> None:
         flip_bit(copy / EXPERTS, offset)
     assert 50 <= length < len(LONG)
     assert np.array_equal(bits(model.logits(sequence, LONG[length:])), expected[length:])
+
+
+def test_a_failed_request_does_not_harm_its_batch(copy: Path) -> None:
+    """A row that needs a damaged expert fails the step; the others, tried again without it, are as ever."""
+    from edgert import errors
+
+    prompts = [[token] for token in range(3, 60)]
+    sound = [answer(paged(copy), prompt) for prompt in prompts]
+    flip_bit(copy / EXPERTS, extents(copy)[5][0])
+    model = open_model(copy, memory=minimum_bytes(copy, parallel=2), parallel=2)
+
+    def fails(prompt: list[int]) -> bool:
+        try:
+            answer(model, prompt)
+        except errors.CorruptError:
+            return True
+        return False
+
+    bad = next(i for i, prompt in enumerate(prompts) if fails(prompt))
+    good = next(i for i, prompt in enumerate(prompts) if not fails(prompt))
+    first, second = model.sequence(), model.sequence()
+    with pytest.raises(errors.CorruptError):
+        model.step([(first, prompts[good], None), (second, prompts[bad], None)])
+    assert (first.length, second.length) == (0, 0)
+    assert np.array_equal(bits(model.logits(first, prompts[good])), sound[good])
 
 
 def test_no_file_descriptors_left(copy: Path) -> None:
