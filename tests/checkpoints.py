@@ -238,6 +238,7 @@ SMALL: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
+    "rms_norm_eps": 2e-3,  # large enough to be missed where it is not taken over
     "bos_token_id": BOS,
     "eos_token_id": IM_END,
     "pad_token_id": None,
@@ -296,7 +297,7 @@ VARIANTS = [
         {"hidden_size": 64, "num_key_value_heads": 4, "moe_intermediate_size": 64, "vocab_size": 160, **_YARN_ALL},
         old_config=True,
     ),
-    Variant("qwen2_moe", "qwen2_moe"),
+    Variant("qwen2_moe", "qwen2_moe", seed=1),
     Variant(
         "qwen2_moe-mixed_windows-normalized-fused",
         "qwen2_moe",
@@ -317,7 +318,7 @@ VARIANTS = [
         dtype="bfloat16",
         old_config=True,
     ),
-    Variant("olmoe-MHA", "olmoe", {"num_key_value_heads": 4}),
+    Variant("olmoe-MHA", "olmoe", {"num_key_value_heads": 4}, seed=1),
     Variant("olmoe-clip_qkv-normalized-linear_rope", "olmoe", {"clip_qkv": 0.8, "norm_topk_prob": True, **_LINEAR}, seed=1),
     Variant("olmoe-bias-fused-bf16", "olmoe", {"attention_bias": True}, fused=True, dtype="bfloat16"),
     Variant("mixtral", "mixtral", seed=1),
