@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import xxhash
+from checkpoints import TINY_CONFIG, prompt_tokens
 
 F32 = {"dense_format": "f32", "expert_format": "f32", "embedding_format": "f32", "output_format": "f32"}
 MIB = 1 << 20
+EXPERTS = "experts-00000.bin"
+LONG = prompt_tokens(200, TINY_CONFIG["vocab_size"])  # meets every expert of every layer of the tiny model
 
 
 def convert(source: Path, output: Path, **formats: Any) -> Path:
@@ -71,6 +74,22 @@ def transcript(
     return tokens, bits(np.concatenate(rows))
 
 
+def answer(model: Any, tokens: list[int] = LONG) -> np.ndarray:
+    sequence = model.sequence()
+    try:
+        return bits(model.logits(sequence, tokens))
+    finally:
+        sequence.close()
+
+
+def use(bundle: Path) -> None:
+    """Load the bundle and run a prompt that meets every expert."""
+    import edgert
+
+    model = edgert.load(bundle, memory="64MiB", threads=1)
+    model.logits(LONG[: model.context])
+
+
 # --- manifests by hand --------------------------------------------------------------------------------
 
 
@@ -101,3 +120,12 @@ def flip_bit(file: Path, offset: int, bit: int = 0) -> None:
         byte = f.read(1)[0]
         f.seek(offset)
         f.write(bytes([byte ^ (1 << bit)]))
+
+
+def extents(bundle: Path) -> list[tuple[int, int]]:
+    """(offset, bytes) of every expert in the first expert file."""
+    return [(e[1], e[2]) for row in read_manifest(bundle)["experts"] for e in row["extents"]]
+
+
+def first_tensor(bundle: Path) -> int:
+    return int(read_manifest(bundle)["tensors"][0]["offset"])

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from bundles import F32, convert
+from bundles import F32, answer, convert, minimum_bytes, open_model
 from checkpoints import tiny_checkpoint
 
 # Small matrices: more threads than this only make the reference slower, and change its sums.
@@ -28,3 +32,23 @@ def tiny_bundle(tiny_source: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_f32_bundle(tiny_source: Path) -> Path:
     return convert(tiny_source, tiny_source.parent / "tiny-f32.edgert", **F32)
+
+
+@pytest.fixture(scope="session")
+def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another model of the same sizes; read only."""
+    directory = tmp_path_factory.mktemp("other")
+    return convert(tiny_checkpoint(directory / "checkpoint", seed=9), directory / "other.edgert")
+
+
+@pytest.fixture
+def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """The tiny bundle, to be damaged."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "copy.edgert"))
+
+
+@pytest.fixture(scope="module")
+def bystander(tiny_bundle: Path) -> Iterator[tuple[Any, np.ndarray]]:
+    """A paged model that is loaded all along, and what it answers."""
+    model = open_model(tiny_bundle, memory=minimum_bytes(tiny_bundle) + 20_000)
+    yield model, answer(model)
