@@ -357,6 +357,14 @@ TEST_CASE("sizes that no memory holds are refused, not wrapped around") {
   CHECK(KvPool::bytes(KvLayout(recipe, KvType::f32), std::int64_t{1} << 36) == kUnaddressable);
 }
 
+TEST_CASE("a load can be stopped, and leaves nothing behind") {
+  const TemporaryDirectory directory;
+  const auto path = test::write_small_bundle(directory.path(), {});
+  const auto runtime = make_runtime();
+  CHECK_THROWS_AS(Model(runtime, path, {}, [] { throw std::runtime_error("stop"); }), std::runtime_error);
+  CHECK(runtime->budget()->used_bytes() == 0);
+}
+
 TEST_CASE("what cannot run is refused before anything runs") {
   const TemporaryDirectory directory;
   const auto path = test::write_small_bundle(directory.path(), {});

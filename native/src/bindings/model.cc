@@ -44,7 +44,7 @@ std::shared_ptr<Model> load(std::shared_ptr<Runtime> runtime, const std::string&
                             int parallel, int chunk, const std::string& kv_format) {
   const ModelOptions options{context, parallel, chunk, kv_type(kv_format)};
   const py::gil_scoped_release released;
-  return std::make_shared<Model>(std::move(runtime), path, options);
+  return std::make_shared<Model>(std::move(runtime), path, options, Interrupts());
 }
 
 py::dict describe(const MemoryPlan& p) {

@@ -18,12 +18,13 @@ int expert_count(const Bundle& bundle) {
 
 }  // namespace
 
-Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path, const ModelOptions& options)
+Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path, const ModelOptions& options,
+             const std::function<void()>& poll)
     : runtime_(std::move(runtime)),
       bundle_(Bundle::open(path, runtime_->direct_io())),
       recipe_(recipe_of(bundle_)),
       plan_(plan_memory(bundle_, recipe_, *runtime_, runtime_->pool().threads(), options)),
-      weights_(bundle_, recipe_, runtime_->budget(), runtime_->pool()),
+      weights_(bundle_, recipe_, runtime_->budget(), runtime_->pool(), poll),
       kv_(std::make_shared<KvPool>(KvLayout(recipe_, plan_.kv_type),
                                    (plan_.context + kKvBlockTokens - 1) / kKvBlockTokens * options.parallel,
                                    runtime_->budget())),

@@ -82,7 +82,9 @@ class Model {
  public:
   static constexpr std::int64_t kDefaultContext = 8192;
 
-  Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path, const ModelOptions& options);
+  // `poll` is called while weights are read and may throw; may be null.
+  Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path, const ModelOptions& options,
+        const std::function<void()>& poll = {});
 
   const Recipe& recipe() const noexcept { return recipe_; }
   const MemoryPlan& plan() const noexcept { return plan_; }

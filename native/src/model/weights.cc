@@ -10,6 +10,7 @@ namespace {
 
 constexpr std::size_t kMatrixAlignment = 64;
 constexpr std::size_t kReadChunk = 4 << 20;
+constexpr int kChunksBetweenPolls = 32;
 
 std::string manifest_path(const Bundle& bundle) { return (bundle.path() / "manifest.json").string(); }
 
@@ -196,9 +197,9 @@ std::uint64_t Weights::resident_bytes(const Bundle& bundle, const Recipe& recipe
   return bytes;
 }
 
-Weights::Weights(const Bundle& bundle, const Recipe& recipe, std::shared_ptr<Budget> budget,
-                 ThreadPool& pool) {
-  read(bundle, std::move(budget), pool);
+Weights::Weights(const Bundle& bundle, const Recipe& recipe, std::shared_ptr<Budget> budget, ThreadPool& pool,
+                 const std::function<void()>& poll) {
+  read(bundle, std::move(budget), pool, poll);
   Binder binder(bundle, &files_);
   embedding_ = binder.matrix("embedding", recipe.vocab_size, recipe.hidden_size);
   output_ = recipe.tied_output ? embedding_ : binder.matrix("output", recipe.vocab_size, recipe.hidden_size);
@@ -206,7 +207,8 @@ Weights::Weights(const Bundle& bundle, const Recipe& recipe, std::shared_ptr<Bud
   for (int i = 0; i < recipe.num_layers(); ++i) layers_.push_back(bind_layer(binder, recipe, i));
 }
 
-void Weights::read(const Bundle& bundle, std::shared_ptr<Budget> budget, ThreadPool& pool) {
+void Weights::read(const Bundle& bundle, std::shared_ptr<Budget> budget, ThreadPool& pool,
+                   const std::function<void()>& poll) {
   const std::vector<bool> dense = dense_files(bundle);
   for (std::size_t i = 0; i < dense.size(); ++i) {
     if (!dense[i]) {
@@ -216,12 +218,15 @@ void Weights::read(const Bundle& bundle, std::shared_ptr<Budget> budget, ThreadP
     const File& file = *bundle.file(static_cast<std::uint32_t>(i));
     Buffer& buffer = files_.emplace_back(budget, file.bytes(), "dense weights");
     const auto chunks = static_cast<int>((file.bytes() + kReadChunk - 1) / kReadChunk);
-    pool.run(chunks, 1, [&](int begin, int end, int) {
-      for (int c = begin; c < end; ++c) {
-        const std::size_t from = static_cast<std::size_t>(c) * kReadChunk;
-        file.read(from, buffer.span().subspan(from, std::min(kReadChunk, file.bytes() - from)));
-      }
-    });
+    for (int first = 0; first < chunks; first += kChunksBetweenPolls) {
+      if (poll) poll();
+      pool.run(std::min(chunks - first, kChunksBetweenPolls), 1, [&](int begin, int end, int) {
+        for (int c = first + begin; c < first + end; ++c) {
+          const std::size_t from = static_cast<std::size_t>(c) * kReadChunk;
+          file.read(from, buffer.span().subspan(from, std::min(kReadChunk, file.bytes() - from)));
+        }
+      });
+    }
     bytes_read_ += file.bytes();
   }
   std::vector<std::pair<const std::string*, const TensorEntry*>> tensors;

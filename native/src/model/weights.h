@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -57,8 +58,10 @@ ExpertLayout expert_layout(const ExpertFormats& formats, std::size_t hidden_size
 class Weights {
  public:
   // Checks names and shapes of everything the recipe needs (and that nothing is left over), then reads and
-  // checks the dense tensors. Error{corrupt} names the tensor.
-  Weights(const Bundle& bundle, const Recipe& recipe, std::shared_ptr<Budget> budget, ThreadPool& pool);
+  // checks the dense tensors. Error{corrupt} names the tensor. `poll` is called now and then and may throw;
+  // may be null.
+  Weights(const Bundle& bundle, const Recipe& recipe, std::shared_ptr<Budget> budget, ThreadPool& pool,
+          const std::function<void()>& poll);
 
   // Bytes that loading charges; checks the same without reading.
   static std::uint64_t resident_bytes(const Bundle& bundle, const Recipe& recipe);
@@ -71,7 +74,8 @@ class Weights {
 
  private:
   class Binder;
-  void read(const Bundle& bundle, std::shared_ptr<Budget> budget, ThreadPool& pool);
+  void read(const Bundle& bundle, std::shared_ptr<Budget> budget, ThreadPool& pool,
+            const std::function<void()>& poll);
 
   std::vector<Buffer> files_;  // by file index; empty where a file holds no dense tensor
   Matrix embedding_, output_;
