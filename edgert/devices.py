@@ -206,7 +206,7 @@ def _value(kind: Any, item: Field[Any], value: Any, file: str, key: str) -> Any:
     low, high = item.metadata["low"], item.metadata["high"]
     numbers = (int, float) if kind is float else (int,)
     if isinstance(value, bool) or not isinstance(value, numbers) or not low <= value <= high:
-        raise refuse(f"{'a number' if kind is float else 'a whole number'} from {low:g} to {high:g}")
+        raise refuse(f"{'a number' if kind is float else 'a whole number'} from {low} to {high:.10g}")
     return value
 
 

@@ -56,8 +56,8 @@ class Setting:
         if self.kind in ("text", "texts"):
             return "a string" if self.kind == "text" else "a string or a list of strings"
         start = "above" if self.above_minimum else "from"
-        low = "" if self.minimum is None else f"{start} {self.minimum:.10g}"
-        high = "" if self.maximum is None else f"up to {self.maximum:.10g}"
+        low = "" if self.minimum is None else f"{start} {_shown(self.minimum)}"
+        high = "" if self.maximum is None else f"up to {_shown(self.maximum)}"
         noun = {"bytes": "a size", "int": "a whole number", "float": "a number"}[self.kind]
         return " ".join(
             part for part in (noun, low, high, *(f"or {choice}" for choice in self.choices)) if part
@@ -118,6 +118,10 @@ class Setting:
         if self.maximum is not None and number > self.maximum:
             raise ValueError
         return number
+
+
+def _shown(limit: float) -> str:
+    return str(limit) if isinstance(limit, int) else f"{limit:.10g}"
 
 
 def knobs() -> tuple[Setting, ...]:

@@ -245,6 +245,7 @@ def test_demo_finds_the_same_tokens_resident_and_paged(edgert: Shell, tiny_bundl
         (("--isa", "mmx"), "isa: found 'mmx', allowed is one of auto"),
         (("--temperature", "nan"), "temperature: found 'nan'"),
         (("--max-tokens", "1e9"), "max_tokens: found '1e9'"),
+        (("--seed", "-1"), "from 0 up to 18446744073709551615"),
         (("--logit-bias", "999999=1"), "logit_bias: found token 999999"),
     ],
 )
@@ -263,7 +264,7 @@ def test_bad_input_is_one_line(edgert: Shell, tiny_source: Path, tmp_path: Path)
     )
     assert_fails(edgert("run", tiny_source, "-p", "x"), "edgert convert")
     assert_fails(edgert("show", tmp_path), "no manifest.json")
-    assert_fails(edgert("run", "x", "-f", tmp_path / "absent.txt"), "absent.txt")
+    assert_fails(edgert("run", "x", "-f", tmp_path / "absent.txt"), "absent.txt: No such file or directory")
     assert_fails(edgert("run", "x", stdin=b"a\xff"), "stdin: byte 1 is not UTF-8")
     assert_fails(edgert("convert", tmp_path / "absent", tmp_path / "out.edgert"), "absent")
     assert_fails(edgert("convert", tiny_source, tiny_source), str(tiny_source))
@@ -352,6 +353,23 @@ def test_a_reader_that_went_away_is_no_error(edgert: Shell, tiny_bundle: Path) -
     process.stderr.close()
     assert process.wait() == 141
     assert "Traceback" not in errors and "Exception" not in errors
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_closed_stream_is_no_fault(edgert: Shell, tiny_bundle: Path, closed: int) -> None:
+    command = edgert.command("run", tiny_bundle, "--raw", "--max-tokens", 3, "--json")
+    script = f'exec "$@" {("<&-", ">&-", "2>&-")[closed]}'
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", *command],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=edgert.environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    if closed != 1:
+        assert json.loads(done.stdout)["statistics"]["generated_tokens"] == 3
 
 
 def test_progress_is_shown_on_a_terminal_only(edgert: Shell, tiny_source: Path) -> None:

@@ -19,6 +19,7 @@ COMMANDS = (demo, convert, run, show, verify, list_, devices, eval_, bench)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    _open_closed_streams()
     args = _parser().parse_args(arguments)
     terminal.show_warnings()
     try:
@@ -46,6 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         _trace(args.verbose)
         return 1
+
+
+def _open_closed_streams() -> None:
+    """What the caller closed, which Python shows as None, reads and writes nothing."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - open to the end
 
 
 def _parser() -> argparse.ArgumentParser:
