@@ -177,6 +177,8 @@ def _generation_config(
 ) -> dict[str, Any]:
     """Sampling defaults and special ids; ids that generation_config.json lacks come from config.json."""
     generation = _read_settings(checkpoint, "generation_config.json")
+    # Nobody chose these: they may be what transformers' class of this model says by default.
+    strict = strict and generation.get("_from_model_config") is not True
     result = {key: generation[key] for key in _GENERATION_KEYS if _is_scalar(generation.get(key))}
     for key in _ID_KEYS:
         name = "generation_config.json" if generation.get(key) is not None else "config.json"

@@ -25,7 +25,8 @@ _WITHOUT_EFFECT = {
     "num_return_sequences", "diversity_penalty", "early_stopping", "length_penalty", "repetition_penalty",
     "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty",
     "remove_invalid_values", "is_llama_config", "unsloth_fixed", "unsloth_version",
-    "transformers.js_config",
+    "transformers.js_config", "max_sequence_length", "model_max_length", "tokenizer_model_max_length",
+    "neftune_noise_alpha", "_flash_attn_2_enabled",
 }  # fmt: skip
 
 # Keys whose value here changes nothing; another value is an operation that the family does not have.
@@ -48,6 +49,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attn_logit_softcapping": (None,),
     "rope_interleaved": (False, None),
     "num_nextn_predict_layers": (0, None),
+    "shared_expert_intermediate_size": (0, None),
+    "use_mrope": (False, None),
 }
 
 _MISSING = object()

@@ -269,6 +269,9 @@ REFUSED: list[tuple[str, dict[str, Any], type[EdgertError], str]] = [
     ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 0}, CorruptError, "sliding_window"),
     ("qwen2_moe", {"shared_expert_intermediate_size": 0}, CorruptError, "shared_expert_intermediate_size"),
     ("qwen3", {"head_dim": 33}, CorruptError, "head_dim"),
+    ("qwen3_moe", {"use_qk_norm": False}, CorruptError, "use_qk_norm"),
+    ("olmoe", {"use_qk_norm": True}, UnsupportedError, "use_qk_norm"),
+    ("llama", {"use_mrope": True}, UnsupportedError, "use_mrope"),
 ]  # fmt: skip
 
 
@@ -290,6 +293,11 @@ def test_keys_without_effect(family: str) -> None:
     }
     neutral = {"final_logit_softcapping": None, "partial_rotary_factor": 1.0, "quantization_config": None}
     assert describe(family, **without_effect, **neutral).recipe == describe(family).recipe
+
+
+def test_the_keys_of_qwen3_coder() -> None:
+    stated = {"use_qk_norm": True, "qkv_bias": False, "shared_expert_intermediate_size": 0}
+    assert describe("qwen3_moe", **stated).recipe == describe("qwen3_moe").recipe
 
 
 # --- rotary frequencies -------------------------------------------------------------------------------

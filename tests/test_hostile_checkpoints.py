@@ -343,6 +343,17 @@ def test_auto_map_beside_a_known_type_is_noted_and_never_run(sound: Path, tmp_pa
     assert not (tmp_path / "ran").exists()
 
 
+def test_an_eos_past_the_vocabulary_that_is_only_a_default_of_the_class_is_left_out(
+    sound: Path, tmp_path: Path
+) -> None:
+    """transformers saves such a file with every small olmoe model of which nobody said otherwise."""
+    source = tmp_path / "checkpoint"
+    shutil.copytree(sound / "checkpoint", source)
+    text("generation_config.json", '{"_from_model_config": true, "eos_token_id": 50279}')(source)
+    report = convert_checkpoint(source, tmp_path / "model.edgert")
+    assert any("50279; ids from 0 to 319 are allowed; left out" in note for note in report.notes)
+
+
 def hub_cache(sound: Path, root: Path, target: str) -> Path:
     """The layout of the Hugging Face cache: files of a snapshot are links to blobs."""
     repository = root / "models--some--model"

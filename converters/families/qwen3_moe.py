@@ -12,6 +12,8 @@ def decoder(config: Config, tensors: SourceTensors) -> Decoder:
     slides = config.flag("use_sliding_window", False)
     config.get("sliding_window")
     config.get("max_window_layers")  # older tools write it; a window is every layer's
+    if not config.flag("use_qk_norm", True):  # Qwen3-Coder states it
+        config.fail("use_qk_norm", "false; this model type always has QK-norm")
     moe = moe_ffn(config, width_key="moe_intermediate_size", normalize=config.flag("norm_topk_prob", False))
     windows = [sliding_window(config) if slides else None] * layers
     return assemble(config, tensors, mixer, windows, sparse_layers(config, layers, moe))
