@@ -21,7 +21,7 @@ class Json {
   using Value = std::variant<std::nullptr_t, bool, std::int64_t, double, std::string, Array, Object>;
 
   static constexpr int kMaxDepth = 64;
-  static constexpr std::size_t kMaxValues = 1 << 20;  // bounds memory: a value takes more than its text
+  static constexpr std::size_t kMaxValues = 1 << 19;  // bounds memory: a value takes more than its text
   // `file` is named in errors.
   static Json parse(std::string_view text, std::string_view file);
 

@@ -11,7 +11,7 @@
 namespace edgert {
 namespace {
 
-constexpr std::uint64_t kMaxManifestBytes = 32ULL << 20;
+constexpr std::uint64_t kMaxManifestBytes = 16ULL << 20;
 constexpr std::int64_t kMaxFileBytes = 1LL << 50;
 constexpr std::int64_t kMaxDimension = 1LL << 31;
 constexpr std::size_t kMaxFiles = 4096;
