@@ -9,6 +9,7 @@ namespace {
 
 struct Avx2 : VectorOps<Avx2, 8> {
   static constexpr int kRegisters = 16;
+  static constexpr int kRowBlock = 8;
   using VectorOps::load;
 
   static Float madd(Float a, Float b, Float c) {

@@ -16,6 +16,7 @@ namespace {
 
 struct Avx512 : VectorOps<Avx512, 16> {
   static constexpr int kRegisters = 32;
+  static constexpr int kRowBlock = 4, kTileBlock = 2;
   using VectorOps::load;
 
   static Float madd(Float a, Float b, Float c) {

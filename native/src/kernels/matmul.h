@@ -73,73 +73,80 @@ template <int Bits>
   for (std::size_t i = 0; i < kGroupBytes; i += 64) __builtin_prefetch(p + i);
 }
 
-// The codes of one strip of an activation group, four columns a step.
+// One step's codes of one strip of an activation group: four columns.
 template <class V, int Bits>
-[[gnu::always_inline]] inline void unpack_group(const IntegerTile& tile, std::size_t group, int strip,
-                                                typename V::Bits (&codes)[kSteps]) {
+[[gnu::always_inline]] inline typename V::Bits unpack_step(const IntegerTile& tile, std::size_t group,
+                                                           int strip, int step) {
   if constexpr (Bits == 3) {
-    typename V::Bits high[kSteps];
     IntegerTile high_plane = tile;
     high_plane.codes += tile.padded * kTileRows * 2 / 8;
-    unpack_group<V, 2>(tile, group, strip, codes);
-    unpack_group<V, 1>(high_plane, group, strip, high);
-    for (int step = 0; step < kSteps; ++step) codes[step] |= high[step] << 2;
+    return unpack_step<V, 2>(tile, group, strip, step) |
+           (unpack_step<V, 1>(high_plane, group, strip, step) << 2);
   } else {
     constexpr int kStepsAVector = 8 / Bits;
     constexpr std::uint32_t kMask = 0x01010101u * ((1u << Bits) - 1);
     const std::byte* p =
         tile.codes + group * (kActivationGroup * kTileRows * Bits / 8) + strip * V::kWidth * 4;
-    for (int step = 0; step < kSteps; ++step) {
-      const auto v = V::template load_raw<typename V::Bits>(p + step / kStepsAVector * 64);
-      codes[step] = (v >> (Bits * (step % kStepsAVector))) & kMask;
+    const auto v = V::template load_raw<typename V::Bits>(p + step / kStepsAVector * 64);
+    return (v >> (Bits * (step % kStepsAVector))) & kMask;
+  }
+}
+
+// The exact dot product of an activation group, summed step by step.
+template <class V, int Bits>
+struct Dot {
+  typename V::Narrow sum{};
+  [[gnu::always_inline]] void add(typename V::Bits codes, typename V::Bits x) {
+    sum = V::dot_narrow(sum, codes, x);
+  }
+  [[gnu::always_inline]] typename V::Int total() const { return V::widen(sum); }
+};
+template <class V>
+struct Dot<V, 8> {
+  typename V::Int sum{};
+  [[gnu::always_inline]] void add(typename V::Bits codes, typename V::Bits x) {
+    sum = V::dot_int8(sum, codes, x);
+  }
+  [[gnu::always_inline]] typename V::Int total() const { return sum; }
+};
+
+// T integer tiles times M quantised rows: codes are unpacked once for all rows, activations are fetched once
+// for all tiles. `result` holds the sums meanwhile: they are touched once a group, and may live in memory.
+template <class V, int Bits, int M, int T>
+void integer_tiles(const IntegerTile (&tiles)[T], const QuantizedRow (&x)[M], TileResult<V, M> (&result)[T]) {
+  constexpr int kZeroShift = Bits == 8 ? V::kInt8Zero - 128 : 0;
+  const std::size_t groups = tiles[0].padded / kActivationGroup;
+  const std::size_t groups_a_scale = tiles[0].group / kActivationGroup;
+  for (int t = 0; t < T; ++t) {
+    for (auto& row : result[t]) {
+      for (auto& sum : row) sum = typename V::Float{};
     }
   }
-}
-
-template <class V, int Bits>
-[[gnu::always_inline]] inline typename V::Int dot_group(const typename V::Bits (&codes)[kSteps],
-                                                        const std::int8_t* x) {
-  auto activations = [x](int step) { return V::splat(V::template load_raw<std::uint32_t>(x + 4 * step)); };
-  if constexpr (Bits == 8) {
-    typename V::Int sum{};
-    for (int step = 0; step < kSteps; ++step) sum = V::dot_int8(sum, codes[step], activations(step));
-    return sum;
-  } else {
-    typename V::Narrow sum{};
-    for (int step = 0; step < kSteps; ++step) sum = V::dot_narrow(sum, codes[step], activations(step));
-    return V::widen(sum);
-  }
-}
-
-// An integer tile times M quantised rows; the codes of a group are unpacked once for all of them.
-template <class V, int Bits, int M>
-void integer_tile(const IntegerTile& tile, const QuantizedRow (&x)[M], TileResult<V, M>& result) {
-  const std::size_t groups = tile.padded / kActivationGroup, groups_a_scale = tile.group / kActivationGroup;
-  constexpr int kZeroShift = Bits == 8 ? V::kInt8Zero - 128 : 0;
-  typename V::Float sums[M][V::kStrips] = {};
-  const Half* scales = tile.scales;
-  const std::uint8_t* zeros = tile.zeros;
-  for (std::size_t group = 0; group < groups; group += groups_a_scale) {
+  for (std::size_t g = 0; g < groups; ++g) {
+    const std::size_t row_of_scales = g / groups_a_scale * kTileRows;
+    for (int t = 0; t < T; ++t) prefetch_group<Bits>(tiles[t], g);
     for (int strip = 0; strip < V::kStrips; ++strip) {
-      const auto scale = V::load(scales + strip * V::kWidth);
-      const auto zero =
-          (zeros ? V::load_u8(zeros + strip * V::kWidth) : V::splat(1 << (Bits - 1))) + kZeroShift;
-      for (std::size_t g = group; g < group + groups_a_scale; ++g) {
-        typename V::Bits codes[kSteps];
-        if (strip == 0) prefetch_group<Bits>(tile, g);
-        unpack_group<V, Bits>(tile, g, strip, codes);
+      Dot<V, Bits> dots[T][M];
+      for (int step = 0; step < kSteps; ++step) {
+        typename V::Bits codes[T];
+        for (int t = 0; t < T; ++t) codes[t] = unpack_step<V, Bits>(tiles[t], g, strip, step);
         for (int r = 0; r < M; ++r) {
-          const auto dot = dot_group<V, Bits>(codes, x[r].codes + g * kActivationGroup);
-          const auto centred = V::to_float(dot - zero * V::splat(x[r].sums[g]));
-          sums[r][strip] += (scale * V::splat(x[r].scales[g])) * centred;
+          const auto activations =
+              V::splat(V::template load_raw<std::uint32_t>(x[r].codes + g * kActivationGroup + 4 * step));
+          for (int t = 0; t < T; ++t) dots[t][r].add(codes[t], activations);
+        }
+      }
+      for (int t = 0; t < T; ++t) {
+        const std::size_t lane = row_of_scales + static_cast<std::size_t>(strip * V::kWidth);
+        const auto scale = V::load(tiles[t].scales + lane);
+        const auto zero =
+            (tiles[t].zeros ? V::load_u8(tiles[t].zeros + lane) : V::splat(1 << (Bits - 1))) + kZeroShift;
+        for (int r = 0; r < M; ++r) {
+          const auto centred = V::to_float(dots[t][r].total() - zero * V::splat(x[r].sums[g]));
+          result[t][r][strip] += (scale * V::splat(x[r].scales[g])) * centred;
         }
       }
     }
-    scales += kTileRows;
-    if (zeros) zeros += kTileRows;
-  }
-  for (int r = 0; r < M; ++r) {
-    for (int strip = 0; strip < V::kStrips; ++strip) result[r][strip] = sums[r][strip];
   }
 }
 
@@ -180,32 +187,41 @@ void float_matmul(const MatMul& work, std::size_t tile_begin, std::size_t tile_e
   }
 }
 
+template <class V, int Bits, int T>
+void integer_tile_block(const MatMul& work, const IntegerTile (&tiles)[T], std::size_t first) {
+  const QuantizedRows& q = work.quantized;
+  const std::size_t x_groups = q.padded / kActivationGroup;
+  for_each_block<V::kRowBlock>(work.m, [&]<int M>(Count<M>, std::size_t m) {
+    QuantizedRow x[M];
+    for (int r = 0; r < M; ++r) {
+      const std::size_t row = activation_row<V>(work, m + static_cast<std::size_t>(r));
+      x[r] = {q.codes + row * q.padded, q.scales + row * x_groups, q.sums + row * x_groups};
+    }
+    TileResult<V, M> result[T];
+    integer_tiles<V, Bits, M, T>(tiles, x, result);
+    for (int t = 0; t < T; ++t) store_tile<V, M>(work, first + static_cast<std::size_t>(t), m, result[t]);
+  });
+}
+
 template <class V, int Bits>
 void integer_matmul(const MatMul& work, std::size_t tile_begin, std::size_t tile_end) {
   const Format& f = format(work.format);
   const std::size_t stride = tile_bytes(f, work.cols);
-  IntegerTile tile{};
-  tile.padded = padded_cols(f, work.cols);
-  tile.group = static_cast<std::size_t>(f.group);
-  const QuantizedRows& q = work.quantized;
-  const std::size_t x_groups = q.padded / kActivationGroup;
-  for (std::size_t t = tile_begin; t < tile_end; ++t) {
-    tile.codes = work.weights + t * stride;
-    tile.scales = reinterpret_cast<const Half*>(tile.codes + tile.padded * kTileRows * Bits / 8);
+  const std::size_t padded = padded_cols(f, work.cols);
+  const auto group = static_cast<std::size_t>(f.group);
+  const auto tile_at = [&](std::size_t t) {
+    IntegerTile tile{work.weights + t * stride, nullptr, nullptr, padded, group};
+    tile.scales = reinterpret_cast<const Half*>(tile.codes + padded * kTileRows * Bits / 8);
     if (f.zero == ZeroType::u8) {
-      tile.zeros = reinterpret_cast<const std::uint8_t*>(tile.scales + tile.padded / tile.group * kTileRows);
+      tile.zeros = reinterpret_cast<const std::uint8_t*>(tile.scales + padded / group * kTileRows);
     }
-    for_each_block<4>(work.m, [&]<int M>(Count<M>, std::size_t m) {
-      QuantizedRow x[M];
-      for (int r = 0; r < M; ++r) {
-        const std::size_t row = activation_row<V>(work, m + static_cast<std::size_t>(r));
-        x[r] = {q.codes + row * q.padded, q.scales + row * x_groups, q.sums + row * x_groups};
-      }
-      TileResult<V, M> result;
-      integer_tile<V, Bits, M>(tile, x, result);
-      store_tile<V, M>(work, t, m, result);
-    });
-  }
+    return tile;
+  };
+  for_each_block<V::kTileBlock>(tile_end - tile_begin, [&]<int T>(Count<T>, std::size_t t) {
+    IntegerTile tiles[T];
+    for (int i = 0; i < T; ++i) tiles[i] = tile_at(tile_begin + t + static_cast<std::size_t>(i));
+    integer_tile_block<V, Bits, T>(work, tiles, tile_begin + t);
+  });
 }
 
 template <class V>

@@ -4,6 +4,7 @@
 // translation unit, so nothing compiled with that unit's flags can be linked into another's code. V adds
 //
 //   kRegisters                      vector registers to block for
+//   kRowBlock, kTileBlock           activation rows and tiles that an integer product takes together
 //   madd(a, b, c)                   a * b + c, fused where the instruction set fuses
 //   load(const Half*), store_half   f16 to f32 and back, nearest even
 //   load_u8, load_u16               integers to Int and Bits
@@ -38,6 +39,7 @@ template <class V, int Width>
 struct VectorOps {
   static constexpr int kWidth = Width;
   static constexpr int kStrips = kTileRows / Width;
+  static constexpr int kRowBlock = 4, kTileBlock = 1;
   using Float = typename VectorOf<float, Width>::type;
   using Int = typename VectorOf<std::int32_t, Width>::type;
   using Bits = typename VectorOf<std::uint32_t, Width>::type;
