@@ -305,6 +305,13 @@ def test_windows_are_checked(model: edgert.Model, count: int, options: dict[str,
         evaluate(model, [5] * count, **options)
 
 
+def test_a_benchmark_fits_itself_into_a_small_context(tiny_bundle: Path) -> None:
+    with edgert.load(tiny_bundle, context=20) as model:
+        assert [row["tokens"] for row in benchmark(model, repetitions=1)["results"]] == [12, 6]
+        with pytest.raises(InvalidArgumentError, match="found 21, allowed are 19"):
+            benchmark(model, prompt_tokens=15)
+
+
 def test_a_benchmark_measures_both_phases(model: edgert.Model) -> None:
     report = benchmark(model, prompt_tokens=16, decode_tokens=4, repetitions=2)
     assert {"model", "threads", "budget_bytes"} <= report.keys()
