@@ -22,8 +22,8 @@ _COUNTED = ("expert_hits", "expert_misses", "bytes_read", "stall_s")
 def benchmark(
     model: "Model",
     *,
-    prompt_tokens: int = 128,
-    decode_tokens: int = 64,
+    prompt_tokens: int | None = None,
+    decode_tokens: int | None = None,
     repetitions: int = 3,
     drop_caches: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -31,11 +31,15 @@ def benchmark(
     """Measure `repetitions` runs after one that warms up. Returns what `edgert bench --json` prints.
 
     tokens_per_s is the median, spread (largest - smallest) / median; the expert counters are of all repetitions.
-    Raises InvalidArgumentError where prompt and decode do not fit into the context.
+    prompt_tokens and decode_tokens are 128 and 64 by default, and at most two thirds and one third of the context.
+    Raises InvalidArgumentError where they do not fit into it.
     """
-    if prompt_tokens + decode_tokens >= model.context:
+    room = model.context - 1
+    prompt_tokens = prompt_tokens or max(1, min(128, room * 2 // 3))
+    decode_tokens = decode_tokens or max(1, min(64, room // 3))
+    if prompt_tokens + decode_tokens > room:
         raise InvalidArgumentError(
-            f"prompt_tokens + decode_tokens: found {prompt_tokens + decode_tokens}, allowed are {model.context - 1}: "
+            f"prompt_tokens + decode_tokens: found {prompt_tokens + decode_tokens}, allowed are {room}: "
             f"the context holds {model.context}"
         )
     prompt = _prompt(model, prompt_tokens)

@@ -1,5 +1,6 @@
 """Loading a model and using it."""
 
+import operator
 import os
 import threading
 import warnings
@@ -332,15 +333,27 @@ class Model:
         )
 
     def _checked(self, tokens: Iterable[int]) -> list[int]:
-        tokens = list(tokens)
-        if not tokens:
-            raise InvalidArgumentError("token ids: found none, at least one is needed")
+        if not isinstance(tokens, Iterable):
+            raise InvalidArgumentError(f"prompt: found {type(tokens).__name__}, allowed is text or token ids")
+        ids = []
         for index, token in enumerate(tokens):
-            if not hasattr(token, "__index__") or not 0 <= token < self.vocab_size:
+            number = _whole(token)
+            if number is None or not 0 <= number < self.vocab_size:
                 raise InvalidArgumentError(
-                    f"token ids: found {token!r} at {index}, allowed are 0 to {self.vocab_size - 1}"
+                    f"token ids: found {token!r:.60} at {index}, allowed are 0 to {self.vocab_size - 1}"
                 )
-        return [int(token) for token in tokens]
+            ids.append(number)
+        if not ids:
+            raise InvalidArgumentError("token ids: found none, at least one is needed")
+        return ids
+
+
+def _whole(value: object) -> int | None:
+    """`value` as an int; None for what is no whole number, such as a row of a 2-D array."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def memory_needs(bundle: Bundle) -> dict[str, int]:

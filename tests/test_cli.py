@@ -88,6 +88,13 @@ def test_for_people_there_is_plain_text(edgert: Shell, tiny_bundle: Path, comman
     assert not done.stdout.startswith("{") and "\x1b" not in done.stdout
 
 
+def test_convert_reports_what_the_formats_cost(edgert: Shell, tiny_source: Path) -> None:
+    done = edgert("convert", tiny_source, edgert.home / "out.edgert")
+    costs = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines()[1:-2]}
+    assert {"embedding": "int8", "attention.q": "int8", "experts.gate": "int4"}.items() <= costs.items()
+    assert "final_norm" not in costs
+
+
 def test_list_shows_what_cannot_be_read(edgert: Shell) -> None:
     broken = edgert.home / "data/models/broken.edgert"
     broken.mkdir(parents=True)

@@ -9,9 +9,9 @@ from edgert.settings import Setting
 from edgert.units import format_bytes
 
 _OPTIONS = (
-    Setting("prompt_tokens", "int", "tokens of the prefill", 128, 1, 2**31 - 1),
-    Setting("decode_tokens", "int", "tokens of the decode", 64, 1, 2**31 - 1),
-    Setting("repetitions", "int", "times that each is measured, after one that is not", 3, 1, 1000),
+    Setting("prompt_tokens", "int", "tokens of the prefill (128)", None, 1, 2**31 - 1),
+    Setting("decode_tokens", "int", "tokens of the decode (64)", None, 1, 2**31 - 1),
+    Setting("repetitions", "int", "times that each is measured, after one that is not (3)", None, 1, 1000),
 )
 
 
@@ -23,9 +23,7 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     )
     add_model(parser)
     for option in _OPTIONS:
-        parser.add_argument(
-            option.flag, metavar="N", default=option.default, help=f"{option.help} ({option.default})"
-        )
+        parser.add_argument(option.flag, metavar="N", help=option.help)
     parser.add_argument(
         "--drop-caches",
         action="store_true",
@@ -40,7 +38,10 @@ def run(args: argparse.Namespace) -> int:
     import edgert
     from edgert.benchmark import benchmark
 
-    options = {option.name: option.check(getattr(args, option.name), option.flag) for option in _OPTIONS}
+    given = {option: getattr(args, option.name) for option in _OPTIONS}
+    options = {
+        option.name: option.check(value, option.flag) for option, value in given.items() if value is not None
+    }
     with edgert.load(args.model, **knob_flags(args)) as model:
         note(describe(model))
         with progress("bench", "runs") as update:
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     say(table(rows, right=(1, 2, 3, 4, 5, 6)))
     say(
-        f"peak {format_bytes(report['peak_bytes'])} of {format_bytes(report['budget_bytes'])}, median of {options['repetitions']}"
+        f"peak {format_bytes(report['peak_bytes'])} of {format_bytes(report['budget_bytes'])}, "
+        f"median of {report['results'][0]['repetitions']}"
     )
     return 0

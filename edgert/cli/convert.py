@@ -88,11 +88,12 @@ def _formats(path: Path) -> dict[str, Any]:
 
 
 def _text(report: "ConversionReport") -> str:
+    shown = report.weights // 1000  # norms and biases are not worth a line
     rows = [("TENSORS", "FORMAT", "WEIGHTS", "RELATIVE ERROR")]
     rows += [
         (row["kind"], row["format"], f"{row['weights']:,}", f"{row['relative_error']:.2%}")
         for row in report.quantization["tensors"]
-        if row["weights"] > 1 << 16
+        if row["weights"] > shown
     ]
     smaller = report.source_bytes / report.bytes if report.bytes else 0
     return (
