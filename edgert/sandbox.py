@@ -1,12 +1,12 @@
 """Jinja as Hugging Face renders it, for templates that are not trusted.
 
-A template sees plain data and cannot reach Python. Its work is bounded: loop bodies, macros, filters, calls and written
-text draw on one allowance of steps, and operations that could make something huge at once are checked beforehand. What
-is counted is the same on every run; nothing depends on the clock.
+A template sees plain data and cannot reach Python. Its work is bounded: loop bodies, macros, filters, tests, calls and
+text that is written or searched draw on one allowance of steps, and operations that could make something huge at once
+are checked beforehand. What is counted is the same on every run; nothing depends on the clock.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence, Sized, ValuesView
 from datetime import datetime
 from typing import Any
 
@@ -16,9 +16,13 @@ from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 _MAX_INTEGER_BITS = 1024
 _MAX_INDENT = 64
+_MAX_PRECISION = 64
+_MAX_STRIPPED = 256  # characters that strip() takes at the ends: each one is sought among all of them
+_SEARCHED_A_STEP = 64  # characters; looking at text is that much cheaper than writing it
 
 # fmt: off
 _FILTERS = (
@@ -32,6 +36,11 @@ _STRUCTURAL = frozenset((
     "attr", "count", "d", "default", "dictsort", "first", "groupby", "items", "last", "length", "list", "map", "max",
     "min", "reject", "rejectattr", "reverse", "select", "selectattr", "sort", "unique",
 ))
+# Tests that look into their operands.
+_LOOKING_TESTS = (
+    "!=", "<", "<=", "==", ">", ">=", "eq", "equalto", "ge", "greaterthan", "gt", "in", "le", "lessthan", "lower", "lt",
+    "ne", "upper",
+)
 # Methods that can build a huge string from a small number, and those that reach other code.
 _FORBIDDEN_METHODS = frozenset((
     "center", "encode", "expandtabs", "format", "format_map", "ljust", "maketrans", "rjust", "to_bytes", "translate",
@@ -42,6 +51,13 @@ _FORBIDDEN_METHODS = frozenset((
 
 class TemplateRefusal(Exception):
     """The template called raise_exception."""
+
+
+class _Namespace(Namespace):
+    """Without what it holds in its text, which a template could nest without end."""
+
+    def __repr__(self) -> str:
+        return "<namespace>"
 
 
 class _Generation(Extension):
@@ -68,7 +84,7 @@ class SandboxedEnvironment(ImmutableSandboxedEnvironment):
         )
         self.steps = 0
         self.globals = {
-            "namespace": self.globals["namespace"],
+            "namespace": _Namespace,
             "dict": dict,
             "range": self._range,
             "raise_exception": _raise_exception,
@@ -76,6 +92,7 @@ class SandboxedEnvironment(ImmutableSandboxedEnvironment):
         }
         self.filters = {name: self._counted(name, self.filters[name]) for name in _FILTERS}
         self.filters["tojson"] = self._tojson
+        self.tests.update({name: self._looking(self.tests[name]) for name in _LOOKING_TESTS})
 
     # --- the allowance ------------------------------------------------------------------------------
 
@@ -88,19 +105,27 @@ class SandboxedEnvironment(ImmutableSandboxedEnvironment):
 
     def measured(self, value: Any) -> Any:
         """Pay for walking through `value` once."""
+        if isinstance(value, int):
+            _check_integer(value.bit_length())
         self.spend(1 + (len(value) if isinstance(value, Sized) else 0))
         return value
 
     def weighed(self, value: Any, text: bool = False) -> Any:
-        """Pay for all that `value` contains, as often as it contains it; with the length of its strings if `text`."""
-        self.spend(len(value) if text and isinstance(value, str) else 1)
+        """Pay for all that `value` contains, as often as it contains it; its strings are written if `text`, else only
+        searched."""
+        if isinstance(value, str):
+            self.spend(1 + (len(value) if text else len(value) // _SEARCHED_A_STEP))
+            return value
+        self.spend(1)
         if isinstance(value, Mapping):
             for key, item in value.items():
                 self.weighed(key, text)
                 self.weighed(item, text)
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, list | tuple | ItemsView | ValuesView):
             for item in value:
                 self.weighed(item, text)
+        elif isinstance(value, Sized):  # such as a range
+            self.spend(len(value))
         return value
 
     def join_written(self, *values: Any) -> str:
@@ -151,19 +176,21 @@ class SandboxedEnvironment(ImmutableSandboxedEnvironment):
                 if operator == "**"
                 else left.bit_length() + right.bit_length()
             )
-            if bits > _MAX_INTEGER_BITS:
-                raise jinja2.TemplateRuntimeError(
-                    f"integers of more than {_MAX_INTEGER_BITS} bits are not allowed"
-                )
+            _check_integer(bits)
         return self.measured(super().call_binop(context, operator, left, right))
 
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        self._check_replace(getattr(function, "__self__", None), getattr(function, "__name__", ""), args)
-        if getattr(function, "__name__", "") == "join" and args:
-            self._check_join(getattr(function, "__self__", ""), args[0])
-        if getattr(function, "__self__", None) is not self:  # the metering itself pays apart
+        owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
+        if owner is not self:  # the metering itself pays apart
             for value in args:
                 self.weighed(value)
+            if not isinstance(owner, Mapping):  # whose methods only look up
+                self.weighed(owner)
+        self._check_replace(owner, name, args)
+        if name == "join" and args:
+            self._check_join(owner, args[0])
+        if name in ("strip", "lstrip", "rstrip") and args:
+            _check_stripped(args[0])
         result = super().call(context, function, *args, **kwargs)
         return result if isinstance(result, jinja2.Undefined) else self.measured(result)
 
@@ -181,20 +208,41 @@ class SandboxedEnvironment(ImmutableSandboxedEnvironment):
         passes = 1 if hasattr(function, "jinja_pass_arg") else 0
 
         def counted(*args: Any, **kwargs: Any) -> Any:
-            operands = args[passes:]
-            for value in operands:
-                self.weighed(value, text=name not in _STRUCTURAL)
+            text = name not in _STRUCTURAL
+            operands = [
+                list(value) if text and isinstance(value, Iterator) else value for value in args[passes:]
+            ]
+            for value in (*operands, *kwargs.values()):
+                self.weighed(value, text)
+
+            def option(index: int, keyword: str, default: Any) -> Any:
+                return operands[index] if len(operands) > index else kwargs.get(keyword, default)
+
             if name == "replace":
                 self._check_replace(str(operands[0]), name, operands[1:])
             if name == "join":
-                self._check_join(operands[1] if len(operands) > 1 else kwargs.get("d", ""), operands[0])
+                self._check_join(option(1, "d", ""), operands[0])
             if name == "indent":
-                _check_indent(operands[1] if len(operands) > 1 else kwargs.get("width", 4))
-            return self.measured(function(*args, **kwargs))
+                _check_indent(option(1, "width", 4))
+            if name == "round":
+                _check_precision(option(1, "precision", 0))
+            if name == "trim":
+                _check_stripped(option(1, "chars", None))
+            return self.measured(function(*args[:passes], *operands, **kwargs))
 
         if passes:
             counted.jinja_pass_arg = function.jinja_pass_arg  # type: ignore[attr-defined]
         return counted
+
+    def _looking(self, function: Callable[..., bool]) -> Callable[..., bool]:
+        """A test that pays for its operands."""
+
+        def looking(*operands: Any) -> bool:
+            for value in operands:
+                self.weighed(value)
+            return function(*operands)
+
+        return looking
 
     def _range(self, *arguments: int) -> range:
         values = range(*arguments)
@@ -219,7 +267,7 @@ class SandboxedEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Metering(jinja2.visitor.NodeTransformer):
-    """Makes loops, macros, comparisons, keys and ~ draw on the allowance."""
+    """Makes loops, macros, the template's own text, comparisons, keys and ~ draw on the allowance."""
 
     def __init__(self, environment: SandboxedEnvironment) -> None:
         self._environment = environment
@@ -240,6 +288,11 @@ class _Metering(jinja2.visitor.NodeTransformer):
         node.body.insert(0, _spend(node.body))
         return node
 
+    def visit_Output(self, node: nodes.Output) -> list[nodes.Node]:
+        self.generic_visit(node)
+        text = sum(len(part.data) for part in node.nodes if isinstance(part, nodes.TemplateData))
+        return [_pay(text), node] if text else [node]
+
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
         node.expr = _call("weighed", [node.expr])
@@ -258,12 +311,30 @@ class _Metering(jinja2.visitor.NodeTransformer):
 
 
 def _spend(body: Sequence[nodes.Node]) -> nodes.Node:
-    cost = sum(1 + sum(1 for _ in part.find_all(nodes.Node)) for part in body)
-    return nodes.ExprStmt(_call("spend", [nodes.Const(max(1, cost))]))
+    return _pay(sum(1 + sum(1 for _ in part.find_all(nodes.Node)) for part in body))
+
+
+def _pay(steps: int) -> nodes.Node:
+    return nodes.ExprStmt(_call("spend", [nodes.Const(max(1, steps))]))
 
 
 def _call(name: str, arguments: list[Any]) -> nodes.Call:
     return nodes.Call(nodes.EnvironmentAttribute(name), arguments, [], None, None)
+
+
+def _check_integer(bits: int) -> None:
+    if bits > _MAX_INTEGER_BITS:
+        raise jinja2.TemplateRuntimeError(f"integers of more than {_MAX_INTEGER_BITS} bits are not allowed")
+
+
+def _check_precision(digits: Any) -> None:
+    if isinstance(digits, int | float) and abs(digits) > _MAX_PRECISION:
+        raise jinja2.TemplateRuntimeError(f"rounding to more than {_MAX_PRECISION} digits is not allowed")
+
+
+def _check_stripped(characters: Any) -> None:
+    if isinstance(characters, str) and len(characters) > _MAX_STRIPPED:
+        raise jinja2.TemplateRuntimeError(f"stripping more than {_MAX_STRIPPED} characters is not allowed")
 
 
 def _check_indent(width: Any) -> None:

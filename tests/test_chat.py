@@ -105,6 +105,11 @@ def test_there_is_no_way_to_python(source: str) -> None:
 
 
 GROW = "{% set ns = namespace(x='a', y=[1]) %}{% for i in range(99) %}"
+GROW_TWO = (
+    GROW.replace("'a'", "[1]") + "{% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}"
+)
+LONG = "{% set ns = namespace(x='a' * 99999) %}"
+LOOP = "{% for i in range(99999) %}"
 WITHOUT_END = {
     "a long range": "{% for i in range(10**9) %}{% endfor %}",
     "nested loops": "{% for i in range(9**5) %}{% for j in range(9**5) %}{% endfor %}{% endfor %}",
@@ -128,6 +133,28 @@ WITHOUT_END = {
     "a join": "{{ range(99999) | list | join('x' * 99999) }}",
     "an indent": "{{ [1] | tojson(indent=10**9) }}",
     "bytes": "{{ (1).to_bytes(10**10) }}",
+    "a precision": "{{ 5 | round(-(10**9)) }}",
+    "a precision, rounding down": "{{ 5 | round(10**9, 'floor') }}",
+    "large integers": "{% set n = ('7' ~ 'f' * 99999) | int(0, 16) %}"
+    + LOOP
+    + "{% set m = n // (n - 1) %}{% endfor %}",
+    "the template's own text": LOOP + "x" * 99999 + "{% endfor %}",
+    "a macro's own text": "{% macro f() %}" + "x" * 99999 + "{% endmacro %}" + LOOP + "{{ f() }}{% endfor %}",
+    "a list within itself, tested": GROW_TWO + "{{ ns.x is eq(ns.y) }}",
+    "a list within itself, selected": GROW_TWO + "{{ [ns.x] | select('in', [ns.y]) | list }}",
+    "a list within itself, sought": GROW_TWO + "{{ [ns.x].index(ns.y) }}",
+    "a mapping within itself, as items": GROW_TWO.replace("[", "{1: ")
+    .replace(", ns", ", 2: ns")
+    .replace("]", "}")
+    + "{{ ns.x.items() == ns.y.items() }}",
+    "text that is searched": LONG + LOOP + "{% set n = ns.x.count('ab') %}{% endfor %}",
+    "text that is tested": LONG + LOOP + "{% set n = ns.x is lower %}{% endfor %}",
+    "text that is compared": LONG + LOOP + "{% set n = 'ab' in ns.x %}{% endfor %}",
+    "text that is stripped": "{{ ('a' * 99999).strip('b' * 99999 + 'a') }}",
+    "a range that is searched": "{% set r = range(99999) %}"
+    + LOOP
+    + "{% set n = r.count(0.5) %}{% endfor %}",
+    "a join of what a filter gives": LONG + "{{ ([{'a': ns.x}] * 99999) | map(attribute='a') | join }}",
 }
 
 
@@ -135,6 +162,10 @@ WITHOUT_END = {
 def test_work_and_size_are_bounded(source: str) -> None:
     with pytest.raises(UnsupportedError, match="chat template: "):
         render(source)
+
+
+def test_a_namespace_does_not_show_what_it_holds() -> None:
+    assert render(GROW_TWO + "{{ ns }}") == "<namespace>"
 
 
 def test_a_template_that_went_too_far_can_be_asked_again() -> None:
@@ -146,7 +177,11 @@ def test_a_template_that_went_too_far_can_be_asked_again() -> None:
 
 def test_a_long_conversation_is_no_attack() -> None:
     messages = [{"role": "user", "content": "word " * 2000} for _ in range(100)]
-    source = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content | trim }}\n{% endfor %}"
+    source = (
+        "{% for m in messages %}"
+        "{% if m.content is string and '<think>' not in m.content and m.content.split('</think>')[-1] != '' %}"
+        "{{ m.role ~ ': ' ~ m.content | trim }}\n{% endif %}{% endfor %}"
+    )
     assert len(ChatTemplate(source).render(messages)) > 1_000_000 - 600
 
 

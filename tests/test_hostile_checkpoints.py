@@ -163,6 +163,10 @@ def offsets(table: dict[str, Any], begin: int, end: int) -> None:
     table[last]["data_offsets"][1] += end
 
 
+def many_keys() -> str:
+    return "{" + ",".join(f'"{number}":0' for number in (*range(200_000), 199_999)) + "}"
+
+
 def twice(directory: Path) -> None:
     content = (directory / WEIGHTS).read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
@@ -254,6 +258,7 @@ ROWS = [
     Row("config nested 30k deep", text("config.json", '{"a":' * 30_000), "deeper than 64"),
     Row("config nested 100k deep", text("config.json", '{"a":' * 100_000), "at most 65536"),
     Row("config with a key twice", text("config.json", '{"model_type":"llama","model_type":"qwen3_moe"}'), "model_type"),
+    Row("tokenizer with a key twice, the last of 200k", text("tokenizer.json", many_keys()), "'199999' appears twice"),
     Row("config with NaN", text("config.json", '{"rms_norm_eps":NaN}'), "NaN"),
     Row("config with a long integer", text("config.json", '{"a":' + "9" * 5000 + "}"), "config.json"),
     Row("config too large", text("config.json", b'{"a":"' + b"x" * MIB + b'"}'), "1048576"),
@@ -265,6 +270,8 @@ ROWS = [
     Row("an expert too few", put(7, "num_experts"), "mlp.gate.weight"),
     Row("negative size", put(-72, "hidden_size"), "hidden_size: -72"),
     Row("float size", put(72.0, "hidden_size"), "hidden_size: 72.0"),
+    Row("wide heads in many layers", edit("config.json", lambda c: c.update(head_dim=1 << 20, num_hidden_layers=1024)),
+        "self_attn.q_proj.weight"),
     Row("true for a number", put(True, "num_attention_heads"), "num_attention_heads: True"),
     Row("heads that do not divide", put(3, "num_key_value_heads"), "num_key_value_heads"),
     Row("missing key", edit("config.json", lambda c: c.pop("rms_norm_eps")), "rms_norm_eps: missing"),

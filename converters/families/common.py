@@ -130,12 +130,12 @@ def assemble(
     hidden = config.integer("hidden_size", maximum=_MAX_WIDTH)
     eps = config.number("rms_norm_eps", minimum=0.0, maximum=1.0)
     tied = config.flag("tie_word_embeddings", False)
-    blocks: list[Recipe] = []
-    for window, ffn in zip(windows, ffns, strict=True):
-        blocks.append(
-            {"norm_eps": eps, "residual_scale": 1.0, "mixer": {**mixer, "window": window}, "ffn": ffn}
-        )
-    unique = {json.dumps(block): block for block in blocks}
+    blocks: list[Recipe] = [
+        {"norm_eps": eps, "residual_scale": 1.0, "mixer": {**mixer, "window": window}, "ffn": ffn}
+        for window, ffn in zip(windows, ffns, strict=True)
+    ]
+    keys = [json.dumps([block["mixer"]["window"], block["ffn"]]) for block in blocks]  # all that differs
+    unique = dict(zip(keys, blocks, strict=True))
     numbers = {key: number for number, key in enumerate(unique)}
     decoder = Decoder(
         {
@@ -148,7 +148,7 @@ def assemble(
             "output": {"tied": tied, "scale": 1.0},
             "final_norm_eps": eps,
             "blocks": list(unique.values()),
-            "layers": [numbers[json.dumps(block)] for block in blocks],
+            "layers": [numbers[key] for key in keys],
         }
     )
     _Assembler(decoder, tensors, hidden, moe_names, expert_names).add_all(blocks)
