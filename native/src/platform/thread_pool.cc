@@ -85,7 +85,10 @@ ThreadPool::State::~State() {
 void ThreadPool::State::publish(std::uint32_t pieces_) {
   const std::uint64_t next =
       std::uint64_t{generation(claim.load(std::memory_order_relaxed)) + 1u} << 32 | pieces_;
-  claim.store(next);  // sequentially consistent, as is the count of parked workers: one side sees the other
+  // Sequentially consistent, as is the count of parked workers: one side sees the other. An exchange, because
+  // qemu orders a plain store and the load after it less strictly than AArch64 does, and a wake-up would be
+  // lost.
+  claim.exchange(next);
   if (parked.load() > 0) {
     {
       std::lock_guard lock(mutex);
@@ -159,7 +162,7 @@ void ThreadPool::State::wait_done(std::uint32_t pieces_) {
   const auto complete = [&] { return done.load() == pieces_; };
   if (spin_until(complete)) return;
   std::unique_lock lock(mutex);
-  caller_parked = true;
+  caller_parked.exchange(true);  // as in publish()
   job_done.wait(lock, complete);
   caller_parked = false;
 }
