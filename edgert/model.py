@@ -103,6 +103,7 @@ class Model:
         self._runtime = _native.Runtime(**for_runtime)
         if self._tokenizer is not None:
             self._runtime.reserve(self._tokenizer.memory_bytes)
+        self._pid = os.getpid()
         self._native: _native.Model | None = _native.Model(self._runtime, str(bundle.path), **for_model)
         self.context = self._native.context
         self.vocab_size = self._native.vocab_size
@@ -207,6 +208,10 @@ class Model:
         """The engine's own model, for work by steps. Raises InvalidArgumentError once closed."""
         if self._native is None:
             raise InvalidArgumentError(f"the model {self.name} is closed")
+        if os.getpid() != self._pid:  # the threads that it would wait for stayed behind
+            raise InvalidArgumentError(
+                f"the model {self.name} was loaded before this process was forked; load it here"
+            )
         return self._native
 
     def logits(self, token_ids: Sequence[int]) -> "numpy.typing.NDArray[numpy.float32]":

@@ -1,6 +1,7 @@
 """edgert.load and what it returns, on a small model made on the fly."""
 
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -240,6 +241,14 @@ def test_a_prompt_far_past_the_context_is_refused_by_its_beginning(
 def test_bad_sampling_is_refused(model: edgert.Model, option: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError, match=next(iter(option))):
         model.generate(PROMPT, **option)
+
+
+def test_a_forked_process_is_told_to_load_the_model_itself(
+    model: edgert.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with pytest.raises(InvalidArgumentError, match="before this process was forked; load it here"):
+        model.generate(PROMPT)
 
 
 # --- logits and measures ----------------------------------------------------------------------------
