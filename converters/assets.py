@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgert.errors import CorruptError
+from edgert.sampling import defaults_from
 from edgert.tokenizer import Tokenizer
 
 from .checkpoint import Checkpoint
@@ -179,7 +180,9 @@ def _generation_config(
     generation = _read_settings(checkpoint, "generation_config.json")
     # Nobody chose these: they may be what transformers' class of this model says by default.
     strict = strict and generation.get("_from_model_config") is not True
-    result = {key: generation[key] for key in _GENERATION_KEYS if _is_scalar(generation.get(key))}
+    result = {
+        key: generation[key] for key in _GENERATION_KEYS if _is_default(key, generation.get(key), notes)
+    }
     for key in _ID_KEYS:
         name = "generation_config.json" if generation.get(key) is not None else "config.json"
         value = generation.get(key, None)
@@ -196,8 +199,16 @@ def _generation_config(
     return result
 
 
-def _is_scalar(value: object) -> bool:
-    return isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))
+def _is_default(key: str, value: object, notes: list[str]) -> bool:
+    """Whether a sampling default can be kept; the model is sound without it."""
+    if not isinstance(value, bool | int | float) or not math.isfinite(value):
+        return False
+    try:
+        defaults_from({key: value}, "generation_config.json")
+    except CorruptError as error:
+        notes.append(f"{error}; left out")
+        return False
+    return True
 
 
 def _compact(value: object) -> bytes:

@@ -70,6 +70,7 @@ class BundleOutput:
 
     def commit(self) -> None:
         """Make the written directory the bundle. Its files must be synced."""
+        self._check_replaceable()  # again: a conversion takes long enough for something to be put there
         sync_directory(self.directory)
         if not os.path.lexists(self.path):
             os.rename(self.directory, self.path)

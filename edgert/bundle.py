@@ -31,16 +31,20 @@ def models_dir() -> Path:
 def locate(path_or_name: str | os.PathLike[str] | None) -> Path:
     """Return the directory of a bundle: a path, a name in models_dir(), or the embedded one (its name, or None).
 
-    Raises NotFoundError saying where was looked.
+    Raises NotFoundError saying where was looked, and InvalidArgumentError for a name that is not UTF-8.
     """
     if path_or_name is None:
         path_or_name = EMBEDDED
     path = Path(path_or_name)
-    if path.is_dir() and (path / "manifest.json").exists():
-        return path
-    if path.is_dir():
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(f"{str(path)!r}: allowed is a path in UTF-8") from None
+    if os.path.isdir(path):
+        if os.path.exists(path / "manifest.json"):
+            return path
         hint = ""
-        if (path / "config.json").exists():
+        if os.path.exists(path / "config.json"):
             hint = f": it is a checkpoint; `edgert convert {path} NAME.edgert` makes a bundle of it"
         raise NotFoundError(f"{path}: no bundle (there is no manifest.json){hint}")
     name = str(path_or_name)

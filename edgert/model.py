@@ -118,8 +118,9 @@ class Model:
                 stacklevel=3,
             )
         generation_config = bundle.json_asset("generation_config.json")
-        self.sampling_defaults = defaults_from(generation_config)
-        self.eos_token_ids = _eos_tokens(generation_config, self._tokenizer)
+        where = str(bundle.path / "generation_config.json")
+        self.sampling_defaults = defaults_from(generation_config, where)
+        self.eos_token_ids = _eos_tokens(generation_config, self._tokenizer, where)
 
     # --- generation ---------------------------------------------------------------------------------
 
@@ -399,11 +400,13 @@ def _tokenizer_of(bundle: Bundle) -> Tokenizer | None:
         raise type(error)(f"{bundle.path}: {error}") from None
 
 
-def _eos_tokens(generation_config: Mapping[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:
+def _eos_tokens(
+    generation_config: Mapping[str, Any], tokenizer: Tokenizer | None, where: str
+) -> frozenset[int]:
     stated = generation_config.get("eos_token_id")
     if stated is None and tokenizer is not None:
         stated = tokenizer.eos_token_id
     tokens = [] if stated is None else stated if isinstance(stated, list) else [stated]
     if not all(isinstance(token, int) for token in tokens):
-        raise CorruptError(f"generation_config.json: eos_token_id: found {stated!r}, allowed are token ids")
+        raise CorruptError(f"{where}: eos_token_id: found {stated!r}, allowed are token ids")
     return frozenset(tokens)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from edgert.errors import InvalidArgumentError
+from edgert.errors import CorruptError, InvalidArgumentError
 from edgert.settings import Setting
 
 if TYPE_CHECKING:
@@ -100,15 +100,20 @@ class Sampling:
         return options
 
 
-def defaults_from(generation_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampling that a checkpoint's generation_config.json asks for; do_sample false or missing is greedy."""
-    where = "generation_config.json: "
+def defaults_from(generation_config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The sampling that the generation_config.json at `where` asks for; do_sample false or missing is greedy.
+
+    Raises CorruptError for a value outside its range.
+    """
     settings = {setting.name: setting for setting in SAMPLING}
-    values = {
-        name: settings[name].check(generation_config[name], where + name)
-        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-        if generation_config.get(name) is not None
-    }
+    try:
+        values = {
+            name: settings[name].check(generation_config[name], f"{where}: {name}")
+            for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+            if generation_config.get(name) is not None
+        }
+    except InvalidArgumentError as error:
+        raise CorruptError(str(error)) from None
     if not generation_config.get("do_sample"):
         values["temperature"] = 0.0
     else:

@@ -178,7 +178,7 @@ class Layers:
         named = os.environ.get("EDGERT_CONFIG")
         base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
         user = Path(named) if named else base / "edgert/config.toml"
-        if named and not user.exists():
+        if named and (not user.exists() or user.is_dir()):
             raise NotFoundError(f"EDGERT_CONFIG: there is no file {user}")
         return cls((path, _read_file(path, known)) for path in (user, SYSTEM_FILE) if path.is_file())
 

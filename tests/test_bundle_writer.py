@@ -407,6 +407,15 @@ def test_only_a_bundle_is_replaced(tiny_source: Path, tmp_path: Path, make: Call
     ] == before
 
 
+def test_what_comes_there_during_the_conversion_is_left_alone(tiny_source: Path, tmp_path: Path) -> None:
+    place = tmp_path / "m.edgert"
+    convert(tiny_source, place)
+    with pytest.raises(InvalidArgumentError, match="only a bundle is replaced"):
+        convert(tiny_source, place, progress=lambda done, total: (place / "diary.txt").write_text("mine"))
+    assert (place / "diary.txt").read_text() == "mine"
+    assert os.listdir(tmp_path) == ["m.edgert"]
+
+
 def test_output_is_not_the_source(tmp_path: Path) -> None:
     source = tiny_checkpoint(tmp_path / "c")
     (tmp_path / "link").symlink_to(source)

@@ -27,7 +27,7 @@ class Shell:
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("EDGERT_")}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("EDGERT_", "XDG_"))}
         return {**kept, "HOME": str(self.home), "EDGERT_HOME": str(self.home / "data"), **self.variables}
 
     def __call__(self, *arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
@@ -286,6 +286,17 @@ def test_a_bad_configuration_is_named(edgert: Shell, tiny_bundle: Path) -> None:
     assert_fails(edgert("run", tiny_bundle, "-p", "x"), "EDGERT_CONFIG")
     (edgert.home / "config.toml").write_text("memroy = 1")
     assert_fails(edgert("run", tiny_bundle, "-p", "x"), "unknown key 'memroy'")
+
+
+def test_a_path_that_is_not_utf_8_is_one_line(edgert: Shell) -> None:
+    assert_fails(edgert("show", os.fsdecode(b"\xff")), "allowed is a path in UTF-8")
+
+
+def test_output_that_the_encoding_lacks_is_no_error(edgert: Shell, tiny_bundle: Path) -> None:
+    edgert.variables["PYTHONIOENCODING"] = "ascii"
+    prompt = ("demo", tiny_bundle, "--max-tokens", 1, "-p", "für")
+    assert "f?r" in edgert(*prompt).stdout
+    assert edgert.json(*prompt)["identical"]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import pytest
 from bundles import convert
 from checkpoints import TINY_CONFIG, encode, qwen3_moe_shapes, random_weights, tiny_checkpoint, write_weights
 
+import edgert
 from edgert.converters.convert import convert as convert_checkpoint
 from edgert.errors import CorruptError, EdgertError, NotFoundError, UnsupportedError
 
@@ -270,8 +271,9 @@ ROWS = [
     Row("an expert too few", put(7, "num_experts"), "mlp.gate.weight"),
     Row("negative size", put(-72, "hidden_size"), "hidden_size: -72"),
     Row("float size", put(72.0, "hidden_size"), "hidden_size: 72.0"),
-    Row("wide heads in many layers", edit("config.json", lambda c: c.update(head_dim=1 << 20, num_hidden_layers=1024)),
+    Row("wide heads in many layers", edit("config.json", lambda c: c.update(head_dim=1 << 14, num_hidden_layers=1024)),
         "self_attn.q_proj.weight"),
+    Row("a head too wide", put(1 << 20, "head_dim"), "head_dim: 1048576"),
     Row("true for a number", put(True, "num_attention_heads"), "num_attention_heads: True"),
     Row("heads that do not divide", put(3, "num_key_value_heads"), "num_key_value_heads"),
     Row("missing key", edit("config.json", lambda c: c.pop("rms_norm_eps")), "rms_norm_eps: missing"),
@@ -361,6 +363,16 @@ def test_an_eos_past_the_vocabulary_that_is_only_a_default_of_the_class_is_left_
     assert any("50279; ids from 0 to 319 are allowed; left out" in note for note in report.notes)
 
 
+def test_absurd_sampling_defaults_are_left_out(sound: Path, tmp_path: Path) -> None:
+    source = tmp_path / "checkpoint"
+    shutil.copytree(sound / "checkpoint", source)
+    (source / "generation_config.json").write_text('{"do_sample": true, "top_k": -1, "top_p": 0.5}')
+    report = convert_checkpoint(source, tmp_path / "model.edgert")
+    assert any("generation_config.json: top_k: found -1" in note for note in report.notes)
+    with edgert.load(tmp_path / "model.edgert") as model:
+        assert model.sampling_defaults == {"temperature": 1.0, "top_p": 0.5}
+
+
 def hub_cache(sound: Path, root: Path, target: str) -> Path:
     """The layout of the Hugging Face cache: files of a snapshot are links to blobs."""
     repository = root / "models--some--model"
@@ -368,7 +380,6 @@ def hub_cache(sound: Path, root: Path, target: str) -> Path:
     snapshot.mkdir(parents=True)
     (repository / "blobs").mkdir()
     for file in (sound / "checkpoint").iterdir():
-        shutil.copy(file, root / "outside") if target == "outside" else None
         place = repository / "blobs" / file.name[::-1] if target == "blobs" else root / "outside"
         shutil.copy(file, place)
         (snapshot / file.name).symlink_to(os.path.relpath(place, snapshot))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from edgert import settings
-from edgert.errors import InvalidArgumentError, NotFoundError
+from edgert.errors import CorruptError, InvalidArgumentError, NotFoundError
 from edgert.sampling import Sampling, defaults_from
 from edgert.settings import Layers, Setting, every_setting, knobs
 
@@ -96,6 +96,9 @@ def test_a_bad_file_is_named(config: Path, content: str, complaint: str) -> None
 def test_a_file_that_was_asked_for_must_exist(config: Path) -> None:
     with pytest.raises(NotFoundError, match="EDGERT_CONFIG"):
         Layers.read()
+    config.mkdir()
+    with pytest.raises(NotFoundError, match="EDGERT_CONFIG"):
+        Layers.read()
 
 
 def test_every_setting_is_declared_once_and_explained() -> None:
@@ -126,8 +129,8 @@ def test_decoding_is_greedy_and_repeatable_unless_said_otherwise() -> None:
     ],
 )
 def test_the_checkpoint_decides_what_is_not_given(config: dict[str, Any], temperature: float) -> None:
-    assert sampling(defaults_from(config)).temperature == temperature
-    assert sampling(defaults_from(config), temperature=0.2).temperature == 0.2
+    assert sampling(defaults_from(config, "x")).temperature == temperature
+    assert sampling(defaults_from(config, "x"), temperature=0.2).temperature == 0.2
 
 
 @pytest.mark.parametrize(
@@ -170,5 +173,5 @@ def test_an_unknown_option_lists_the_known_ones() -> None:
 
 
 def test_a_checkpoint_with_absurd_sampling_is_named() -> None:
-    with pytest.raises(InvalidArgumentError, match="generation_config.json: top_p"):
-        defaults_from({"do_sample": True, "top_p": -3})
+    with pytest.raises(CorruptError, match="x/generation_config.json: top_p: found -3, allowed is"):
+        defaults_from({"do_sample": True, "top_p": -3}, "x/generation_config.json")

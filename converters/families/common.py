@@ -8,6 +8,7 @@ from ..decoder import Decoder, DenseTensor, Expert, Kind, Source, SourceTensors
 from ..rope import rope_from
 
 _MAX_WIDTH = 1 << 20
+_MAX_HEAD_DIM = 1 << 14
 _MAX_VOCAB = 1 << 24
 _MAX_LAYERS = 1024
 _MAX_EXPERTS = 4096
@@ -40,7 +41,7 @@ def attention(
         config.fail(
             "num_attention_heads", f"{heads} does not divide hidden_size, {hidden}, and head_dim is absent"
         )
-    size = config.integer("head_dim", head_dim or hidden // heads, maximum=_MAX_WIDTH)
+    size = config.integer("head_dim", head_dim or hidden // heads, maximum=_MAX_HEAD_DIM)
     return {
         "kind": "attention",
         "num_heads": heads,

@@ -39,7 +39,7 @@ def converse(model: "Model", args: argparse.Namespace, sampling: dict[str, Any])
                 for piece in stream:
                     say(piece.text, end="")
             say("")
-            turns.answered(stream.result)
+            turns.answered(line, stream.result)
 
 
 class _Turns:
@@ -50,17 +50,16 @@ class _Turns:
         self._sampling = sampling
         self._plain = args.raw or model.tokenizer.chat_template is None
         self._messages = [{"role": "system", "content": args.system}] if args.system else []
-        self._asked: dict[str, str] = {}
 
     def ask(self, text: str) -> "Stream":
         if self._plain:
             return self._model.stream(text, **self._sampling)
-        self._asked = {"role": "user", "content": text}
-        return self._model.chat([*self._messages, self._asked], stream=True, **self._sampling)
+        asked = {"role": "user", "content": text}
+        return self._model.chat([*self._messages, asked], stream=True, **self._sampling)
 
-    def answered(self, result: "Generation") -> None:
+    def answered(self, text: str, result: "Generation") -> None:
         note(
             f"[{result.statistics['generated_tokens']} tokens at {result.statistics['decode_tokens_per_s']:.1f} tok/s, "
             f"{result.finish_reason}]"
         )
-        self._messages += [self._asked, {"role": "assistant", "content": result.text}]
+        self._messages += [{"role": "user", "content": text}, {"role": "assistant", "content": result.text}]

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from edgert import __version__
 from edgert.cli import bench, convert, demo, devices, run, show, terminal, verify
 from edgert.cli import eval as eval_
 from edgert.cli import list as list_
@@ -20,6 +21,7 @@ COMMANDS = (demo, convert, run, show, verify, list_, devices, eval_, bench)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     _open_closed_streams()
+    terminal.show_what_can_be_shown()
     args = _parser().parse_args(arguments)
     terminal.show_warnings()
     try:
@@ -63,23 +65,15 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Every engine and sampling flag is also a variable EDGERT_<NAME> and a key of "
         "~/.config/edgert/config.toml; the flag goes first.",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    parser.add_argument(
+        "--version", action="version", version=f"edgert {__version__}", help="print the version"
+    )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         subparser = command.register(subparsers)
         subparser.set_defaults(run=command.run)
         subparser.add_argument("--verbose", action="store_true", help="with an error, show where it arose")
     return parser
-
-
-class _Version(argparse.Action):
-    """Loads the extension only when asked."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from edgert import __version__
-
-        print(f"edgert {__version__}")
-        parser.exit()
 
 
 def _trace(wanted: bool) -> None:

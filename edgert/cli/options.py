@@ -11,13 +11,12 @@ from edgert.settings import Layers, Setting, knobs
 Subparsers = Any  # argparse names its own type only in private
 
 
-def add_model(parser: argparse.ArgumentParser, *, optional: bool = True) -> None:
+def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        nargs="?" if optional else None,
-        help="a bundle's path, or its name as `edgert list` says"
-        + (" (default: the embedded one)" if optional else ""),
+        nargs="?",
+        help="a bundle's path, or its name as `edgert list` says (default: the embedded one)",
     )
 
 

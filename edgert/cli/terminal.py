@@ -1,5 +1,6 @@
 """What commands share in talking to people and scripts."""
 
+import io
 import json
 import sys
 import warnings
@@ -39,6 +40,13 @@ def one_line(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
+def show_what_can_be_shown() -> None:
+    """A character that the output's encoding lacks becomes a question mark instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def show_warnings() -> None:
     """Warnings of the library become one line each."""
 
@@ -47,7 +55,7 @@ def show_warnings() -> None:
 
 
 def print_json(value: object) -> None:
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    print(json.dumps(value), flush=True)  # ASCII, whatever the encoding and the terminal
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
