@@ -3,7 +3,7 @@
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -50,7 +50,7 @@ def print_json(value: object) -> None:
     print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
-def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
+def table(rows: Sequence[Sequence[str]], *, right: Container[int] = ()) -> str:
     """Align columns; those in `right` to the right. The first row is the head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
 
@@ -62,6 +62,13 @@ def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
         return "  ".join(cells).rstrip()
 
     return "\n".join(map(line, rows))
+
+
+def markdown_table(rows: Sequence[Sequence[str]], *, right: Container[int] = ()) -> str:
+    """The same as Markdown."""
+    head, *body = rows
+    ruler = ["--:" if column in right else "---" for column in range(len(head))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ruler, *body))
 
 
 @contextmanager
