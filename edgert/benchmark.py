@@ -70,9 +70,9 @@ def benchmark(
     table = None
     if routing is not None:
         table = routings.imposed(routing, manifest["recipe"], prompt_tokens + decode_tokens)
-        model.native.impose_routing(table)
+    runs = []
+    model.native.impose_routing(table or [])
     try:
-        runs = []
         for index in range(repetitions + 1):
             if drop_caches:
                 _drop_caches(model)
@@ -80,25 +80,19 @@ def benchmark(
             if progress is not None:
                 progress(index + 1, repetitions + 1)
     finally:
-        if table is not None:
-            model.native.impose_routing([])
+        model.native.impose_routing([])
+    measured = runs[1:]
+    prefill = _row("prefill", [run.prefill for run in measured])
+    decode = _row("decode", [run.decode for run in measured])
+    decode.update(_latencies([second for run in measured for second in run.step_seconds]))
     footprint = Footprint.of(manifest)
-    rows = [
-        _row("prefill", [run.prefill for run in runs[1:]]),
-        _row("decode", [run.decode for run in runs[1:]]),
-    ]
-    rows[1].update(_latencies([second for run in runs[1:] for second in run.step_seconds]))
     if bandwidths is not None:
         # The routers' own choice for a prompt is not recorded: one drawn stands for it.
         positions = table or routings.uniform(routings.moe_layers(manifest["recipe"]), prompt_tokens)
         prompt = [positions[index % len(positions)] for index in range(prompt_tokens)]
-        works = _works(model, footprint, runs, prompt)
-        for row, work in zip(rows, works, strict=True):
-            limit = roof(work, bandwidths)
-            row["simulated_bytes_per_token"] = work.storage_bytes
-            row["roof_tokens_per_s"] = limit
-            row["roof_fraction"] = row["tokens_per_s"] / limit
-    return {**_description(model, manifest, footprint, runs, routing), "results": rows}
+        for row, work in zip((prefill, decode), _works(model, footprint, runs, prompt), strict=True):
+            row.update(_roof(row["tokens_per_s"], work, bandwidths))
+    return {**_description(model, manifest, footprint, runs, routing), "results": [prefill, decode]}
 
 
 def _description(
@@ -180,6 +174,15 @@ def _latencies(seconds: Sequence[float]) -> dict[str, float]:
     return {
         "token_ms_p50": 1000 * statistics.median(ordered),
         "token_ms_p99": 1000 * ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))],
+    }
+
+
+def _roof(tokens_per_s: float, work: Work, bandwidths: Bandwidths) -> dict[str, float]:
+    limit = roof(work, bandwidths)
+    return {
+        "simulated_bytes_per_token": work.storage_bytes,
+        "roof_tokens_per_s": limit,
+        "roof_fraction": tokens_per_s / limit,
     }
 
 
