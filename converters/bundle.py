@@ -4,7 +4,7 @@ import os
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,11 +13,15 @@ from typing import Any
 from .decoder import Decoder
 from .layout import Layout
 from .manifest import FORMAT_VERSION, build_manifest, quantization_report, seal
-from .pack import Packed, pack_extent
+from .pack import Packed, Part, pack_extent
 
 MAGIC = b"EDGERT\0\1"
 
 Progress = Callable[[int, int], None]
+# pack_extent(), or what writes an extent in its place.
+Pack = Callable[[Sequence[Part], int, int, int | None, Callable[[int], None], threading.Event], Packed]
+
+_SYNC_BYTES = 256 << 20  # written between two syncs, so that the last one does not take minutes
 
 
 def write_bundle(
@@ -30,6 +34,7 @@ def write_bundle(
     *,
     threads: int,
     progress: Progress | None,
+    pack: Pack = pack_extent,
 ) -> dict[str, Any]:
     """Write and sync every file of the bundle into `directory`, which is empty; returns the manifest.
 
@@ -42,7 +47,7 @@ def write_bundle(
             stack.callback(os.close, fd)
             os.ftruncate(fd, file.bytes)
             files.append(fd)
-        packed = _pack_all(layout, files, threads, progress)
+        packed = _pack_all(layout, files, threads, progress, pack)
         report = quantization_report(layout, packed, options)
         manifest = build_manifest(decoder, layout, packed, assets, {**about, "quantization": report})
         for index, fd in enumerate(files):
@@ -55,7 +60,9 @@ def write_bundle(
     return manifest
 
 
-def _pack_all(layout: Layout, files: list[int], threads: int, progress: Progress | None) -> list[Packed]:
+def _pack_all(
+    layout: Layout, files: list[int], threads: int, progress: Progress | None, pack: Pack
+) -> list[Packed]:
     """The results in the order of the layout, whatever order the threads finish in."""
     extents = [*layout.dense, *layout.experts]
     total = sum(part.source.rows * part.source.row_bytes for extent in extents for part in extent.parts)
@@ -66,10 +73,12 @@ def _pack_all(layout: Layout, files: list[int], threads: int, progress: Progress
         try:
             waiting: deque[Future[Packed]] = deque()
             results: list[Packed] = []
+            syncs: list[Future[None]] = []
+            unsynced = 0
             for extent in extents:
                 waiting.append(
                     pool.submit(
-                        pack_extent,
+                        pack,
                         extent.parts,
                         files[extent.file],
                         extent.offset,
@@ -78,10 +87,16 @@ def _pack_all(layout: Layout, files: list[int], threads: int, progress: Progress
                         stop,
                     )
                 )
+                unsynced += extent.bytes
+                if unsynced >= _SYNC_BYTES:
+                    syncs.append(pool.submit(os.fdatasync, files[extent.file]))
+                    unsynced = 0
                 if len(waiting) > 4 * threads:  # enough ahead to keep the threads busy
                     results.append(_wait(waiting.popleft(), counter, total, progress))
             while waiting:
                 results.append(_wait(waiting.popleft(), counter, total, progress))
+            for sync in syncs:
+                sync.result()  # an error is told once, so the sync that ends the writing might not hear of it
         except BaseException:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)

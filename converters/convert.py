@@ -18,12 +18,12 @@ from .decoder import Decoder
 from .files import InputFile
 from .formats import Defaults, ExpertFormat, ExpertFormats, Formats, choose_formats
 from .layout import DEFAULT_ALIGNMENT, Layout, plan_layout
-from .output import BundleOutput
+from .output import SPARE_BYTES, BundleOutput
 from .registry import read_decoder
 
 _MAX_THREADS = 1024
 _MAX_WORKERS = 64  # each holds a slab of source and of packed data
-_SPARE_BYTES = 16 << 20  # for the manifest and the file system's own needs
+_COMPARED_BYTES = 16 << 20  # at a time
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def convert(
             remainders=remainders,
         )
         with BundleOutput(output, checkpoint.path) as place:
-            place.require_space(layout.bytes + sum(map(len, assets.files.values())) + _SPARE_BYTES)
+            place.require_space(layout.bytes + sum(map(len, assets.files.values())) + SPARE_BYTES)
             _check_same(decoder)
             manifest = write_bundle(
                 place.directory,
@@ -102,7 +102,7 @@ def convert(
                 layout,
                 assets.files,
                 _about(checkpoint, decoder, profile),
-                _options(formats, remainders),
+                {**formats.options(), "remainders": remainders},
                 threads=_thread_count(threads),
                 progress=progress,
             )
@@ -142,8 +142,8 @@ def _check_same(decoder: Decoder) -> None:
     """Tensors that config.json ties must agree where the checkpoint has both."""
     for first, second in decoder.same:
         with InputFile(first.path) as a, InputFile(second.path) as b:
-            for done in range(0, first.end - first.begin, _SPARE_BYTES):
-                length = min(_SPARE_BYTES, first.end - first.begin - done)
+            for done in range(0, first.end - first.begin, _COMPARED_BYTES):
+                length = min(_COMPARED_BYTES, first.end - first.begin - done)
                 if a.read(first.begin + done, length) != b.read(second.begin + done, length):
                     raise CorruptError(
                         f"{second.path}: tensor {second.name!r} differs from {first.name!r}, but config.json "
@@ -167,17 +167,6 @@ def _about(checkpoint: Checkpoint, decoder: Decoder, profile: Device | None) -> 
         },
         "device": None if profile is None else profile.name,
         "defaults": defaults,
-    }
-
-
-def _options(formats: Formats, remainders: bool) -> dict[str, Any]:
-    return {
-        "dense_format": formats.dense,
-        "embedding_format": formats.embedding,
-        "output_format": formats.output,
-        "expert_format": list(formats.expert),
-        "mixed_experts": formats.experts is not None,
-        "remainders": remainders,
     }
 
 

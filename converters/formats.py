@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from edgert import _native
 from edgert.errors import InvalidArgumentError
@@ -36,6 +37,16 @@ class Formats:
     def of(self, kind: Kind) -> str:
         """Router, gates, norms and biases are always f32."""
         return {"dense": self.dense, "embedding": self.embedding, "output": self.output, "exact": "f32"}[kind]
+
+    def options(self) -> dict[str, Any]:
+        """As the manifest's report states them."""
+        return {
+            "dense_format": self.dense,
+            "embedding_format": self.embedding,
+            "output_format": self.output,
+            "expert_format": list(self.expert),
+            "mixed_experts": self.experts is not None,
+        }
 
     def of_expert(self, layer: int, expert: int) -> Triple:
         """The first of "layer.expert", "layer.*", "*.expert" that is listed, else the default."""

@@ -23,6 +23,7 @@ _BUNDLE_FILES = re.compile(
     r"manifest\.json|dense\.bin|experts-\d{5}\.bin|remainders\.bin"
     r"|tokenizer\.json|tokenizer_config\.json|chat_template\.jinja|generation_config\.json"
 )
+SPARE_BYTES = 16 << 20  # for the manifest and the file system's own needs
 _MANIFEST_START = b'{"checksum":"'
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -35,13 +36,16 @@ class BundleOutput:
     another conversion is at work.
     """
 
-    def __init__(self, output: str | os.PathLike[str], source: Path) -> None:
+    def __init__(self, output: str | os.PathLike[str], source: Path | None = None) -> None:
         self.path = Path(os.path.abspath(output))
         self._lock = self._sibling("lock")
         self._lock_fd = -1
         self.directory = self._sibling("new")
         self._old = self._sibling("old")
-        self._check_place(source)
+        self._check_place()
+        if source is not None:
+            self._check_apart(source)
+        self._check_replaceable()
 
     def __enter__(self) -> Self:
         self._acquire()
@@ -83,17 +87,18 @@ class BundleOutput:
     def _sibling(self, ending: str) -> Path:
         return self.path.parent / f".{self.path.name}.{ending}"
 
-    def _check_place(self, source: Path) -> None:
+    def _check_place(self) -> None:
         if not self.path.name:
             raise InvalidArgumentError(f"{self.path}: not a name for a bundle")
         if not self.path.parent.is_dir():
             raise NotFoundError(f"{self.path.parent}: no such directory to put the bundle into")
+
+    def _check_apart(self, source: Path) -> None:
         real_source, real_output = Path(os.path.realpath(source)), Path(os.path.realpath(self.path))
         if real_output == real_source:
             raise InvalidArgumentError(f"{self.path}: output and source are the same directory")
         if real_output.is_relative_to(real_source) or real_source.is_relative_to(real_output):
             raise InvalidArgumentError(f"{self.path}: output and source {source} contain one another")
-        self._check_replaceable()
 
     def _check_replaceable(self) -> None:
         """Only a bundle is ever replaced: a directory that holds the files of one and nothing else."""

@@ -70,12 +70,12 @@ def pack_extent(
     for part in parts:
         with InputFile(part.source.tensor.path) as input_file:
             packer = _PartPacker(part, input_file, remainder_file)
-            for first_row, rows in _slabs(part):
+            for first_row, rows in slabs(part):
                 if stop.is_set():
                     raise CancelledError("the conversion was cancelled")
                 packed = packer.pack(first_row, rows)
                 checksum.update(packed)
-                _write(file, offset, packed)
+                write_at(file, offset, packed)
                 offset += len(packed)
                 advance(rows * part.source.row_bytes)
         errors.append(packer.error())
@@ -117,7 +117,7 @@ class _PartPacker:
         if remainder is not None and self._remainder_file is not None:
             self._remainder_hash.update(remainder)
             assert self._part.remainder_offset is not None
-            _write(self._remainder_file, self._part.remainder_offset + first_row * source.cols, remainder)
+            write_at(self._remainder_file, self._part.remainder_offset + first_row * source.cols, remainder)
         return memoryview(packed)[: self._part.bytes] if self._part.is_vector else memoryview(packed)
 
     def error(self) -> Error:
@@ -141,8 +141,8 @@ class _PartPacker:
         )
 
 
-def _slabs(part: Part) -> list[tuple[int, int]]:
-    """(first row, rows) of each slab: whole tiles, and at least one."""
+def slabs(part: Part) -> list[tuple[int, int]]:
+    """(first row, rows) of each piece to handle at a time: whole tiles, and at least one."""
     source = part.source
     if part.is_vector:
         return [(0, 1)]
@@ -151,7 +151,8 @@ def _slabs(part: Part) -> list[tuple[int, int]]:
     return [(first, min(step, source.rows - first)) for first in range(0, source.rows, step)]
 
 
-def _write(file: int, offset: int, data: bytearray | memoryview) -> None:
+def write_at(file: int, offset: int, data: bytearray | memoryview) -> None:
+    """All of `data`, at `offset` of the open `file`."""
     view = memoryview(data)
     while view:
         written = os.pwrite(file, view, offset)

@@ -39,6 +39,12 @@ def pack(
     exactly packed_bytes(...) long; `remainder` int8 [rows, cols]. Slabs of a multiple of 16 rows pack apart.
     Returns (squared error, squared weight, largest error). Without the GIL."""
 
+def fill_random(
+    format: str, rows: int, cols: int, *, deviation: float, seed: int, destination: Buffer
+) -> None:
+    """Fill `destination`, packed_bytes(...) long, with random weights of mean zero and this standard deviation, the same
+    for the same seed. InvalidArgumentError where cols is not a multiple of the format's group. Without the GIL."""
+
 def unpack(format: str, packed: Buffer, rows: int, cols: int) -> bytes:
     """The matrix back as row-major f32 bytes."""
 
@@ -153,6 +159,12 @@ class Model:
     def logits(self, sequence: Sequence, tokens: Seq[int]) -> Any:
         """Run tokens and return float32 numpy [len(tokens), vocab]."""
     def cancel(self) -> None: ...
+    def impose_routing(self, experts: Seq[Seq[Seq[int]]]) -> None:
+        """For measurements: position p uses the expert ids experts[p % len(experts)], listed by MoE layer, instead of
+        the routers' choice, which an empty list restores; the routers still weigh them. Memory is the caller's, not the
+        budget's. InvalidArgumentError names position and MoE layer where the ids do not fit the model."""
+    def last_experts(self) -> list[list[int]]:
+        """The experts that the last step's last token used, by MoE layer, ascending."""
     def statistics(self) -> dict[str, int | float]:
         """Cumulative: expert_hits, expert_misses, bytes_read, expert_bytes_read, stall_s, prefill_tokens,
         prefill_s, decode_tokens, decode_s, evictions; now: slots_resident, experts_total, ..."""

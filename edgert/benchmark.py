@@ -1,16 +1,24 @@
-"""Speed of a loaded model: prefill and decode, as medians over repetitions."""
+"""Speed of a loaded model: prefill and decode, as medians over repetitions, beside what the machine allows."""
 
 import os
 import random
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgert import _native
+from edgert import routing as routings
+from edgert.bundle import Bundle
 from edgert.errors import InvalidArgumentError
+from edgert.roof import Bandwidths, Footprint, LruSimulation, Work, chunks, roof
 
 if TYPE_CHECKING:
     from edgert.model import Model
 
+PROMPT_TOKENS, DECODE_TOKENS = 128, 64
 # Running text, so that routing is as in use.
 _TEXT = (
     "A file system keeps the names of files in directories. When a program opens a file, the system looks the name up, "
@@ -19,75 +27,128 @@ _TEXT = (
 _COUNTED = ("expert_hits", "expert_misses", "bytes_read", "stall_s")
 
 
+@dataclass(frozen=True)
+class _Run:
+    """One prompt and its decode: per phase tokens, seconds and counters; per decode step seconds and experts."""
+
+    prefill: dict[str, float]
+    decode: dict[str, float]
+    step_seconds: list[float]
+    step_experts: routings.Table
+
+
 def benchmark(
     model: "Model",
     *,
     prompt_tokens: int | None = None,
     decode_tokens: int | None = None,
-    repetitions: int = 3,
+    repetitions: int = 5,
+    routing: str | None = None,
+    bandwidths: Bandwidths | None = None,
     drop_caches: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Measure `repetitions` runs after one that warms up. Returns what `edgert bench --json` prints.
 
-    tokens_per_s is the median, spread (largest - smallest) / median; the expert counters are of all repetitions.
+    tokens_per_s is the median, spread (largest - smallest) / median; the expert counters are of all repetitions. A
+    model with a tokenizer gets text and decodes its own answer; one without gets random tokens throughout. `routing`
+    imposes experts ("uniform" or "trace:FILE") in place of the routers' choice. With `bandwidths` every row has its
+    roof beside it, whose misses are those of an LRU cache simulated over the same experts.
+
     prompt_tokens and decode_tokens are 128 and 64 by default, and at most two thirds and one third of the context.
-    Raises InvalidArgumentError where they do not fit into it.
+    Raises InvalidArgumentError where they do not fit into it, and what routing.imposed() raises.
     """
     room = model.context - 1
-    prompt_tokens = prompt_tokens or max(1, min(128, room * 2 // 3))
-    decode_tokens = decode_tokens or max(1, min(64, room // 3))
+    prompt_tokens = prompt_tokens or max(1, min(PROMPT_TOKENS, room * 2 // 3))
+    decode_tokens = decode_tokens or max(1, min(DECODE_TOKENS, room // 3))
     if prompt_tokens + decode_tokens > room:
         raise InvalidArgumentError(
             f"prompt_tokens + decode_tokens: found {prompt_tokens + decode_tokens}, allowed are {room}: "
             f"the context holds {model.context}"
         )
-    prompt = _prompt(model, prompt_tokens)
+    manifest = Bundle.open(model.path).manifest
+    table = None
+    if routing is not None:
+        table = routings.imposed(routing, manifest["recipe"], prompt_tokens + decode_tokens)
     runs = []
-    for index in range(repetitions + 1):
-        if drop_caches:
-            _drop_caches(model)
-        run = _run(model, prompt, decode_tokens)
-        if index:
-            runs.append(run)
-        if progress is not None:
-            progress(index + 1, repetitions + 1)
+    model.native.impose_routing(table or [])
+    try:
+        for index in range(repetitions + 1):
+            if drop_caches:
+                _drop_caches(model)
+            runs.append(_run(model, *_tokens(model, prompt_tokens, decode_tokens, index)))
+            if progress is not None:
+                progress(index + 1, repetitions + 1)
+    finally:
+        model.native.impose_routing([])
+    measured = runs[1:]
+    prefill = _row("prefill", [run.prefill for run in measured])
+    decode = _row("decode", [run.decode for run in measured])
+    decode.update(_latencies([second for run in measured for second in run.step_seconds]))
+    footprint = Footprint.of(manifest)
+    if bandwidths is not None:
+        # The routers' own choice for a prompt is not recorded: one drawn stands for it.
+        positions = table or routings.uniform(routings.moe_layers(manifest["recipe"]), prompt_tokens)
+        prompt = [positions[index % len(positions)] for index in range(prompt_tokens)]
+        for row, work in zip((prefill, decode), _works(model, footprint, runs, prompt), strict=True):
+            row.update(_roof(row["tokens_per_s"], work, bandwidths))
+    return {**_description(model, manifest, footprint, runs, routing), "results": [prefill, decode]}
+
+
+def _description(
+    model: "Model", manifest: dict[str, Any], footprint: Footprint, runs: list[_Run], routing: str | None
+) -> dict[str, Any]:
     stats = model.stats()
+    layers = routings.moe_layers(manifest["recipe"])
+    overlaps = [routings.overlap(run.step_experts) for run in runs]
     return {
         "model": model.name,
         "threads": stats["threads"],
         "isa": stats["isa"],
+        "cpu": _native.cpu_name(),
         "budget_bytes": stats["budget_bytes"],
         "peak_bytes": stats["peak_bytes"],
+        "model_bytes": sum(file["bytes"] for file in manifest["files"]),
         "context": model.context,
         "resident": model.resident,
-        "results": [_row(phase, [run[phase] for run in runs]) for phase in ("prefill", "decode")],
+        "bits_per_weight": footprint.bits_per_weight,
+        "routing": routing or "model",
+        # of consecutive tokens' experts, and what it is where every expert is as likely as any other
+        "expert_overlap": statistics.mean(overlaps) if layers else None,
+        "uniform_overlap": statistics.mean(top / count for count, top in layers) if layers else None,
     }
 
 
-def _run(model: "Model", prompt: list[int], decode_tokens: int) -> dict[str, dict[str, float]]:
-    """One generation; per phase its tokens, seconds and counters."""
-    start = model.stats()
-    stream = model.stream(
-        prompt, max_tokens=decode_tokens + 1, temperature=0, repetition_penalty=1, ignore_eos=True
+def _run(model: "Model", prompt: list[int], answer: list[int | None]) -> _Run:
+    """One prompt and its decode; where `answer` has no token, the one drawn goes on."""
+    options = _native.SamplerOptions()
+    options.temperature = 0.0
+    sampler = _native.Sampler(options)
+    seconds, experts = [], []
+    native = model.native
+    with closing(native.sequence()) as sequence:
+        before = model.stats()
+        start = time.perf_counter()
+        (sample,) = native.step([(sequence, prompt, sampler)])
+        prefill_s = time.perf_counter() - start
+        between = model.stats()
+        for token in answer:
+            assert sample is not None  # the row has a sampler
+            start = time.perf_counter()
+            (sample,) = native.step([(sequence, [sample.token if token is None else token], sampler)])
+            seconds.append(time.perf_counter() - start)
+            experts.append(native.last_experts())
+        after = model.stats()
+
+    def phase(tokens: int, taken: float, first: dict[str, Any], last: dict[str, Any]) -> dict[str, float]:
+        return {"tokens": tokens, "seconds": taken, **{name: last[name] - first[name] for name in _COUNTED}}
+
+    return _Run(
+        phase(len(prompt), prefill_s, before, between),
+        phase(len(answer), sum(seconds), between, after),
+        seconds,
+        experts,
     )
-    next(stream)
-    between = model.stats()
-    for _ in stream:
-        pass
-    end, timed = model.stats(), stream.statistics()
-
-    def phase(tokens: int, seconds: float, before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
-        return {
-            "tokens": tokens,
-            "seconds": seconds,
-            **{name: after[name] - before[name] for name in _COUNTED},
-        }
-
-    return {
-        "prefill": phase(len(prompt), timed["prefill_s"], start, between),
-        "decode": phase(decode_tokens, timed["decode_s"], between, end),
-    }
 
 
 def _row(phase: str, runs: list[dict[str, float]]) -> dict[str, Any]:
@@ -107,12 +168,48 @@ def _row(phase: str, runs: list[dict[str, float]]) -> dict[str, Any]:
     }
 
 
-def _prompt(model: "Model", count: int) -> list[int]:
+def _latencies(seconds: Sequence[float]) -> dict[str, float]:
+    """Of single tokens, over all repetitions."""
+    ordered = sorted(seconds)
+    return {
+        "token_ms_p50": 1000 * statistics.median(ordered),
+        "token_ms_p99": 1000 * ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))],
+    }
+
+
+def _roof(tokens_per_s: float, work: Work, bandwidths: Bandwidths) -> dict[str, float]:
+    limit = roof(work, bandwidths)
+    return {
+        "simulated_bytes_per_token": work.storage_bytes,
+        "roof_tokens_per_s": limit,
+        "roof_fraction": tokens_per_s / limit,
+    }
+
+
+def _works(
+    model: "Model", footprint: Footprint, runs: list[_Run], prompt: routings.Table
+) -> tuple[Work, Work]:
+    """What a token of prefill and of decode costs, with the misses of a simulated cache that takes the same way."""
+    plan = model.native.plan()
+    steps, tokens = chunks(prompt, plan["chunk"]), len(runs[0].step_seconds)
+    store = LruSimulation(footprint.experts, plan["slots_bytes"])
+    missed = [(store.run(steps), store.run(run.step_experts)) for run in runs]
+    prefill, decode = (statistics.mean(phase) for phase in zip(*missed[1:], strict=True))
+    kv_bytes = plan["kv_bytes"] / plan["context"] * (len(prompt) + tokens / 2)
+    return footprint.prefill(len(prompt), steps, prefill), footprint.decode(kv_bytes, decode / tokens)
+
+
+def _tokens(
+    model: "Model", prompt_tokens: int, decode_tokens: int, repetition: int
+) -> tuple[list[int], list[int | None]]:
+    """The prompt, and the tokens that follow it where they are not the model's own answer."""
     if not model.has_tokenizer:
-        draw = random.Random(0)
-        return [draw.randrange(model.vocab_size) for _ in range(count)]
-    tokens = model.tokenizer.encode(_TEXT)
-    return (tokens * (count // len(tokens) + 1))[:count]
+        # Drawn, for the greedy answers of random weights run in circles.
+        draw = random.Random(repetition)
+        drawn = [draw.randrange(model.vocab_size) for _ in range(prompt_tokens + decode_tokens)]
+        return drawn[:prompt_tokens], [*drawn[prompt_tokens:]]
+    text = model.tokenizer.encode(_TEXT)
+    return (text * (prompt_tokens // len(text) + 1))[:prompt_tokens], [None] * decode_tokens
 
 
 def _drop_caches(model: "Model") -> None:

@@ -161,6 +161,14 @@ def home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "edgert"
 
 
+def cache() -> Path:
+    """Where what can be made again is kept: $EDGERT_HOME/cache, else ~/.cache/edgert."""
+    named = os.environ.get("EDGERT_HOME")
+    if named:
+        return Path(named) / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgert"
+
+
 class Layers:
     """The configuration files, read once; variables are looked up as they are asked for."""
 

@@ -52,3 +52,13 @@ def bystander(tiny_bundle: Path) -> Iterator[tuple[Any, np.ndarray]]:
     """A paged model that is loaded all along, and what it answers."""
     model = open_model(tiny_bundle, memory=minimum_bytes(tiny_bundle) + 20_000)
     yield model, answer(model)
+
+
+@pytest.fixture(scope="session")
+def tiny_shape(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the shape "tiny": random weights, no tokenizer; read only."""
+    from edgert.shapes import shape_bundle
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGERT_HOME", str(tmp_path_factory.mktemp("shapes")))
+        return shape_bundle("tiny")

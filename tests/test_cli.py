@@ -224,6 +224,19 @@ def test_bench_prints_a_row_a_phase(edgert: Shell, tiny_bundle: Path) -> None:
     )
 
 
+def test_bench_measures_a_shape_under_a_routing(edgert: Shell) -> None:
+    flags = ("--prompt-tokens", 16, "--decode-tokens", 4, "--repetitions", 1, "--threads", 1)
+    report = edgert.json("bench", "--shape", "tiny", "--expert-format", "int2", *flags)
+    assert report["shape"] == "tiny" and report["routing"] == "model" and report["context"] == 21
+    assert (edgert.home / "data/cache/shapes/tiny-int4-int4-int4-int2.edgert").is_dir()
+    done = edgert("bench", "--shape", "tiny", "--routing", "uniform", "--markdown", *flags)
+    assert done.stdout.startswith("| PHASE | TOKENS |") and "routing: uniform" in done.stdout
+    assert_fails(edgert("bench", "tiny", "--shape", "tiny"), "--shape: found the model tiny too")
+    assert_fails(edgert("bench", "--dense-format", "int8"), "no shape was named")
+    done = edgert("bench", "--shape", "tiny", "--routing", "best", *flags)
+    assert done.returncode == 1 and "allowed are uniform and trace:FILE" in done.stderr
+
+
 def test_demo_finds_the_same_tokens_resident_and_paged(edgert: Shell, tiny_bundle: Path) -> None:
     done = edgert("demo", tiny_bundle, "--max-tokens", 16)
     assert done.returncode == 0

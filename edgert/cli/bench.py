@@ -1,34 +1,52 @@
 """edgert bench: prefill and decode speed."""
 
 import argparse
+from pathlib import Path
+from typing import Any
 
 from edgert.cli.options import Subparsers, add_json, add_knobs, add_model, knob_flags
 from edgert.cli.run import describe
-from edgert.cli.terminal import note, print_json, progress, say, table
+from edgert.cli.terminal import markdown_table, note, print_json, progress, say, table
+from edgert.errors import InvalidArgumentError
 from edgert.settings import Setting
+from edgert.shapes import SHAPES
 from edgert.units import format_bytes
 
 _OPTIONS = (
     Setting("prompt_tokens", "int", "tokens of the prefill (128)", None, 1, 2**31 - 1),
     Setting("decode_tokens", "int", "tokens of the decode (64)", None, 1, 2**31 - 1),
-    Setting("repetitions", "int", "times that each is measured, after one that is not (3)", None, 1, 1000),
+    Setting("repetitions", "int", "times that each is measured, after one that is not (5)", None, 1, 1000),
 )
+_FORMATS = ("dense_format", "expert_format", "embedding_format", "output_format")
 
 
 def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "bench",
         help="measure speed",
-        description="Measure prefill and decode. Speeds are medians; the spread is (largest - smallest) / median.",
+        description="Measure prefill and decode of a bundle, or of a known model's shape in random weights. Speeds are "
+        "medians; the spread is (largest - smallest) / median.",
     )
     add_model(parser)
+    shape = parser.add_argument_group("shape", "random weights, written once to ~/.cache/edgert/shapes")
+    shape.add_argument("--shape", metavar="NAME", help=", ".join(SHAPES))
+    for name in _FORMATS:
+        flag = "--" + name.replace("_", "-")
+        shape.add_argument(flag, metavar="FORMAT", help=f"of the shape's {name.split('_')[0]} weights (int4)")
     for option in _OPTIONS:
         parser.add_argument(option.flag, metavar="N", help=option.help)
+    parser.add_argument(
+        "--routing",
+        metavar="ROUTING",
+        help="impose the experts of each position instead of asking the routers: uniform, or trace:FILE, JSON lines "
+        '{"tok": n, "layers": [[expert ids], …]}',
+    )
     parser.add_argument(
         "--drop-caches",
         action="store_true",
         help="before each repetition, drop the bundle from the page cache",
     )
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     add_json(parser)
     add_knobs(parser)
     return parser
@@ -36,35 +54,76 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     import edgert
-    from edgert.benchmark import benchmark
+    from edgert.benchmark import DECODE_TOKENS, PROMPT_TOKENS, benchmark
 
     given = {option: getattr(args, option.name) for option in _OPTIONS}
     options = {
         option.name: option.check(value, option.flag) for option, value in given.items() if value is not None
     }
-    with edgert.load(args.model, **knob_flags(args)) as model:
+    knobs = knob_flags(args)
+    path = args.model
+    if args.shape is not None:
+        path = _shape(args)
+        if knobs["context"] is None:  # memory that the measurement does not need would be the experts' loss
+            wanted = [
+                options.get("prompt_tokens", PROMPT_TOKENS),
+                options.get("decode_tokens", DECODE_TOKENS),
+            ]
+            knobs["context"] = sum(wanted) + 1
+    elif any(getattr(args, name) is not None for name in _FORMATS):
+        raise InvalidArgumentError("--shape: formats are those of a shape, and no shape was named")
+    with edgert.load(path, **knobs) as model:
         note(describe(model))
         with progress("bench", "runs") as update:
-            report = benchmark(model, **options, drop_caches=args.drop_caches, progress=update)
+            report = benchmark(
+                model, **options, routing=args.routing, drop_caches=args.drop_caches, progress=update
+            )
+    report["shape"] = args.shape
     if args.json:
         print_json(report)
-        return 0
-    rows = [("PHASE", "TOKENS", "TOK/S", "SPREAD", "HITS", "READ A TOKEN", "WAITED A TOKEN")]
-    rows += [
+    else:
+        say((markdown_table if args.markdown else table)(_rows(report), right=range(1, 9)))
+        say(("\n" if args.markdown else "") + _summary(report))
+    return 0
+
+
+def _shape(args: argparse.Namespace) -> Path:
+    from edgert.shapes import shape_bundle
+
+    if args.model is not None:
+        raise InvalidArgumentError(f"--shape: found the model {args.model} too; one of the two is measured")
+    with progress(f"writing {args.shape}") as update:
+        return shape_bundle(args.shape, **{name: getattr(args, name) for name in _FORMATS}, progress=update)
+
+
+def _rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    head = ("PHASE", "TOKENS", "TOK/S", "SPREAD", "OF ROOF", "HITS", "READ A TOKEN", "WAITED A TOKEN", "P99")
+    return [head] + [
         (
             row["phase"],
             str(row["tokens"]),
             f"{row['tokens_per_s']:.1f}",
             f"{row['spread']:.1%}",
+            f"{row['roof_fraction']:.1%}" if "roof_fraction" in row else "-",
             f"{row['hit_rate']:.1%}",
             format_bytes(row["bytes_read_per_token"]),
             f"{row['stall_s_per_token'] * 1000:.2f} ms",
+            f"{row['token_ms_p99']:.1f} ms" if "token_ms_p99" in row else "-",
         )
         for row in report["results"]
     ]
-    say(table(rows, right=(1, 2, 3, 4, 5, 6)))
-    say(
-        f"peak {format_bytes(report['peak_bytes'])} of {format_bytes(report['budget_bytes'])}, "
-        f"median of {report['results'][0]['repetitions']}"
-    )
-    return 0
+
+
+def _summary(report: dict[str, Any]) -> str:
+    """What the figures are of."""
+    lines = [
+        f"{report['cpu']}, {report['threads']} threads ({report['isa']}), median of {report['results'][0]['repetitions']}",
+        f"{report['model']}: {format_bytes(report['model_bytes'])}, {report['bits_per_weight']:.2f} bits a weight read",
+        f"peak {format_bytes(report['peak_bytes'])} of {format_bytes(report['budget_bytes'])}",
+    ]
+    if report["expert_overlap"] is not None:
+        lines.append(
+            f"routing: {report['routing']}; {report['expert_overlap']:.1%} of a token's experts were the last one's too, "
+            f"{report['uniform_overlap']:.1%} if all were alike"
+        )
+    return "\n".join(lines)

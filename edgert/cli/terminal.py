@@ -4,7 +4,7 @@ import io
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -58,7 +58,7 @@ def print_json(value: object) -> None:
     print(json.dumps(value), flush=True)  # ASCII, whatever the encoding and the terminal
 
 
-def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
+def table(rows: Sequence[Sequence[str]], *, right: Container[int] = ()) -> str:
     """Align columns; those in `right` to the right. The first row is the head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
 
@@ -70,6 +70,13 @@ def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
         return "  ".join(cells).rstrip()
 
     return "\n".join(map(line, rows))
+
+
+def markdown_table(rows: Sequence[Sequence[str]], *, right: Container[int] = ()) -> str:
+    """The same as Markdown."""
+    head, *body = rows
+    ruler = ["--:" if column in right else "---" for column in range(len(head))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ruler, *body))
 
 
 @contextmanager

@@ -497,3 +497,61 @@ TEST_CASE("logits without a usable value are an error, not a token") {
   std::vector<float> logits{std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()};
   error_of(ErrorKind::invalid_argument, [&] { sample(Sampler({}), logits, 0); });
 }
+
+namespace {
+
+// One choice a layer, different at every position: expert p + layer, and the one after.
+ImposedRouting::Table marching(int positions, const SmallModel& small) {
+  ImposedRouting::Table table;
+  for (int p = 0; p < positions; ++p) {
+    auto& layers = table.emplace_back();
+    for (int l = 0; l < small.layers; ++l)
+      layers.push_back({(p + l + 1) % small.experts, (p + l) % small.experts});
+  }
+  return table;
+}
+
+}  // namespace
+
+TEST_CASE("an imposed routing is what is used, by position, and changes no law") {
+  const TemporaryDirectory directory;
+  const SmallModel small;
+  const auto path = test::write_small_bundle(directory.path(), small);
+  const auto tokens = some_tokens(50, small.vocab);
+  Model whole(make_runtime(), path, {});
+  const auto own = all_logits(whole, tokens);
+  const auto own_experts = whole.last_experts();
+  whole.impose_routing(marching(20, small));
+  const auto expected = all_logits(whole, tokens);
+  CHECK(expected != own);
+  for (int l = 0; l < small.layers; ++l) {  // position 49 is 9 of the second round
+    std::vector<std::int32_t> wanted{(9 + l + 1) % small.experts, (9 + l) % small.experts};
+    std::sort(wanted.begin(), wanted.end());
+    CHECK(whole.last_experts()[static_cast<std::size_t>(l)] == wanted);
+  }
+
+  const ModelOptions options{0, 1, 7, std::nullopt};
+  Model least(make_runtime(minimum(path, options), 2), path, options);
+  least.impose_routing(marching(20, small));
+  CHECK(all_logits(least, tokens) == expected);
+
+  whole.impose_routing({});
+  CHECK(all_logits(whole, tokens) == own);
+  CHECK(whole.last_experts() == own_experts);
+}
+
+TEST_CASE("a routing that does not fit the model is refused by its position and layer") {
+  const TemporaryDirectory directory;
+  const SmallModel small;
+  Model model(make_runtime(), test::write_small_bundle(directory.path(), small), {});
+  const auto refusal = [&](const std::function<void(ImposedRouting::Table&)>& spoil) {
+    auto table = marching(3, small);
+    spoil(table);
+    return error_of(ErrorKind::invalid_argument, [&] { model.impose_routing(table); });
+  };
+  CHECK(contains(refusal([](auto& t) { t[2].pop_back(); }), "position 2: found 2"));
+  CHECK(contains(refusal([](auto& t) { t[1][2].pop_back(); }), "position 1, MoE layer 2: found 1"));
+  CHECK(contains(refusal([](auto& t) { t[1][2][0] = 6; }), "expert 6, allowed 0 to 5"));
+  CHECK(contains(refusal([](auto& t) { t[1][2][0] = -1; }), "expert -1"));
+  CHECK(contains(refusal([](auto& t) { t[0][0] = {3, 3}; }), "expert 3 stands twice"));
+}

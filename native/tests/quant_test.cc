@@ -10,6 +10,8 @@
 #include "platform/error.h"
 #include "quant/format.h"
 #include "quant/pack.h"
+#include "quant/random.h"
+#include "support.h"
 
 using namespace edgert;
 
@@ -277,4 +279,39 @@ TEST_CASE("sizes that disagree are refused") {
   std::vector<float> row(32);
   CHECK_THROWS_AS(unpack_row(format("int8"), packed, 16, 32, 16, row), Error);
   CHECK_THROWS_AS(unpack_row(format("int8"), packed, 16, 33, 0, row), Error);
+}
+
+TEST_CASE(
+    "random weights have the deviation asked for, a mean of zero, and the same bytes for the same seed") {
+  const std::size_t rows = 72, cols = 1024;  // the last tile is half empty
+  for (const Format& format : formats()) {
+    CAPTURE(format.name);
+    std::vector<std::byte> packed(packed_bytes(format, rows, cols), std::byte{0xff});
+    fill_random(format, rows, cols, 0.02F, 7, packed);
+    double sum = 0, squared = 0;
+    for (const float weight : unpack(format, packed, rows, cols)) {
+      sum += static_cast<double>(weight);
+      squared += static_cast<double>(weight) * static_cast<double>(weight);
+    }
+    const double count = static_cast<double>(rows * cols);
+    CHECK(std::sqrt(squared / count) == doctest::Approx(0.02).epsilon(0.02));
+    CHECK(std::fabs(sum / count) < 0.02 * 8 / std::sqrt(count));
+    auto again = packed;
+    fill_random(format, rows, cols, 0.02F, 7, again);
+    CHECK(again == packed);
+    fill_random(format, rows, cols, 0.02F, 8, again);
+    CHECK(again != packed);
+  }
+}
+
+TEST_CASE("random weights refuse what they cannot fill") {
+  std::vector<std::byte> space(packed_bytes(format("int4"), 16, 96));
+  const auto fill = [&](std::size_t cols, float deviation) {
+    return test::error_of(ErrorKind::invalid_argument,
+                          [&] { fill_random(format("int4"), 16, cols, deviation, 0, space); });
+  };
+  CHECK(test::contains(fill(96, 1.0F), "a multiple of 64"));
+  CHECK(test::contains(fill(128, 1e9F), "deviation"));
+  CHECK(test::contains(fill(128, 0.0F), "deviation"));
+  CHECK(test::contains(fill(64, 1.0F), "destination"));
 }

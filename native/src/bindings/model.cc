@@ -147,6 +147,9 @@ void bind_model(py::module_& module) {
       .def("step", &step, py::arg("rows"))
       .def("logits", &logits, py::arg("sequence"), py::arg("tokens"))
       .def("cancel", &Model::cancel)
+      .def("impose_routing", &Model::impose_routing, py::arg("experts"),
+           py::call_guard<py::gil_scoped_release>())
+      .def("last_experts", &Model::last_experts, py::call_guard<py::gil_scoped_release>())
       .def("statistics", &statistics)
       .def("store", &store);
 }

@@ -9,6 +9,7 @@
 #include "bundle/xxhash.h"
 #include "quant/format.h"
 #include "quant/pack.h"
+#include "quant/random.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -61,6 +62,13 @@ py::bytes unpack(const std::string& name, const py::object& packed, std::size_t 
   return result;
 }
 
+void fill(const std::string& name, std::size_t rows, std::size_t cols, float deviation, std::uint64_t seed,
+          const py::object& destination) {
+  const BorrowedBuffer to(destination, "destination", Access::write);
+  const py::gil_scoped_release release;
+  fill_random(format(name), rows, cols, deviation, seed, to.as<std::byte>());
+}
+
 std::string hash(const py::object& data) {
   const BorrowedBuffer buffer(data, "data");
   const py::gil_scoped_release release;
@@ -86,6 +94,8 @@ void bind_quant(py::module_& module) {
   module.def("pack", &pack, "format"_a, "source"_a, "dtype"_a, "rows"_a, "cols"_a, py::kw_only(),
              "destination"_a, "remainder"_a = py::none(), "threads"_a = 0);
   module.def("unpack", &unpack, "format"_a, "packed"_a, "rows"_a, "cols"_a);
+  module.def("fill_random", &fill, "format"_a, "rows"_a, "cols"_a, py::kw_only(), "deviation"_a, "seed"_a,
+             "destination"_a);
   module.def("xxh64", &hash, "data"_a);
   py::class_<Xxh64>(module, "Xxh64")
       .def(py::init<>())

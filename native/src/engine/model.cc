@@ -144,6 +144,23 @@ void Model::run_batch(std::span<const StepRow> rows, const StepSink& sink, const
   origins_.clear();
 }
 
+void Model::impose_routing(const ImposedRouting::Table& table) {
+  auto routing = table.empty() ? nullptr : std::make_shared<const ImposedRouting>(recipe_, table);
+  const std::lock_guard lock(step_mutex_);
+  decoder_.impose_routing(std::move(routing));
+}
+
+ImposedRouting::Table::value_type Model::last_experts() const {
+  const std::lock_guard lock(step_mutex_);
+  ImposedRouting::Table::value_type layers;
+  for (int layer = 0; layer < recipe_.num_layers(); ++layer) {
+    if (!recipe_.block(layer).ffn.is_moe()) continue;
+    const auto experts = decoder_.last_experts(layer);
+    layers.emplace_back(experts.begin(), experts.end());
+  }
+  return layers;
+}
+
 ModelStatistics Model::statistics() const {
   ModelStatistics out;
   {

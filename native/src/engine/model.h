@@ -101,6 +101,12 @@ class Model {
   // Stops the step under way, or the next one, with Error{cancelled}.
   void cancel() noexcept { cancelled_.store(true, std::memory_order_relaxed); }
 
+  // See ImposedRouting; an empty table gives the choice back to the routers. Changes what the model computes:
+  // it is there to measure how a routing pages.
+  void impose_routing(const ImposedRouting::Table& table);
+  // The experts that the last step's last token used, by MoE layer.
+  ImposedRouting::Table::value_type last_experts() const;
+
   ModelStatistics statistics() const;
   std::vector<std::vector<ExpertStore::Residency>> residency() const { return store_.residency(); }
 
@@ -123,7 +129,7 @@ class Model {
   Decoder decoder_;
   Buffer sampling_;  // the samplers' working space
 
-  std::mutex step_mutex_;
+  mutable std::mutex step_mutex_;
   std::atomic<bool> cancelled_{false};
   std::vector<BatchRow> batch_;  // of the chunk under way
   std::vector<Origin> origins_;  // where each came from

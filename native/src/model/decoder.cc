@@ -30,7 +30,7 @@ void Decoder::run(std::span<const BatchRow> rows, const StepControl& control, co
   for (int layer = 0; layer < recipe_.num_layers(); ++layer) {
     control.check();
     attention(layer, rows);
-    ffn(layer, rows.size(), control);
+    ffn(layer, rows, control);
   }
   output(rows, control, sink);
 }

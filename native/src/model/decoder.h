@@ -14,6 +14,7 @@
 #include "model/kv_cache.h"
 #include "model/linear.h"
 #include "model/recipe.h"
+#include "model/routing.h"
 #include "model/scratch.h"
 #include "model/weights.h"
 
@@ -45,6 +46,14 @@ class Decoder {
   // Error{cancelled}, or what poll threw; the sequences' lengths are the caller's to advance.
   void run(std::span<const BatchRow> rows, const StepControl& control, const LogitsSink& sink);
 
+  // From the next run on, experts are chosen by `routing` instead of the routers; null: by the routers again.
+  // REQUIRES a routing made for this recipe.
+  void impose_routing(std::shared_ptr<const ImposedRouting> routing) noexcept {
+    imposed_ = std::move(routing);
+  }
+  // The experts that an MoE layer used for the last row of the last run, ascending.
+  std::span<const std::int32_t> last_experts(int layer) const noexcept;
+
  private:
   void embed(std::span<const BatchRow> rows);
   void attention(int layer, std::span<const BatchRow> rows);
@@ -52,9 +61,9 @@ class Decoder {
                    std::size_t rows);
   void rotate(const AttentionRecipe& recipe, std::span<const BatchRow> rows);
   void attend(int layer, const AttentionRecipe& recipe, std::span<const BatchRow> rows);
-  void ffn(int layer, std::size_t rows, const StepControl& control);
+  void ffn(int layer, std::span<const BatchRow> rows, const StepControl& control);
   void gated_ffn(const GatedFfnWeights& weights, Activations& in, float* out);
-  void route(const FfnRecipe& recipe, const Matrix& router, std::size_t rows);
+  void route(int layer, std::span<const BatchRow> rows);
   std::size_t group_by_expert(const FfnRecipe& recipe, std::size_t rows);
   void routed_experts(int layer, Activations& in, const StepControl& control);
   void combine(const FfnRecipe& recipe, const LayerWeights& weights, float residual_scale, std::size_t rows);
@@ -71,6 +80,7 @@ class Decoder {
   const KvLayout& kv_;
   Machine machine_;
   ScratchShape shape_;
+  std::shared_ptr<const ImposedRouting> imposed_;
   Buffer memory_;
   Scratch s_;
 };

@@ -1,24 +1,42 @@
 // The feed-forward half of a layer: dense, or routed experts with an optional shared one.
 #include <algorithm>
 #include <cmath>
-#include <numeric>
+#include <limits>
 
 #include "model/decoder.h"
 
 namespace edgert {
+namespace {
 
-void Decoder::ffn(int layer, std::size_t rows, const StepControl& control) {
+// The experts with the largest scores; of equal ones the lower id.
+void choose_best(std::span<const float> scores, std::span<std::int32_t> chosen) {
+  for (std::size_t n = 0; n < chosen.size(); ++n) {
+    std::int32_t best = -1;
+    for (std::size_t e = 0; e < scores.size(); ++e) {
+      const auto id = static_cast<std::int32_t>(e);
+      const auto end = chosen.begin() + static_cast<std::ptrdiff_t>(n);
+      const bool taken = std::find(chosen.begin(), end, id) != end;
+      if (!taken && (best < 0 || scores[e] > scores[static_cast<std::size_t>(best)])) best = id;
+    }
+    chosen[n] = best;
+  }
+  std::sort(chosen.begin(), chosen.end());
+}
+
+}  // namespace
+
+void Decoder::ffn(int layer, std::span<const BatchRow> rows, const StepControl& control) {
   const BlockRecipe& block = recipe_.block(layer);
   const LayerWeights& w = weights_.layer(layer);
-  Activations in = normed(w.ffn_norm, block.norm_eps, rows);
+  Activations in = normed(w.ffn_norm, block.norm_eps, rows.size());
   if (w.dense) gated_ffn(*w.dense, in, s_.projected);
   if (!block.ffn.is_moe()) {
-    add_residual(s_.projected, block.residual_scale, rows);
+    add_residual(s_.projected, block.residual_scale, rows.size());
     return;
   }
-  route(block.ffn, w.router, rows);
+  route(layer, rows);
   routed_experts(layer, in, control);
-  combine(block.ffn, w, block.residual_scale, rows);
+  combine(block.ffn, w, block.residual_scale, rows.size());
 }
 
 // out = down(silu(gate(in)) * up(in))
@@ -35,30 +53,35 @@ void Decoder::gated_ffn(const GatedFfnWeights& w, Activations& in, float* out) {
 }
 
 // Fills pair_expert and pair_weight: each row's experts in ascending id, the order in which they are summed.
-void Decoder::route(const FfnRecipe& recipe, const Matrix& router, std::size_t rows) {
+void Decoder::route(int layer, std::span<const BatchRow> rows) {
+  const FfnRecipe& recipe = recipe_.block(layer).ffn;
   const auto experts = static_cast<std::size_t>(recipe.num_experts);
   const auto top = static_cast<std::size_t>(recipe.num_experts_per_tok);
-  multiply(machine_, {product(router, {s_.normed, hidden(), rows, {}}, s_.router, experts)});
-  machine_.for_rows(rows, [&](std::size_t i, int) {
-    float* scores = s_.router + i * experts;
-    std::int32_t* chosen = s_.pair_expert + i * top;
-    machine_.kernels.softmax(scores, experts);
-    float sum = 0;
-    for (std::size_t n = 0; n < top; ++n) {
-      std::int32_t best = -1;
-      for (std::size_t e = 0; e < experts; ++e) {
-        const auto id = static_cast<std::int32_t>(e);
-        const bool taken = std::find(chosen, chosen + n, id) != chosen + n;
-        if (!taken && (best < 0 || scores[e] > scores[static_cast<std::size_t>(best)])) best = id;
-      }
-      chosen[n] = best;
-      sum += scores[static_cast<std::size_t>(best)];
+  multiply(machine_, {product(weights_.layer(layer).router, {s_.normed, hidden(), rows.size(), {}}, s_.router,
+                              experts)});
+  machine_.for_rows(rows.size(), [&](std::size_t i, int) {
+    const std::span scores(s_.router + i * experts, experts);
+    const std::span chosen(s_.pair_expert + i * top, top);
+    machine_.kernels.softmax(scores.data(), experts);
+    if (imposed_) {
+      const auto given = imposed_->experts(layer, rows[i].position);
+      std::copy(given.begin(), given.end(), chosen.begin());
+    } else {
+      choose_best(scores, chosen);
     }
-    std::sort(chosen, chosen + top);
+    float sum = std::numeric_limits<float>::min();  // imposed experts may all have scores of zero
+    for (const std::int32_t id : chosen) sum += scores[static_cast<std::size_t>(id)];
     const float factor = recipe.router.scale / (recipe.router.normalize ? sum : 1);
     for (std::size_t n = 0; n < top; ++n)
       s_.pair_weight[i * top + n] = scores[static_cast<std::size_t>(chosen[n])] * factor;
   });
+  const std::int32_t* last = s_.pair_expert + (rows.size() - 1) * top;
+  std::copy(last, last + top, s_.last_experts + static_cast<std::size_t>(layer) * s_.most_per_token);
+}
+
+std::span<const std::int32_t> Decoder::last_experts(int layer) const noexcept {
+  return {s_.last_experts + static_cast<std::size_t>(layer) * s_.most_per_token,
+          static_cast<std::size_t>(recipe_.block(layer).ffn.num_experts_per_tok)};
 }
 
 // Groups the (row, expert) pairs by expert, rows ascending; returns how many experts are in use.

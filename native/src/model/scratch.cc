@@ -90,6 +90,8 @@ Scratch Scratch::layout(const Recipe& recipe, const ScratchShape& shape, std::by
   s.grouped_rows = layout.take<std::int32_t>(pairs);
   s.expert_first = layout.take<std::int32_t>(w.experts + 1);
   s.expert_ids = layout.take<std::int32_t>(w.experts);
+  s.most_per_token = w.per_token;
+  s.last_experts = layout.take<std::int32_t>(recipe.layers.size() * w.per_token);
   s.logits = layout.take<float>(static_cast<std::size_t>(s.logit_rows) * vocab);
   s.bytes = layout.bytes();
   return s;

@@ -43,6 +43,8 @@ struct Scratch {
   std::int32_t* grouped_rows = nullptr;  // [rows * per_token], activation rows grouped by expert
   std::int32_t* expert_first = nullptr;  // [experts + 1], start of each expert's group
   std::int32_t* expert_ids = nullptr;    // [experts], those in use
+  std::int32_t* last_experts = nullptr;  // [layers][most_per_token], of the last row
+  std::size_t most_per_token = 0;
   float* logits = nullptr;               // [logit_rows][vocab]
 };
 
