@@ -112,6 +112,19 @@ TEST_CASE("what is resident comes without a read, and first") {
   CHECK(f.store.statistics().hits == 2);
 }
 
+TEST_CASE("what is ready can be taken together, without waiting for the rest") {
+  Fixture f(4);
+  f.take_all(1, {2, 4});
+  const auto request = f.store.acquire(1, std::vector{1, 2, 4}, f.cancelled);
+  const auto first = request->next();
+  const auto second = request->next_ready();
+  CHECK(first->expert() == 2);
+  CHECK(second->expert() == 4);
+  CHECK_FALSE(request->next_ready().has_value());
+  f.reader.complete_all();
+  CHECK(request->next_ready()->expert() == 1);
+}
+
 TEST_CASE("the least recently used expert goes") {
   Fixture f(3);
   f.take_all(0, {0, 1, 2});

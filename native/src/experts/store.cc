@@ -207,30 +207,45 @@ void ExpertStore::unpin(int index) noexcept {
   --entries_[at(index)].pins;
 }
 
+// Moves what has been read to ready_, and what another request failed to read back to waiting_.
+void ExpertStore::Request::gather() {
+  for (auto it = reading_.begin(); it != reading_.end();) {
+    const auto [index, ours] = *it;
+    Entry& entry = store_.entries_[at(index)];
+    if (entry.state == Residency::reading) {
+      ++it;
+      continue;
+    }
+    it = reading_.erase(it);
+    if (entry.state == Residency::resident) {
+      ready_.insert(ready_.begin(), index);
+      continue;
+    }
+    --entry.pins;  // its read failed
+    if (ours) std::rethrow_exception(entry.error);
+    waiting_.push_back(index);
+  }
+}
+
+std::optional<ExpertStore::Lease> ExpertStore::Request::take() {
+  if (ready_.empty()) return std::nullopt;
+  const int index = ready_.back();
+  ready_.pop_back();
+  const Entry& entry = store_.entries_[at(index)];
+  return Lease(&store_, index, entry.expert, entry.where.formats, entry.buffer.data());
+}
+
+std::optional<ExpertStore::Lease> ExpertStore::Request::next_ready() {
+  const std::lock_guard lock(store_.mutex_);
+  gather();
+  return take();
+}
+
 std::optional<ExpertStore::Lease> ExpertStore::Request::next() {
   std::unique_lock lock(store_.mutex_);
-  const auto gather = [&] {
-    for (auto it = reading_.begin(); it != reading_.end();) {
-      const auto [index, ours] = *it;
-      Entry& entry = store_.entries_[at(index)];
-      if (entry.state == Residency::reading) {
-        ++it;
-        continue;
-      }
-      it = reading_.erase(it);
-      if (entry.state == Residency::resident) {
-        ready_.insert(ready_.begin(), index);
-        continue;
-      }
-      --entry.pins;  // its read failed
-      if (ours) std::rethrow_exception(entry.error);
-      waiting_.push_back(index);
-    }
-  };
   store_.issue(*this);
   gather();
-  if (ready_.empty() && reading_.empty() && waiting_.empty()) return std::nullopt;
-  if (ready_.empty()) {
+  if (ready_.empty() && (!reading_.empty() || !waiting_.empty())) {
     const auto start = Clock::now();
     while (ready_.empty()) {
       if (cancelled_.load(std::memory_order_relaxed))
@@ -241,10 +256,7 @@ std::optional<ExpertStore::Lease> ExpertStore::Request::next() {
     }
     store_.statistics_.stall_s += std::chrono::duration<double>(Clock::now() - start).count();
   }
-  const int index = ready_.back();
-  ready_.pop_back();
-  const Entry& entry = store_.entries_[at(index)];
-  return Lease(&store_, index, entry.expert, entry.where.formats, entry.buffer.data());
+  return take();
 }
 
 ExpertStore::Request::~Request() {

@@ -7,8 +7,8 @@
 //
 // Threads: acquire() and Request are for one step at a time; completions run on the reader's threads;
 // statistics() and residency() may be called from any thread.
-// Ownership: Lease and Request must not outlive the store. REQUIRES: at most one lease of a request is held
-// while next() is called.
+// Ownership: Lease and Request must not outlive the store. REQUIRES: no lease of a request is held while
+// next() is called.
 #pragma once
 
 #include <atomic>
@@ -81,9 +81,13 @@ class ExpertStore {
     Request& operator=(const Request&) = delete;
     // The next expert that is ready; nullopt after the last. Throws what its read threw, or Error{cancelled}.
     std::optional<Lease> next();
+    // The same without waiting: nullopt where none is ready. Leases may be held meanwhile.
+    std::optional<Lease> next_ready();
 
    private:
     friend class ExpertStore;
+    void gather();                // with the lock held
+    std::optional<Lease> take();  // with the lock held
     Request(ExpertStore& store, const std::atomic<bool>& cancelled) : store_(store), cancelled_(cancelled) {}
     ExpertStore& store_;
     const std::atomic<bool>& cancelled_;

@@ -33,7 +33,8 @@ void Decoder::attention(int layer, std::span<const BatchRow> rows) {
   const auto width = static_cast<std::size_t>(a.num_heads * a.head_dim);
 
   Activations in = normed(w.attention_norm, block.norm_eps, rows.size());
-  quantize(machine_, in, hidden(), {w.attention.q.format, w.attention.k.format, w.attention.v.format});
+  if (any_integer({w.attention.q.format, w.attention.k.format, w.attention.v.format}))
+    quantize(machine_, in, hidden());
   multiply(machine_, {product(w.attention.q, in, s_.q, width, w.attention.q_bias),
                       product(w.attention.k, in, s_.k, w.attention.k.rows, w.attention.k_bias),
                       product(w.attention.v, in, s_.v, w.attention.v.rows, w.attention.v_bias)});
@@ -42,7 +43,7 @@ void Decoder::attention(int layer, std::span<const BatchRow> rows) {
   attend(layer, a, rows);
 
   Activations mixed{s_.mixed, width, rows.size(), s_.inputs};
-  quantize(machine_, mixed, width, {w.attention.o.format});
+  if (any_integer({w.attention.o.format})) quantize(machine_, mixed, width);
   multiply(machine_, {product(w.attention.o, mixed, s_.projected, hidden(), w.attention.o_bias)});
   add_residual(s_.projected, block.residual_scale, rows.size());
 }

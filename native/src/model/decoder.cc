@@ -79,7 +79,7 @@ void Decoder::output(std::span<const BatchRow> rows, const StepControl& control,
                                 recipe_.final_norm_eps, s_.normed + i * hidden());
     }
     Activations in{s_.normed, hidden(), count, s_.inputs};
-    quantize(machine_, in, hidden(), {head.format});
+    if (any_integer({head.format})) quantize(machine_, in, hidden());
     multiply(machine_, {product(head, in, s_.logits, vocab)});
     for (std::size_t i = 0; i < count; ++i) {
       const std::span logits(s_.logits + i * vocab, vocab);

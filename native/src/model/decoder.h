@@ -66,6 +66,14 @@ class Decoder {
   void route(int layer, std::span<const BatchRow> rows);
   std::size_t group_by_expert(const FfnRecipe& recipe, std::size_t rows);
   void routed_experts(int layer, Activations& in, const StepControl& control);
+  struct ExpertWork {
+    ExpertStore::Lease lease;
+    std::size_t first;  // of its rows in grouped_rows and expert_out
+    std::size_t count;  // of its rows
+    std::size_t row;    // of its rows in gate and up
+  };
+  void run_experts(std::span<const ExpertWork> group, std::size_t rows, const Activations& in,
+                   std::size_t width);
   void combine(const FfnRecipe& recipe, const LayerWeights& weights, float residual_scale, std::size_t rows);
   void output(std::span<const BatchRow> rows, const StepControl& control, const LogitsSink& sink);
   Activations normed(const float* weight, float eps, std::size_t rows);

@@ -42,13 +42,13 @@ void Decoder::ffn(int layer, std::span<const BatchRow> rows, const StepControl& 
 // out = down(silu(gate(in)) * up(in))
 void Decoder::gated_ffn(const GatedFfnWeights& w, Activations& in, float* out) {
   const std::size_t width = w.gate.rows;
-  quantize(machine_, in, hidden(), {w.gate.format, w.up.format});
+  if (any_integer({w.gate.format, w.up.format})) quantize(machine_, in, hidden());
   multiply(machine_, {product(w.gate, in, s_.gate, width), product(w.up, in, s_.up, width)});
   Activations inner{s_.gate, width, in.rows, s_.inner};
   machine_.for_rows(in.rows, [&](std::size_t i, int) {
     machine_.kernels.silu_mul(s_.gate + i * width, s_.up + i * width, width);
   });
-  quantize(machine_, inner, width, {w.down.format});
+  if (any_integer({w.down.format})) quantize(machine_, inner, width);
   multiply(machine_, {product(w.down, inner, out, hidden())});
 }
 
@@ -112,37 +112,66 @@ void Decoder::routed_experts(int layer, Activations& in, const StepControl& cont
   const FfnRecipe& recipe = recipe_.block(layer).ffn;
   const auto width = static_cast<std::size_t>(recipe.intermediate_size);
   const std::size_t used = group_by_expert(recipe, in.rows);
-  // int8 stands for every integer format: all take the same activations.
   const auto& combinations = bundle_.manifest().expert_formats;
   const bool integer = std::any_of(combinations.begin(), combinations.end(), [](const ExpertFormats& f) {
     return !format(f.gate).is_float() || !format(f.up).is_float();
   });
-  if (integer) quantize(machine_, in, hidden(), {FormatId::int8});
+  if (integer) quantize(machine_, in, hidden());
 
   const auto request = store_.acquire(layer, {s_.expert_ids, used}, control.cancelled);
-  while (const auto lease = request->next()) {
+  for (;;) {
+    std::vector<ExpertWork> group;  // what is ready, to be computed together
+    std::size_t rows = 0;
+    const auto add = [&](std::optional<ExpertStore::Lease> lease) {
+      if (!lease) return false;
+      const std::int32_t first = s_.expert_first[lease->expert()];
+      const auto count = static_cast<std::size_t>(s_.expert_first[lease->expert() + 1] - first);
+      group.push_back({std::move(*lease), static_cast<std::size_t>(first), count, rows});
+      rows += count;
+      return true;
+    };
+    if (!add(request->next())) return;
+    while (rows < s_.group_rows && add(request->next_ready())) {
+    }
     control.check();
-    const ExpertLayout layout =
-        expert_layout(bundle_.manifest().expert_formats[lease->formats()], hidden(), width);
-    const Matrix gate{layout.formats.gate, width, hidden(), lease->data()};
-    const Matrix up{layout.formats.up, width, hidden(), lease->data() + layout.up_offset};
-    const Matrix down{layout.formats.down, hidden(), width, lease->data() + layout.down_offset};
-    const std::int32_t first = s_.expert_first[lease->expert()];
-    const auto count = static_cast<std::size_t>(s_.expert_first[lease->expert() + 1] - first);
-
-    MatMul gate_product = product(gate, in, s_.gate, width);
-    MatMul up_product = product(up, in, s_.up, width);
-    gate_product.gather = up_product.gather = s_.grouped_rows + first;
-    gate_product.m = up_product.m = count;
-    multiply(machine_, {gate_product, up_product});
-    machine_.for_rows(count, [&](std::size_t i, int) {
-      machine_.kernels.silu_mul(s_.gate + i * width, s_.up + i * width, width);
-    });
-    Activations inner{s_.gate, width, count, s_.inner};
-    quantize(machine_, inner, width, {down.format});
-    multiply(machine_,
-             {product(down, inner, s_.expert_out + static_cast<std::size_t>(first) * hidden(), hidden())});
+    run_experts(group, rows, in, width);
   }
+}
+
+// Each expert's down(silu(gate(in)) * up(in)) into its rows of expert_out, in three parallel regions for all.
+void Decoder::run_experts(std::span<const ExpertWork> group, std::size_t rows, const Activations& in,
+                          std::size_t width) {
+  const auto layout_of = [&](const ExpertWork& work) {
+    return expert_layout(bundle_.manifest().expert_formats[work.lease.formats()], hidden(), width);
+  };
+  Activations inner{s_.gate, width, rows, s_.inner};
+  bool integer = false;
+  std::vector<MatMul> products;
+  for (const ExpertWork& work : group) {
+    const ExpertLayout layout = layout_of(work);
+    const std::byte* data = work.lease.data();
+    for (const auto& [matrix, out] :
+         {std::pair(Matrix{layout.formats.gate, width, hidden(), data}, s_.gate),
+          std::pair(Matrix{layout.formats.up, width, hidden(), data + layout.up_offset}, s_.up)}) {
+      MatMul& p = products.emplace_back(product(matrix, in, out + work.row * width, width));
+      p.gather = s_.grouped_rows + work.first;
+      p.m = work.count;
+    }
+    integer = integer || any_integer({layout.formats.down});
+  }
+  multiply(machine_, products);
+  machine_.for_rows(rows, [&](std::size_t i, int) {
+    machine_.kernels.silu_mul(s_.gate + i * width, s_.up + i * width, width);
+  });
+  if (integer) quantize(machine_, inner, width);
+  products.clear();
+  for (const ExpertWork& work : group) {
+    const ExpertLayout layout = layout_of(work);
+    const Matrix down{layout.formats.down, hidden(), width, work.lease.data() + layout.down_offset};
+    products.push_back(
+        product(down, inner.slice(work.row, work.count), s_.expert_out + work.first * hidden(), hidden()));
+  }
+  multiply(machine_, products);
 }
 
 // x += residual_scale * (sum of weighted experts in ascending id + gated shared expert)

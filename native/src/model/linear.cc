@@ -26,7 +26,7 @@ MatMul product(const Matrix& matrix, const Activations& in, float* y, std::size_
   return work;
 }
 
-void multiply(const Machine& machine, std::initializer_list<MatMul> products) {
+void multiply(const Machine& machine, std::span<const MatMul> products) {
   std::size_t total = 0;
   for (const MatMul& work : products) total += tiles(work);
   machine.pool.run(static_cast<int>(total), 0, [&](int begin, int end, int) {
@@ -45,9 +45,20 @@ void multiply(const Machine& machine, std::initializer_list<MatMul> products) {
   });
 }
 
-void quantize(const Machine& machine, Activations& in, std::size_t cols,
-              std::initializer_list<FormatId> formats) {
-  if (std::all_of(formats.begin(), formats.end(), [](FormatId id) { return format(id).is_float(); })) return;
+bool any_integer(std::initializer_list<FormatId> formats) {
+  return std::any_of(formats.begin(), formats.end(), [](FormatId id) { return !format(id).is_float(); });
+}
+
+Activations Activations::slice(std::size_t first, std::size_t count) const {
+  const std::size_t groups = quantized.padded / kActivationGroup;
+  return {x + first * stride,
+          stride,
+          count,
+          {quantized.codes + first * quantized.padded, quantized.scales + first * groups,
+           quantized.sums + first * groups, quantized.padded}};
+}
+
+void quantize(const Machine& machine, Activations& in, std::size_t cols) {
   QuantizedRows& q = in.quantized;
   q.padded = round_up(cols, kMaxGroup);
   const std::size_t groups = q.padded / kActivationGroup;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <span>
 
 #include "kernels/kernels.h"
 #include "model/weights.h"
@@ -34,15 +35,23 @@ struct Activations {
   std::size_t stride = 0;
   std::size_t rows = 0;
   QuantizedRows quantized;
+
+  // Rows [first, first + count), quantized as they are. REQUIRES quantized.padded of this matrix, if it is
+  // used.
+  Activations slice(std::size_t first, std::size_t count) const;
 };
 
 // The product of a matrix with `in`, to be run by multiply(). `gather`: see MatMul; null: all rows of `in`.
 MatMul product(const Matrix& matrix, const Activations& in, float* y, std::size_t y_stride,
                const float* bias = nullptr);
-void multiply(const Machine& machine, std::initializer_list<MatMul> products);
+void multiply(const Machine& machine, std::span<const MatMul> products);
+inline void multiply(const Machine& machine, std::initializer_list<MatMul> products) {
+  multiply(machine, std::span(products.begin(), products.size()));
+}
 
-// Fills in.quantized's arrays from the first `cols` columns, if one of the formats is an integer one.
-void quantize(const Machine& machine, Activations& in, std::size_t cols,
-              std::initializer_list<FormatId> formats);
+// Whether a product with one of these formats needs quantize() first.
+bool any_integer(std::initializer_list<FormatId> formats);
+// Fills in.quantized's arrays from the first `cols` columns.
+void quantize(const Machine& machine, Activations& in, std::size_t cols);
 
 }  // namespace edgert

@@ -78,9 +78,11 @@ Scratch Scratch::layout(const Recipe& recipe, const ScratchShape& shape, std::by
   s.attention_floats = attention_scratch(static_cast<int>(w.group), 0, shape.context);
   s.attention = layout.take<float>(static_cast<std::size_t>(shape.threads) * s.attention_floats);
   s.inputs = layout.take_quantized(rows, std::max(hidden, w.q));
-  s.inner = layout.take_quantized(rows, w.inner);
-  s.gate = layout.take<float>(rows * w.inner);
-  s.up = layout.take<float>(rows * w.inner);
+  s.group_rows = std::max(rows, w.per_token);
+  const std::size_t inner_rows = s.group_rows + rows;
+  s.inner = layout.take_quantized(inner_rows, w.inner);
+  s.gate = layout.take<float>(inner_rows * w.inner);
+  s.up = layout.take<float>(inner_rows * w.inner);
   s.projected = layout.take<float>(rows * hidden);
   s.router = layout.take<float>(rows * w.experts);
   s.expert_out = layout.take<float>(pairs * hidden);

@@ -32,8 +32,9 @@ struct Scratch {
   std::size_t attention_floats = 0;
   QuantizedRows inputs;                  // of normed or mixed
   QuantizedRows inner;                   // of gate
-  float* gate = nullptr;                 // [rows][intermediate]
-  float* up = nullptr;                   // [rows][intermediate]
+  std::size_t group_rows = 0;            // experts are computed together until they have so many rows
+  float* gate = nullptr;                 // [group_rows + rows][intermediate]
+  float* up = nullptr;                   // likewise
   float* projected = nullptr;            // [rows][hidden]
   float* router = nullptr;               // [rows][experts]
   float* expert_out = nullptr;           // [rows * per_token][hidden]
