@@ -71,7 +71,7 @@ class Formats:
             layer, dot, expert = str(key).partition(".")
             layers = range(len(num_experts)) if layer == "*" else _index(layer, len(num_experts))
             if not dot or not any(
-                expert == "*" and num_experts[i] or _index(expert, num_experts[i]) for i in layers
+                (expert == "*" and num_experts[i]) or _index(expert, num_experts[i]) for i in layers
             ):
                 raise InvalidArgumentError(
                     f"expert_formats: {str(key)[:80]!r} names no expert of this model; "

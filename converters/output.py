@@ -14,6 +14,7 @@ import fcntl
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -144,10 +145,8 @@ class BundleOutput:
                 os.close(fd)
 
     def _release(self) -> None:
-        try:
+        with suppress(OSError):  # a directory that became read-only; the next conversion takes the file over
             os.unlink(self._lock)
-        except OSError:
-            pass  # a directory that became read-only; the next conversion takes the file over
         os.close(self._lock_fd)
         self._lock_fd = -1
 

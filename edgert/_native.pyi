@@ -145,6 +145,7 @@ class Model:
     ) -> None: ...
     context: int
     chunk: int
+    kv_format: str
     vocab_size: int
     minimum_bytes: int  # the smallest budget that works with these options
     resident: bool  # every expert fits

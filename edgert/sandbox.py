@@ -234,10 +234,10 @@ class SandboxedEnvironment(ImmutableSandboxedEnvironment):
             counted.jinja_pass_arg = function.jinja_pass_arg  # type: ignore[attr-defined]
         return counted
 
-    def _looking(self, function: Callable[..., bool]) -> Callable[..., bool]:
+    def _looking(self, function: Any) -> Callable[..., Any]:
         """A test that pays for its operands."""
 
-        def looking(*operands: Any) -> bool:
+        def looking(*operands: Any) -> Any:
             for value in operands:
                 self.weighed(value)
             return function(*operands)

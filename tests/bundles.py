@@ -12,7 +12,12 @@ import numpy as np
 import xxhash
 from checkpoints import TINY_CONFIG, prompt_tokens
 
-F32 = {"dense_format": "f32", "expert_format": "f32", "embedding_format": "f32", "output_format": "f32"}
+F32: dict[str, Any] = {
+    "dense_format": "f32",
+    "expert_format": "f32",
+    "embedding_format": "f32",
+    "output_format": "f32",
+}
 MIB = 1 << 20
 EXPERTS = "experts-00000.bin"
 LONG = prompt_tokens(200, TINY_CONFIG["vocab_size"])  # meets every expert of every layer of the tiny model

@@ -44,7 +44,8 @@ def encode(array: np.ndarray, dtype: str) -> bytes:
     if dtype == "F16":
         return array.astype("<f2").tobytes()
     bits = np.ascontiguousarray(array, "<f4").view("<u4")
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
+    nearest: np.ndarray = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return nearest.astype("<u2").tobytes()
 
 
 def write_safetensors(path: Path, tensors: Tensors, dtype: str = "F32") -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,12 @@ from checkpoints import tiny_checkpoint
 
 # Small matrices: more threads than this only make the reference slower, and change its sums.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What the developer has configured for edgert is not what the tests are about.
+for name in [name for name in os.environ if name.startswith(("EDGERT_", "XDG_"))]:
+    if name != "EDGERT_REFERENCE_DIR":
+        del os.environ[name]
+os.environ["EDGERT_CONFIG"] = os.devnull
 
 
 @pytest.fixture(scope="session")
@@ -48,10 +53,10 @@ def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bystander(tiny_bundle: Path) -> Iterator[tuple[Any, np.ndarray]]:
+def bystander(tiny_bundle: Path) -> tuple[Any, np.ndarray]:
     """A paged model that is loaded all along, and what it answers."""
     model = open_model(tiny_bundle, memory=minimum_bytes(tiny_bundle) + 20_000)
-    yield model, answer(model)
+    return model, answer(model)
 
 
 @pytest.fixture(scope="session")

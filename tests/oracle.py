@@ -113,10 +113,10 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def feed_forward(
+    x: np.ndarray,
     gate: Callable[[np.ndarray], np.ndarray],
     up: Callable[[np.ndarray], np.ndarray],
     down: Callable[[np.ndarray], np.ndarray],
-    x: np.ndarray,
 ) -> np.ndarray:
     g = gate(x)
     return down(g * sigmoid(g) * up(x))
@@ -139,7 +139,8 @@ class Oracle:
         t = self.tensors[name]
         assert t["format"] == "f32" and len(t["shape"]) == 1
         data = self.files[t["file"]][t["offset"] : t["offset"] + t["bytes"]]
-        return data.view("<f4").astype(np.float64)
+        values: np.ndarray = data.view("<f4").astype(np.float64)
+        return values
 
     @cache  # noqa: B019 - a reader lives as long as its test
     def matrix(self, name: str) -> Weight:
@@ -177,7 +178,8 @@ class Oracle:
             x = x + block["residual_scale"] * mix(h, block["ffn"], i)
         x = rms_norm(x, self.vector("final_norm"), self.recipe["final_norm_eps"])
         output = embedding if self.recipe["output"]["tied"] else self.matrix("output")
-        return output(x) * self.recipe["output"]["scale"]
+        logits: np.ndarray = output(x) * self.recipe["output"]["scale"]
+        return logits
 
     def attention(self, x: np.ndarray, block: dict[str, Any], prefix: str) -> np.ndarray:
         mixer = block["mixer"]
@@ -208,7 +210,7 @@ class Oracle:
 
     def dense(self, x: np.ndarray, ffn: dict[str, Any], layer: int) -> np.ndarray:
         return feed_forward(
-            *(self.matrix(f"layers.{layer}.ffn.{part}") for part in ("gate", "up", "down")), x
+            x, *(self.matrix(f"layers.{layer}.ffn.{part}") for part in ("gate", "up", "down"))
         )
 
     def moe(self, x: np.ndarray, ffn: dict[str, Any], layer: int) -> np.ndarray:
@@ -222,10 +224,10 @@ class Oracle:
         for e in np.unique(chosen):
             rows, slots = np.nonzero(chosen == e)
             expert = self.expert(layer, int(e), ffn["moe_intermediate_size"])
-            out[rows] += gates[rows, slots, None] * feed_forward(*expert, x[rows])
+            out[rows] += gates[rows, slots, None] * feed_forward(x[rows], *expert)
         if ffn["shared"] is not None:
             shared = feed_forward(
-                *(self.matrix(f"layers.{layer}.shared.{p}") for p in ("gate", "up", "down")), x
+                x, *(self.matrix(f"layers.{layer}.shared.{p}") for p in ("gate", "up", "down"))
             )
             if ffn["shared"]["gate"] == "sigmoid":
                 shared *= sigmoid(self.matrix(f"layers.{layer}.shared.router")(x))
@@ -240,10 +242,10 @@ def rotate(x: np.ndarray, rope: dict[str, Any]) -> np.ndarray:
     angle = np.arange(len(x))[:, None, None] * frequencies
     cos, sin = np.cos(angle) * rope["attention_factor"], np.sin(angle) * rope["attention_factor"]
     if rope["layout"] == "half":
-        first, second = np.s_[..., :pairs], np.s_[..., pairs : 2 * pairs]
+        first, second = slice(0, pairs), slice(pairs, 2 * pairs)
     else:
-        first, second = np.s_[..., 0 : 2 * pairs : 2], np.s_[..., 1 : 2 * pairs : 2]
+        first, second = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
     out = x.copy()
-    out[first] = x[first] * cos - x[second] * sin
-    out[second] = x[second] * cos + x[first] * sin
+    out[..., first] = x[..., first] * cos - x[..., second] * sin
+    out[..., second] = x[..., second] * cos + x[..., first] * sin
     return out

@@ -71,4 +71,5 @@ def main(bundle: str, warm: str, memory: str, threads: int, requests: int, token
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], *(int(argument) for argument in sys.argv[4:]))
+    bundle, warm_bundle, memory, *numbers = sys.argv[1:]
+    main(bundle, warm_bundle, memory, *map(int, numbers))

@@ -34,13 +34,14 @@ class Reference:
 
         torch.set_num_threads(1)
         transformers.logging.set_verbosity_error()
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             path,
             dtype=torch.float32,
             attn_implementation="eager",
             experts_implementation="eager",
             output_loading_info=True,
         )
+        model, info = loaded
         assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
         return cls(model.eval())
 

@@ -195,5 +195,5 @@ def test_near_ties_are_named_and_few(record_property: Callable[..., None]) -> No
     assert ties.tolist() == [1, 2]
     with pytest.warns(UserWarning, match=r"\[1, 2\]"):
         assert compared("case", 3, ties, record_property) == [0]
-    with pytest.raises(AssertionError), pytest.warns(UserWarning):
+    with pytest.raises(AssertionError), pytest.warns(UserWarning, match="ties"):
         compared("case", 10, np.arange(5), record_property)

@@ -16,7 +16,7 @@ FORMATS = [*oracle.FLOATS, *oracle.INTEGERS]
 TOKENS = prompt_tokens(64, 131)
 
 
-@pytest.mark.parametrize("rows,cols", [(1, 1), (16, 64), (17, 65), (40, 72), (131, 200)])
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (16, 64), (17, 65), (40, 72), (131, 200)])
 @pytest.mark.parametrize("name", FORMATS)
 def test_packed_matrix(name: str, rows: int, cols: int) -> None:
     from edgert import _native

@@ -51,7 +51,8 @@ def bundle_id(bundle: Path) -> str:
 def tensor_bytes(bundle: Path, manifest: dict[str, Any], row: dict[str, Any]) -> bytes:
     with (bundle / manifest["files"][row["file"]]["name"]).open("rb") as file:
         file.seek(row["offset"])
-        return file.read(row["bytes"])
+        content: bytes = file.read(row["bytes"])
+        return content
 
 
 # --- content ------------------------------------------------------------------------------------------
@@ -81,7 +82,8 @@ def test_experts_are_gate_up_and_down_in_one_extent(tmp_path: Path) -> None:
     assert manifest["expert_formats"][number] == ["f32"] * 3 and checksum == _native.xxh64(extent)
     assert offset % manifest["alignment"] == 0
     for part, (rows, cols) in {"gate": (40, 72), "up": (40, 72), "down": (72, 40)}.items():
-        packed, extent = np.split(np.frombuffer(extent, "u1"), [_native.packed_bytes("f32", rows, cols)])
+        size = _native.packed_bytes("f32", rows, cols)
+        packed, extent = extent[:size], extent[size:]
         assert (
             _native.unpack("f32", packed, rows, cols)
             == weights[f"model.layers.1.mlp.experts.5.{part}_proj.weight"].tobytes()
@@ -297,17 +299,16 @@ def test_offsets_past_4_gib(tmp_path: Path) -> None:
     config |= {"hidden_size": hidden, "vocab_size": 16, "tie_word_embeddings": True}
     shapes = {name: shape for name, shape in qwen3_moe_shapes(config).items() if ".experts." not in name}
     prefix = "model.layers.0.mlp.experts."
-    shards = {
+    shards: dict[str, dict[str, tuple[int, ...]]] = {
         "model-00001-of-00002.safetensors": shapes | {prefix + "gate_up_proj": (experts, 2 * width, hidden)},
-        "model-00002-of-00002.safetensors": {
-            prefix + "down_proj": (experts, hidden, 2 * width)[:2] + (width,)
-        },
+        "model-00002-of-00002.safetensors": {prefix + "down_proj": (experts, hidden, width)},
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     weight_map = {name: file for file, tensors in shards.items() for name in tensors}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     for file, tensors in shards.items():
-        table, end = {}, 0
+        table: dict[str, Any] = {}
+        end = 0
         for name, shape in tensors.items():
             begin, end = end, end + 4 * int(np.prod(shape))
             table[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
@@ -319,23 +320,23 @@ def test_offsets_past_4_gib(tmp_path: Path) -> None:
     decoder = read_decoder(open_checkpoint(tmp_path))
     last = decoder.experts[-1]
     values = np.random.default_rng(0).standard_normal((width, hidden), np.float32)
-    with last.up.tensor.path.open("r+b") as file:
+    with last.up.tensor.path.open("r+b") as shard:
         assert last.up.begin > 4 << 30
-        file.seek(last.up.begin)
-        file.write(values.tobytes())
+        shard.seek(last.up.begin)
+        shard.write(values.tobytes())
     formats = choose_formats("f32", "f32", None, None, None, Defaults(), tied=True)
     layout = plan_layout(decoder, formats, alignment=16384, remainders=False)
     extent = layout.experts[-1]
     assert extent.offset > 4 << 30
-    with (tmp_path / "experts.bin").open("w+b") as file:
+    with (tmp_path / "experts.bin").open("w+b") as written:
         packed = pack.pack_extent(
-            extent.parts, file.fileno(), extent.offset, None, lambda done: None, threading.Event()
+            extent.parts, written.fileno(), extent.offset, None, lambda done: None, threading.Event()
         )
         matrix = _native.packed_bytes("f32", width, hidden)
-        file.seek(extent.offset + matrix)
-        assert _native.unpack("f32", file.read(matrix), width, hidden) == values.tobytes()
-        file.seek(extent.offset)
-        assert _native.xxh64(file.read(extent.bytes)) == packed.checksum
+        written.seek(extent.offset + matrix)
+        assert _native.unpack("f32", written.read(matrix), width, hidden) == values.tobytes()
+        written.seek(extent.offset)
+        assert _native.xxh64(written.read(extent.bytes)) == packed.checksum
 
 
 def test_memory_does_not_grow_with_the_tensors(tmp_path: Path) -> None:
@@ -410,8 +411,12 @@ def test_only_a_bundle_is_replaced(tiny_source: Path, tmp_path: Path, make: Call
 def test_what_comes_there_during_the_conversion_is_left_alone(tiny_source: Path, tmp_path: Path) -> None:
     place = tmp_path / "m.edgert"
     convert(tiny_source, place)
+
+    def meanwhile(done: int, total: int) -> None:
+        (place / "diary.txt").write_text("mine")
+
     with pytest.raises(InvalidArgumentError, match="only a bundle is replaced"):
-        convert(tiny_source, place, progress=lambda done, total: (place / "diary.txt").write_text("mine"))
+        convert(tiny_source, place, progress=meanwhile)
     assert (place / "diary.txt").read_text() == "mine"
     assert os.listdir(tmp_path) == ["m.edgert"]
 
@@ -539,8 +544,8 @@ def die(source: Path, directory: Path, old: Path | None, exchange: bool, moments
         if old is not None:
             shutil.copytree(old, directory / str(moment) / "m.edgert")
     script = Path(__file__).parent / "killed_conversion.py"
-    words = [script, source, directory, "int4", str(int(exchange)), *map(str, moments)]
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True).stdout
+    words = [str(word) for word in (script, source, directory, "int4", int(exchange), *moments)]
+    return subprocess.check_output([sys.executable, *words], text=True)
 
 
 @pytest.mark.parametrize(

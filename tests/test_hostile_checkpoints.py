@@ -119,7 +119,7 @@ def sharded(damage: Damage) -> Damage:
     return both
 
 
-def weight_map(change: Callable[[dict[str, str]], Any]) -> Damage:
+def weight_map(change: Callable[[dict[str, Any]], Any]) -> Damage:
     return sharded(edit(INDEX, lambda index: change(index["weight_map"])))
 
 
@@ -420,5 +420,5 @@ def test_weights_beyond_the_range_of_the_format(sound: Path, tmp_path: Path) -> 
     set_weight(EXPERT, 1e6)(source)
     with pytest.raises(CorruptError, match=EXPERT):
         convert(source, tmp_path / "model.edgert", expert_format="f16")
-    assert encode(np.float32([1e6]), "F32") in (source / WEIGHTS).read_bytes()
+    assert encode(np.array([1e6], np.float32), "F32") in (source / WEIGHTS).read_bytes()
     convert(source, tmp_path / "model.edgert", expert_format="bf16")

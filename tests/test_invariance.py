@@ -202,7 +202,7 @@ class Guest:
 @pytest.mark.parametrize("memory", ("minimum", "everything"))
 def test_batch_with_strangers(bundle: Path, isa: str, memory: str) -> None:
     """Four sequences of unlike length, span and start; each as if it were alone."""
-    options = {"isa": isa, "parallel": 4, "chunk": 24, "context": 320}
+    options: dict[str, Any] = {"isa": isa, "parallel": 4, "chunk": 24, "context": 320}
     budget = EVERYTHING if memory == "everything" else minimum_bytes(bundle, **options)
     model = open_model(bundle, memory=budget, threads=2, **options)
     plans = [(PROMPT, GENERATED, 7, 64)]
@@ -244,7 +244,7 @@ def test_any_schedule(tiny_source: Path, data: st.DataObject) -> None:
 
 @functools.cache
 def schedule_model(bundle: Path) -> Any:
-    options = {"parallel": 3, "chunk": 16}
+    options: dict[str, Any] = {"parallel": 3, "chunk": 16}
     return open_model(bundle, memory=minimum_bytes(bundle, **options) + 50_000, threads=2, **options)
 
 
@@ -293,7 +293,7 @@ def test_families(name: str, tmp_path: Path) -> None:
     ids=("wide", "odd", "uneven"),
 )
 @pytest.mark.parametrize("expert_format", ("bf16", "int3", "int8"))
-def test_sizes(tmp_path: Path, isa: str, sizes: dict[str, int], expert_format: str) -> None:
+def test_sizes(tmp_path: Path, isa: str, sizes: dict[str, Any], expert_format: str) -> None:
     """Sizes that take other paths through the kernels, with more threads than there is work for."""
     bundle = convert(
         tiny_checkpoint(tmp_path / "checkpoint", num_hidden_layers=1, vocab_size=150, **sizes),

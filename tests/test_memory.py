@@ -23,7 +23,12 @@ PAGE = mmap.PAGESIZE
 def large_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 MiB of f32 experts in 128 extents over a small dense part."""
     directory = tmp_path_factory.mktemp("large")
-    sizes = {"hidden_size": 256, "moe_intermediate_size": 128, "num_experts": 32, "num_hidden_layers": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 256,
+        "moe_intermediate_size": 128,
+        "num_experts": 32,
+        "num_hidden_layers": 4,
+    }
     source = tiny_checkpoint(directory / "checkpoint", **sizes)
     return convert(source, directory / "large.edgert", **F32)
 
@@ -86,7 +91,12 @@ def test_anonymous_memory_stays_within_the_budget(
 
 def test_a_manifest_of_many_experts_is_within_the_budget_too(tiny_bundle: Path, tmp_path: Path) -> None:
     """As many extents as the largest models have; reading about them must not take what they may not."""
-    sizes = {"hidden_size": 32, "moe_intermediate_size": 16, "num_experts": 128, "num_hidden_layers": 48}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "moe_intermediate_size": 16,
+        "num_experts": 128,
+        "num_hidden_layers": 48,
+    }
     bundle = convert(
         tiny_checkpoint(tmp_path / "checkpoint", **sizes), tmp_path / "many.edgert", alignment=4096
     )
@@ -98,7 +108,8 @@ def test_a_manifest_of_many_experts_is_within_the_budget_too(tiny_bundle: Path, 
 def test_the_minimum_works_and_a_page_less_is_refused(tiny_bundle: Path) -> None:
     from edgert import errors
 
-    for options in ({}, {"threads": 2}, {"chunk": 1}, {"parallel": 3, "context": 64}):
+    choices: list[dict[str, Any]] = [{}, {"threads": 2}, {"chunk": 1}, {"parallel": 3, "context": 64}]
+    for options in choices:
         lowest = minimum_bytes(tiny_bundle, **options)
         model = open_model(tiny_bundle, memory=lowest, **options)
         assert model.minimum_bytes == lowest

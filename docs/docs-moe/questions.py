@@ -74,8 +74,8 @@ def facts_of(domain: str, text: str) -> Iterator[Fact]:
         return
     description = one_line(summary[2]).rstrip(".")
     details = re.search(patterns.details, text)
-    for name in names_of(domain, one_line(summary[1]).rstrip(".")):
-        name = re.sub(r"[`*\\]", "", name).strip()
+    for found in names_of(domain, one_line(summary[1]).rstrip(".")):
+        name = re.sub(r"[`*\\]", "", found).strip()
         if 1 < len(name) < 50 and 8 < len(description) < 200:
             yield Fact(domain, name, description, first_sentences(details[1]) if details else "")
 
