@@ -365,21 +365,16 @@ def _whole(value: object) -> int | None:
 def memory_needs(bundle: Bundle) -> dict[str, int]:
     """What `bundle` needs with the default knobs: minimum_bytes, the smallest budget that works; resident_bytes, one
     from which on every expert stays in memory; context (tokens)."""
+    runtime = _native.Runtime(memory_bytes=1 << 60)
     tokenizer = _tokenizer_of(bundle)
-    plan = _unbounded_plan(bundle, 0 if tokenizer is None else tokenizer.memory_bytes, {}, {})
+    if tokenizer is not None:
+        runtime.reserve(tokenizer.memory_bytes)
+    plan = _native.plan_memory(runtime, str(bundle.path))
     return {
         "minimum_bytes": plan["minimum_bytes"],
         "resident_bytes": plan["minimum_bytes"] + plan["expert_bytes"],
         "context": plan["context"],
     }
-
-
-def _unbounded_plan(
-    bundle: Bundle, reserved: int, for_runtime: Mapping[str, Any], for_model: Mapping[str, Any]
-) -> dict[str, int]:
-    runtime = _native.Runtime(**{**for_runtime, "memory_bytes": 1 << 60})
-    runtime.reserve(reserved)
-    return _native.plan_memory(runtime, str(bundle.path), **for_model)
 
 
 def _finished(stream: Stream) -> Generation:

@@ -30,6 +30,17 @@ def convert(source: Path, output: Path, **formats: Any) -> Path:
     return output
 
 
+def contents(directory: Path) -> dict[str, bytes]:
+    """The files of a folder, by their names in it."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
+
+
+def bundle_id(bundle: Path) -> str:
+    return str(read_manifest(bundle)["bundle_id"])
+
+
 def open_model(
     path: Path, *, memory: int = 256 * MIB, threads: int = 1, isa: str = "", **options: Any
 ) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import convert
+from bundles import contents, convert
 from checkpoints import TINY_CONFIG, encode, qwen3_moe_shapes, random_weights, tiny_checkpoint, write_weights
 
 import edgert
@@ -314,12 +314,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("sound")
     convert(tiny_checkpoint(directory / "checkpoint"), directory / "model.edgert")
     return directory
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()
-    }
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from edgert.roof import Bandwidths, Footprint, LruSimulation, Work, chunks, roof
 
-MANIFEST = {
+MANIFEST: dict[str, Any] = {
     "recipe": {
         "hidden_size": 16,
         "output": {"tied": False},
