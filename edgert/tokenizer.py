@@ -18,6 +18,7 @@ from edgert.errors import CorruptError, EdgertError, InvalidArgumentError, Unsup
 _MAX_FILE_BYTES = 128 << 20
 _MAX_GROWTH = 64  # how many times longer normalisation may make a text
 _PROBE_CHARACTERS = "aA1 \n!é"
+_MAX_WORD = 1000  # characters; a WordPiece model's work is the cube of this
 _PROBE_LENGTH = 700  # a pattern of cubic cost or worse runs into the library's own limit
 
 
@@ -48,6 +49,10 @@ class Tokenizer:
         self._library.no_padding()
         self._library.no_truncation()
         _check_growth(_state(self._library.normalizer))
+        if getattr(self._library.model, "max_input_chars_per_word", 0) > _MAX_WORD:
+            raise UnsupportedError(
+                f"tokenizer.json: model: max_input_chars_per_word: allowed are 0 to {_MAX_WORD}"
+            )
         self._steps = plan(_state(self._library.decoder))
         added = self._library.get_added_tokens_decoder().values()
         self._special = frozenset(token.content for token in added if token.special)

@@ -161,6 +161,17 @@ def test_a_pathological_pattern_is_refused_when_loaded(pattern: str) -> None:
         Tokenizer(made.with_pattern(pattern))
 
 
+def test_words_of_unbounded_work_are_refused() -> None:
+    model = {
+        "type": "WordPiece",
+        "vocab": {"a": 0, "b": 1},
+        "unk_token": "b",
+        "continuing_subword_prefix": "##",
+    }
+    with pytest.raises(UnsupportedError, match="max_input_chars_per_word: allowed are 0 to 1000"):
+        Tokenizer(altered(model={**model, "max_input_chars_per_word": 10**6}))
+
+
 def test_normalisation_that_multiplies_text_is_refused() -> None:
     step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
     with pytest.raises(UnsupportedError, match="normalizer: makes text more than"):

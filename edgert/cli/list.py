@@ -14,7 +14,7 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "list",
         help="list the bundles that can be run by name",
-        description="List the bundles in the models folder ($EDGERT_HOME/models) and the embedded one.",
+        description="List the bundles in $EDGERT_HOME/models (~/.local/share/edgert/models) and the embedded one.",
     )
     add_json(parser)
     return parser
