@@ -372,7 +372,8 @@ def memory_needs(bundle: Bundle) -> dict[str, int]:
     plan = _native.plan_memory(runtime, str(bundle.path))
     return {
         "minimum_bytes": plan["minimum_bytes"],
-        "resident_bytes": plan["minimum_bytes"] + plan["expert_bytes"],
+        # The minimum has scratch for short steps; with more memory it may be that for the longest.
+        "resident_bytes": plan["minimum_bytes"] + plan["scratch_bytes"] + plan["expert_bytes"],
         "context": plan["context"],
     }
 

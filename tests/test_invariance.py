@@ -202,9 +202,9 @@ class Guest:
 @pytest.mark.parametrize("memory", ("minimum", "everything"))
 def test_batch_with_strangers(bundle: Path, isa: str, memory: str) -> None:
     """Four sequences of unlike length, span and start; each as if it were alone."""
-    options: dict[str, Any] = {"isa": isa, "parallel": 4, "chunk": 24, "context": 320}
+    options: dict[str, Any] = {"isa": isa, "threads": 2, "parallel": 4, "chunk": 24, "context": 320}
     budget = EVERYTHING if memory == "everything" else minimum_bytes(bundle, **options)
-    model = open_model(bundle, memory=budget, threads=2, **options)
+    model = open_model(bundle, memory=budget, **options)
     plans = [(PROMPT, GENERATED, 7, 64)]
     plans += [
         (prompt_tokens(n, VOCAB, n), count, n, span)
