@@ -51,6 +51,16 @@ struct MemoryPlan {
 MemoryPlan plan_memory(const Bundle& bundle, const Recipe& recipe, const Runtime& runtime, int threads,
                        const ModelOptions& options);
 
+// What a plan needs to know of weights, which need not exist yet.
+struct WeightSizes {
+  std::string name;                                      // for messages
+  std::uint64_t dense_bytes = 0;                         // of dense.bin
+  FormatId key_format = FormatId::f32;                   // of the first layer's key projection
+  std::vector<std::vector<std::uint64_t>> expert_bytes;  // of every extent, by MoE layer
+};
+MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const Runtime& runtime, int threads,
+                       const ModelOptions& options);
+
 enum class Wanted { none, last, all };  // logits of a span
 
 struct StepRow {
