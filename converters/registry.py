@@ -69,11 +69,7 @@ def _decoder(values: dict[str, Any], where: str, tensors: SourceTensors) -> Deco
             "version; use the bf16, f16 or f32 one"
         )
     if model_type not in FAMILIES:
-        custom = (
-            " (its auto_map names code of its own, which is never run)"
-            if "auto_map" in values
-            else ""
-        )
+        custom = " (its auto_map names code of its own, which is never run)" if "auto_map" in values else ""
         raise UnsupportedError(
             f"{where}: model_type {model_type[:80]!r} is not supported{custom}; "
             f"known are {', '.join(FAMILIES)}"

@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import platform
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -71,6 +72,11 @@ class StorageSpeed:
 
         return interpolate(depth, [(count, at_depth(count)) for count in depths])
 
+    def best_depth(self) -> int:
+        """The fewest reads in flight that read extents about as fast as any."""
+        speeds = {row.depth: self.read_mb_per_s(EXTENT_BYTES, row.depth) for row in self.reads}
+        return min(depth for depth, speed in speeds.items() if speed >= _ENOUGH * max(speeds.values()))
+
     def _speed(self, row: ReadSpeed) -> float:
         direct = row.direct_mb_per_s
         return direct if self.direct_io == "on" and direct is not None else row.buffered_mb_per_s
@@ -78,11 +84,11 @@ class StorageSpeed:
 
 @dataclass(frozen=True)
 class MachineProfile:
-    version: int = number(VERSION, VERSION)
     probed: datetime
     isa: str
     machine: Identity
     storage: StorageSpeed
+    version: int = number(VERSION, VERSION)
     threads: tuple[ThreadSpeed, ...] = ()
 
     @property
@@ -104,12 +110,7 @@ class MachineProfile:
                 return {}
         except OSError:
             return {}
-        depths = {row.depth for row in self.storage.reads}
-        speeds = {depth: self.storage.read_mb_per_s(EXTENT_BYTES, depth) for depth in depths}
-        best = max(speeds.values())
-        knobs: dict[str, Any] = {
-            "io_threads": min(depth for depth, speed in speeds.items() if speed >= _ENOUGH * best)
-        }
+        knobs: dict[str, Any] = {"io_threads": self.storage.best_depth()}
         if self.storage.direct_io == "off":  # otherwise auto, which takes it where it is to be had
             knobs["direct_io"] = "off"
         return knobs
@@ -169,16 +170,12 @@ def fingerprint() -> str:
 
 def direct_wins(reads: tuple[ReadSpeed, ...]) -> bool:
     """Whether direct reads are worth it: past the page cache at equal speed, by the reads that models do."""
-    large = [
-        row for row in reads if row.block_kib << 10 >= EXTENT_BYTES // 4 and row.direct_mb_per_s is not None
+    ratios = [
+        row.direct_mb_per_s / row.buffered_mb_per_s
+        for row in reads
+        if row.block_kib << 10 >= EXTENT_BYTES // 4 and row.direct_mb_per_s is not None
     ]
-    if not large:
-        return False
-    ratio = 1.0
-    for row in large:
-        assert row.direct_mb_per_s is not None
-        ratio *= row.direct_mb_per_s / row.buffered_mb_per_s
-    return ratio ** (1 / len(large)) >= _ENOUGH
+    return bool(ratios) and statistics.geometric_mean(ratios) >= _ENOUGH
 
 
 def interpolate(x: float, points: Sequence[tuple[float, float]]) -> float:
@@ -187,7 +184,7 @@ def interpolate(x: float, points: Sequence[tuple[float, float]]) -> float:
         return points[0][1]
     for (x0, y0), (x1, y1) in pairwise(points):
         if x <= x1:
-            return y0 * (y1 / y0) ** (math.log(x / x0) / math.log(x1 / x0))
+            return y0 * math.pow(y1 / y0, math.log(x / x0) / math.log(x1 / x0))
     return points[-1][1]
 
 

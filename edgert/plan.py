@@ -1,30 +1,28 @@
 """What to expect of a model on a machine: tokens a second at any memory budget, from sizes and speeds alone.
 
-    decode   a token reads every dense weight, its experts and its KV cache from memory, and the missing experts from
-             storage while it computes: the slower of the two counts
-    prefill  a chunk multiplies every weight by its tokens, and reads every expert that it uses once; likewise
-
-Which experts are missing follows from least-recently-used eviction and uniform routing, the worst case: text repeats
-experts. What of the machine's speeds is reached stands in EFFICIENCY and nowhere else.
+It is the roof of edgert.roof for the run that `edgert bench` makes, with every speed times the share of it that the engine
+reaches. Routing is uniform, the worst case for a store of experts: text repeats them and runs faster.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
-from edgert import _native
-from edgert.devices import Device
+from edgert import _native, routing
+from edgert.benchmark import DECODE_TOKENS, PROMPT_TOKENS
+from edgert.devices import Device, resemble
 from edgert.errors import BudgetError
-from edgert.footprint import Experts, Footprint
-from edgert.machine import MachineProfile, interpolate
+from edgert.footprint import ModelSizes
+from edgert.machine import MachineProfile, ThreadSpeed, interpolate, measured
+from edgert.roof import Bandwidths, Footprint, LruSimulation, Step, chunks, roof
 
-PROMPT_TOKENS = 512  # of the expected prefill; decode follows it
+CONTEXT = PROMPT_TOKENS + DECODE_TOKENS + 1  # of the run
 SLOW_TOKENS_PER_S = 5.0  # below which `run` warns
 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """The share of a machine's speed that the engine reaches; calibrated with `edgert bench`."""
+    """The share of a machine's speeds that the engine reaches; calibrated against `edgert bench`."""
 
     memory: float = 0.90
     storage: float = 0.90
@@ -36,15 +34,30 @@ EFFICIENCY = Efficiency()
 
 @dataclass(frozen=True)
 class Speeds:
-    """A machine as the plan sees it. `read` gives bytes a second of reads of a size with so many in flight."""
+    """A machine as a plan sees it. `read` gives bytes a second of random reads of a size with so many in flight."""
 
     source: str  # for people
-    estimate: bool  # not measured
+    measured: bool
     threads: int
     reads_in_flight: int
     memory_bytes_per_s: float
-    int8_ops_per_s: float
+    int8_operations_per_s: float
     read: Callable[[float, float], float]
+
+    def limits(self, extent_bytes: float, in_flight: float) -> Bandwidths:
+        """With reads of this size, on average so many at a time."""
+        depth = min(float(self.reads_in_flight), max(1.0, in_flight))
+        storage = self.read(extent_bytes, depth)
+        return Bandwidths(self.memory_bytes_per_s, storage, self.int8_operations_per_s)
+
+    def reached(self, extent_bytes: float, in_flight: float) -> Bandwidths:
+        """What the engine reaches of limits()."""
+        limits = self.limits(extent_bytes, in_flight)
+        return Bandwidths(
+            EFFICIENCY.memory * limits.memory_bytes_per_s,
+            EFFICIENCY.storage * limits.storage_bytes_per_s,
+            EFFICIENCY.arithmetic * limits.int8_operations_per_s,
+        )
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,6 @@ class Expectation:
     memory_bytes: int
     resident: bool
     slots_bytes: int
-    chunk: int
     hit_rate: float
     bytes_read_per_token: float
     prefill_tokens_per_s: float
@@ -65,162 +77,131 @@ class Expectation:
 # --- the machine --------------------------------------------------------------------------------------
 
 
-def measured_speeds(profile: MachineProfile, threads: int = 0, reads_in_flight: int = 0) -> Speeds:
-    """`threads` 0: as many as the machine has; `reads_in_flight` 0: the knob's default."""
-    count = min(threads or profile.machine.cores, profile.threads[-1].threads)
+def speeds_here(*, threads: int = 0, reads_in_flight: int = 0) -> Speeds:
+    """Of this machine: measured if it has been probed, else those of the device that it resembles."""
+    profile = measured()
+    if profile is None:
+        return assumed_speeds(resemble(), threads=threads, reads_in_flight=reads_in_flight)
+    return measured_speeds(profile, threads=threads, reads_in_flight=reads_in_flight)
 
-    def at(speed: Callable[[object], float]) -> float:
+
+def measured_speeds(profile: MachineProfile, *, threads: int = 0, reads_in_flight: int = 0) -> Speeds:
+    """`threads` 0: the usable cores; `reads_in_flight` 0: what was best."""
+    count = threads or _native.usable_cores()
+
+    def at(speed: Callable[[ThreadSpeed], float]) -> float:
         return interpolate(count, [(row.threads, speed(row)) for row in profile.threads])
 
     return Speeds(
         source=f"this machine, measured {profile.describe_age()}",
-        estimate=False,
+        measured=True,
         threads=count,
-        reads_in_flight=reads_in_flight or default_reads_in_flight(),
+        reads_in_flight=reads_in_flight or profile.storage.best_depth(),
         memory_bytes_per_s=at(lambda row: row.memory_read_mb_per_s) * 1e6,
-        int8_ops_per_s=at(lambda row: row.int8_gops) * 1e9,
+        int8_operations_per_s=at(lambda row: row.int8_gops) * 1e9,
         read=lambda size, depth: profile.storage.read_mb_per_s(size, depth) * 1e6,
     )
 
 
-_SUSTAINED = 0.75  # of a data sheet's memory bandwidth
+# Of data sheets, where nothing has been measured.
+_SUSTAINED = 0.75  # of the memory's peak
+_CORES_FOR_ALL = 0.5  # share of the cores that suffices to read at that
 _CLOCK_HZ = 2.2e9
-_OPS_A_CYCLE = {"avx512": 256, "avx2": 64, "neon": 64, "portable": 16, "scalar": 2}  # int8, a core
+_OPERATIONS_A_CYCLE = {"avx512": 256, "avx2": 64, "neon": 64, "portable": 16, "scalar": 2}  # int8, of a core
 
 
-def assumed_speeds(device: Device, threads: int = 0, reads_in_flight: int = 0) -> Speeds:
-    """From a profile's data sheet figures, where nothing has been measured."""
-    count = min(threads or device.cpu.cores, device.cpu.cores)
+def assumed_speeds(device: Device, *, threads: int = 0, reads_in_flight: int = 0) -> Speeds:
+    """Estimates from a device profile; `reads_in_flight` 0: the knob's default."""
+    count = min(threads, device.cpu.cores) or device.cpu.cores
+    share = min(1.0, count / (_CORES_FOR_ALL * device.cpu.cores))
     return Speeds(
-        source=f"estimates of the device profile {device.name}",
-        estimate=True,
+        source=f"estimated from the device profile {device.name}",
+        measured=False,
         threads=count,
-        reads_in_flight=reads_in_flight or default_reads_in_flight(),
-        memory_bytes_per_s=_SUSTAINED * device.memory.bandwidth_mb_per_s * 1e6 * min(1.0, 2 * count / device.cpu.cores),
-        int8_ops_per_s=count * _CLOCK_HZ * _OPS_A_CYCLE[device.cpu.isa],
+        reads_in_flight=reads_in_flight or _reads_in_flight(),
+        memory_bytes_per_s=_SUSTAINED * share * device.memory.bandwidth_mb_per_s * 1e6,
+        int8_operations_per_s=count * _CLOCK_HZ * _OPERATIONS_A_CYCLE[device.cpu.isa],
         read=lambda size, depth: device.storage.random_read_mb_per_s * 1e6,
     )
 
 
-def default_reads_in_flight() -> int:
+def _reads_in_flight() -> int:
     return next(int(knob["default"]) for knob in _native.knobs() if knob["name"] == "io_threads")
 
 
 # --- the model on it ----------------------------------------------------------------------------------
 
 
-def expect(model: Footprint, speeds: Speeds, memory_bytes: int, context: int = 0) -> Expectation:
+def expect(model: ModelSizes, speeds: Speeds, memory_bytes: int, context: int = 0) -> Expectation:
     """Raises BudgetError naming the smallest budget that works."""
     plan = model.plan(memory_bytes, threads=speeds.threads, context=context)
     return expect_of_plan(model, speeds, memory_bytes, plan)
 
 
-def expect_of_plan(
-    model: Footprint, speeds: Speeds, memory_bytes: int, plan: dict[str, int]
-) -> Expectation:
+def expect_of_plan(model: ModelSizes, speeds: Speeds, memory_bytes: int, plan: dict[str, int]) -> Expectation:
     """`plan` is the division of the budget, as _native.plan_memory gives it."""
-    slots = plan["slots_bytes"]
+    weights, slots = model.weights, plan["slots_bytes"]
     resident = slots >= plan["expert_bytes"]
-    hits = [1.0] * len(model.layers) if resident else lru_hit_rates(model.layers, slots)
-    missed = [layer.token_bytes * (1 - hit) for layer, hit in zip(model.layers, hits, strict=True)]
-    position = min(PROMPT_TOKENS, plan["context"])
-    moved = (
-        model.dense_token_bytes
-        + sum(layer.token_bytes for layer in model.layers)
-        + plan["kv_bytes"] / plan["context"] * position
-    )
-    compute_s = moved / (EFFICIENCY.memory * speeds.memory_bytes_per_s)
-    waiting_s = sum(
-        _read_seconds(speeds, layer, bytes_, layer.used * (1 - hit))
-        for layer, bytes_, hit in zip(model.layers, missed, hits, strict=True)
-    )
-    used = sum(layer.used for layer in model.layers)
+    positions = _positions(tuple(routing.moe_layers(model.recipe)))
+    prompt, answer = chunks(positions[:PROMPT_TOKENS], plan["chunk"]), positions[PROMPT_TOKENS:]
+    missed = (0, 0) if resident else _missed(weights, slots, prompt, answer)
+    missed_per_token = missed[1] / DECODE_TOKENS
+    kv_bytes = plan["kv_bytes"] / plan["context"] * (PROMPT_TOKENS + DECODE_TOKENS / 2)
+
+    extent, used = weights.mean_expert_bytes, sum(weights.per_token)
+    miss_rate = missed_per_token / weights.routed_bytes if used else 0.0
+    layers = len(weights.per_token)
+    reached = speeds.reached(extent, miss_rate * used / max(1, layers))
+    decode = weights.decode(kv_bytes, missed_per_token)
+    prefill = weights.prefill(PROMPT_TOKENS, prompt, missed[0])
+    in_memory = decode.memory_bytes / reached.memory_bytes_per_s
     return Expectation(
         memory_bytes=memory_bytes,
         resident=resident,
         slots_bytes=slots,
-        chunk=plan["chunk"],
-        hit_rate=sum(layer.used * hit for layer, hit in zip(model.layers, hits, strict=True)) / used if used else 1.0,
-        bytes_read_per_token=sum(missed),
-        prefill_tokens_per_s=position / _prefill_seconds(model, speeds, position, plan),
-        decode_tokens_per_s=1 / max(compute_s, waiting_s),
-        limit="memory" if compute_s >= waiting_s else "storage",
+        hit_rate=1 - miss_rate,
+        bytes_read_per_token=missed_per_token,
+        prefill_tokens_per_s=roof(prefill, speeds.reached(extent, speeds.reads_in_flight)),
+        decode_tokens_per_s=roof(decode, reached),
+        limit="storage" if decode.storage_bytes / reached.storage_bytes_per_s > in_memory else "memory",
     )
 
 
-def lru_hit_rates(layers: Sequence[Experts], slots_bytes: float) -> list[float]:
-    """By layer, with uniform routing.
-
-    An expert that was used g tokens ago is still there if what g tokens use fits. What they use hardly varies, being the
-    sum over many experts, so there is a longest g; an expert was used that recently with probability 1 - (1 - use)^g.
-    """
-
-    def used_bytes(tokens: int) -> float:
-        return sum(layer.bytes * _touched(layer, tokens) for layer in layers)
-
-    if not layers or used_bytes(1) > slots_bytes:
-        return [0.0] * len(layers)
-    low, high = 1, 2
-    while used_bytes(high) <= slots_bytes and high < 1 << 20:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if used_bytes(middle) <= slots_bytes else (low, middle)
-    return [_touched(layer, low) for layer in layers]
+@cache
+def _positions(layers: tuple[tuple[int, int], ...]) -> routing.Table:
+    return routing.uniform(list(layers), PROMPT_TOKENS + DECODE_TOKENS)
 
 
-def _touched(layer: Experts, tokens: float) -> float:
-    """The share of a layer's experts that so many tokens use."""
-    return 1.0 - (1.0 - layer.use) ** tokens
-
-
-def _prefill_seconds(model: Footprint, speeds: Speeds, tokens: int, plan: dict[str, int]) -> float:
-    chunks = math.ceil(tokens / plan["chunk"])
-    size = tokens / chunks
-    weights = model.dense_token_weights + sum(layer.used * layer.weights for layer in model.layers)
-    arithmetic_s = 2 * size * weights / (EFFICIENCY.arithmetic * speeds.int8_ops_per_s)
-    touched = [layer.bytes * _touched(layer, size) for layer in model.layers]
-    memory_s = (model.dense_token_bytes + sum(touched)) / (EFFICIENCY.memory * speeds.memory_bytes_per_s)
-    kept = _kept(plan["slots_bytes"] / max(1, sum(touched)))
-    waiting_s = sum(
-        _read_seconds(speeds, layer, bytes_ * (1 - kept), speeds.reads_in_flight)
-        for layer, bytes_ in zip(model.layers, touched, strict=True)
-    )
-    return chunks * max(arithmetic_s, memory_s, waiting_s)
-
-
-def _kept(share: float) -> float:
-    """The hits of a pass over the layers after a like one, with slots for `share` of what a pass uses: the slots of the
-    layers to come are taken by those before them, and so few are left."""
-    return 1.0 if share >= 1 else share + (1 - share) * math.log1p(-share)
-
-
-def _read_seconds(speeds: Speeds, layer: Experts, missed_bytes: float, missing: float) -> float:
-    depth = min(speeds.reads_in_flight, max(1.0, missing))
-    return missed_bytes / (EFFICIENCY.storage * speeds.read(layer.bytes / layer.count, depth))
+def _missed(
+    weights: Footprint, slots: int, prompt: Sequence[Step], answer: Sequence[Step]
+) -> tuple[int, int]:
+    """Bytes that the run misses in prefill and in decode, when it follows another one."""
+    store = LruSimulation(weights.experts, slots)
+    store.run(prompt)
+    store.run(answer)
+    return store.run(prompt), store.run(answer)
 
 
 # --- budgets ------------------------------------------------------------------------------------------
 
 
-def smallest_budget(model: Footprint, speeds: Speeds, context: int = 0) -> int:
-    return model.plan(1 << 60, threads=speeds.threads, context=context)["minimum_bytes"]
-
-
-def resident_budget(model: Footprint, speeds: Speeds, context: int = 0) -> int:
-    """From which on every expert stays in memory."""
-    plan = model.plan(1 << 60, threads=speeds.threads, context=context)
-    return sum(plan[part] for part in ("dense_bytes", "kv_bytes", "scratch_bytes", "expert_bytes")) + model.reserved_bytes
+def budget_range(model: ModelSizes, threads: int, context: int = 0) -> tuple[int, int]:
+    """The smallest budget that works, and the one from which on every expert stays in memory."""
+    plan = model.plan(1 << 60, threads=threads, context=context)
+    parts = ("dense_bytes", "kv_bytes", "scratch_bytes", "slots_bytes")
+    return plan["minimum_bytes"], model.reserved_bytes + sum(plan[part] for part in parts)
 
 
 def budget_ladder(smallest: int, resident: int) -> list[int]:
-    """The smallest budget, every power of two above, and the one with everything in memory."""
-    doublings = [1 << power for power in range(20, 62) if 1.2 * smallest <= 1 << power <= resident / 1.05]
-    return sorted({smallest, *doublings, resident})
+    """The smallest budget, the powers of two above it, and the one with everything in memory."""
+    powers = [1 << power for power in range(20, 62)]
+    return sorted(
+        {smallest, *(size for size in powers if 1.2 * smallest <= size <= resident / 1.05), resident}
+    )
 
 
 def expect_all(
-    model: Footprint, speeds: Speeds, budgets: Sequence[int], context: int = 0
+    model: ModelSizes, speeds: Speeds, budgets: Sequence[int], context: int = 0
 ) -> list[Expectation | None]:
     """One a budget; None where it is too small."""
 

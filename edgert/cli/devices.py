@@ -60,7 +60,7 @@ def _list(args: argparse.Namespace) -> int:
             }
         )
         return 0
-    rows = [("", "NAME", "CPU", "MEMORY", "STORAGE", "FORMATS", "")]
+    rows: list[tuple[str, ...]] = [("", "NAME", "CPU", "MEMORY", "STORAGE", "FORMATS", "")]
     rows += [
         (
             "*" if device.name == similar else "",
@@ -141,7 +141,7 @@ def _text(profile: "MachineProfile") -> str:
     ]
     storage = profile.storage
     depths = sorted({row.depth for row in storage.reads})
-    reads = [("RANDOM READS, MB/s", *(f"DEPTH {depth}" for depth in depths))]
+    reads: list[tuple[str, ...]] = [("RANDOM READS, MB/s", *(f"DEPTH {depth}" for depth in depths))]
     for block in sorted({row.block_kib for row in storage.reads}):
         cells = (f"{storage.read_mb_per_s(block << 10, depth):.0f}" for depth in depths)
         reads.append((format_bytes(block << 10), *cells))
