@@ -64,11 +64,9 @@ def run(args: argparse.Namespace) -> int:
     if subject.kind == "shape":
         context = context or CONTEXT  # as bench has it
     speeds = speeds_here(threads=threads) if device is None else assumed_speeds(device, threads=threads)
-    available = (
-        _native.Runtime(threads=1, io_threads=1).budget_bytes
-        if device is None
-        else device.memory.total_mib << 20
-    )
+    available = _native.Runtime(threads=1, io_threads=1).budget_bytes
+    if device is not None:
+        available = (device.memory.total_mib << 20) * 7 // 8  # the rest is for the rest of the machine
     smallest, resident = budget_range(subject.sizes, speeds.threads, context)
     budgets = [parse_bytes(size, "--memory") for size in args.memory or ()] or budget_ladder(
         smallest, resident
@@ -150,7 +148,10 @@ def _text(subject: "Subject", speeds: "Speeds", value: dict[str, Any], available
         disk += f"; the checkpoint {format_bytes(sizes.checkpoint_bytes)}, {state}"
     rows = [
         ("model", f"{sizes.name} ({subject.kind}), {sizes.weights.bits_per_weight:.2f} bits a weight read"),
-        ("machine", f"{speeds.source}; {speeds.threads} threads, {format_bytes(available)} of memory free"),
+        (
+            "machine",
+            f"{speeds.source}; {speeds.threads} threads, {format_bytes(available)} of memory to spare",
+        ),
         ("disk", disk),
         ("smallest budget", format_bytes(value["minimum_bytes"])),
         ("all in memory", format_bytes(value["resident_bytes"])),
@@ -173,16 +174,20 @@ def _rows(
         rows.append(
             (
                 format_bytes(budget),
-                f"{row.prefill_tokens_per_s:.1f}",
-                f"{row.decode_tokens_per_s:.1f}",
+                _speed(row.prefill_tokens_per_s),
+                _speed(row.decode_tokens_per_s),
                 gain,
                 f"{row.hit_rate:.0%}",
                 format_bytes(row.bytes_read_per_token),
-                row.limit if budget <= available else f"{row.limit}; more than this machine has free",
+                row.limit if budget <= available else f"{row.limit}; more than there is",
             )
         )
         before = row
     return rows
+
+
+def _speed(tokens_per_s: float) -> str:
+    return f"{tokens_per_s:.{0 if tokens_per_s >= 100 else 1 if tokens_per_s >= 1 else 2}f}"
 
 
 def _too_large(smallest: int, available: int) -> str:
