@@ -30,7 +30,7 @@ class ModelSizes:
     checkpoint_bytes: int | None = None  # of what it is converted from
     reserved_bytes: int = 0  # of the budget, by the tokenizer
 
-    def plan(self, memory_bytes: int, *, threads: int, context: int = 0) -> dict[str, int]:
+    def plan(self, memory_bytes: int, *, threads: int = 0, context: int = 0) -> dict[str, int]:
         """How a budget would be divided; see _native.plan_memory. Raises BudgetError naming the smallest that works."""
         runtime = _native.Runtime(memory_bytes, threads=threads, io_threads=1)
         runtime.reserve(self.reserved_bytes)
@@ -43,6 +43,17 @@ class ModelSizes:
             expert_bytes=self.extent_bytes,
             context=context,
         )
+
+    def needs(self, *, threads: int = 0, context: int = 0) -> dict[str, int]:
+        """minimum_bytes, the smallest budget that works; resident_bytes, one from which on every expert stays in memory;
+        context (tokens)."""
+        plan = self.plan(1 << 60, threads=threads, context=context)
+        parts = ("dense_bytes", "kv_bytes", "scratch_bytes", "slots_bytes")
+        return {
+            "minimum_bytes": plan["minimum_bytes"],
+            "resident_bytes": self.reserved_bytes + sum(plan[part] for part in parts),
+            "context": plan["context"],
+        }
 
 
 def sizes_of_bundle(bundle: Bundle, reserved_bytes: int = 0) -> ModelSizes:

@@ -185,13 +185,6 @@ def _missed(
 # --- budgets ------------------------------------------------------------------------------------------
 
 
-def budget_range(model: ModelSizes, threads: int, context: int = 0) -> tuple[int, int]:
-    """The smallest budget that works, and the one from which on every expert stays in memory."""
-    plan = model.plan(1 << 60, threads=threads, context=context)
-    parts = ("dense_bytes", "kv_bytes", "scratch_bytes", "slots_bytes")
-    return plan["minimum_bytes"], model.reserved_bytes + sum(plan[part] for part in parts)
-
-
 def budget_ladder(smallest: int, resident: int) -> list[int]:
     """The smallest budget, the powers of two above it, and the one with everything in memory."""
     powers = [1 << power for power in range(20, 62)]

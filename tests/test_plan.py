@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from edgert import plan, roof
+from edgert.benchmark import DECODE_TOKENS, PROMPT_TOKENS
 from edgert.bundle import Bundle
 from edgert.cli.main import main
 from edgert.devices import load_device
@@ -58,7 +59,7 @@ def expectation(machine: Speeds, memory_plan: dict[str, int]) -> plan.Expectatio
 
 def test_with_everything_in_memory_decode_reads_weights_and_kv_at_memory_speed() -> None:
     found = expectation(speeds(), divided(8, kv_bytes=100 * 10))
-    kv = 10 * (plan.PROMPT_TOKENS + plan.DECODE_TOKENS / 2)
+    kv = 10 * (PROMPT_TOKENS + DECODE_TOKENS / 2)
     assert found.decode_tokens_per_s == pytest.approx(EFFICIENCY.memory * 1e6 / (1200 + 2 * 4096 + kv))
     assert (found.resident, found.hit_rate, found.bytes_read_per_token, found.limit) == (
         True,
@@ -87,12 +88,13 @@ def test_storage_is_as_fast_as_reads_of_an_expert_that_are_missing_at_a_time() -
 
     found = expectation(dataclasses.replace(speeds(), read=read), divided(2))
     decode, prefill = asked
-    assert decode == (4096, pytest.approx(2 * (1 - found.hit_rate)))
-    assert prefill == (4096, 4)
+    assert decode[0] == prefill[0] == 4096
+    assert decode[1] == pytest.approx(2 * (1 - found.hit_rate))
+    assert prefill[1] == 4
 
 
 def test_prefill_is_arithmetic_where_that_is_slow_and_else_reads_each_expert_once_a_chunk() -> None:
-    tokens = plan.PROMPT_TOKENS
+    tokens = PROMPT_TOKENS
     operations = 2 * (tokens * (500 + 2 * 4000) + 100) / tokens
     slow = expectation(speeds(arithmetic=1e6), divided(8))
     assert slow.prefill_tokens_per_s == pytest.approx(EFFICIENCY.arithmetic * 1e6 / operations)
@@ -145,9 +147,11 @@ def test_formats_and_device_are_those_of_a_conversion(tiny_source: Path) -> None
 
 def test_the_budgets_are_the_engine_s(tiny_bundle: Path) -> None:
     subject = find(str(tiny_bundle))
-    smallest, resident = plan.budget_range(subject.sizes, 1)
-    assert smallest == plan.budget_range(subject.sizes, 1, 512)[0]
-    assert memory_needs(Bundle.open(tiny_bundle))["minimum_bytes"] >= smallest  # of all cores
+    needs = subject.sizes.needs(threads=1)
+    smallest, resident = needs["minimum_bytes"], needs["resident_bytes"]
+    assert memory_needs(Bundle.open(tiny_bundle)) == subject.sizes.needs()
+    assert plan.expect(subject.sizes, speeds(), resident).resident
+    assert not plan.expect(subject.sizes, speeds(), smallest).resident
     assert subject.sizes.plan(resident, threads=1)["slots_bytes"] == sum(
         map(sum, subject.sizes.weights.experts)
     )

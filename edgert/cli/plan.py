@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from edgert import _native
     from edgert.devices import load_device
     from edgert.footprint import find
-    from edgert.plan import CONTEXT, assumed_speeds, budget_ladder, budget_range, expect_all, speeds_here
+    from edgert.plan import CONTEXT, assumed_speeds, budget_ladder, expect_all, speeds_here
 
     formats = {name: getattr(args, name) for name in FORMATS}
     settings = {setting.name: setting for setting in knobs()}
@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
     available = _native.Runtime(threads=1, io_threads=1).budget_bytes
     if device is not None:
         available = (device.memory.total_mib << 20) * 7 // 8  # the rest is for the rest of the machine
-    smallest, resident = budget_range(subject.sizes, speeds.threads, context)
+    needs = subject.sizes.needs(threads=speeds.threads, context=context)
+    smallest, resident = needs["minimum_bytes"], needs["resident_bytes"]
     budgets = [parse_bytes(size, "--memory") for size in args.memory or ()] or budget_ladder(
         smallest, resident
     )
