@@ -9,6 +9,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def made(direct: dict[tuple[int, int], float], **changes: object) -> MachineProfile:
+def made(direct: dict[tuple[int, int], float], **changes: Any) -> MachineProfile:
     """A profile of this machine that reads (KiB, depth) past the page cache at so many MB/s, and buffered at 100."""
     reads = tuple(ReadSpeed(block, depth, 100.0, speed) for (block, depth), speed in direct.items())
     storage = machine.StorageSpeed("/", "ext4", 64, "on", 500.0, reads)
@@ -173,7 +174,12 @@ def test_loading_a_model_takes_what_was_found(
 
     asked: list[dict[str, object]] = []
     runtime = _native.Runtime
-    monkeypatch.setattr(_native, "Runtime", lambda **options: asked.append(options) or runtime(**options))
+
+    def recorded(**options: Any) -> _native.Runtime:
+        asked.append(options)
+        return runtime(**options)
+
+    monkeypatch.setattr(_native, "Runtime", recorded)
     profile = made({(1024, 1): 500.0, (1024, 16): 1000.0})
     here = dataclasses.replace(profile.storage, path=str(tiny_bundle))
     save_machine(dataclasses.replace(profile, storage=here), home / "machine.toml")
