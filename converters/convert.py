@@ -114,6 +114,29 @@ def convert(
     return _report(place.path, checkpoint, decoder, layout, manifest, [*decoder.notes, *assets.notes])
 
 
+def layout_of(
+    decoder: Decoder,
+    *,
+    device: str | None = None,
+    dense_format: str | None = None,
+    expert_format: ExpertFormat | None = None,
+    embedding_format: str | None = None,
+    output_format: str | None = None,
+) -> Layout:
+    """Where everything would lie in the bundle that convert() makes with these options."""
+    profile = None if device is None else load_device(device)
+    formats = choose_formats(
+        dense_format,
+        expert_format,
+        embedding_format,
+        output_format,
+        None,
+        _defaults(profile),
+        tied=decoder.recipe["output"]["tied"],
+    )
+    return plan_layout(decoder, formats, alignment=_alignment(None, profile), remainders=False)
+
+
 def _thread_count(threads: int) -> int:
     if not 0 <= threads <= _MAX_THREADS:
         raise InvalidArgumentError(f"threads: {threads}; 0 (usable cores) to {_MAX_THREADS} are allowed")

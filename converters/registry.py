@@ -1,6 +1,8 @@
 """Model types and the families that read them: a new one is a line here and a file in families/."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 from edgert.errors import CorruptError, UnsupportedError
 
@@ -8,6 +10,7 @@ from .checkpoint import Checkpoint
 from .config import Config
 from .decoder import Decoder, SourceTensors
 from .families import llama, mixtral, olmoe, qwen2_moe, qwen3, qwen3_moe
+from .safetensors import TensorInfo
 
 Family = Callable[[Config, SourceTensors], Decoder]
 
@@ -31,31 +34,48 @@ def read_decoder(checkpoint: Checkpoint) -> Decoder:
     CorruptError for what is missing, mis-shaped or out of range.
     """
     where = str(checkpoint.path / "config.json")
-    model_type = checkpoint.config.get("model_type")
+    decoder = _decoder(checkpoint.config, where, SourceTensors(checkpoint.tensors, str(checkpoint.path)))
+    if "auto_map" in checkpoint.config:
+        decoder.notes.append(
+            "config.json: auto_map names code, which is not run: this model type is built in"
+        )
+    return decoder
+
+
+def expected_decoder(values: Mapping[str, Any], where: str) -> Decoder:
+    """What a checkpoint with this config.json has to hold; its sources name no file. Raises as read_decoder does, naming
+    `where`."""
+    return _decoder(dict(values), where, _EveryTensor(str(values.get("dtype", values.get("torch_dtype")))))
+
+
+class _EveryTensor(SourceTensors):
+    """Has each tensor by the first name that it is asked for."""
+
+    def __init__(self, dtype: str) -> None:
+        super().__init__({}, "")
+        self._dtype = {"float32": "F32", "float16": "F16"}.get(dtype, "BF16")
+
+    def find(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
+        return TensorInfo(name, self._dtype, shape, 0, 0, Path())
+
+
+def _decoder(values: dict[str, Any], where: str, tensors: SourceTensors) -> Decoder:
+    model_type = values.get("model_type")
     if not isinstance(model_type, str):
         raise CorruptError(f"{where}: model_type: {str(model_type)[:80]}; the name of a model type is needed")
-    if checkpoint.config.get("quantization_config"):
+    if values.get("quantization_config"):
         raise UnsupportedError(
             f"{where}: quantization_config: checkpoints that are quantised already are not read by this "
             "version; use the bf16, f16 or f32 one"
         )
     if model_type not in FAMILIES:
-        custom = (
-            " (its auto_map names code of its own, which is never run)"
-            if "auto_map" in checkpoint.config
-            else ""
-        )
+        custom = " (its auto_map names code of its own, which is never run)" if "auto_map" in values else ""
         raise UnsupportedError(
             f"{where}: model_type {model_type[:80]!r} is not supported{custom}; "
             f"known are {', '.join(FAMILIES)}"
         )
-    config = Config(checkpoint.config, where)
-    tensors = SourceTensors(checkpoint.tensors, str(checkpoint.path))
+    config = Config(values, where)
     decoder = FAMILIES[model_type](config, tensors)
     config.finish()
     tensors.finish(_DERIVED)
-    if "auto_map" in checkpoint.config:
-        decoder.notes.append(
-            "config.json: auto_map names code, which is not run: this model type is built in"
-        )
     return decoder

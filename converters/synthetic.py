@@ -15,14 +15,12 @@ from edgert import _native
 from edgert.errors import CancelledError, StorageError
 
 from .bundle import write_bundle
-from .config import Config
-from .decoder import Decoder, SourceTensors
+from .decoder import Decoder
 from .formats import Formats
 from .layout import DEFAULT_ALIGNMENT, plan_layout
 from .output import SPARE_BYTES, BundleOutput
 from .pack import Error, Packed, Part, slabs, write_at
-from .registry import FAMILIES
-from .safetensors import TensorInfo
+from .registry import expected_decoder
 
 GENERATION = 1  # of the weights: raised when the same shape and formats would give others
 _MAX_WORKERS = 8  # each holds a slab
@@ -75,24 +73,8 @@ def write_synthetic(
 
 
 def synthetic_decoder(shape: str, config: Mapping[str, Any]) -> Decoder:
-    """What the family makes of `config` when every tensor is there that it asks for."""
-    checked = Config(dict(config), f"shape {shape}")
-    decoder = FAMILIES[config["model_type"]](checked, _EveryTensor(shape))
-    checked.finish()
-    return decoder
-
-
-class _EveryTensor(SourceTensors):
-    """Has whatever is asked for; no other name or layout for it."""
-
-    def __init__(self, shape: str) -> None:
-        super().__init__({}, shape)
-
-    def __contains__(self, name: str) -> bool:
-        return False
-
-    def find(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
-        return TensorInfo(name, "F32", shape, 0, 0, Path())
+    """What a checkpoint of this shape would hold."""
+    return expected_decoder({"dtype": "float32", **config}, f"shape {shape}")
 
 
 def _fill_extent(

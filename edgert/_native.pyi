@@ -98,8 +98,24 @@ def plan_memory(
     kv_format: str = "auto",
 ) -> dict[str, int]:
     """How the runtime's budget would be divided for a bundle: context, chunk, dense_bytes, kv_bytes, scratch_bytes,
-    slots_bytes, expert_bytes (of all experts), token_bytes (of one token's, at most), minimum_bytes. BudgetError names the
+    slots_bytes, expert_bytes (of all experts), token_bytes (of one token's, at most), minimum_bytes, resident_bytes (holds every expert). BudgetError names the
     smallest budget that works."""
+
+def plan_weights(
+    runtime: Runtime,
+    *,
+    name: str,
+    recipe_json: str,
+    dense_bytes: int,
+    key_format: str,
+    expert_bytes: list[list[int]],
+    context: int = 0,
+    parallel: int = 1,
+    chunk: int = 0,
+    kv_format: str = "auto",
+) -> dict[str, int]:
+    """plan_memory of weights that need not exist: the size of dense.bin, the format of layers.0.attention.k, and the size
+    of every expert's extent by MoE layer. `name` stands in messages."""
 
 class SamplerOptions:
     """Plain attributes; temperature 0 is greedy. Checked by Sampler: InvalidArgumentError names the field."""
@@ -171,3 +187,23 @@ class Model:
         prefill_s, decode_tokens, decode_s, evictions; now: slots_resident, experts_total, ..."""
     def store(self) -> list[bytes]:
         """Per MoE layer one byte an expert: 0 absent, 1 being read, 2 resident."""
+
+# --- measuring the machine --------------------------------------------------------------------------
+def memory_probe_bytes() -> int:
+    """Memory that measure_memory should read: far more than the caches hold, at most a quarter of what is free."""
+
+def measure_memory(threads: int, bytes: int) -> float:
+    """Bytes a second of a streaming read by `threads` threads, the best of several passes. Without the GIL."""
+
+def measure_arithmetic(threads: int, isa: str = "") -> float:
+    """int8 operations a second (a multiply-add is two) of the best kernels' dot product. Without the GIL."""
+
+class ReadProbe:
+    """A file whose reads are measured, through the readers that models use; it may be removed once this is made."""
+
+    takes_direct: bool
+    def __init__(self, path: str) -> None: ...
+    def measure(
+        self, *, span_bytes: int, block_bytes: int, depth: int, random: bool, direct: bool, seconds: float
+    ) -> float:
+        """Bytes a second with `depth` reads of `block_bytes` in flight inside [0, span_bytes). Without the GIL."""

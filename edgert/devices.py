@@ -4,63 +4,53 @@ A profile is one TOML file, documented in docs/devices.md. It is read strictly: 
 out of range is refused with the file and the key.
 """
 
-import difflib
 import math
 import os
 import platform
-import tomllib
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any
 
 from edgert import _native
 from edgert.errors import InvalidArgumentError, NotFoundError
+from edgert.strict_toml import choice, number, read_toml, section
 
 PROFILES = Path(__file__).parent / "devices"
-_MAX_FILE_BYTES = 1 << 16
-
-
-def _number(low: float, high: float, **options: Any) -> Any:
-    return field(metadata={"low": low, "high": high}, **options)
-
-
-def _choice(*words: str) -> Any:
-    return field(metadata={"choices": words})
 
 
 def _format() -> Any:
-    return _choice(*(row["name"] for row in _native.formats()))
+    return choice(*(row["name"] for row in _native.formats()))
 
 
 def _isa() -> Any:
-    return _choice(*(row for knob in _native.knobs() if knob["name"] == "isa" for row in knob["choices"][1:]))
+    return choice(*(row for knob in _native.knobs() if knob["name"] == "isa" for row in knob["choices"][1:]))
 
 
 @dataclass(frozen=True)
 class Cpu:
-    arch: str = _choice("x86_64", "aarch64")  # as `uname -m` says
+    arch: str = choice("x86_64", "aarch64")  # as `uname -m` says
     isa: str = _isa()  # the kernels that every such machine runs
-    cores: int = _number(1, 1024)
-    page_size_bytes: int = _number(4096, 1 << 16)
+    cores: int = number(1, 1024)
+    page_size_bytes: int = number(4096, 1 << 16)
 
 
 @dataclass(frozen=True)
 class Memory:
-    total_mib: int = _number(64, 1 << 24)
-    bandwidth_mb_per_s: float = _number(1, 1e7)  # peak, MB = 10**6 bytes
+    total_mib: int = number(64, 1 << 24)
+    bandwidth_mb_per_s: float = number(1, 1e7)  # peak, MB = 10**6 bytes
 
 
 @dataclass(frozen=True)
 class Storage:
-    kind: str = _choice("nvme", "sata-ssd", "ufs", "emmc", "sd-card")
-    sequential_read_mb_per_s: float = _number(1, 1e6)
-    random_read_mb_per_s: float = _number(1, 1e6)  # extents of about 1 MiB at random offsets, four in flight
+    kind: str = choice("nvme", "sata-ssd", "ufs", "emmc", "sd-card")
+    sequential_read_mb_per_s: float = number(1, 1e6)
+    random_read_mb_per_s: float = number(1, 1e6)  # extents of about 1 MiB at random offsets, four in flight
 
 
 @dataclass(frozen=True)
 class Thermal:
-    throttle_celsius: float = _number(0, 150)  # of the processor: where it begins to slow down
-    critical_celsius: float = _number(0, 150)  # where it is slowed to the utmost or switched off
+    throttle_celsius: float = number(0, 150)  # of the processor: where it begins to slow down
+    critical_celsius: float = number(0, 150)  # where it is slowed to the utmost or switched off
 
 
 @dataclass(frozen=True)
@@ -71,19 +61,19 @@ class Bundle:
     expert_format: str = _format()
     embedding_format: str = _format()
     output_format: str = _format()
-    alignment_bytes: int = _number(4096, 1 << 20)
-    context_tokens: int = _number(1, 2**31 - 1)
-    memory_mib: int | None = _number(1, 1 << 24, default=None)  # None: as much as the machine has free
+    alignment_bytes: int = number(4096, 1 << 20)
+    context_tokens: int = number(1, 2**31 - 1)
+    memory_mib: int | None = number(1, 1 << 24, default=None)  # None: as much as the machine has free
 
 
 @dataclass(frozen=True)
 class Bounds:
     """The bands in which the controllers keep the machine: they slow down above `high`, may speed up below `low`."""
 
-    token_time_low_ms: float = _number(0, 1e6)
-    token_time_high_ms: float = _number(0, 1e6)
-    temperature_low_celsius: float = _number(0, 150)
-    temperature_high_celsius: float = _number(0, 150)
+    token_time_low_ms: float = number(0, 1e6)
+    token_time_high_ms: float = number(0, 1e6)
+    temperature_low_celsius: float = number(0, 150)
+    temperature_high_celsius: float = number(0, 150)
 
 
 @dataclass(frozen=True)
@@ -127,13 +117,7 @@ def load_device(name: str | os.PathLike[str]) -> Device:
         path = PROFILES / f"{name}.toml"
     else:
         raise NotFoundError(f"device {os.fspath(name)!r} is unknown; known are {', '.join(device_names())}")
-    if path.stat().st_size > _MAX_FILE_BYTES:
-        raise InvalidArgumentError(f"{path}: is larger than {_MAX_FILE_BYTES} bytes")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidArgumentError(f"{path}: not TOML: {error}") from None
-    device = _section(Device, table, str(path), "")
+    device = section(Device, read_toml(path), str(path))
     _check_relations(device, str(path))
     return device
 
@@ -163,51 +147,6 @@ def resemble(machine: Machine | None = None) -> Device:
         return device.cpu.arch != known.arch, memory + cores
 
     return min(named or devices, key=distance)
-
-
-T = TypeVar("T")
-
-
-def _section(cls: type[T], table: dict[str, Any], file: str, prefix: str) -> T:
-    """Build dataclass `cls` from a TOML table; `prefix` is where the table stands in the file."""
-    known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
-    types = get_type_hints(cls)
-    for key in table:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(known)}"
-            raise InvalidArgumentError(f"{file}: key {prefix}{key} is unknown; {hint}")
-    values = {}
-    for key, item in known.items():
-        if key in table:
-            values[key] = _value(types[key], item, table[key], file, prefix + key)
-        elif item.default is MISSING:
-            raise InvalidArgumentError(f"{file}: key {prefix}{key} is missing")
-    return cls(**values)
-
-
-def _value(kind: Any, item: Field[Any], value: Any, file: str, key: str) -> Any:
-    def refuse(allowed: str) -> InvalidArgumentError:
-        return InvalidArgumentError(f"{file}: key {key}: found {value!r:.60}, allowed is {allowed}")
-
-    if hasattr(kind, "__dataclass_fields__"):
-        if not isinstance(value, dict):
-            raise refuse("a table")
-        return _section(kind, value, file, key + ".")
-    if kind == tuple[str, ...]:
-        if not isinstance(value, list) or not all(isinstance(word, str) and word for word in value):
-            raise refuse("a list of words")
-        return tuple(value)
-    if kind is str:
-        choices = item.metadata.get("choices")
-        if not isinstance(value, str) or not value or (choices and value not in choices):
-            raise refuse("one of " + ", ".join(choices) if choices else "a text")
-        return value
-    low, high = item.metadata["low"], item.metadata["high"]
-    numbers = (int, float) if kind is float else (int,)
-    if isinstance(value, bool) or not isinstance(value, numbers) or not low <= value <= high:
-        raise refuse(f"{'a number' if kind is float else 'a whole number'} from {low} to {high:.10g}")
-    return value
 
 
 def _check_relations(device: Device, file: str) -> None:

@@ -20,6 +20,7 @@ from edgert.errors import (
     UnsupportedError,
 )
 from edgert.generation import Generation, Stream
+from edgert.machine import measured
 from edgert.sampling import Sampling, defaults_from
 from edgert.settings import Layers, knobs
 from edgert.tokenizer import Tokenizer
@@ -57,7 +58,7 @@ def load(
     `memory` bounds all native memory and the tokenizer's: bytes, "10MiB", "1.5GB", or "auto" (what the machine can
     spare); `threads` and `context` (tokens) likewise take a number or "auto"; `others` are the remaining knobs, such as
     io_threads. What is not given comes from the variable EDGERT_<NAME>, the configuration file, the bundle's own
-    defaults or the knob's default, in this order.
+    defaults, what `edgert devices probe` found best here, or the knob's default, in this order.
 
     Raises InvalidArgumentError for a knob outside its range, BudgetError naming the smallest budget that works,
     NotFoundError, CorruptError, UnsupportedError or StorageError for the bundle.
@@ -65,7 +66,9 @@ def load(
     given = {"memory": memory, "threads": threads, "context": context, **others}
     values = knob_values(given)
     bundle = Bundle.open(locate(path_or_name))
-    for name, value in bundle.knobs().items():
+    machine = measured()
+    stated = {} if machine is None else machine.knobs(bundle.path)
+    for name, value in (stated | bundle.knobs()).items():
         if values[name] is None:
             values[name] = value
     return Model(bundle, values)
@@ -97,7 +100,7 @@ class Model:
         self._load_counted = False  # whether a generation has counted what loading read
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         stated = {name: value for name, value in knob_values.items() if value not in (None, "auto")}
-        self._tokenizer = _tokenizer_of(bundle)
+        self._tokenizer = tokenizer_of(bundle)
         for_runtime = {arg: stated[name] for name, arg in _RUNTIME_KNOBS.items() if name in stated}
         for_model = {name: stated[name] for name in _MODEL_KNOBS if name in stated}
         self._runtime = _native.Runtime(**for_runtime)
@@ -363,19 +366,12 @@ def _whole(value: object) -> int | None:
 
 
 def memory_needs(bundle: Bundle) -> dict[str, int]:
-    """What `bundle` needs with the default knobs: minimum_bytes, the smallest budget that works; resident_bytes, one
+    """What `bundle` needs with the default knobs: minimum_bytes, the smallest budget that works; resident_bytes, the one
     from which on every expert stays in memory; context (tokens)."""
-    runtime = _native.Runtime(memory_bytes=1 << 60)
-    tokenizer = _tokenizer_of(bundle)
-    if tokenizer is not None:
-        runtime.reserve(tokenizer.memory_bytes)
-    plan = _native.plan_memory(runtime, str(bundle.path))
-    return {
-        "minimum_bytes": plan["minimum_bytes"],
-        # The minimum has scratch for short steps; with more memory it may be that for the longest.
-        "resident_bytes": plan["minimum_bytes"] + plan["scratch_bytes"] + plan["expert_bytes"],
-        "context": plan["context"],
-    }
+    from edgert.footprint import sizes_of_bundle
+
+    tokenizer = tokenizer_of(bundle)
+    return sizes_of_bundle(bundle, 0 if tokenizer is None else tokenizer.memory_bytes).needs()
 
 
 def _finished(stream: Stream) -> Generation:
@@ -384,7 +380,8 @@ def _finished(stream: Stream) -> Generation:
     return stream.result
 
 
-def _tokenizer_of(bundle: Bundle) -> Tokenizer | None:
+def tokenizer_of(bundle: Bundle) -> Tokenizer | None:
+    """Raises the errors of Tokenizer, naming the bundle."""
     content = bundle.asset("tokenizer.json")
     if content is None:
         return None

@@ -82,6 +82,12 @@ class Footprint:
         )
 
     @property
+    def mean_expert_bytes(self) -> float:
+        """1 where there are no experts."""
+        sizes = [size for layer in self.experts for size in layer]
+        return sum(sizes) / len(sizes) if sizes else 1.0
+
+    @property
     def routed_weights(self) -> int:
         return sum(top * weights for top, weights in zip(self.per_token, self.expert_weights, strict=True))
 

@@ -333,7 +333,7 @@ def test_verbose_shows_where(edgert: Shell) -> None:
 
 def test_every_command_explains_itself(edgert: Shell) -> None:
     overview = edgert("--help").stdout
-    for command in ("demo", "convert", "run", "show", "verify", "list", "devices", "eval", "bench"):
+    for command in ("demo", "plan", "convert", "run", "show", "verify", "list", "devices", "eval", "bench"):
         assert command in overview
         assert edgert(command, "--help").stdout.startswith(f"usage: edgert {command}")
     assert edgert("--version").stdout.startswith("edgert ")

@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgert.cli.options import Subparsers, add_json, add_knobs, add_model, knob_flags
 from edgert.cli.run import describe
@@ -11,6 +11,10 @@ from edgert.errors import InvalidArgumentError
 from edgert.settings import Setting
 from edgert.shapes import SHAPES
 from edgert.units import format_bytes
+
+if TYPE_CHECKING:
+    from edgert.model import Model
+    from edgert.roof import Bandwidths
 
 _OPTIONS = (
     Setting("prompt_tokens", "int", "tokens of the prefill (128)", None, 1, 2**31 - 1),
@@ -76,7 +80,12 @@ def run(args: argparse.Namespace) -> int:
         note(describe(model))
         with progress("bench", "runs") as update:
             report = benchmark(
-                model, **options, routing=args.routing, drop_caches=args.drop_caches, progress=update
+                model,
+                **options,
+                routing=args.routing,
+                bandwidths=_bandwidths(model),
+                drop_caches=args.drop_caches,
+                progress=update,
             )
     report["shape"] = args.shape
     if args.json:
@@ -85,6 +94,22 @@ def run(args: argparse.Namespace) -> int:
         say((markdown_table if args.markdown else table)(_rows(report), right=range(1, 9)))
         say(("\n" if args.markdown else "") + _summary(report))
     return 0
+
+
+def _bandwidths(model: "Model") -> "Bandwidths | None":
+    """Of this machine, if it has been measured."""
+    from edgert.bundle import Bundle
+    from edgert.machine import measured
+    from edgert.plan import measured_speeds
+    from edgert.roof import Footprint
+
+    profile = measured()
+    if profile is None:
+        return None
+    speeds = measured_speeds(profile, threads=model.stats()["threads"])
+    return speeds.limits(
+        Footprint.of(Bundle.open(model.path).manifest).mean_expert_bytes, speeds.reads_in_flight
+    )
 
 
 def _shape(args: argparse.Namespace) -> Path:

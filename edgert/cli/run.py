@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     prompt = "" if talking else _prompt(args)
     with edgert.load(args.model, **knob_flags(args)) as model:
         note(describe(model))
+        warn_if_slow(model)
         if talking:
             return converse(model, args, sampling)
         stream = _start(model, prompt, args, sampling)
@@ -88,6 +89,27 @@ def describe(model: "Model") -> str:
     return (
         f"{model.name}: context {model.context} tokens, budget {format_bytes(stats['budget_bytes'])}, {experts}, "
         f"{stats['threads']} threads ({stats['isa']})"
+    )
+
+
+def warn_if_slow(model: "Model") -> None:
+    """One line where few tokens a second are to be expected."""
+    from edgert import plan
+    from edgert.bundle import Bundle
+    from edgert.footprint import sizes_of_bundle
+
+    stats = model.stats()
+    speeds = plan.speeds_here(threads=stats["threads"])
+    sizes = sizes_of_bundle(Bundle.open(model.path))
+    expected = plan.expect_of_plan(sizes, speeds, stats["budget_bytes"], model.native.plan())
+    if expected.decode_tokens_per_s >= plan.SLOW_TOKENS_PER_S:
+        return
+    reason = "the weights are read from memory for every token"
+    if expected.limit == "storage":
+        reason = f"a token waits for about {format_bytes(expected.bytes_read_per_token)} from storage"
+    note(
+        f"this will be slow: about {expected.decode_tokens_per_s:.1f} tok/s, because {reason} ({speeds.source}); "
+        f"`edgert plan {model.path}` shows what more memory would change"
     )
 
 

@@ -137,6 +137,18 @@ TEST_CASE("the budget is the bound of everything, and the least that works is na
   CHECK(runtime->budget()->peak_bytes() <= least);
 }
 
+TEST_CASE("from the budget named on, every expert stays in memory") {
+  const TemporaryDirectory directory;
+  SmallModel small;
+  small.hidden = 256;
+  small.intermediate = 256;
+  const auto path = test::write_small_bundle(directory.path(), small);
+  const std::uint64_t enough = Model(make_runtime(), path, {}).plan().resident_bytes;
+  CHECK(Model(make_runtime(enough), path, {}).plan().resident());
+  CHECK(Model(make_runtime(enough + enough / 4), path, {}).plan().resident());
+  CHECK_FALSE(Model(make_runtime(enough - 1), path, {}).plan().resident());
+}
+
 TEST_CASE("a stopped step leaves its sequence as it was, and the next one runs") {
   const TemporaryDirectory directory;
   Model model(make_runtime(), test::write_small_bundle(directory.path(), {}), {});

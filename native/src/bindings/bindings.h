@@ -11,5 +11,6 @@ void bind_platform(pybind11::module_& module);
 void bind_bundle(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
 void bind_model(pybind11::module_& module);
+void bind_probe(pybind11::module_& module);
 
 }  // namespace edgert

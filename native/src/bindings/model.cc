@@ -58,6 +58,7 @@ py::dict describe(const MemoryPlan& p) {
   out["expert_bytes"] = p.expert_bytes;
   out["token_bytes"] = p.token_bytes;
   out["minimum_bytes"] = p.minimum_bytes;
+  out["resident_bytes"] = p.resident_bytes;
   return out;
 }
 
@@ -70,6 +71,16 @@ py::dict plan_memory_of(Runtime& runtime, const std::string& path, std::int64_t 
     return plan_memory(bundle, recipe_of(bundle), runtime, runtime.pool().threads(), options);
   };
   return describe(plan());
+}
+
+py::dict plan_weights(Runtime& runtime, const std::string& name, const std::string& recipe,
+                      std::uint64_t dense_bytes, const std::string& key_format,
+                      std::vector<std::vector<std::uint64_t>> expert_bytes, std::int64_t context,
+                      int parallel, int chunk, const std::string& kv_format) {
+  const ModelOptions options{context, parallel, chunk, kv_type(kv_format)};
+  const WeightSizes weights{name, dense_bytes, format(key_format).id, std::move(expert_bytes)};
+  return describe(plan_memory(weights, parse_recipe(Json::parse(recipe, name), name), runtime,
+                              runtime.pool().threads(), options));
 }
 
 std::vector<std::optional<Sample>> step(Model& model, const std::vector<Row>& rows) {
@@ -130,6 +141,10 @@ std::vector<py::bytes> store(const Model& model) {
 
 void bind_model(py::module_& module) {
   module.def("plan_memory", &plan_memory_of, py::arg("runtime"), py::arg("path"), py::kw_only(),
+             py::arg("context") = 0, py::arg("parallel") = 1, py::arg("chunk") = 0,
+             py::arg("kv_format") = "auto");
+  module.def("plan_weights", &plan_weights, py::arg("runtime"), py::kw_only(), py::arg("name"),
+             py::arg("recipe_json"), py::arg("dense_bytes"), py::arg("key_format"), py::arg("expert_bytes"),
              py::arg("context") = 0, py::arg("parallel") = 1, py::arg("chunk") = 0,
              py::arg("kv_format") = "auto");
   py::class_<Model, std::shared_ptr<Model>>(module, "Model")

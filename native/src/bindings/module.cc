@@ -8,4 +8,5 @@ PYBIND11_MODULE(_native, module) {
   edgert::bind_quant(module);
   edgert::bind_bundle(module);
   edgert::bind_engine(module);
+  edgert::bind_probe(module);
 }

@@ -41,14 +41,25 @@ struct MemoryPlan {
   std::uint64_t kv_bytes = 0;
   std::uint64_t scratch_bytes = 0;
   std::uint64_t sampler_bytes = 0;
-  std::uint64_t expert_bytes = 0;   // of every expert
-  std::uint64_t slots_bytes = 0;    // of the budget, for experts
-  std::uint64_t minimum_bytes = 0;  // the smallest budget that works
-  std::uint64_t token_bytes = 0;    // the experts of one token, at most
+  std::uint64_t expert_bytes = 0;    // of every expert
+  std::uint64_t slots_bytes = 0;     // of the budget, for experts
+  std::uint64_t resident_bytes = 0;  // the smallest budget that holds every expert
+  std::uint64_t minimum_bytes = 0;   // the smallest budget that works
+  std::uint64_t token_bytes = 0;     // the experts of one token, at most
   bool resident() const noexcept { return slots_bytes >= expert_bytes; }
 };
 // Error{budget} names the smallest budget that works.
 MemoryPlan plan_memory(const Bundle& bundle, const Recipe& recipe, const Runtime& runtime, int threads,
+                       const ModelOptions& options);
+
+// What a plan needs to know of weights, which need not exist yet.
+struct WeightSizes {
+  std::string name;                                      // for messages
+  std::uint64_t dense_bytes = 0;                         // of dense.bin
+  FormatId key_format = FormatId::f32;                   // of the first layer's key projection
+  std::vector<std::vector<std::uint64_t>> expert_bytes;  // of every extent, by MoE layer
+};
+MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const Runtime& runtime, int threads,
                        const ModelOptions& options);
 
 enum class Wanted { none, last, all };  // logits of a span

@@ -22,11 +22,6 @@ std::int64_t checked_context(const Recipe& recipe, const ModelOptions& options) 
   return options.context != 0 ? options.context : std::min(longest, Model::kDefaultContext);
 }
 
-KvType kv_type_of(const Bundle& bundle, const ModelOptions& options) {
-  if (options.kv_type) return *options.kv_type;
-  return bundle.tensor("layers.0.attention.k").format == FormatId::f32 ? KvType::f32 : KvType::f16;
-}
-
 struct ExpertSizes {
   std::uint64_t total = 0;
   std::uint64_t largest = 0;
@@ -34,18 +29,35 @@ struct ExpertSizes {
   std::size_t count = 0;
 };
 
-ExpertSizes expert_sizes(const Bundle& bundle, const Recipe& recipe) {
+std::vector<std::vector<std::uint64_t>> extent_bytes(const Manifest& manifest) {
+  std::vector<std::vector<std::uint64_t>> bytes;
+  for (const auto& layer : manifest.experts) {
+    bytes.emplace_back();
+    for (const ExpertEntry& expert : layer.experts) bytes.back().push_back(expert.extent.bytes);
+  }
+  return bytes;
+}
+
+ExpertSizes expert_sizes(const WeightSizes& weights, const Recipe& recipe) {
   ExpertSizes sizes;
-  for (const auto& layer : bundle.manifest().experts) {
+  std::size_t next = 0;
+  for (int i = 0; i < recipe.num_layers(); ++i) {
+    const FfnRecipe& ffn = recipe.block(i).ffn;
+    if (!ffn.is_moe()) continue;
+    if (next == weights.expert_bytes.size() ||
+        weights.expert_bytes[next].size() != static_cast<std::size_t>(ffn.num_experts)) {
+      throw Error(ErrorKind::invalid_argument, weights.name + ": layer " + std::to_string(i) + " needs " +
+                                                   std::to_string(ffn.num_experts) + " sizes of experts");
+    }
     std::uint64_t largest = 0;
-    for (const ExpertEntry& expert : layer.experts) {
-      const std::uint64_t bytes = ExpertStore::slot_bytes(expert);
+    for (const std::uint64_t extent : weights.expert_bytes[next]) {
+      const std::uint64_t bytes = ExpertStore::slot_bytes({.extent = {.bytes = extent}});
       sizes.total += bytes;
       largest = std::max(largest, bytes);
     }
-    sizes.count += layer.experts.size();
+    sizes.count += weights.expert_bytes[next++].size();
     sizes.largest = std::max(sizes.largest, largest);
-    sizes.token += largest * static_cast<std::uint64_t>(recipe.block(layer.layer).ffn.num_experts_per_tok);
+    sizes.token += largest * static_cast<std::uint64_t>(ffn.num_experts_per_tok);
   }
   return sizes;
 }
@@ -59,17 +71,26 @@ std::string megabytes(std::uint64_t bytes) {
 
 MemoryPlan plan_memory(const Bundle& bundle, const Recipe& recipe, const Runtime& runtime, int threads,
                        const ModelOptions& options) {
+  const WeightSizes sizes{.name = bundle.path().string(),
+                          .dense_bytes = Weights::resident_bytes(bundle, recipe),
+                          .key_format = bundle.tensor("layers.0.attention.k").format,
+                          .expert_bytes = extent_bytes(bundle.manifest())};
+  return plan_memory(sizes, recipe, runtime, threads, options);
+}
+
+MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const Runtime& runtime, int threads,
+                       const ModelOptions& options) {
   check_knob("parallel", options.parallel);
   check_knob("chunk", options.chunk);
   MemoryPlan plan;
   plan.context = checked_context(recipe, options);
-  plan.kv_type = kv_type_of(bundle, options);
+  plan.kv_type = options.kv_type.value_or(weights.key_format == FormatId::f32 ? KvType::f32 : KvType::f16);
   const auto pages = [](std::uint64_t bytes) { return round_up(bytes, page_size()); };
-  plan.dense_bytes = Weights::resident_bytes(bundle, recipe);
+  plan.dense_bytes = weights.dense_bytes;
   const std::int64_t blocks = (plan.context + kKvBlockTokens - 1) / kKvBlockTokens * options.parallel;
   plan.kv_bytes = pages(KvPool::bytes(KvLayout(recipe, plan.kv_type), blocks));
   plan.sampler_bytes = pages(Sampler::space_bytes(recipe.vocab_size));
-  const ExpertSizes experts = expert_sizes(bundle, recipe);
+  const ExpertSizes experts = expert_sizes(weights, recipe);
   plan.expert_bytes = experts.total;
   plan.token_bytes = experts.token;
 
@@ -84,10 +105,11 @@ MemoryPlan plan_memory(const Bundle& bundle, const Recipe& recipe, const Runtime
       static_cast<int>(std::min<std::int64_t>(plan.context * options.parallel, knob("chunk").maximum));
   plan.chunk = std::min(options.chunk != 0 ? options.chunk : kChunks[std::size(kChunks) - 1], longest);
   plan.minimum_bytes = fixed + scratch(plan.chunk) + two_slots;
+  plan.resident_bytes = fixed + scratch(plan.chunk) + experts.total;
   if (plan.minimum_bytes > limit) {
     throw Error(ErrorKind::budget,
                 "memory: a budget of " + std::to_string(limit) + " bytes (" + megabytes(limit) +
-                    ") is too small for " + bundle.path().string() + "; the smallest that works is " +
+                    ") is too small for " + weights.name + "; the smallest that works is " +
                     std::to_string(plan.minimum_bytes) + " bytes (" + megabytes(plan.minimum_bytes) +
                     "): dense weights " + megabytes(plan.dense_bytes) + ", KV cache of " +
                     std::to_string(plan.context) + " tokens x " + std::to_string(options.parallel) + " " +
@@ -96,14 +118,15 @@ MemoryPlan plan_memory(const Bundle& bundle, const Recipe& recipe, const Runtime
   }
   if (options.chunk == 0) {
     const std::uint64_t left = limit - fixed;
-    for (const int chunk : kChunks) {
-      const std::uint64_t bytes = scratch(chunk);
-      const bool pays = bytes <= left / kScratchShare || bytes + experts.total <= left;
-      if (chunk <= longest && pays && bytes + two_slots <= left) {
-        plan.chunk = chunk;
-        break;
-      }
-    }
+    const auto longest_that = [&](auto&& admits) {
+      const auto found = std::find_if(std::begin(kChunks), std::end(kChunks),
+                                      [&](int chunk) { return chunk <= longest && admits(scratch(chunk)); });
+      return found == std::end(kChunks) ? 0 : *found;
+    };
+    const int resident = longest_that([&](std::uint64_t bytes) { return bytes + experts.total <= left; });
+    const int paged = longest_that(
+        [&](std::uint64_t bytes) { return bytes <= left / kScratchShare && bytes + two_slots <= left; });
+    if (const int chosen = resident != 0 ? resident : paged; chosen != 0) plan.chunk = chosen;
   }
   plan.scratch_bytes = scratch(plan.chunk);
   plan.slots_bytes = std::min(limit - fixed - plan.scratch_bytes, experts.total);

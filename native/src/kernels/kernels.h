@@ -78,6 +78,9 @@ struct KernelTable {
   // Stores one token's key [head_dim] and value [value_dim] of one KV head at `slot` (0..15) of a block.
   void (*store_kv)(const float* key, const float* value, int head_dim, int value_dim, KvType type, int slot,
                    std::byte* keys, std::byte* values);
+  // int8 dot products on registers alone, as many as the instruction set does; returns the multiply-adds
+  // done.
+  std::uint64_t (*dot_rounds)(std::uint64_t rounds);
 };
 
 // The table for this machine: the best, or the one EDGERT_ISA names. Error{unsupported} for a name that is

@@ -167,9 +167,22 @@ void store_kv(const float* key, const float* value, int head_dim, int value_dim,
   }
 }
 
+std::uint64_t dot_rounds(std::uint64_t rounds) {
+  constexpr int kSums = 8;
+  std::int32_t sums[kSums] = {}, code = 1, input = 1;
+  for (std::uint64_t round = 0; round < rounds; ++round) {
+    for (std::int32_t& sum : sums) {
+      asm volatile("" : "+r"(code), "+r"(input));
+      sum += code * input;
+    }
+  }
+  for (const std::int32_t& sum : sums) asm volatile("" : : "m"(sum));
+  return rounds * kSums;
+}
+
 }  // namespace
 
-constinit const KernelTable scalar_table = {"scalar", matmul,  quantize,  rms_norm,
-                                            silu_mul, softmax, attention, store_kv};
+constinit const KernelTable scalar_table = {"scalar", matmul,    quantize, rms_norm,  silu_mul,
+                                            softmax,  attention, store_kv, dot_rounds};
 
 }  // namespace edgert

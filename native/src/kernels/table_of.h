@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/attention.h"
+#include "kernels/dot_rate.h"
 #include "kernels/elementwise.h"
 #include "kernels/matmul.h"
 
@@ -9,7 +10,8 @@ namespace edgert {
 
 template <class V>
 constexpr KernelTable table_of(std::string_view name) {
-  return {name, matmul<V>, quantize<V>, rms_norm<V>, silu_mul<V>, softmax<V>, attention<V>, store_kv<V>};
+  return {name,       matmul<V>,    quantize<V>, rms_norm<V>,  silu_mul<V>,
+          softmax<V>, attention<V>, store_kv<V>, dot_rounds<V>};
 }
 
 }  // namespace edgert

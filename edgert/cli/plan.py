@@ -1,0 +1,198 @@
+"""edgert plan: what a model would need and how fast it would be, before anything is downloaded or converted."""
+
+import argparse
+import dataclasses
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgert.cli.options import Subparsers, add_json
+from edgert.cli.terminal import note, print_json, say, table
+from edgert.settings import Setting, knobs
+from edgert.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from edgert.footprint import Subject
+    from edgert.plan import Expectation, Speeds
+
+FORMATS = ("dense_format", "expert_format", "embedding_format", "output_format")
+
+
+def register(subparsers: Subparsers) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "plan",
+        help="what to expect of a model here, before converting it",
+        description="Show what a model needs and how fast it would be on this machine at several memory budgets, for a prompt "
+        "of 128 tokens and an answer of 64. Measure the machine first with `edgert devices probe`.",
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a bundle, a checkpoint's directory or just its config.json, or a shape that `edgert bench --shape` knows",
+    )
+    parser.add_argument(
+        "--memory", metavar="SIZE", action="append", help="plan for this budget; may be repeated"
+    )
+    parser.add_argument("--threads", metavar="N", help="threads that compute (the usable cores)")
+    parser.add_argument("--context", metavar="N", help="longest sequence, in tokens")
+    parser.add_argument(
+        "--device", metavar="NAME", help="plan for this device profile instead of this machine"
+    )
+    for name in FORMATS:
+        kind = name.split("_")[0]
+        parser.add_argument(
+            "--" + name.replace("_", "-"), metavar="FORMAT", help=f"of the {kind} weights, as in convert"
+        )
+    add_json(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    from edgert import _native
+    from edgert.devices import load_device
+    from edgert.footprint import find
+    from edgert.plan import CONTEXT, assumed_speeds, budget_ladder, expect_all, speeds_here
+
+    formats = {name: getattr(args, name) for name in FORMATS}
+    settings = {setting.name: setting for setting in knobs()}
+    threads = _number(settings["threads"], args.threads)
+    device = None if args.device is None else load_device(args.device)
+    subject = find(args.model, device=args.device, **formats)
+    context = _number(settings["context"], args.context)
+    if subject.kind == "shape":
+        context = context or CONTEXT  # as bench has it
+    speeds = speeds_here(threads=threads) if device is None else assumed_speeds(device, threads=threads)
+    available = _native.Runtime(threads=1, io_threads=1).budget_bytes
+    if device is not None:
+        available = (device.memory.total_mib << 20) * 7 // 8  # the rest is for the rest of the machine
+    needs = subject.sizes.needs(threads=speeds.threads, context=context)
+    smallest, resident = needs["minimum_bytes"], needs["resident_bytes"]
+    budgets = [parse_bytes(size, "--memory") for size in args.memory or ()] or budget_ladder(
+        smallest, resident
+    )
+    expected = expect_all(subject.sizes, speeds, budgets, context)
+    memory = _budget_flag(args.memory or (), smallest, available)
+    command = None if memory is None else _next_command(args, subject, memory)
+    value = {
+        "model": subject.sizes.name,
+        "kind": subject.kind,
+        "machine": {
+            "source": speeds.source,
+            "measured": speeds.measured,
+            "threads": speeds.threads,
+            "available_bytes": available,
+        },
+        "disk_bytes": subject.sizes.disk_bytes,
+        "checkpoint_bytes": subject.sizes.checkpoint_bytes,
+        "minimum_bytes": smallest,
+        "resident_bytes": resident,
+        "bits_per_weight": subject.sizes.weights.bits_per_weight,
+        "budgets": [
+            {"memory_bytes": budget, "fits": row is not None}
+            | ({} if row is None else dataclasses.asdict(row))
+            for budget, row in zip(budgets, expected, strict=True)
+        ],
+        "next": command,
+    }
+    if args.json:
+        print_json(value)
+        return 0
+    if not speeds.measured and device is None:
+        note(
+            f"edgert: note: this machine has not been measured, speeds are {speeds.source}; run `edgert devices probe`"
+        )
+    say(_text(subject, speeds, value, available))
+    say("\n" + table(_rows(budgets, expected, available), right=range(6)))
+    say("\n" + (f"next: {command}" if command else _too_large(smallest, available)))
+    return 0
+
+
+def _number(setting: Setting, given: str | None) -> int:
+    return 0 if given is None else int(setting.check(given, setting.flag))
+
+
+def _budget_flag(given: Sequence[str], smallest: int, available: int) -> list[str] | None:
+    """The largest budget that was asked for and works here; none, for all that is free; None where nothing works."""
+    if not given:
+        return [] if smallest <= available else None
+    working = [size for size in given if smallest <= parse_bytes(size) <= available]
+    return ["--memory", max(working, key=parse_bytes)] if working else None
+
+
+def _next_command(args: argparse.Namespace, subject: "Subject", memory: list[str]) -> str:
+    formats = [
+        word
+        for name in FORMATS
+        if getattr(args, name) is not None
+        for word in ("--" + name.replace("_", "-"), getattr(args, name))
+    ]
+    if subject.kind == "bundle":
+        words = ["edgert", "run", args.model, *memory]
+    elif subject.kind == "shape":
+        words = ["edgert", "bench", "--shape", args.model, *formats, *memory]
+    else:
+        device = [] if args.device is None else ["--device", args.device]
+        words = ["edgert", "convert", str(subject.path), f"{subject.sizes.name}.edgert", *formats, *device]
+    return shlex.join(words)
+
+
+def _text(subject: "Subject", speeds: "Speeds", value: dict[str, Any], available: int) -> str:
+    sizes = subject.sizes
+    disk = format_bytes(sizes.disk_bytes)
+    if subject.kind != "bundle":
+        free = shutil.disk_usage(subject.path or Path.cwd()).free
+        disk += f" for the bundle, {format_bytes(free)} free"
+    if sizes.checkpoint_bytes is not None and subject.kind != "shape":
+        state = "which is there" if subject.kind == "checkpoint" else "to be downloaded"
+        disk += f"; the checkpoint {format_bytes(sizes.checkpoint_bytes)}, {state}"
+    rows = [
+        ("model", f"{sizes.name} ({subject.kind}), {sizes.weights.bits_per_weight:.2f} bits a weight read"),
+        (
+            "machine",
+            f"{speeds.source}; {speeds.threads} threads, {format_bytes(available)} of memory to spare",
+        ),
+        ("disk", disk),
+        ("smallest budget", format_bytes(value["minimum_bytes"])),
+        ("all in memory", format_bytes(value["resident_bytes"])),
+    ]
+    return table(rows)
+
+
+def _rows(
+    budgets: Sequence[int], expected: Sequence["Expectation | None"], available: int
+) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [
+        ("MEMORY", "PREFILL TOK/S", "DECODE TOK/S", "GAIN", "HITS", "READ A TOKEN", "LIMIT")
+    ]
+    before: Expectation | None = None
+    for budget, row in zip(budgets, expected, strict=True):
+        if row is None:
+            rows.append((format_bytes(budget), "-", "-", "-", "-", "-", "too small"))
+            continue
+        gain = "" if before is None else f"x{row.decode_tokens_per_s / before.decode_tokens_per_s:.2f}"
+        rows.append(
+            (
+                format_bytes(budget),
+                _speed(row.prefill_tokens_per_s),
+                _speed(row.decode_tokens_per_s),
+                gain,
+                f"{row.hit_rate:.0%}",
+                format_bytes(row.bytes_read_per_token),
+                row.limit if budget <= available else f"{row.limit}; more than there is",
+            )
+        )
+        before = row
+    return rows
+
+
+def _speed(tokens_per_s: float) -> str:
+    return f"{tokens_per_s:.{0 if tokens_per_s >= 100 else 1 if tokens_per_s >= 1 else 2}f}"
+
+
+def _too_large(smallest: int, available: int) -> str:
+    return (
+        f"it does not fit: the smallest budget is {format_bytes(smallest)} and {format_bytes(available)} are free; smaller "
+        "formats or a smaller --context need less"
+    )

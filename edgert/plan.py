@@ -1,0 +1,207 @@
+"""What to expect of a model on a machine: tokens a second at any memory budget, from sizes and speeds alone.
+
+It is the roof of edgert.roof for the run that `edgert bench` makes, with every speed times the share of it that the engine
+reaches. Routing is uniform, the worst case for a store of experts: text repeats them and runs faster.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from edgert import _native, routing
+from edgert.benchmark import DECODE_TOKENS, PROMPT_TOKENS
+from edgert.devices import Device, resemble
+from edgert.errors import BudgetError
+from edgert.footprint import ModelSizes
+from edgert.machine import MachineProfile, ThreadSpeed, interpolate, measured
+from edgert.roof import Bandwidths, Footprint, LruSimulation, Step, chunks, roof
+
+CONTEXT = PROMPT_TOKENS + DECODE_TOKENS + 1  # of the run
+SLOW_TOKENS_PER_S = 5.0  # below which `run` warns
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """The share of a machine's speeds that the engine reaches; calibrated against `edgert bench`."""
+
+    memory: float = 0.90
+    storage: float = 0.90
+    arithmetic: float = 0.45
+
+
+EFFICIENCY = Efficiency()
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """A machine as a plan sees it. `read` gives bytes a second of random reads of a size with so many in flight."""
+
+    source: str  # for people
+    measured: bool
+    threads: int
+    reads_in_flight: int
+    memory_bytes_per_s: float
+    int8_operations_per_s: float
+    read: Callable[[float, float], float]
+
+    def limits(self, extent_bytes: float, in_flight: float) -> Bandwidths:
+        """With reads of this size, on average so many at a time."""
+        depth = min(float(self.reads_in_flight), max(1.0, in_flight))
+        storage = self.read(extent_bytes, depth)
+        return Bandwidths(self.memory_bytes_per_s, storage, self.int8_operations_per_s)
+
+    def reached(self, extent_bytes: float, in_flight: float) -> Bandwidths:
+        """What the engine reaches of limits()."""
+        limits = self.limits(extent_bytes, in_flight)
+        return Bandwidths(
+            EFFICIENCY.memory * limits.memory_bytes_per_s,
+            EFFICIENCY.storage * limits.storage_bytes_per_s,
+            EFFICIENCY.arithmetic * limits.int8_operations_per_s,
+        )
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """At one budget. `limit` is what decoding waits for: "memory" or "storage"."""
+
+    memory_bytes: int
+    resident: bool
+    slots_bytes: int
+    hit_rate: float
+    bytes_read_per_token: float
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    limit: str
+
+
+# --- the machine --------------------------------------------------------------------------------------
+
+
+def speeds_here(*, threads: int = 0, reads_in_flight: int = 0) -> Speeds:
+    """Of this machine: measured if it has been probed, else those of the device that it resembles."""
+    profile = measured()
+    if profile is None:
+        return assumed_speeds(resemble(), threads=threads, reads_in_flight=reads_in_flight)
+    return measured_speeds(profile, threads=threads, reads_in_flight=reads_in_flight)
+
+
+def measured_speeds(profile: MachineProfile, *, threads: int = 0, reads_in_flight: int = 0) -> Speeds:
+    """`threads` 0: the usable cores; `reads_in_flight` 0: what was best."""
+    count = threads or _native.usable_cores()
+
+    def at(speed: Callable[[ThreadSpeed], float]) -> float:
+        return interpolate(count, [(row.threads, speed(row)) for row in profile.threads])
+
+    return Speeds(
+        source=f"this machine, measured {profile.describe_age()}",
+        measured=True,
+        threads=count,
+        reads_in_flight=reads_in_flight or profile.storage.best_depth(),
+        memory_bytes_per_s=at(lambda row: row.memory_read_mb_per_s) * 1e6,
+        int8_operations_per_s=at(lambda row: row.int8_gops) * 1e9,
+        read=lambda size, depth: profile.storage.read_mb_per_s(size, depth) * 1e6,
+    )
+
+
+# Of data sheets, where nothing has been measured.
+_SUSTAINED = 0.75  # of the memory's peak
+_CORES_FOR_ALL = 0.5  # share of the cores that suffices to read at that
+_CLOCK_HZ = 2.2e9
+_OPERATIONS_A_CYCLE = {"avx512": 256, "avx2": 64, "neon": 64, "portable": 16, "scalar": 2}  # int8, of a core
+
+
+def assumed_speeds(device: Device, *, threads: int = 0, reads_in_flight: int = 0) -> Speeds:
+    """Estimates from a device profile; `reads_in_flight` 0: the knob's default."""
+    count = min(threads, device.cpu.cores) or device.cpu.cores
+    share = min(1.0, count / (_CORES_FOR_ALL * device.cpu.cores))
+    return Speeds(
+        source=f"estimated from the device profile {device.name}",
+        measured=False,
+        threads=count,
+        reads_in_flight=reads_in_flight or _reads_in_flight(),
+        memory_bytes_per_s=_SUSTAINED * share * device.memory.bandwidth_mb_per_s * 1e6,
+        int8_operations_per_s=count * _CLOCK_HZ * _OPERATIONS_A_CYCLE[device.cpu.isa],
+        read=lambda size, depth: device.storage.random_read_mb_per_s * 1e6,
+    )
+
+
+def _reads_in_flight() -> int:
+    return next(int(knob["default"]) for knob in _native.knobs() if knob["name"] == "io_threads")
+
+
+# --- the model on it ----------------------------------------------------------------------------------
+
+
+def expect(model: ModelSizes, speeds: Speeds, memory_bytes: int, context: int = 0) -> Expectation:
+    """Raises BudgetError naming the smallest budget that works."""
+    plan = model.plan(memory_bytes, threads=speeds.threads, context=context)
+    return expect_of_plan(model, speeds, memory_bytes, plan)
+
+
+def expect_of_plan(model: ModelSizes, speeds: Speeds, memory_bytes: int, plan: dict[str, int]) -> Expectation:
+    """`plan` is the division of the budget, as _native.plan_memory gives it."""
+    weights, slots = model.weights, plan["slots_bytes"]
+    resident = slots >= plan["expert_bytes"]
+    positions = _positions(tuple(routing.moe_layers(model.recipe)))
+    prompt, answer = chunks(positions[:PROMPT_TOKENS], plan["chunk"]), positions[PROMPT_TOKENS:]
+    missed = (0, 0) if resident else _missed(weights, slots, prompt, answer)
+    missed_per_token = missed[1] / DECODE_TOKENS
+    kv_bytes = plan["kv_bytes"] / plan["context"] * (PROMPT_TOKENS + DECODE_TOKENS / 2)
+
+    extent, used = weights.mean_expert_bytes, sum(weights.per_token)
+    miss_rate = missed_per_token / weights.routed_bytes if used else 0.0
+    layers = len(weights.per_token)
+    reached = speeds.reached(extent, miss_rate * used / max(1, layers))
+    decode = weights.decode(kv_bytes, missed_per_token)
+    prefill = weights.prefill(PROMPT_TOKENS, prompt, missed[0])
+    in_memory = decode.memory_bytes / reached.memory_bytes_per_s
+    return Expectation(
+        memory_bytes=memory_bytes,
+        resident=resident,
+        slots_bytes=slots,
+        hit_rate=1 - miss_rate,
+        bytes_read_per_token=missed_per_token,
+        prefill_tokens_per_s=roof(prefill, speeds.reached(extent, speeds.reads_in_flight)),
+        decode_tokens_per_s=roof(decode, reached),
+        limit="storage" if decode.storage_bytes / reached.storage_bytes_per_s > in_memory else "memory",
+    )
+
+
+@cache
+def _positions(layers: tuple[tuple[int, int], ...]) -> routing.Table:
+    return routing.uniform(list(layers), PROMPT_TOKENS + DECODE_TOKENS)
+
+
+def _missed(
+    weights: Footprint, slots: int, prompt: Sequence[Step], answer: Sequence[Step]
+) -> tuple[int, int]:
+    """Bytes that the run misses in prefill and in decode, when it follows another one."""
+    store = LruSimulation(weights.experts, slots)
+    store.run(prompt)
+    store.run(answer)
+    return store.run(prompt), store.run(answer)
+
+
+# --- budgets ------------------------------------------------------------------------------------------
+
+
+def budget_ladder(smallest: int, resident: int) -> list[int]:
+    """The smallest budget, the powers of two above it, and the one with everything in memory."""
+    powers = [1 << power for power in range(20, 62)]
+    return sorted(
+        {smallest, *(size for size in powers if 1.2 * smallest <= size <= resident / 1.05), resident}
+    )
+
+
+def expect_all(
+    model: ModelSizes, speeds: Speeds, budgets: Sequence[int], context: int = 0
+) -> list[Expectation | None]:
+    """One a budget; None where it is too small."""
+
+    def one(budget: int) -> Expectation | None:
+        try:
+            return expect(model, speeds, budget, context)
+        except BudgetError:
+            return None
+
+    return [one(budget) for budget in budgets]
