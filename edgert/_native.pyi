@@ -98,8 +98,8 @@ def plan_memory(
     kv_format: str = "auto",
 ) -> dict[str, int]:
     """How the runtime's budget would be divided for a bundle: context, chunk, dense_bytes, kv_bytes, scratch_bytes,
-    slots_bytes, expert_bytes (of all experts), token_bytes (of one token's, at most), minimum_bytes, resident_bytes (holds every expert). BudgetError names the
-    smallest budget that works."""
+    slots_bytes, expert_bytes (of all experts), token_bytes (of one token's, at most), minimum_bytes, resident_bytes (from
+    which on every expert stays in memory). BudgetError names the smallest budget that works."""
 
 def plan_weights(
     runtime: Runtime,
