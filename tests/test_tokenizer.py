@@ -1,9 +1,7 @@
 """Text comes out token by token exactly as the whole sequence decodes, and stop strings cut it exactly."""
 
 import json
-import os
 from functools import cache
-from pathlib import Path
 
 import pytest
 import tokenizers_made as made
@@ -11,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 
+from edgert.bundle import locate
 from edgert.detokenizer import StopStrings
 from edgert.errors import CorruptError, EdgertError, InvalidArgumentError, UnsupportedError
 from edgert.tokenizer import Tokenizer
@@ -29,18 +28,8 @@ MAKERS = {
 @cache
 def pair(kind: str) -> tuple[Tokenizer, Library]:
     """Our tokenizer and the library's own, of one file."""
-    if kind == "docs-moe":
-        content = (reference() / "models/docs-moe/tokenizer.json").read_bytes()
-    else:
-        content = MAKERS[kind]()
+    content = (locate(None) / "tokenizer.json").read_bytes() if kind == "docs-moe" else MAKERS[kind]()
     return Tokenizer(content), Library.from_buffer(content)
-
-
-def reference() -> Path:
-    path = os.environ.get("EDGERT_REFERENCE_DIR")
-    if not path:
-        pytest.skip("needs EDGERT_REFERENCE_DIR")
-    return Path(path)
 
 
 def assert_streams_exactly(kind: str, tokens: list[int]) -> None:

@@ -37,11 +37,6 @@ std::vector<float> all_logits(Model& model, const std::vector<std::int32_t>& tok
   return out;
 }
 
-Sample sample(const Sampler& sampler, std::vector<float> logits, std::int64_t position) {
-  std::vector<Candidate> space(logits.size());
-  return sampler.sample(logits, position, space);
-}
-
 std::uint64_t minimum(const std::filesystem::path& path, const ModelOptions& options) {
   return Model(make_runtime(), path, options).plan().minimum_bytes;
 }
@@ -420,99 +415,6 @@ TEST_CASE("a full KV cache is an error of the request that found it full") {
   run(*first, 16);
   first->rewind(0);
   run(*second, 90);
-}
-
-TEST_CASE("sampling depends on seed, stream and position alone") {
-  std::vector<float> logits;
-  for (int i = 0; i < 50; ++i) logits.push_back(static_cast<float>(i % 7));
-  SamplerOptions options;
-  options.temperature = 1;
-  options.seed = 3;
-  const auto draw = [&](std::uint64_t seed, std::uint64_t stream, std::int64_t position) {
-    SamplerOptions o = options;
-    o.seed = seed;
-    return sample(Sampler(o, stream), logits, position).token;
-  };
-  CHECK(draw(3, 0, 10) == draw(3, 0, 10));
-  int differ = 0;
-  for (int p = 0; p < 40; ++p) differ += (draw(3, 0, p) != draw(3, 1, p)) + (draw(3, 0, p) != draw(4, 0, p));
-  CHECK(differ > 40);
-}
-
-TEST_CASE("top-k, top-p, min-p, bias and penalties do what their names say") {
-  const std::vector<float> logits{0, 3, 2, 1, 3};
-  const auto reachable = [&](const SamplerOptions& options) {
-    std::vector<std::int32_t> seen;
-    for (int p = 0; p < 300; ++p) {
-      const auto token = sample(Sampler(options), logits, p).token;
-      if (std::find(seen.begin(), seen.end(), token) == seen.end()) seen.push_back(token);
-    }
-    std::sort(seen.begin(), seen.end());
-    return seen;
-  };
-  using Ids = std::vector<std::int32_t>;
-  SamplerOptions o;
-  CHECK(reachable(o) == Ids{1});  // greedy, lowest id among equals
-  o.temperature = 1;
-  CHECK(reachable(o) == Ids{0, 1, 2, 3, 4});
-  o.top_k = 2;
-  CHECK(reachable(o) == Ids{1, 4});
-  o.top_k = 0;
-  o.top_p = 0.85F;
-  CHECK(reachable(o) == Ids{1, 2, 4});
-  o.top_p = 1;
-  o.min_p = 0.3F;
-  CHECK(reachable(o) == Ids{1, 2, 4});
-  o.top_p = 0.82F;  // a share of what min-p left: 1 and 4 are 0.84 of it, and 0.78 of everything
-  CHECK(reachable(o) == Ids{1, 4});
-  o.top_k = 4;  // cuts nothing off: changes nothing
-  CHECK(reachable(o) == Ids{1, 4});
-  o.top_p = 1;
-  o.top_k = 0;
-  o.min_p = 0;
-  o.logit_bias = {{0, 100.0F}};
-  CHECK(reachable(o) == Ids{0});
-
-  SamplerOptions penalised;
-  penalised.repetition_penalty = 2;
-  Sampler sampler(penalised);
-  sampler.accept(Ids{1});
-  CHECK(sample(sampler, logits, 0).token == 4);
-  sampler.accept(Ids{4});
-  CHECK(sample(sampler, logits, 1).token == 2);
-}
-
-TEST_CASE("log-probabilities are those of the model, whatever the sampling") {
-  const std::vector<float> logits{1, 2, 0.5F};
-  SamplerOptions o;
-  o.logprobs = 2;
-  o.logit_bias = {{2, 50.0F}};
-  const Sample drawn = sample(Sampler(o), logits, 0);
-  CHECK(drawn.token == 2);
-  const double norm = std::log(std::exp(1.0) + std::exp(2.0) + std::exp(0.5));
-  CHECK(drawn.logprob == doctest::Approx(0.5 - norm));
-  REQUIRE(drawn.top.size() == 2);
-  CHECK(drawn.top[0].first == 1);
-  CHECK(drawn.top[0].second == doctest::Approx(2 - norm));
-}
-
-TEST_CASE("sampling parameters out of range are refused by name") {
-  const auto refused = [](auto set) {
-    SamplerOptions o;
-    set(o);
-    return error_of(ErrorKind::invalid_argument, [&] { Sampler sampler(o); });
-  };
-  CHECK(contains(refused([](auto& o) { o.temperature = std::numeric_limits<float>::quiet_NaN(); }),
-                 "temperature"));
-  CHECK(contains(refused([](auto& o) { o.top_p = 0; }), "top_p"));
-  CHECK(contains(refused([](auto& o) { o.min_p = 2; }), "min_p"));
-  CHECK(contains(refused([](auto& o) { o.repetition_penalty = 0; }), "repetition_penalty"));
-  CHECK(contains(refused([](auto& o) { o.logprobs = 1000; }), "logprobs"));
-}
-
-TEST_CASE("logits without a usable value are an error, not a token") {
-  std::vector<float> logits{std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()};
-  error_of(ErrorKind::invalid_argument, [&] { sample(Sampler({}), logits, 0); });
 }
 
 namespace {
