@@ -22,17 +22,16 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kMiB = 1 << 20;
-constexpr int kPasses = 20;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// The largest work / time of `kPasses` passes.
+// The largest work / time of so many passes.
 template <typename Pass>
-double best_rate(Pass&& pass) {
+double best_rate(int passes, Pass&& pass) {
   double best = 0;
-  for (int i = 0; i < kPasses; ++i) {
+  for (int i = 0; i < passes; ++i) {
     const auto start = Clock::now();
     const double work = pass();
     best = std::max(best, work / seconds_since(start));
@@ -146,8 +145,9 @@ double measure_memory(ThreadPool& pool, std::size_t bytes) {
   const std::size_t pieces = (bytes + kPiece - 1) / kPiece;
   const Buffer memory(nullptr, pieces * kPiece, "probe");
   madvise(memory.data(), memory.size(), MADV_HUGEPAGE);  // a wish: translation is not what is measured
+  constexpr int kPasses = 20;
   std::fill_n(memory.as<std::uint64_t>(), memory.size() / sizeof(std::uint64_t), 1);
-  return best_rate([&] {
+  return best_rate(kPasses, [&] {
     pool.run(static_cast<int>(pieces), 1, [&](int begin, int, int) {
       stream(memory.data() + static_cast<std::size_t>(begin) * kPiece, kPiece);
     });
@@ -157,14 +157,15 @@ double measure_memory(ThreadPool& pool, std::size_t bytes) {
 
 double measure_arithmetic(ThreadPool& pool, const KernelTable& kernels) {
   constexpr double kPieceSeconds = 100e-6;
-  constexpr int kPieces = 100;  // of a thread
-  std::uint64_t rounds = 1;     // of a piece, found by trying
+  constexpr int kPieces = 20;  // of a thread; short passes find the moments when no other program runs
+  constexpr int kPasses = 100;
+  std::uint64_t rounds = 1;  // of a piece, found by trying
   for (;; rounds *= 2) {
     const auto start = Clock::now();
     kernels.dot_rounds(rounds);
     if (seconds_since(start) >= kPieceSeconds) break;
   }
-  return best_rate([&] {
+  return best_rate(kPasses, [&] {
     std::atomic<std::uint64_t> done{0};
     pool.run(kPieces * pool.threads(), 1, [&](int, int, int) { done += kernels.dot_rounds(rounds); });
     return 2 * static_cast<double>(done.load());
