@@ -142,7 +142,7 @@ def find(text: str, *, device: str | None = None, **formats: str | None) -> Subj
     """
     path = Path(text)
     config = path / "config.json" if path.is_dir() else path
-    if not (path / "manifest.json").exists() and config.name == "config.json" and config.is_file():
+    if not (path / "manifest.json").exists() and config.suffix == ".json" and config.is_file():
         return _of_checkpoint(config, device, formats)
     if text in SHAPES and not path.exists():
         return _of_shape(text, device, formats)

@@ -81,7 +81,8 @@ def speeds_here(*, threads: int = 0, reads_in_flight: int = 0) -> Speeds:
     """Of this machine: measured if it has been probed, else those of the device that it resembles."""
     profile = measured()
     if profile is None:
-        return assumed_speeds(resemble(), threads=threads, reads_in_flight=reads_in_flight)
+        cores = threads or _native.usable_cores()
+        return assumed_speeds(resemble(), threads=cores, reads_in_flight=reads_in_flight)
     return measured_speeds(profile, threads=threads, reads_in_flight=reads_in_flight)
 
 

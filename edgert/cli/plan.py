@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgert.cli.options import Subparsers, add_json
 from edgert.cli.terminal import note, print_json, say, table
-from edgert.settings import Setting, knobs
+from edgert.settings import Layers, knobs
 from edgert.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from edgert.footprint import Subject
-    from edgert.plan import Expectation, Speeds
 
 FORMATS = ("dense_format", "expert_format", "embedding_format", "output_format")
 
@@ -35,8 +34,10 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "--memory", metavar="SIZE", action="append", help="plan for this budget; may be repeated"
     )
-    parser.add_argument("--threads", metavar="N", help="threads that compute (the usable cores)")
-    parser.add_argument("--context", metavar="N", help="longest sequence, in tokens")
+    parser.add_argument(
+        "--threads", metavar="N", help="threads that compute (the usable cores) [EDGERT_THREADS]"
+    )
+    parser.add_argument("--context", metavar="N", help="longest sequence, in tokens [EDGERT_CONTEXT]")
     parser.add_argument(
         "--device", metavar="NAME", help="plan for this device profile instead of this machine"
     )
@@ -50,33 +51,52 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
+    from edgert.footprint import find
+
+    subject = find(args.model, device=args.device, **{name: getattr(args, name) for name in FORMATS})
+    value = _plan(args, subject)
+    if args.json:
+        print_json(value)
+        return 0
+    machine = value["machine"]
+    if not machine["measured"] and args.device is None:
+        note(
+            f"edgert: note: this machine has not been measured, speeds are {machine['source']}; run `edgert devices probe`"
+        )
+    say(_text(subject, value))
+    say("\n" + table(_rows(value["budgets"], machine["available_bytes"]), right=range(6)))
+    say("\n" + (f"next: {value['next']}" if value["next"] else _too_large(value)))
+    return 0
+
+
+def _plan(args: argparse.Namespace, subject: "Subject") -> dict[str, Any]:
+    """What --json prints."""
     from edgert import _native
     from edgert.devices import load_device
-    from edgert.footprint import find
     from edgert.plan import CONTEXT, assumed_speeds, budget_ladder, expect_all, speeds_here
 
-    formats = {name: getattr(args, name) for name in FORMATS}
-    settings = {setting.name: setting for setting in knobs()}
-    threads = _number(settings["threads"], args.threads)
-    device = None if args.device is None else load_device(args.device)
-    subject = find(args.model, device=args.device, **formats)
-    context = _number(settings["context"], args.context)
+    layers, settings = Layers.read(), {setting.name: setting for setting in knobs()}
+    threads = layers.value(settings["threads"], args.threads) or 0
+    context = layers.value(settings["context"], args.context) or 0
     if subject.kind == "shape":
         context = context or CONTEXT  # as bench has it
-    speeds = speeds_here(threads=threads) if device is None else assumed_speeds(device, threads=threads)
-    available = _native.Runtime(threads=1, io_threads=1).budget_bytes
-    if device is not None:
+    if args.device is None:
+        speeds, available = (
+            speeds_here(threads=threads),
+            _native.Runtime(threads=1, io_threads=1).budget_bytes,
+        )
+    else:
+        device = load_device(args.device)
+        speeds = assumed_speeds(device, threads=threads)
         available = (device.memory.total_mib << 20) * 7 // 8  # the rest is for the rest of the machine
-    needs = subject.sizes.needs(threads=speeds.threads, context=context)
+    sizes, needs = subject.sizes, subject.sizes.needs(threads=speeds.threads, context=context)
     smallest, resident = needs["minimum_bytes"], needs["resident_bytes"]
-    budgets = [parse_bytes(size, "--memory") for size in args.memory or ()] or budget_ladder(
-        smallest, resident
-    )
-    expected = expect_all(subject.sizes, speeds, budgets, context)
+    asked = [parse_bytes(size, "--memory") for size in args.memory or ()]
+    budgets = asked or budget_ladder(smallest, resident)
+    expected = expect_all(sizes, speeds, budgets, context)
     memory = _budget_flag(args.memory or (), smallest, available)
-    command = None if memory is None else _next_command(args, subject, memory)
-    value = {
-        "model": subject.sizes.name,
+    return {
+        "model": sizes.name,
         "kind": subject.kind,
         "machine": {
             "source": speeds.source,
@@ -84,33 +104,18 @@ def run(args: argparse.Namespace) -> int:
             "threads": speeds.threads,
             "available_bytes": available,
         },
-        "disk_bytes": subject.sizes.disk_bytes,
-        "checkpoint_bytes": subject.sizes.checkpoint_bytes,
+        "disk_bytes": sizes.disk_bytes,
+        "checkpoint_bytes": sizes.checkpoint_bytes,
         "minimum_bytes": smallest,
         "resident_bytes": resident,
-        "bits_per_weight": subject.sizes.weights.bits_per_weight,
+        "bits_per_weight": sizes.weights.bits_per_weight,
         "budgets": [
             {"memory_bytes": budget, "fits": row is not None}
             | ({} if row is None else dataclasses.asdict(row))
             for budget, row in zip(budgets, expected, strict=True)
         ],
-        "next": command,
+        "next": None if memory is None else _next_command(args, subject, memory),
     }
-    if args.json:
-        print_json(value)
-        return 0
-    if not speeds.measured and device is None:
-        note(
-            f"edgert: note: this machine has not been measured, speeds are {speeds.source}; run `edgert devices probe`"
-        )
-    say(_text(subject, speeds, value, available))
-    say("\n" + table(_rows(budgets, expected, available), right=range(6)))
-    say("\n" + (f"next: {command}" if command else _too_large(smallest, available)))
-    return 0
-
-
-def _number(setting: Setting, given: str | None) -> int:
-    return 0 if given is None else int(setting.check(given, setting.flag))
 
 
 def _budget_flag(given: Sequence[str], smallest: int, available: int) -> list[str] | None:
@@ -138,20 +143,20 @@ def _next_command(args: argparse.Namespace, subject: "Subject", memory: list[str
     return shlex.join(words)
 
 
-def _text(subject: "Subject", speeds: "Speeds", value: dict[str, Any], available: int) -> str:
-    sizes = subject.sizes
-    disk = format_bytes(sizes.disk_bytes)
+def _text(subject: "Subject", value: dict[str, Any]) -> str:
+    disk, machine = format_bytes(value["disk_bytes"]), value["machine"]
     if subject.kind != "bundle":
         free = shutil.disk_usage(subject.path or Path.cwd()).free
         disk += f" for the bundle, {format_bytes(free)} free"
-    if sizes.checkpoint_bytes is not None and subject.kind != "shape":
+    if subject.kind in ("checkpoint", "config"):
         state = "which is there" if subject.kind == "checkpoint" else "to be downloaded"
-        disk += f"; the checkpoint {format_bytes(sizes.checkpoint_bytes)}, {state}"
+        disk += f"; the checkpoint {format_bytes(value['checkpoint_bytes'])}, {state}"
     rows = [
-        ("model", f"{sizes.name} ({subject.kind}), {sizes.weights.bits_per_weight:.2f} bits a weight read"),
+        ("model", f"{value['model']} ({subject.kind}), {value['bits_per_weight']:.2f} bits a weight read"),
         (
             "machine",
-            f"{speeds.source}; {speeds.threads} threads, {format_bytes(available)} of memory to spare",
+            f"{machine['source']}; {machine['threads']} threads, "
+            f"{format_bytes(machine['available_bytes'])} of memory to spare",
         ),
         ("disk", disk),
         ("smallest budget", format_bytes(value["minimum_bytes"])),
@@ -160,30 +165,29 @@ def _text(subject: "Subject", speeds: "Speeds", value: dict[str, Any], available
     return table(rows)
 
 
-def _rows(
-    budgets: Sequence[int], expected: Sequence["Expectation | None"], available: int
-) -> list[tuple[str, ...]]:
+def _rows(budgets: Sequence[dict[str, Any]], available: int) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
         ("MEMORY", "PREFILL TOK/S", "DECODE TOK/S", "GAIN", "HITS", "READ A TOKEN", "LIMIT")
     ]
-    before: Expectation | None = None
-    for budget, row in zip(budgets, expected, strict=True):
-        if row is None:
-            rows.append((format_bytes(budget), "-", "-", "-", "-", "-", "too small"))
+    before = None
+    for row in budgets:
+        memory = format_bytes(row["memory_bytes"])
+        if not row["fits"]:
+            rows.append((memory, "-", "-", "-", "-", "-", "too small"))
             continue
-        gain = "" if before is None else f"x{row.decode_tokens_per_s / before.decode_tokens_per_s:.2f}"
+        decode = row["decode_tokens_per_s"]
         rows.append(
             (
-                format_bytes(budget),
-                _speed(row.prefill_tokens_per_s),
-                _speed(row.decode_tokens_per_s),
-                gain,
-                f"{row.hit_rate:.0%}",
-                format_bytes(row.bytes_read_per_token),
-                row.limit if budget <= available else f"{row.limit}; more than there is",
+                memory,
+                _speed(row["prefill_tokens_per_s"]),
+                _speed(decode),
+                "" if before is None else f"x{decode / before:.2f}",
+                f"{row['hit_rate']:.0%}",
+                format_bytes(row["bytes_read_per_token"]),
+                row["limit"] + ("" if row["memory_bytes"] <= available else "; more than there is"),
             )
         )
-        before = row
+        before = decode
     return rows
 
 
@@ -191,8 +195,9 @@ def _speed(tokens_per_s: float) -> str:
     return f"{tokens_per_s:.{0 if tokens_per_s >= 100 else 1 if tokens_per_s >= 1 else 2}f}"
 
 
-def _too_large(smallest: int, available: int) -> str:
+def _too_large(value: dict[str, Any]) -> str:
+    available = value["machine"]["available_bytes"]
     return (
-        f"it does not fit: the smallest budget is {format_bytes(smallest)} and {format_bytes(available)} are free; smaller "
-        "formats or a smaller --context need less"
+        f"nothing asked for fits: the smallest budget is {format_bytes(value['minimum_bytes'])}, and "
+        f"{format_bytes(available)} are there; smaller formats or a smaller --context need less"
     )
