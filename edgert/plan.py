@@ -22,7 +22,7 @@ SLOW_TOKENS_PER_S = 5.0  # below which `run` warns
 
 @dataclass(frozen=True)
 class Efficiency:
-    """The share of a machine's speeds that the engine reaches; calibrated against `edgert bench`."""
+    """The share of a machine's speeds that the engine is built to reach; not yet calibrated against `edgert bench`."""
 
     memory: float = 0.90
     storage: float = 0.90
