@@ -46,7 +46,7 @@ struct Scratch {
   std::int32_t* expert_ids = nullptr;    // [experts], those in use
   std::int32_t* last_experts = nullptr;  // [layers][most_per_token], of the last row
   std::size_t most_per_token = 0;
-  float* logits = nullptr;               // [logit_rows][vocab]
+  float* logits = nullptr;  // [logit_rows][vocab]
 };
 
 }  // namespace edgert
