@@ -19,6 +19,26 @@ def describe() -> dict[str, str | int]:
     }
 
 
+class Others:
+    """How many processors other processes kept busy since this was made; a figure taken beside them misleads."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def processors(self) -> float:
+        """Call it when the children measured have ended and been waited for."""
+        (busy, own, seconds), (busy_before, own_before, start) = self._now(), self._start
+        return max(0.0, (busy - busy_before) - (own - own_before)) / (seconds - start)
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        """Seconds that all processors were busy, of them for this process and its children, and the clock."""
+        user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split()[1:9])
+        times = os.times()
+        own = times.user + times.system + times.children_user + times.children_system
+        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK"), own, times.elapsed
+
+
 def read_ahead_file(path: Path, sys: Path = Path("/sys")) -> Path | None:
     """The file in /sys that holds read_ahead_kb of the device that `path` lies on; None if the system has none."""
     device = path.stat().st_dev

@@ -12,7 +12,6 @@ edgert gets a --memory that leaves room for the interpreter. Rows that cannot be
 import argparse
 import datetime
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -90,11 +89,13 @@ def rounds(job: Job, share: float | None, count: int, note: Callable[[str], None
         for peer, command in peers.items():
             if peer in failed:
                 continue
+            others = machine.Others()
             try:
                 report = run_limited(job, command, limit)
             except PeerError as error:
                 failed[peer] = str(error)
                 continue
+            report["others_busy"] = others.processors()
             found[peer].append(report if peer == "llama.cpp" else edgert_phases(report))
             speeds = ", ".join(f"{phase} {found[peer][-1][phase]['tokens_per_s']:.2f}" for phase in PHASES)
             note(f"{'all' if share is None else share}, round {index + 1} of {count}: {peer} {speeds} tok/s")
@@ -134,6 +135,7 @@ def row(peer: str, share: float | None, reports: list[dict[str, Any]]) -> dict[s
                 report[phase]["bytes_read_per_token"] for report in reports
             ),
         }
+    result["others_busy"] = [report["others_busy"] for report in reports]
     known = ("version", "features", "isa", "budget_bytes", "resident", "bits_per_weight", "expert_overlap")
     result["about"] = {name: reports[0][name] for name in known if name in reports[0]}
     return result
@@ -185,7 +187,6 @@ def prepare(arguments: argparse.Namespace) -> Job:
 def measure(job: Job, shares: Sequence[float | None], count: int) -> dict[str, Any]:
     """All rows, and what they depend on."""
     rows: list[dict[str, Any]] = []
-    load = os.getloadavg()[0]
     with ExitStack() as stack:
         ahead = stack.enter_context(machine.read_ahead(job.gguf, FAIR_READ_AHEAD_KB)) if any(shares) else None
         for share in shares:
@@ -197,7 +198,6 @@ def measure(job: Job, shares: Sequence[float | None], count: int) -> dict[str, A
         "shape": job.shape,
         "date": datetime.date.today().isoformat(),
         "machine": machine.describe(),
-        "load_average_before": load,
         "threads": job.threads,
         "edgert": version("edgert"),
         "read_ahead_kb": ahead,
@@ -208,13 +208,15 @@ def measure(job: Job, shares: Sequence[float | None], count: int) -> dict[str, A
 
 def describe(report: dict[str, Any]) -> str:
     """One line a reader needs beside the table."""
+    busy = [value for row in report["rows"] for value in row.get("others_busy", ())]
     about = {row["peer"]: row["about"] for row in report["rows"] if "about" in row}
     parts = [
         f"{report['shape']}: {report['machine']['cpu']}, {report['threads']} threads",
         f"{report['machine']['memory_bytes'] / 2**30:.0f} GiB",
         f"edgert {report['edgert']} ({about.get('edgert', {}).get('isa', '-')})",
         f"llama-cpp-python {about.get('llama.cpp', {}).get('version', '-')}",
-        f"median of {report['rounds']}, {report['date']}, load average before {report['load_average_before']:.1f}",
+        f"median of {report['rounds']}, {report['date']}",
+        f"other processes kept {max(busy, default=0.0):.1f} processors busy in the worst round",
     ]
     if report["read_ahead_kb"] is not None:
         parts.append(f"read_ahead_kb {report['read_ahead_kb']}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def measured(prefill: float, decode: float) -> dict[str, Any]:
     phases = {"prefill": prefill, "decode": decode}
     return {
         phase: {"tokens_per_s": speed, "bytes_read_per_token": 3e6} for phase, speed in phases.items()
-    } | {"version": "1"}
+    } | {"others_busy": 0.0}
 
 
 def test_a_row_is_the_median_of_its_rounds() -> None:
@@ -129,6 +130,12 @@ def test_the_table_divides_by_the_peer_of_the_same_memory_and_says_what_was_not_
         "| 50% | llama.cpp | killed by the memory limit | | | | | |",
         "| 50% | edgert | 80.00 | 0.0% | 10.00 | 0.0% | 3 |  |",
     ]
+
+
+def test_other_processes_are_counted_apart_from_the_children() -> None:
+    others = machine.Others()
+    side_by_side.run([sys.executable, "-c", "print('{}')"])
+    assert 0 <= others.processors() <= (os.cpu_count() or 1) + 1
 
 
 def test_a_peer_that_fails_is_quoted() -> None:
