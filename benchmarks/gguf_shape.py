@@ -1,0 +1,145 @@
+"""A GGUF of random weights in the shape of a model, all matrices Q4_0, for llama.cpp to be measured with.
+
+    python gguf_shape.py '{"model_type": "olmoe", "hidden_size": 2048, …}' OUT.gguf
+
+Runs in the interpreter that has llama.cpp: needs the packages `gguf` and `numpy`, and nothing of edgert. The
+configuration is the model's config.json, as in edgert.shapes. Statistics are those of edgert's own shape bundles: a mean
+of zero (a random sign a block), embeddings of unit scale, attention and experts that add what is small beside them.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ARCHITECTURES = {"olmoe": "olmoe", "qwen3_moe": "qwen3moe"}
+BLOCK, BLOCK_BYTES = 32, 18  # Q4_0: an f16 scale and 32 codes of 4 bits, that stand for -8 to 7 scales
+_CODE_DEVIATION = (sum(code * code for code in range(-8, 8)) / 16) ** 0.5
+# Standard deviation of a matrix's products, given inputs of unit scale.
+_PRODUCT_DEVIATION = {"attn_output": 0.1, "ffn_down_exps": 0.25}
+
+Matrix = tuple[str, tuple[int, ...]]
+
+
+def head_dim(config: Mapping[str, Any]) -> int:
+    return int(config.get("head_dim", config["hidden_size"] // config["num_attention_heads"]))
+
+
+def expert_width(config: Mapping[str, Any]) -> int:
+    return int(config.get("moe_intermediate_size") or config["intermediate_size"])
+
+
+def matrices(config: Mapping[str, Any]) -> Iterator[Matrix]:
+    """Name and shape (rows before columns) of each tensor; names with one dimension or `gate_inp` are f32."""
+    hidden, experts = config["hidden_size"], config["num_experts"]
+    width = expert_width(config)
+    queries = config["num_attention_heads"] * head_dim(config)
+    keys = config["num_key_value_heads"] * head_dim(config)
+    per_head = config["model_type"] == "qwen3_moe"  # its norms of queries and keys are of one head
+    yield "token_embd.weight", (config["vocab_size"], hidden)
+    for layer in range(config["num_hidden_layers"]):
+        for name, shape in (
+            ("attn_norm", (hidden,)),
+            ("attn_q", (queries, hidden)),
+            ("attn_k", (keys, hidden)),
+            ("attn_v", (keys, hidden)),
+            ("attn_q_norm", (head_dim(config) if per_head else queries,)),
+            ("attn_k_norm", (head_dim(config) if per_head else keys,)),
+            ("attn_output", (hidden, queries)),
+            ("ffn_norm", (hidden,)),
+            ("ffn_gate_inp", (experts, hidden)),
+            ("ffn_gate_exps", (experts, width, hidden)),
+            ("ffn_up_exps", (experts, width, hidden)),
+            ("ffn_down_exps", (experts, hidden, width)),
+        ):
+            yield f"blk.{layer}.{name}.weight", shape
+    yield "output_norm.weight", (hidden,)
+    yield "output.weight", (config["vocab_size"], hidden)
+
+
+def is_f32(name: str, shape: tuple[int, ...]) -> bool:
+    return len(shape) == 1 or "gate_inp" in name
+
+
+def deviation(name: str, columns: int) -> float:
+    """Standard deviation of a matrix's weights."""
+    if name.startswith("token_embd"):
+        return 1.0
+    return float(_PRODUCT_DEVIATION.get(name.split(".")[-2], 1.0) / columns**0.5)
+
+
+def random_q4_0(rows: int, columns: int, scale: float, draw: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Packed blocks [rows, columns / 32 * 18] whose values have the standard deviation `scale` and a mean of zero."""
+    blocks = rows * columns // BLOCK
+    words = draw.bytes(-(-blocks * BLOCK_BYTES // 8) * 8)
+    packed = np.frombuffer(words, np.uint8)[: blocks * BLOCK_BYTES].reshape(blocks, BLOCK_BYTES).copy()
+    # Codes have a mean of -1/2: each block's scale keeps a random sign, so that the weights' mean is zero.
+    magnitude = int(np.float16(scale / _CODE_DEVIATION).view(np.uint16))
+    packed[:, 0] = magnitude & 0xFF
+    packed[:, 1] = (packed[:, 1] & 0x80) | (magnitude >> 8)
+    return packed.reshape(rows, columns // BLOCK * BLOCK_BYTES)
+
+
+def write(config: Mapping[str, Any], path: Path) -> None:
+    """Write the file whole or not at all."""
+    import gguf
+
+    partial = path.with_suffix(".part")
+    writer = gguf.GGUFWriter(partial, ARCHITECTURES[config["model_type"]])
+    _add_metadata(writer, config)
+    for name, shape in matrices(config):
+        if is_f32(name, shape):
+            writer.add_tensor_info(name, shape, np.dtype(np.float32), 4 * int(np.prod(shape)))
+        else:
+            stored = (*shape[:-1], shape[-1] // BLOCK * BLOCK_BYTES)
+            writer.add_tensor_info(
+                name, stored, np.dtype(np.uint8), int(np.prod(stored)), gguf.GGMLQuantizationType.Q4_0
+            )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    draw = np.random.Generator(np.random.SFC64(1))
+    for name, shape in matrices(config):
+        rows, columns = int(np.prod(shape[:-1])), shape[-1]
+        if len(shape) == 1:
+            writer.write_tensor_data(np.ones(shape, np.float32))
+        elif is_f32(name, shape):
+            writer.write_tensor_data(
+                draw.standard_normal(shape, np.float32) * np.float32(deviation(name, columns))
+            )
+        else:
+            writer.write_tensor_data(random_q4_0(rows, columns, deviation(name, columns), draw))
+    writer.close()
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())  # only clean pages can be dropped
+    partial.rename(path)
+
+
+def _add_metadata(writer: Any, config: Mapping[str, Any]) -> None:
+    width = expert_width(config)
+    writer.add_name("random weights")
+    writer.add_file_type(2)  # mostly Q4_0
+    writer.add_quantization_version(2)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(width)
+    writer.add_expert_feed_forward_length(width)
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(head_dim(config))
+    writer.add_value_length(head_dim(config))
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_expert_count(config["num_experts"])
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("no_vocab")  # the tokens measured are numbers
+
+
+if __name__ == "__main__":
+    write(json.loads(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,80 @@
+"""What a figure depends on besides the code: the machine's description, the disk's read-ahead, the page cache."""
+
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def describe() -> dict[str, str | int]:
+    from edgert import _native
+
+    pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return {
+        "cpu": _native.cpu_name(),
+        "cores": _native.usable_cores(),
+        "memory_bytes": pages * page,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
+
+
+class Others:
+    """How many processors other processes kept busy since this was made; a figure taken beside them misleads."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def processors(self) -> float:
+        """Call it when the children measured have ended and been waited for."""
+        (busy, own, seconds), (busy_before, own_before, start) = self._now(), self._start
+        return max(0.0, (busy - busy_before) - (own - own_before)) / (seconds - start)
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        """Seconds that all processors were busy, of them for this process and its children, and the clock."""
+        user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split()[1:9])
+        times = os.times()
+        own = times.user + times.system + times.children_user + times.children_system
+        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK"), own, times.elapsed
+
+
+def read_ahead_file(path: Path, sys: Path = Path("/sys")) -> Path | None:
+    """The file in /sys that holds read_ahead_kb of the device that `path` lies on; None if the system has none."""
+    device = path.stat().st_dev
+    name = f"{os.major(device)}:{os.minor(device)}"
+    block = sys / "dev" / "block" / name
+    # A partition's is its disk's; a file system on several devices has one of its own.
+    for folder in (block / "queue", block / ".." / "queue", sys / "class" / "bdi" / name):
+        if (folder / "read_ahead_kb").exists():
+            return folder / "read_ahead_kb"
+    return None
+
+
+@contextmanager
+def read_ahead(path: Path, kilobytes: int) -> Iterator[int | None]:
+    """Set the read-ahead of mapped files to `kilobytes` where that is permitted; yields the one that holds."""
+    file = read_ahead_file(path)
+    if file is None:
+        yield None
+        return
+    before = file.read_text()
+    try:
+        file.write_text(str(kilobytes))
+    except OSError:
+        yield int(before)
+        return
+    try:
+        yield int(file.read_text())
+    finally:
+        file.write_text(before)
+
+
+def drop_from_page_cache(paths: Iterable[Path]) -> None:
+    """Clean pages of the files go, so that they count for the group that reads them next."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
