@@ -28,6 +28,7 @@ struct Avx2 : VectorOps<Avx2, 8> {
   static Narrow dot_narrow(Narrow sum, Bits codes, Bits x) {
     return _mm256_add_epi16(sum, _mm256_maddubs_epi16((__m256i)codes, (__m256i)x));
   }
+  static Int mul16(Int a, Int b) { return (Int)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
   static Int widen(Narrow sum) { return (Int)_mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
 
   // maddubs would saturate on 255 * 127 * 2. The magnitude of a centred code is at most 128, and 128 * 127 *

@@ -16,7 +16,7 @@ namespace {
 
 struct Avx512 : VectorOps<Avx512, 16> {
   static constexpr int kRegisters = 32;
-  static constexpr int kRowBlock = 4, kTileBlock = 2;
+  static constexpr int kRowBlock = 8, kTileBlock = 2;
   using VectorOps::load;
 
   static Float madd(Float a, Float b, Float c) {
@@ -34,6 +34,7 @@ struct Avx512 : VectorOps<Avx512, 16> {
   static Int dot_narrow(Int sum, Bits codes, Bits x) {
     return (Int)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, (__m512i)x);
   }
+  static Int mul16(Int a, Int b) { return (Int)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
   static Int widen(Int sum) { return sum; }
 
   static constexpr int kInt8Zero = 128;

@@ -11,6 +11,7 @@
 //   Narrow, dot_narrow, widen       4-way dot products u8 x s8 of codes up to 15: dot_narrow adds to each
 //   lane
 //                                   of a Narrow, at most 8 times, and widen gives the sums as Int
+//   mul16                           a * b for 0 <= a < 2^15, |b| < 2^15, where that is cheaper
 //   kInt8Zero, dot_int8             the same for codes up to 255, of which 128 - kInt8Zero is taken first
 //
 // 16 lanes are kStrips vectors. Everything here has the same result on every instruction set, but for madd.
@@ -67,6 +68,7 @@ struct VectorOps {
   }
 
   static Float splat(float value) { return value - Float{}; }
+  static Int mul16(Int a, Int b) { return a * b; }
   static Int splat(std::int32_t value) { return value + Int{}; }
   static Bits splat(std::uint32_t value) { return value + Bits{}; }
   static Float to_float(Int v) { return __builtin_convertvector(v, Float); }
