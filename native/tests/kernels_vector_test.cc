@@ -132,12 +132,14 @@ struct Cache {
   }
 };
 
-std::vector<float> attend(const KernelTable& table, const Cache& cache, const std::vector<float>& queries,
-                          int group, std::int64_t begin, std::int64_t end) {
-  std::vector<float> scratch(attention_scratch(group, begin, end), kNan);
-  std::vector<float> out(static_cast<std::size_t>(group * cache.value_dim), kNan);
+// Of `rows` rows, [rows][group][value_dim]; the first attends to [begin, end), each other to a window as long
+// that ends one position later.
+std::vector<float> attend(const KernelTable& table, const Cache& cache, std::span<const float> queries,
+                          int group, std::int64_t begin, std::int64_t end, int rows = 1) {
   Attention work;
   work.queries = queries.data();
+  work.query_stride = static_cast<std::size_t>(group * cache.head_dim);
+  work.rows = rows;
   work.group = group;
   work.head_dim = cache.head_dim;
   work.value_dim = cache.value_dim;
@@ -145,10 +147,13 @@ std::vector<float> attend(const KernelTable& table, const Cache& cache, const st
   work.blocks = cache.blocks.data();
   work.key_offset = cache.key_offset;
   work.value_offset = cache.value_offset;
-  work.begin = begin;
   work.end = end;
+  work.window = begin == 0 ? 0 : end - begin;
+  std::vector<float> scratch(attention_scratch(work), kNan);
+  std::vector<float> out(static_cast<std::size_t>(rows * group * cache.value_dim), kNan);
   work.scratch = scratch.data();
   work.out = out.data();
+  work.out_stride = static_cast<std::size_t>(group * cache.value_dim);
   table.attention(work);
   return out;
 }
@@ -216,6 +221,34 @@ TEST_CASE("a query head's attention has the same bits alone and in any group") {
       const std::vector<float> query(queries.begin() + head * 40, queries.begin() + (head + 1) * 40);
       const std::vector<float> expected(all.begin() + head * 24, all.begin() + (head + 1) * 24);
       CHECK(same_bits(attend(table, cache, query, 1, 3, 50), expected));
+    }
+  }
+}
+
+TEST_CASE("a row's attention has the same bits alone and with the rows that follow it") {
+  Random random(6);
+  constexpr int kRows = 9, kGroup = 3, kDim = 24;
+  const auto row_floats = static_cast<std::size_t>(kGroup * kDim);
+  for (std::string_view name : runnable_kernels()) {
+    CAPTURE(name);
+    const KernelTable& table = kernels(name);
+    const Cache cache(table, kDim, kDim, KvType::f16, 80, random);
+    const std::vector<float> queries = random_vector(kRows * row_floats, -1, 1, random);
+    struct Window {
+      std::int64_t begin, end;
+    };
+    for (Window window : {Window{0, 1}, Window{0, 14}, Window{0, 60}, Window{13, 15}, Window{30, 70}}) {
+      CAPTURE(window.end);
+      const auto all = attend(table, cache, queries, kGroup, window.begin, window.end, kRows);
+      for (int row = 0; row < kRows; ++row) {
+        CAPTURE(row);
+        const std::size_t at = static_cast<std::size_t>(row) * row_floats;
+        const std::int64_t begin = window.begin == 0 ? 0 : window.begin + row;
+        const auto alone =
+            attend(table, cache, std::span(queries).subspan(at, row_floats), kGroup, begin, window.end + row);
+        const auto first = all.begin() + static_cast<std::ptrdiff_t>(at);
+        CHECK(same_bits(alone, std::vector<float>(first, first + static_cast<std::ptrdiff_t>(row_floats))));
+      }
     }
   }
 }

@@ -37,8 +37,8 @@ std::vector<float> all_logits(Model& model, const std::vector<std::int32_t>& tok
   return out;
 }
 
-std::uint64_t minimum(const std::filesystem::path& path, const ModelOptions& options) {
-  return Model(make_runtime(), path, options).plan().minimum_bytes;
+std::uint64_t minimum(const std::filesystem::path& path, const ModelOptions& options, int threads = 1) {
+  return Model(make_runtime(1 << 30, threads), path, options).plan().minimum_bytes;
 }
 
 }  // namespace
@@ -62,7 +62,7 @@ TEST_CASE("logits are the same bits at every budget, thread count, chunk size an
   for (const int chunk : {1, 7, 16, 64}) {
     for (const int threads : {1, 2, 3}) {
       const ModelOptions options{0, 1, chunk, std::nullopt};
-      const std::uint64_t least = Model(make_runtime(1 << 30, threads), path, options).plan().minimum_bytes;
+      const std::uint64_t least = minimum(path, options, threads);
       Model model(make_runtime(least, threads), path, options);
       CHECK_FALSE(model.plan().resident());
       CHECK(all_logits(model, tokens) == expected);
@@ -279,7 +279,7 @@ TEST_CASE("models of one runtime run side by side, each with the memory that it 
   const auto tokens = some_tokens(60, 67);
   Model alone(make_runtime(), path, {});
   const auto expected = all_logits(alone, tokens);
-  const std::uint64_t least = minimum(path, {});
+  const std::uint64_t least = minimum(path, {}, 2);
   const auto runtime = make_runtime(2 * least, 2);
   Model first(runtime, path, {0, 1, 8, std::nullopt});
   const std::string refusal = error_of(ErrorKind::budget, [&] { Model(runtime, path, {}); });
@@ -450,7 +450,7 @@ TEST_CASE("an imposed routing is what is used, by position, and changes no law")
   }
 
   const ModelOptions options{0, 1, 7, std::nullopt};
-  Model least(make_runtime(minimum(path, options), 2), path, options);
+  Model least(make_runtime(minimum(path, options, 2), 2), path, options);
   least.impose_routing(marching(20, small));
   CHECK(all_logits(least, tokens) == expected);
 

@@ -1,8 +1,9 @@
-// Attention of one activation row over one KV head, over any vector class (see vector.h).
+// Attention of some rows over one KV head, over any vector class (see vector.h).
 //
 // Two passes: all scores into scratch, softmax, then values block by block in the order of tokens. The keys
-// of a block are a float tile whose rows are tokens. Slots outside [begin, end) may hold anything: their
-// scores are never read and their values never touched.
+// of a block are a float tile whose rows are tokens. Slots that a row does not attend to may hold anything:
+// their scores are never read and their values never touched. Rows and heads that are computed together share
+// loads of keys and values, not sums: a query's result does not depend on its company.
 #pragma once
 
 #include "kernels/elementwise.h"
@@ -11,62 +12,108 @@
 namespace edgert {
 
 template <class V, class Element>
-void attention_over(const Attention& work) {
-  constexpr std::int64_t kTokens = kKvBlockTokens;
-  const std::int64_t first_block = work.begin / kTokens;
-  const std::int64_t end_block = (work.end + kTokens - 1) / kTokens;
-  const auto group = static_cast<std::size_t>(work.group);
-  const auto head_dim = static_cast<std::size_t>(work.head_dim);
-  const auto value_dim = static_cast<std::size_t>(work.value_dim);
-  const std::size_t value_stride = (value_dim + 15) / 16 * 16;
-  const auto stride = static_cast<std::size_t>(end_block - first_block) * kTokens;  // scores of a head
+class AttentionOver {
+ public:
+  explicit AttentionOver(const Attention& work)
+      : work_(work),
+        group_(static_cast<std::size_t>(work.group)),
+        queries_(static_cast<std::size_t>(work.rows) * group_),
+        head_dim_(static_cast<std::size_t>(work.head_dim)),
+        value_dim_(static_cast<std::size_t>(work.value_dim)),
+        value_stride_((value_dim_ + 15) / 16 * 16),
+        first_(work.first_block() * kKvBlockTokens),
+        stride_(static_cast<std::size_t>(work.end_block() * kKvBlockTokens - first_)) {}
 
-  for (std::int64_t b = first_block; b < end_block; ++b) {
-    const auto* keys = reinterpret_cast<const Element*>(work.blocks[b] + work.key_offset);
-    for_each_block<V::kRegisters / 8>(group, [&]<int M>(Count<M>, std::size_t head) {
-      const float* queries[M];
-      for (std::size_t r = 0; r < M; ++r) queries[r] = work.queries + (head + r) * head_dim;
-      TileResult<V, M> scores;
-      float_tile<V, Element, M>(keys, head_dim, queries, scores);
+  void run() const {
+    for (std::int64_t b = work_.first_block(); b < work_.end_block(); ++b) {
+      for_each_block<kTogether>(queries_, [&]<int M>(Count<M>, std::size_t q) { score<M>(b, q); });
+    }
+    for (std::size_t q = 0; q < queries_; ++q) {
+      const auto count = static_cast<std::size_t>(end(q) - begin(q));
+      softmax<V>(scores(q, begin(q)), count);
+      for (std::size_t i = 0; i < value_dim_; ++i) out(q)[i] = 0.0f;
+    }
+    for (std::int64_t b = work_.first_block(); b < work_.end_block(); ++b) {
+      for_each_block<kTogether>(queries_, [&]<int M>(Count<M>, std::size_t q) { sum_values<M>(b, q); });
+    }
+  }
+
+ private:
+  static constexpr int kTogether = V::kRegisters / 8;
+
+  int row(std::size_t query) const { return static_cast<int>(query / group_); }
+  std::int64_t begin(std::size_t query) const { return work_.begin(row(query)); }
+  std::int64_t end(std::size_t query) const { return work_.end + row(query); }
+  float* scores(std::size_t query, std::int64_t position) const {
+    return work_.scratch + query * stride_ + (position - first_);
+  }
+  float* out(std::size_t query) const {
+    return work_.out + query / group_ * work_.out_stride + query % group_ * value_dim_;
+  }
+
+  template <int M>
+  void score(std::int64_t block, std::size_t q) const {
+    const auto* keys = reinterpret_cast<const Element*>(work_.blocks[block] + work_.key_offset);
+    const float* x[M];
+    for (std::size_t r = 0; r < M; ++r) {
+      x[r] = work_.queries + (q + r) / group_ * work_.query_stride + (q + r) % group_ * head_dim_;
+    }
+    TileResult<V, M> result;
+    float_tile<V, Element, M>(keys, head_dim_, x, result);
+    for (std::size_t r = 0; r < M; ++r) {
+      __builtin_memcpy(scores(q + r, block * kKvBlockTokens), result[r], kKvBlockTokens * sizeof(float));
+    }
+  }
+
+  // Every query sums in the order of tokens: those that it alone attends to, those that all M do, its own
+  // again.
+  template <int M>
+  void sum_values(std::int64_t block, std::size_t q) const {
+    const std::int64_t common_end = end(q);
+    const std::int64_t common = begin(q + M - 1) < common_end ? begin(q + M - 1) : common_end;
+    for (std::size_t r = 0; r < M; ++r) add_values<1>(block, q + r, begin(q + r), common);
+    add_values<M>(block, q, common, common_end);
+    for (std::size_t r = 0; r < M; ++r) add_values<1>(block, q + r, common_end, end(q + r));
+  }
+
+  // out += weights * values over the positions of [from, to) that lie in the block.
+  template <int M>
+  void add_values(std::int64_t block, std::size_t q, std::int64_t from, std::int64_t to) const {
+    const std::int64_t base = block * kKvBlockTokens;
+    from = from > base ? from : base;
+    to = to < base + kKvBlockTokens ? to : base + kKvBlockTokens;
+    if (from >= to) return;
+    const auto* values = reinterpret_cast<const Element*>(work_.blocks[block] + work_.value_offset) +
+                         static_cast<std::size_t>(from - base) * value_stride_;
+    const auto tokens = static_cast<std::size_t>(to - from);
+    for (std::size_t i = 0; i < value_dim_; i += V::kWidth) {
+      const auto lanes = static_cast<std::ptrdiff_t>(value_dim_ - i);
+      typename V::Float sums[M];
+      const float* weights[M];
+#pragma GCC unroll 8
       for (std::size_t r = 0; r < M; ++r) {
-        float* out = work.scratch + (head + r) * stride + (b - first_block) * kTokens;
-        __builtin_memcpy(out, scores[r], kTokens * sizeof(float));
+        sums[r] = V::load_partial(out(q + r) + i, lanes, 0.0f);
+        weights[r] = scores(q + r, from);
       }
-    });
-  }
-  const auto skipped = static_cast<std::size_t>(work.begin - first_block * kTokens);
-  for (std::size_t head = 0; head < group; ++head) {
-    softmax<V>(work.scratch + head * stride + skipped, static_cast<std::size_t>(work.end - work.begin));
+      for (std::size_t t = 0; t < tokens; ++t) {
+        const auto v = V::load(values + t * value_stride_ + i);
+#pragma GCC unroll 8
+        for (std::size_t r = 0; r < M; ++r) sums[r] = V::madd(v, V::splat(weights[r][t]), sums[r]);
+      }
+#pragma GCC unroll 8
+      for (std::size_t r = 0; r < M; ++r) V::store_partial(out(q + r) + i, sums[r], lanes);
+    }
   }
 
-  for (std::size_t i = 0; i < group * value_dim; ++i) work.out[i] = 0.0f;
-  for (std::int64_t b = first_block; b < end_block; ++b) {
-    const auto* values = reinterpret_cast<const Element*>(work.blocks[b] + work.value_offset);
-    const std::int64_t base = b * kTokens;
-    const auto begin = static_cast<std::size_t>(work.begin > base ? work.begin - base : 0);
-    const auto end = static_cast<std::size_t>(work.end - base < kTokens ? work.end - base : kTokens);
-    const float* block_weights = work.scratch + (b - first_block) * kTokens;
-    for_each_block<V::kRegisters / 8>(group, [&]<int M>(Count<M>, std::size_t head) {
-      for (std::size_t i = 0; i < value_dim; i += V::kWidth) {
-        const auto lanes = static_cast<std::ptrdiff_t>(value_dim - i);
-        float* out = work.out + head * value_dim + i;
-        typename V::Float sums[M];
-        for (std::size_t r = 0; r < M; ++r) sums[r] = V::load_partial(out + r * value_dim, lanes, 0.0f);
-        for (std::size_t t = begin; t < end; ++t) {
-          const auto v = V::load(values + t * value_stride + i);
-          for (std::size_t r = 0; r < M; ++r) {
-            sums[r] = V::madd(v, V::splat(block_weights[(head + r) * stride + t]), sums[r]);
-          }
-        }
-        for (std::size_t r = 0; r < M; ++r) V::store_partial(out + r * value_dim, sums[r], lanes);
-      }
-    });
-  }
-}
+  const Attention& work_;
+  const std::size_t group_, queries_, head_dim_, value_dim_, value_stride_;
+  const std::int64_t first_;  // position of the first block
+  const std::size_t stride_;  // scores of a query
+};
 
 template <class V>
 void attention(const Attention& work) {
-  work.kv_type == KvType::f32 ? attention_over<V, float>(work) : attention_over<V, Half>(work);
+  work.kv_type == KvType::f32 ? AttentionOver<V, float>(work).run() : AttentionOver<V, Half>(work).run();
 }
 
 // Element i of `from` to element i * stride of `to`.

@@ -43,25 +43,35 @@ struct MatMul {
 inline constexpr int kKvBlockTokens = 16;
 enum class KvType : std::uint8_t { f32, f16 };
 
-// One activation row and one KV head. A block holds, from `key_offset`, keys [head_dim][16 tokens] and, from
-// `value_offset`, values [16 tokens][value_dim padded to 16], both of kv_type.
+// Some activation rows of one sequence at consecutive positions, and one KV head. A block holds, from
+// `key_offset`, keys [head_dim][16 tokens] and, from `value_offset`, values [16 tokens][value_dim padded to
+// 16], both of kv_type. Row r attends to [begin(r), end + r).
 struct Attention {
-  const float* queries = nullptr;  // [group][head_dim], scaled and rotated
-  int group = 1;                   // query heads that share the KV head
+  const float* queries = nullptr;  // [rows, query_stride apart][group][head_dim], scaled and rotated
+  std::size_t query_stride = 0;
+  int rows = 1;
+  int group = 1;  // query heads that share the KV head
   int head_dim = 0;
   int value_dim = 0;
   KvType kv_type = KvType::f32;
   const std::byte* const* blocks = nullptr;  // block table of the sequence
   std::size_t key_offset = 0;
   std::size_t value_offset = 0;
-  std::int64_t begin = 0;    // first position attended to
-  std::int64_t end = 0;      // past the last
-  float* scratch = nullptr;  // attention_scratch(group, begin, end) floats
-  float* out = nullptr;      // [group][value_dim]
+  std::int64_t end = 0;      // past the last position of row 0
+  std::int64_t window = 0;   // positions that a row attends to at most; 0: all
+  float* scratch = nullptr;  // attention_scratch(*this) floats
+  float* out = nullptr;      // [rows, out_stride apart][group][value_dim]
+  std::size_t out_stride = 0;
+
+  std::int64_t begin(int row) const noexcept {
+    return window == 0 || end + row < window ? 0 : end + row - window;
+  }
+  std::int64_t first_block() const noexcept { return begin(0) / kKvBlockTokens; }
+  std::int64_t end_block() const noexcept { return (end + rows - 1 + kKvBlockTokens - 1) / kKvBlockTokens; }
 };
-constexpr std::size_t attention_scratch(int group, std::int64_t begin, std::int64_t end) {
-  return static_cast<std::size_t>(
-      group * ((end + kKvBlockTokens - 1) / kKvBlockTokens - begin / kKvBlockTokens) * kKvBlockTokens);
+inline std::size_t attention_scratch(const Attention& work) {
+  return static_cast<std::size_t>(work.rows * work.group * (work.end_block() - work.first_block()) *
+                                  kKvBlockTokens);
 }
 
 struct KernelTable {

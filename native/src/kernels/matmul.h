@@ -30,10 +30,12 @@ void float_tile(const Element* tile, std::size_t cols, const float* const (&x)[M
       auto add = [&](std::size_t k, std::size_t j) {
         const Float w = V::load(column);
         column += kTileRows;
+#pragma GCC unroll 8
         for (int r = 0; r < M; ++r) sums[strip][r][j] = V::madd(w, V::splat(x[r][k + j]), sums[strip][r][j]);
       };
       std::size_t k = begin;
       for (; k + kSums <= end; k += kSums) {
+#pragma GCC unroll 4
         for (std::size_t j = 0; j < kSums; ++j) add(k, j);
       }
       for (std::size_t j = 0; k + j < end; ++j) add(k, j);

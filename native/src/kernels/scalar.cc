@@ -122,27 +122,35 @@ void softmax(float* x, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) x[i] /= sum;
 }
 
-void attention(const Attention& work) {
+void attention_row(const Attention& work, int row, const float* query, float* out) {
   const FormatId id = work.kv_type == KvType::f32 ? FormatId::f32 : FormatId::f16;
   const auto head_dim = static_cast<std::size_t>(work.head_dim);
   const auto value_dim = static_cast<std::size_t>(work.value_dim);
   const std::size_t value_stride = (value_dim + 15) / 16 * 16;
-  for (std::size_t head = 0; head < static_cast<std::size_t>(work.group); ++head) {
-    const float* query = work.queries + head * head_dim;
-    for (std::int64_t at = work.begin; at < work.end; ++at) {
-      const std::byte* keys = work.blocks[at / kKvBlockTokens] + work.key_offset;
-      work.scratch[at - work.begin] =
-          float_dot(id, keys, static_cast<std::size_t>(at % kKvBlockTokens), query, head_dim);
+  const std::int64_t begin = work.begin(row), end = work.end + row;
+  for (std::int64_t at = begin; at < end; ++at) {
+    const std::byte* keys = work.blocks[at / kKvBlockTokens] + work.key_offset;
+    work.scratch[at - begin] =
+        float_dot(id, keys, static_cast<std::size_t>(at % kKvBlockTokens), query, head_dim);
+  }
+  softmax(work.scratch, static_cast<std::size_t>(end - begin));
+  for (std::size_t i = 0; i < value_dim; ++i) {
+    float sum = 0;
+    for (std::int64_t at = begin; at < end; ++at) {
+      const std::byte* values = work.blocks[at / kKvBlockTokens] + work.value_offset;
+      const auto slot = static_cast<std::size_t>(at % kKvBlockTokens);
+      sum += work.scratch[at - begin] * load_element(id, values, slot * value_stride + i);
     }
-    softmax(work.scratch, static_cast<std::size_t>(work.end - work.begin));
-    for (std::size_t i = 0; i < value_dim; ++i) {
-      float sum = 0;
-      for (std::int64_t at = work.begin; at < work.end; ++at) {
-        const std::byte* values = work.blocks[at / kKvBlockTokens] + work.value_offset;
-        const auto slot = static_cast<std::size_t>(at % kKvBlockTokens);
-        sum += work.scratch[at - work.begin] * load_element(id, values, slot * value_stride + i);
-      }
-      work.out[head * value_dim + i] = sum;
+    out[i] = sum;
+  }
+}
+
+void attention(const Attention& work) {
+  for (int row = 0; row < work.rows; ++row) {
+    const float* queries = work.queries + static_cast<std::size_t>(row) * work.query_stride;
+    float* out = work.out + static_cast<std::size_t>(row) * work.out_stride;
+    for (int head = 0; head < work.group; ++head) {
+      attention_row(work, row, queries + head * work.head_dim, out + head * work.value_dim);
     }
   }
 }

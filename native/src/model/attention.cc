@@ -113,25 +113,39 @@ void Decoder::attend(int layer, const AttentionRecipe& a, std::span<const BatchR
                                 block + kv_.value_offset(layer, static_cast<int>(h)));
     }
   }
-  machine_.pool.run(static_cast<int>(rows.size() * kv_heads), 1, [&](int begin, int end, int worker) {
+  // Rows that follow one another share the loads of keys and values.
+  attended_.clear();
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const bool follows = i > 0 && rows[i].sequence == rows[i - 1].sequence &&
+                         rows[i].position == rows[i - 1].position + 1 &&
+                         attended_.back().count < attention_rows(a.num_heads / a.num_kv_heads);
+    if (follows) {
+      ++attended_.back().count;
+    } else {
+      attended_.push_back({i, 1});
+    }
+  }
+  machine_.pool.run(static_cast<int>(attended_.size() * kv_heads), 1, [&](int begin, int end, int worker) {
     for (int item = begin; item < end; ++item) {
-      const std::size_t i = static_cast<std::size_t>(item) / kv_heads;
+      const auto [first, count] = attended_[static_cast<std::size_t>(item) / kv_heads];
       const std::size_t h = static_cast<std::size_t>(item) % kv_heads;
-      const std::int64_t stop = rows[i].position + 1;
-      const std::size_t at = (i * kv_heads + h) * group * dim;
+      const std::size_t at = (first * kv_heads + h) * group * dim;
       Attention work;
       work.queries = s_.q + at;
+      work.query_stride = kv_heads * group * dim;
+      work.rows = count;
       work.group = static_cast<int>(group);
       work.head_dim = a.head_dim;
       work.value_dim = a.head_dim;
       work.kv_type = kv_.type;
-      work.blocks = rows[i].sequence->blocks();
+      work.blocks = rows[first].sequence->blocks();
       work.key_offset = kv_.key_offset(layer, static_cast<int>(h));
       work.value_offset = kv_.value_offset(layer, static_cast<int>(h));
-      work.begin = a.window ? std::max<std::int64_t>(0, stop - *a.window) : 0;
-      work.end = stop;
+      work.end = rows[first].position + 1;
+      work.window = a.window.value_or(0);
       work.scratch = s_.attention + static_cast<std::size_t>(worker) * s_.attention_floats;
       work.out = s_.mixed + at;
+      work.out_stride = work.query_stride;
       machine_.kernels.attention(work);
     }
   });

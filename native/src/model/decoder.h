@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "experts/store.h"
 #include "model/kv_cache.h"
@@ -89,6 +90,11 @@ class Decoder {
   Machine machine_;
   ScratchShape shape_;
   std::shared_ptr<const ImposedRouting> imposed_;
+  struct RowRun {
+    std::size_t first;
+    int count;
+  };
+  std::vector<RowRun> attended_;  // rows that attend together
   Buffer memory_;
   Scratch s_;
 };

@@ -37,10 +37,10 @@ class Layout {
 };
 
 struct Widths {
-  std::size_t q = 0, kv = 0, head = 0, group = 0, inner = 0, experts = 0, per_token = 0;
+  std::size_t q = 0, kv = 0, head = 0, queries = 0, inner = 0, experts = 0, per_token = 0;
 };
 
-Widths widths(const Recipe& recipe) {
+Widths widths(const Recipe& recipe, int rows) {
   Widths w;
   const auto grow = [](std::size_t& to, int value) { to = std::max(to, static_cast<std::size_t>(value)); };
   for (const BlockRecipe& block : recipe.blocks) {
@@ -48,7 +48,8 @@ Widths widths(const Recipe& recipe) {
     grow(w.q, a.num_heads * a.head_dim);
     grow(w.kv, a.num_kv_heads * a.head_dim);
     grow(w.head, a.head_dim);
-    grow(w.group, a.num_heads / a.num_kv_heads);
+    const int group = a.num_heads / a.num_kv_heads;
+    grow(w.queries, group * std::min(rows, attention_rows(group)));
     grow(w.inner, block.ffn.intermediate_size);
     if (block.ffn.shared) grow(w.inner, block.ffn.shared->intermediate_size);
     grow(w.experts, block.ffn.num_experts);
@@ -60,7 +61,7 @@ Widths widths(const Recipe& recipe) {
 }  // namespace
 
 Scratch Scratch::layout(const Recipe& recipe, const ScratchShape& shape, std::byte* base) {
-  const Widths w = widths(recipe);
+  const Widths w = widths(recipe, shape.rows);
   const auto rows = static_cast<std::size_t>(shape.rows);
   const auto hidden = static_cast<std::size_t>(recipe.hidden_size);
   const auto vocab = static_cast<std::size_t>(recipe.vocab_size);
@@ -75,7 +76,11 @@ Scratch Scratch::layout(const Recipe& recipe, const ScratchShape& shape, std::by
   s.v = layout.take<float>(rows * w.kv);
   s.mixed = layout.take<float>(rows * w.q);
   s.rotation = layout.take<float>(rows * round_up(w.head, 2));
-  s.attention_floats = attention_scratch(static_cast<int>(w.group), 0, shape.context);
+  Attention largest;
+  largest.rows = 1;
+  largest.group = static_cast<int>(w.queries);
+  largest.end = shape.context;
+  s.attention_floats = attention_scratch(largest);
   s.attention = layout.take<float>(static_cast<std::size_t>(shape.threads) * s.attention_floats);
   s.inputs = layout.take_quantized(rows, std::max(hidden, w.q));
   s.group_rows = std::max(rows, w.per_token);

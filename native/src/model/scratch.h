@@ -14,6 +14,9 @@ struct ScratchShape {
   std::int64_t context = 0;
 };
 
+// Consecutive rows of a sequence that attend together, where `group` query heads share a KV head.
+constexpr int attention_rows(int group) { return group < 8 ? 8 / group : 1; }
+
 struct Scratch {
   // Lays everything out from `base`; with a null base only `bytes` means anything.
   static Scratch layout(const Recipe& recipe, const ScratchShape& shape, std::byte* base);
