@@ -64,7 +64,8 @@ Buffer::Buffer(std::shared_ptr<Budget> budget, std::size_t bytes, const std::str
                                        " bytes: " + std::generic_category().message(error));
   }
   // A wish, for fewer misses in address translation: weights are read once a token, from end to end.
-  madvise(pages, mapped, MADV_HUGEPAGE);
+  constexpr std::size_t kHugePage = 2 << 20;
+  if (mapped >= kHugePage) madvise(pages, mapped, MADV_HUGEPAGE);
   budget_ = std::move(budget);
   data_ = static_cast<std::byte*>(pages);
   size_ = bytes;
