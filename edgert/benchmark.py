@@ -4,9 +4,10 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgert import _native
@@ -75,8 +76,8 @@ def benchmark(
     try:
         for index in range(repetitions + 1):
             if drop_caches:
-                _drop_caches(model)
-            runs.append(_run(model, *_tokens(model, prompt_tokens, decode_tokens, index)))
+                drop_from_page_cache(model.path.glob("*.bin"))
+            runs.append(_run(model, *draw_tokens(model, prompt_tokens, decode_tokens, index)))
             if progress is not None:
                 progress(index + 1, repetitions + 1)
     finally:
@@ -92,15 +93,21 @@ def benchmark(
         prompt = [positions[index % len(positions)] for index in range(prompt_tokens)]
         for row, work in zip((prefill, decode), _works(model, footprint, runs, prompt), strict=True):
             row.update(_roof(row["tokens_per_s"], work, bandwidths))
-    return {**_description(model, manifest, footprint, runs, routing), "results": [prefill, decode]}
-
-
-def _description(
-    model: "Model", manifest: dict[str, Any], footprint: Footprint, runs: list[_Run], routing: str | None
-) -> dict[str, Any]:
-    stats = model.stats()
     layers = routings.moe_layers(manifest["recipe"])
     overlaps = [routings.overlap(run.step_experts) for run in runs]
+    return {
+        **describe_model(model, manifest),
+        "routing": routing or "model",
+        # of consecutive tokens' experts, and what it is where every expert is as likely as any other
+        "expert_overlap": statistics.mean(overlaps) if layers else None,
+        "uniform_overlap": statistics.mean(top / count for count, top in layers) if layers else None,
+        "results": [prefill, decode],
+    }
+
+
+def describe_model(model: "Model", manifest: dict[str, Any]) -> dict[str, Any]:
+    """What was measured, and with what."""
+    stats = model.stats()
     return {
         "model": model.name,
         "threads": stats["threads"],
@@ -111,11 +118,7 @@ def _description(
         "model_bytes": sum(file["bytes"] for file in manifest["files"]),
         "context": model.context,
         "resident": model.resident,
-        "bits_per_weight": footprint.bits_per_weight,
-        "routing": routing or "model",
-        # of consecutive tokens' experts, and what it is where every expert is as likely as any other
-        "expert_overlap": statistics.mean(overlaps) if layers else None,
-        "uniform_overlap": statistics.mean(top / count for count, top in layers) if layers else None,
+        "bits_per_weight": Footprint.of(manifest).bits_per_weight,
     }
 
 
@@ -168,10 +171,11 @@ def _row(phase: str, runs: list[dict[str, float]]) -> dict[str, Any]:
     }
 
 
-def _latencies(seconds: Sequence[float]) -> dict[str, float]:
+def _latencies(seconds: Sequence[float]) -> dict[str, Any]:
     """Of single tokens, over all repetitions."""
     ordered = sorted(seconds)
     return {
+        "token_ms": [round(1000 * second, 3) for second in seconds],
         "token_ms_p50": 1000 * statistics.median(ordered),
         "token_ms_p99": 1000 * ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))],
     }
@@ -199,7 +203,7 @@ def _works(
     return footprint.prefill(len(prompt), steps, prefill), footprint.decode(kv_bytes, decode / tokens)
 
 
-def _tokens(
+def draw_tokens(
     model: "Model", prompt_tokens: int, decode_tokens: int, repetition: int
 ) -> tuple[list[int], list[int | None]]:
     """The prompt, and the tokens that follow it where they are not the model's own answer."""
@@ -212,9 +216,9 @@ def _tokens(
     return (text * (prompt_tokens // len(text) + 1))[:prompt_tokens], [None] * decode_tokens
 
 
-def _drop_caches(model: "Model") -> None:
-    """Ask the system to forget the bundle's pages; clean ones go at once."""
-    for path in model.path.glob("*.bin"):
+def drop_from_page_cache(paths: Iterable[Path]) -> None:
+    """Ask the system to forget the files' pages; clean ones go at once."""
+    for path in paths:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -33,6 +33,17 @@ EFFICIENCY = Efficiency()
 
 
 @dataclass(frozen=True)
+class Run:
+    """What is planned: a prompt and the tokens after it, following another run of the same."""
+
+    prompt_tokens: int = PROMPT_TOKENS
+    decode_tokens: int = DECODE_TOKENS
+
+
+BENCH = Run()  # as `edgert bench` runs by default
+
+
+@dataclass(frozen=True)
 class Speeds:
     """A machine as a plan sees it. `read` gives bytes a second of random reads of a size with so many in flight."""
 
@@ -133,28 +144,32 @@ def _reads_in_flight() -> int:
 # --- the model on it ----------------------------------------------------------------------------------
 
 
-def expect(model: ModelSizes, speeds: Speeds, memory_bytes: int, context: int = 0) -> Expectation:
+def expect(
+    model: ModelSizes, speeds: Speeds, memory_bytes: int, context: int = 0, run: Run = BENCH
+) -> Expectation:
     """Raises BudgetError naming the smallest budget that works."""
     plan = model.plan(memory_bytes, threads=speeds.threads, context=context)
-    return expect_of_plan(model, speeds, memory_bytes, plan)
+    return expect_of_plan(model, speeds, memory_bytes, plan, run)
 
 
-def expect_of_plan(model: ModelSizes, speeds: Speeds, memory_bytes: int, plan: dict[str, int]) -> Expectation:
+def expect_of_plan(
+    model: ModelSizes, speeds: Speeds, memory_bytes: int, plan: dict[str, int], run: Run = BENCH
+) -> Expectation:
     """`plan` is the division of the budget, as _native.plan_memory gives it."""
     weights, slots = model.weights, plan["slots_bytes"]
     resident = slots >= plan["expert_bytes"]
-    positions = _positions(tuple(routing.moe_layers(model.recipe)))
-    prompt, answer = chunks(positions[:PROMPT_TOKENS], plan["chunk"]), positions[PROMPT_TOKENS:]
+    positions = _positions(tuple(routing.moe_layers(model.recipe)), run.prompt_tokens + run.decode_tokens)
+    prompt, answer = chunks(positions[: run.prompt_tokens], plan["chunk"]), positions[run.prompt_tokens :]
     missed = (0, 0) if resident else _missed(weights, slots, prompt, answer)
-    missed_per_token = missed[1] / DECODE_TOKENS
-    kv_bytes = plan["kv_bytes"] / plan["context"] * (PROMPT_TOKENS + DECODE_TOKENS / 2)
+    missed_per_token = missed[1] / run.decode_tokens
+    kv_bytes = plan["kv_bytes"] / plan["context"] * (run.prompt_tokens + run.decode_tokens / 2)
 
     extent, used = weights.mean_expert_bytes, sum(weights.per_token)
     miss_rate = missed_per_token / weights.routed_bytes if used else 0.0
     layers = len(weights.per_token)
     reached = speeds.reached(extent, miss_rate * used / max(1, layers))
     decode = weights.decode(kv_bytes, missed_per_token)
-    prefill = weights.prefill(PROMPT_TOKENS, prompt, missed[0])
+    prefill = weights.prefill(run.prompt_tokens, prompt, missed[0])
     in_memory = decode.memory_bytes / reached.memory_bytes_per_s
     return Expectation(
         memory_bytes=memory_bytes,
@@ -169,8 +184,8 @@ def expect_of_plan(model: ModelSizes, speeds: Speeds, memory_bytes: int, plan: d
 
 
 @cache
-def _positions(layers: tuple[tuple[int, int], ...]) -> routing.Table:
-    return routing.uniform(list(layers), PROMPT_TOKENS + DECODE_TOKENS)
+def _positions(layers: tuple[tuple[int, int], ...], count: int) -> routing.Table:
+    return routing.uniform(list(layers), count)
 
 
 def _missed(

@@ -222,6 +222,19 @@ def test_bench_prints_a_row_a_phase(edgert: Shell, tiny_bundle: Path) -> None:
         {"tokens_per_s", "spread", "hit_rate", "bytes_read_per_token"} <= row.keys()
         for row in report["results"]
     )
+    assert len(report["results"][1]["token_ms"]) == 2 * 4
+    head = edgert("bench", tiny_bundle, *flags).stdout.splitlines()[0]
+    assert "READ A TOKEN  SIMULATED" in head and head.endswith("P50  P99/P50")
+
+
+def test_bench_measures_a_cold_start(edgert: Shell) -> None:
+    flags = ("bench", "--shape", "tiny", "--cold", "--repetitions", 2, "--threads", 1)
+    report = edgert.json(*flags)
+    (row,) = report["results"]
+    assert (report["shape"], report["context"], row["phase"]) == ("tiny", 17, "cold start")
+    assert row["bytes_read"] >= row["needed_bytes"] and row["first_token_s"] > row["load_s"]
+    assert edgert(*flags, "--markdown").stdout.startswith("| PHASE | TOKENS | FIRST TOKEN |")
+    assert_fails(edgert(*flags, "--routing", "uniform"), "--cold: ends with the first token")
 
 
 def test_bench_measures_a_shape_under_a_routing(edgert: Shell) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgert.roof import Bandwidths
 
 _OPTIONS = (
-    Setting("prompt_tokens", "int", "tokens of the prefill (128)", None, 1, 2**31 - 1),
+    Setting("prompt_tokens", "int", "tokens of the prefill (128; cold 16)", None, 1, 2**31 - 1),
     Setting("decode_tokens", "int", "tokens of the decode (64)", None, 1, 2**31 - 1),
     Setting("repetitions", "int", "times that each is measured, after one that is not (5)", None, 1, 1000),
 )
@@ -50,6 +50,12 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
         action="store_true",
         help="before each repetition, drop the bundle from the page cache",
     )
+    parser.add_argument(
+        "--cold",
+        action="store_true",
+        help="measure the time to the first token instead, loading included, each time with the bundle dropped from the page "
+        "cache",
+    )
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     add_json(parser)
     add_knobs(parser)
@@ -57,29 +63,30 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    import edgert
-    from edgert.benchmark import DECODE_TOKENS, PROMPT_TOKENS, benchmark
-
     given = {option: getattr(args, option.name) for option in _OPTIONS}
     options = {
         option.name: option.check(value, option.flag) for option, value in given.items() if value is not None
     }
-    knobs = knob_flags(args)
-    path = args.model
-    if args.shape is not None:
-        path = _shape(args)
-        if knobs["context"] is None:  # memory that the measurement does not need would be the experts' loss
-            wanted = [
-                options.get("prompt_tokens", PROMPT_TOKENS),
-                options.get("decode_tokens", DECODE_TOKENS),
-            ]
-            knobs["context"] = sum(wanted) + 1
-    elif any(getattr(args, name) is not None for name in _FORMATS):
-        raise InvalidArgumentError("--shape: formats are those of a shape, and no shape was named")
+    report = {**(_cold if args.cold else _warm)(args, options, knob_flags(args)), "shape": args.shape}
+    if args.json:
+        print_json(report)
+    else:
+        rows = (_cold_rows if args.cold else _rows)(report)
+        say((markdown_table if args.markdown else table)(rows, right=range(1, len(rows[0]))))
+        say(("\n" if args.markdown else "") + _summary(report))
+    return 0
+
+
+def _warm(args: argparse.Namespace, options: dict[str, Any], knobs: dict[str, Any]) -> dict[str, Any]:
+    import edgert
+    from edgert.benchmark import DECODE_TOKENS, PROMPT_TOKENS, benchmark
+
+    wanted = options.get("prompt_tokens", PROMPT_TOKENS) + options.get("decode_tokens", DECODE_TOKENS)
+    path = _bundle(args, knobs, wanted)
     with edgert.load(path, **knobs) as model:
         note(describe(model))
         with progress("bench", "runs") as update:
-            report = benchmark(
+            return benchmark(
                 model,
                 **options,
                 routing=args.routing,
@@ -87,13 +94,29 @@ def run(args: argparse.Namespace) -> int:
                 drop_caches=args.drop_caches,
                 progress=update,
             )
-    report["shape"] = args.shape
-    if args.json:
-        print_json(report)
-    else:
-        say((markdown_table if args.markdown else table)(_rows(report), right=range(1, 9)))
-        say(("\n" if args.markdown else "") + _summary(report))
-    return 0
+
+
+def _cold(args: argparse.Namespace, options: dict[str, Any], knobs: dict[str, Any]) -> dict[str, Any]:
+    from edgert.cold_start import PROMPT_TOKENS, cold_start
+
+    if args.routing is not None or "decode_tokens" in options:
+        raise InvalidArgumentError(
+            "--cold: ends with the first token, of the routers' choice; --routing and --decode-tokens do not go with it"
+        )
+    path = _bundle(args, knobs, options.get("prompt_tokens", PROMPT_TOKENS))
+    with progress("bench", "starts") as update:
+        return cold_start(path, knobs, **options, bandwidths=_bandwidths, progress=update)
+
+
+def _bundle(args: argparse.Namespace, knobs: dict[str, Any], tokens: int) -> Path | None:
+    """What is measured; `knobs` get the context that a shape needs for `tokens`."""
+    if args.shape is not None:
+        if knobs["context"] is None:  # memory that the measurement does not need would be the experts' loss
+            knobs["context"] = tokens + 1
+        return _shape(args)
+    if any(getattr(args, name) is not None for name in _FORMATS):
+        raise InvalidArgumentError("--shape: formats are those of a shape, and no shape was named")
+    return args.model  # type: ignore[no-any-return]
 
 
 def _bandwidths(model: "Model") -> "Bandwidths | None":
@@ -122,8 +145,18 @@ def _shape(args: argparse.Namespace) -> Path:
 
 
 def _rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    head = ("PHASE", "TOKENS", "TOK/S", "SPREAD", "OF ROOF", "HITS", "READ A TOKEN", "WAITED A TOKEN", "P99")
-    return [head] + [
+    head = (
+        "PHASE",
+        "TOKENS",
+        "TOK/S",
+        "SPREAD",
+        "OF ROOF",
+        "HITS",
+        "READ A TOKEN",
+        "SIMULATED",
+        "WAITED A TOKEN",
+    )
+    return [(*head, "P50", "P99/P50")] + [
         (
             row["phase"],
             str(row["tokens"]),
@@ -132,8 +165,38 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
             f"{row['roof_fraction']:.1%}" if "roof_fraction" in row else "-",
             f"{row['hit_rate']:.1%}",
             format_bytes(row["bytes_read_per_token"]),
+            format_bytes(row["simulated_bytes_per_token"]) if "simulated_bytes_per_token" in row else "-",
             f"{row['stall_s_per_token'] * 1000:.2f} ms",
-            f"{row['token_ms_p99']:.1f} ms" if "token_ms_p99" in row else "-",
+            f"{row['token_ms_p50']:.1f} ms" if "token_ms_p50" in row else "-",
+            f"{row['token_ms_p99'] / row['token_ms_p50']:.2f}" if "token_ms_p99" in row else "-",
+        )
+        for row in report["results"]
+    ]
+
+
+def _cold_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    head = (
+        "PHASE",
+        "TOKENS",
+        "FIRST TOKEN",
+        "SPREAD",
+        "OF IT LOAD",
+        "READ",
+        "NEEDED",
+        "IDEAL",
+        "TIMES IDEAL",
+    )
+    return [head] + [
+        (
+            row["phase"],
+            str(row["tokens"]),
+            f"{row['first_token_s']:.3f} s",
+            f"{row['spread']:.1%}",
+            f"{row['load_s']:.3f} s",
+            format_bytes(row["bytes_read"]),
+            format_bytes(row["needed_bytes"]),
+            f"{row['ideal_s']:.3f} s" if "ideal_s" in row else "-",
+            f"{row['times_ideal']:.2f}" if "times_ideal" in row else "-",
         )
         for row in report["results"]
     ]
@@ -146,7 +209,7 @@ def _summary(report: dict[str, Any]) -> str:
         f"{report['model']}: {format_bytes(report['model_bytes'])}, {report['bits_per_weight']:.2f} bits a weight read",
         f"peak {format_bytes(report['peak_bytes'])} of {format_bytes(report['budget_bytes'])}",
     ]
-    if report["expert_overlap"] is not None:
+    if report.get("expert_overlap") is not None:
         lines.append(
             f"routing: {report['routing']}; {report['expert_overlap']:.1%} of a token's experts were the last one's too, "
             f"{report['uniform_overlap']:.1%} if all were alike"
