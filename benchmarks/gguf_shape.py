@@ -12,15 +12,21 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-ARCHITECTURES = {"olmoe": "olmoe", "qwen3_moe": "qwen3moe"}
+ARCHITECTURES = {"olmoe": "olmoe", "qwen3_moe": "qwen3moe", "mixtral": "llama"}
+_NORMS_OF_QUERIES = {
+    "olmoe": "all heads",
+    "qwen3_moe": "one head",
+    "mixtral": None,
+}  # and of keys: what one is of
 BLOCK, BLOCK_BYTES = 32, 18  # Q4_0: an f16 scale and 32 codes of 4 bits, that stand for -8 to 7 scales
 _CODE_DEVIATION = (sum(code * code for code in range(-8, 8)) / 16) ** 0.5
 # Standard deviation of a matrix's products, given inputs of unit scale.
 _PRODUCT_DEVIATION = {"attn_output": 0.1, "ffn_down_exps": 0.25}
+_SLAB_BYTES = 32 << 20  # of a matrix, written at a time
 
 Matrix = tuple[str, tuple[int, ...]]
 
@@ -33,13 +39,21 @@ def expert_width(config: Mapping[str, Any]) -> int:
     return int(config.get("moe_intermediate_size") or config["intermediate_size"])
 
 
+def expert_count(config: Mapping[str, Any]) -> int:
+    return int(config.get("num_experts") or config["num_local_experts"])
+
+
 def matrices(config: Mapping[str, Any]) -> Iterator[Matrix]:
     """Name and shape (rows before columns) of each tensor; names with one dimension or `gate_inp` are f32."""
-    hidden, experts = config["hidden_size"], config["num_experts"]
+    hidden, experts = config["hidden_size"], expert_count(config)
     width = expert_width(config)
     queries = config["num_attention_heads"] * head_dim(config)
     keys = config["num_key_value_heads"] * head_dim(config)
-    per_head = config["model_type"] == "qwen3_moe"  # its norms of queries and keys are of one head
+    norms = {
+        "all heads": (("attn_q_norm", (queries,)), ("attn_k_norm", (keys,))),
+        "one head": (("attn_q_norm", (head_dim(config),)), ("attn_k_norm", (head_dim(config),))),
+        None: (),
+    }[_NORMS_OF_QUERIES[config["model_type"]]]
     yield "token_embd.weight", (config["vocab_size"], hidden)
     for layer in range(config["num_hidden_layers"]):
         for name, shape in (
@@ -47,8 +61,7 @@ def matrices(config: Mapping[str, Any]) -> Iterator[Matrix]:
             ("attn_q", (queries, hidden)),
             ("attn_k", (keys, hidden)),
             ("attn_v", (keys, hidden)),
-            ("attn_q_norm", (head_dim(config) if per_head else queries,)),
-            ("attn_k_norm", (head_dim(config) if per_head else keys,)),
+            *norms,
             ("attn_output", (hidden, queries)),
             ("ffn_norm", (hidden,)),
             ("ffn_gate_inp", (experts, hidden)),
@@ -102,21 +115,34 @@ def write(config: Mapping[str, Any], path: Path) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    draw = np.random.Generator(np.random.SFC64(1))
-    for name, shape in matrices(config):
-        rows, columns = int(np.prod(shape[:-1])), shape[-1]
-        if len(shape) == 1:
-            writer.write_tensor_data(np.ones(shape, np.float32))
-        elif is_f32(name, shape):
-            writer.write_tensor_data(
-                draw.standard_normal(shape, np.float32) * np.float32(deviation(name, columns))
-            )
-        else:
-            writer.write_tensor_data(random_q4_0(rows, columns, deviation(name, columns), draw))
     writer.close()
-    with partial.open("rb") as file:
+    draw = np.random.Generator(np.random.SFC64(1))
+    with partial.open("ab") as file:
+        for name, shape in matrices(config):
+            _pad(file, writer.data_alignment)
+            for slab in slabs(name, shape, draw):
+                file.write(slab)
+        _pad(file, writer.data_alignment)
+        file.flush()
         os.fsync(file.fileno())  # only clean pages can be dropped
     partial.rename(path)
+
+
+def _pad(file: BinaryIO, alignment: int) -> None:
+    file.write(bytes(-file.tell() % alignment))
+
+
+def slabs(name: str, shape: tuple[int, ...], draw: np.random.Generator) -> Iterator[Any]:
+    """The bytes of a tensor."""
+    rows, columns = int(np.prod(shape[:-1])), shape[-1]
+    if len(shape) == 1:
+        yield np.ones(shape, np.float32)
+    elif is_f32(name, shape):
+        yield draw.standard_normal(shape, np.float32) * np.float32(deviation(name, columns))
+    else:
+        height = max(1, _SLAB_BYTES // (columns // BLOCK * BLOCK_BYTES))
+        for first in range(0, rows, height):
+            yield random_q4_0(min(height, rows - first), columns, deviation(name, columns), draw)
 
 
 def _add_metadata(writer: Any, config: Mapping[str, Any]) -> None:
@@ -135,7 +161,8 @@ def _add_metadata(writer: Any, config: Mapping[str, Any]) -> None:
     writer.add_value_length(head_dim(config))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_theta"])
-    writer.add_expert_count(config["num_experts"])
+    writer.add_rope_dimension_count(head_dim(config))
+    writer.add_expert_count(expert_count(config))
     writer.add_expert_used_count(config["num_experts_per_tok"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("no_vocab")  # the tokens measured are numbers

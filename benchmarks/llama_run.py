@@ -3,7 +3,8 @@
     python llama_run.py '{"model": "X.gguf", "prompt_tokens": 512, "decode_tokens": 64, "threads": 2, "mmap": false}'
 
 Prints one line of JSON. Without mmap, weights are repacked for the processor as llama.cpp does by default; with it they
-stay in the file, for repacked ones would be a second copy of them in memory.
+stay in the file, for repacked ones would be a second copy of them in memory. With "cold": true, it is the time from
+before loading to the first token after the prompt, and nothing warms up.
 """
 
 import ctypes
@@ -11,6 +12,7 @@ import json
 import random
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,31 +59,51 @@ def bytes_read() -> int:
 
 def measure(context: Any, vocabulary: int, settings: dict[str, Any], seed: int) -> dict[str, Any]:
     """Seconds and bytes read of one prompt and its decode; random tokens take the place of its answers."""
-    draw = random.Random(seed)
-    prompt = [draw.randrange(vocabulary) for _ in range(settings["prompt_tokens"])]
-    answer = [draw.randrange(vocabulary) for _ in range(settings["decode_tokens"])]
+    prompt = draw(vocabulary, settings["prompt_tokens"], seed)
+    answer = draw(vocabulary, settings["decode_tokens"], seed + 1)
     llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
-    result = {}
+    result: dict[str, Any] = {}
     for phase, batches in (("prefill", [prompt]), ("decode", [[token] for token in answer])):
         count = sum(len(batch) for batch in batches)
-        read, start = bytes_read(), time.perf_counter()
+        read, times = bytes_read(), [time.perf_counter()]
         for batch in batches:
             step(context, batch)
-        seconds = time.perf_counter() - start
+            times.append(time.perf_counter())
         result[phase] = {
-            "tokens_per_s": count / seconds,
+            "tokens_per_s": count / (times[-1] - times[0]),
             "bytes_read_per_token": (bytes_read() - read) / count,
         }
+    result["decode"]["token_ms"] = [round(1000 * (end - start), 3) for start, end in pairwise(times)]
     return result
+
+
+def draw(vocabulary: int, count: int, seed: int) -> list[int]:
+    source = random.Random(seed)
+    return [source.randrange(vocabulary) for _ in range(count)]
+
+
+def warm(settings: dict[str, Any]) -> dict[str, Any]:
+    context, vocabulary = load(settings)
+    measure(context, vocabulary, settings, 0)
+    return measure(context, vocabulary, settings, 2)
+
+
+def cold(settings: dict[str, Any]) -> dict[str, Any]:
+    start = time.perf_counter()
+    context, vocabulary = load(settings)
+    loaded = time.perf_counter()
+    step(context, draw(vocabulary, settings["prompt_tokens"], 0))
+    logits = llama_cpp.llama_get_logits(context)
+    max(range(vocabulary), key=logits.__getitem__)
+    end = time.perf_counter()
+    return {"load_s": loaded - start, "first_token_s": end - start, "bytes_read": bytes_read()}
 
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
     silent = llama_cpp.llama_log_callback(lambda level, text, user_data: None)
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
-    context, vocabulary = load(settings)
-    measure(context, vocabulary, settings, 0)
-    result = measure(context, vocabulary, settings, 1)
+    result = cold(settings) if settings.get("cold") else warm(settings)
     features = llama_cpp.llama_print_system_info().decode()
     print(json.dumps({**result, "version": llama_cpp.__version__, "features": features}))
 

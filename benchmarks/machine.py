@@ -1,8 +1,9 @@
-"""What a figure depends on besides the code: the machine's description, the disk's read-ahead, the page cache."""
+"""What a figure depends on besides the code: the machine's description, the disk and its read-ahead, other processes."""
 
 import os
 import platform
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,19 +37,30 @@ class Others:
         user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split()[1:9])
         times = os.times()
         own = times.user + times.system + times.children_user + times.children_system
-        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK"), own, times.elapsed
+        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK"), own, time.monotonic()
+
+
+def device_number(path: Path) -> str:
+    """MAJOR:MINOR of the device that `path` lies on."""
+    device = path.stat().st_dev
+    return f"{os.major(device)}:{os.minor(device)}"
+
+
+def disk(path: Path, sys: Path = Path("/sys")) -> Path | None:
+    """The folder in /sys of the whole disk that `path` lies on, or of the logical volume or loop device; None where the
+    file system has no such device of its own, as overlay, tmpfs, btrfs and network file systems."""
+    block = (sys / "dev" / "block" / device_number(path)).resolve()
+    # A partition has no queue; its disk is the folder around it.
+    return next((folder for folder in (block, block.parent) if (folder / "queue").is_dir()), None)
 
 
 def read_ahead_file(path: Path, sys: Path = Path("/sys")) -> Path | None:
     """The file in /sys that holds read_ahead_kb of the device that `path` lies on; None if the system has none."""
-    device = path.stat().st_dev
-    name = f"{os.major(device)}:{os.minor(device)}"
-    block = sys / "dev" / "block" / name
-    # A partition's is its disk's; a file system on several devices has one of its own.
-    for folder in (block / "queue", block / ".." / "queue", sys / "class" / "bdi" / name):
-        if (folder / "read_ahead_kb").exists():
-            return folder / "read_ahead_kb"
-    return None
+    whole = disk(path, sys)
+    # A file system on several devices has a read-ahead of its own.
+    folder = sys / "class" / "bdi" / device_number(path) if whole is None else whole / "queue"
+    file = folder / "read_ahead_kb"
+    return file if file.exists() else None
 
 
 @contextmanager
@@ -68,13 +80,3 @@ def read_ahead(path: Path, kilobytes: int) -> Iterator[int | None]:
         yield int(file.read_text())
     finally:
         file.write_text(before)
-
-
-def drop_from_page_cache(paths: Iterable[Path]) -> None:
-    """Clean pages of the files go, so that they count for the group that reads them next."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)

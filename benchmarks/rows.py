@@ -1,0 +1,193 @@
+"""Rows of the side-by-side: peers measured in turns at one setting, their medians, and what was to be expected."""
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import machine
+import peers
+from peers import Job, PeerError
+
+from edgert import plan
+from edgert.benchmark import drop_from_page_cache
+from edgert.errors import BudgetError
+from edgert.footprint import find
+
+INTERPRETER_BYTES = 96 << 20  # of Python and its libraries, which edgert's --memory does not count
+PHASES = ("prefill", "decode")
+_ABOUT = ("version", "features", "isa", "budget_bytes", "resident", "bits_per_weight", "expert_overlap")
+
+Row = dict[str, Any]
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Memory as a share of llama.cpp's file, and bytes a second that are read; None: all there is."""
+
+    share: float | None = None
+    read: int | None = None
+
+    def __str__(self) -> str:
+        memory = "all memory" if self.share is None else f"{self.share:.0%} memory"
+        return memory if self.read is None else f"{memory}, {self.read / 1e6:.0f} MB/s"
+
+
+def warm(job: Job, setting: Setting, count: int, note: Note) -> list[Row]:
+    """Prefill and decode, a row a peer. Raises limiter.NoLimiterError."""
+    memory = None if setting.share is None else int(setting.share * job.gguf.stat().st_size)
+    budget = None if memory is None else memory - INTERPRETER_BYTES
+    held = peers.limits(job, memory, setting.read)
+
+    def measure(command: peers.Command) -> dict[str, Any]:
+        return peers.run(command, held, job.files)
+
+    found = _in_turns(
+        peers.warm(job, memory, budget), measure, count, lambda line: note(f"{setting}, {line}")
+    )
+    return [
+        {
+            **_place(peer, setting),
+            **(outcome if "failed" in outcome else warm_row(job, setting, outcome["reports"])),
+        }
+        for peer, outcome in found.items()
+    ]
+
+
+def cold(job: Job, setting: Setting, count: int, note: Note) -> list[Row]:
+    """Cold starts, a row a peer. Raises limiter.NoLimiterError."""
+    held = peers.limits(job, None, setting.read)
+
+    def measure(command: peers.Command) -> dict[str, Any]:
+        drop_from_page_cache(job.files)
+        return peers.run(command, held, job.files)
+
+    found = _in_turns(peers.cold(job), measure, count, lambda line: note(f"cold, {setting}, {line}"))
+    return [
+        {
+            **_place(peer, setting),
+            **(outcome if "failed" in outcome else cold_row(setting, outcome["reports"])),
+        }
+        for peer, outcome in found.items()
+    ]
+
+
+def _place(peer: str, setting: Setting) -> Row:
+    return {"peer": peer, "share": setting.share, "read_bytes_per_s": setting.read}
+
+
+def _in_turns(
+    commands: Mapping[str, peers.Command],
+    measure: Callable[[peers.Command], dict[str, Any]],
+    count: int,
+    note: Note,
+) -> dict[str, dict[str, Any]]:
+    """A peer's reports, or how it failed; one that fails is not asked again."""
+    found: dict[str, dict[str, Any]] = {peer: {"reports": []} for peer in commands}
+    for index in range(count):
+        for peer, command in commands.items():
+            if "failed" in found[peer]:
+                continue
+            others = machine.Others()
+            try:
+                report = measure(command)
+            except PeerError as error:
+                found[peer] = {"failed": str(error)}
+                note(f"{peer}: {error}")
+                continue
+            found[peer]["reports"].append({**report, "others_busy": others.processors()})
+            note(f"round {index + 1} of {count}: {peer} {_in_short(report)}")
+    return found
+
+
+def _in_short(report: Mapping[str, Any]) -> str:
+    if "first_token_s" in report:
+        return f"{report['first_token_s']:.3f} s"
+    return ", ".join(f"{phase} {report[phase]['tokens_per_s']:.2f}" for phase in PHASES) + " tok/s"
+
+
+def warm_row(job: Job, setting: Setting, reports: Sequence[Mapping[str, Any]]) -> Row:
+    """The medians of one peer's rounds; times of single tokens are of all rounds."""
+    result = _common(reports)
+    for phase in PHASES:
+        phases = [report[phase] for report in reports]
+        result[phase] = _median(phases, "tokens_per_s")
+        for name in ("bytes_read_per_token", "simulated_bytes_per_token"):
+            if name in phases[0]:
+                result[phase][name] = statistics.median(row[name] for row in phases)
+        if "roof_tokens_per_s" in phases[0]:
+            roof = statistics.median(_roof(row, setting.read) for row in phases)
+            result[phase] |= {
+                "roof_tokens_per_s": roof,
+                "roof_fraction": result[phase]["tokens_per_s"] / roof,
+            }
+    result["decode"].update(percentiles([ms for report in reports for ms in report["decode"]["token_ms"]]))
+    if "roof_tokens_per_s" in result["decode"]:  # so the machine has been measured
+        for phase, planned in planned_speeds(job, setting, result["about"]["budget_bytes"]).items():
+            speed = result[phase]["tokens_per_s"]
+            result[phase] |= {"plan_tokens_per_s": planned, "plan_deviation": planned / speed - 1}
+    return result
+
+
+def cold_row(setting: Setting, reports: Sequence[Mapping[str, Any]]) -> Row:
+    result = _common(reports) | _median(reports, "first_token_s")
+    for name in ("load_s", "bytes_read", "needed_bytes", "compute_s"):
+        if name in reports[0]:
+            result[name] = statistics.median(report[name] for report in reports)
+    if "ideal_s" in reports[0]:
+        ideal = statistics.median(_ideal(report, setting.read) for report in reports)
+        result |= {"ideal_s": ideal, "times_ideal": result["first_token_s"] / ideal}
+    return result
+
+
+def _common(reports: Sequence[Mapping[str, Any]]) -> Row:
+    return {
+        "rounds": len(reports),
+        "others_busy": [report["others_busy"] for report in reports],
+        "about": {name: reports[0][name] for name in _ABOUT if name in reports[0]},
+    }
+
+
+def _median(rows: Sequence[Mapping[str, Any]], name: str) -> Row:
+    values = [row[name] for row in rows]
+    median = statistics.median(values)
+    return {name: median, "spread": (max(values) - min(values)) / median}
+
+
+def percentiles(token_ms: Sequence[float]) -> Row:
+    ordered = sorted(token_ms)
+    median, p99 = statistics.median(ordered), ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+    return {"token_ms_p50": median, "token_ms_p99": p99, "p99_over_p50": p99 / median}
+
+
+def _roof(row: Mapping[str, Any], read: int | None) -> float:
+    """edgert's roof is of a disk at full speed: one that is held to `read` may be lower."""
+    roof: float = row["roof_tokens_per_s"]
+    missed = row["simulated_bytes_per_token"]
+    return roof if read is None or not missed else min(roof, read / missed)
+
+
+def _ideal(report: Mapping[str, Any], read: int | None) -> float:
+    """Likewise."""
+    ideal: float = report["ideal_s"]
+    return ideal if read is None else max(ideal, report["needed_bytes"] / read + report["compute_s"])
+
+
+def planned_speeds(job: Job, setting: Setting, budget: int) -> dict[str, float]:
+    """What `edgert plan` says of these runs, tokens a second; nothing for a budget that it refuses."""
+    free = plan.speeds_here(threads=job.threads)
+    held = setting.read
+    speeds = (
+        free
+        if held is None
+        else dataclasses.replace(free, read=lambda size, depth: min(free.read(size, depth), held))
+    )
+    lengths = plan.Run(job.prompt_tokens, job.decode_tokens)
+    context = job.prompt_tokens + job.decode_tokens + 1
+    try:
+        expected = plan.expect(find(job.shape).sizes, speeds, budget, context, lengths)
+    except BudgetError:
+        return {}
+    return {"prefill": expected.prefill_tokens_per_s, "decode": expected.decode_tokens_per_s}
