@@ -11,7 +11,7 @@ import peers
 from peers import Job, PeerError
 
 from edgert import plan
-from edgert.benchmark import drop_from_page_cache
+from edgert.benchmark import drop_from_page_cache, percentiles
 from edgert.errors import BudgetError
 from edgert.footprint import find
 
@@ -154,12 +154,6 @@ def _median(rows: Sequence[Mapping[str, Any]], name: str) -> Row:
     values = [row[name] for row in rows]
     median = statistics.median(values)
     return {name: median, "spread": (max(values) - min(values)) / median}
-
-
-def percentiles(token_ms: Sequence[float]) -> Row:
-    ordered = sorted(token_ms)
-    median, p99 = statistics.median(ordered), ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
-    return {"token_ms_p50": median, "token_ms_p99": p99, "p99_over_p50": p99 / median}
 
 
 def _roof(row: Mapping[str, Any], read: int | None) -> float:

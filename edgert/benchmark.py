@@ -85,7 +85,8 @@ def benchmark(
     measured = runs[1:]
     prefill = _row("prefill", [run.prefill for run in measured])
     decode = _row("decode", [run.decode for run in measured])
-    decode.update(_latencies([second for run in measured for second in run.step_seconds]))
+    decode["token_ms"] = [round(1000 * second, 4) for run in measured for second in run.step_seconds]
+    decode.update(percentiles(decode["token_ms"]))
     footprint = Footprint.of(manifest)
     if bandwidths is not None:
         # The routers' own choice for a prompt is not recorded: one drawn stands for it.
@@ -171,14 +172,11 @@ def _row(phase: str, runs: list[dict[str, float]]) -> dict[str, Any]:
     }
 
 
-def _latencies(seconds: Sequence[float]) -> dict[str, Any]:
-    """Of single tokens, over all repetitions."""
-    ordered = sorted(seconds)
-    return {
-        "token_ms": [round(1000 * second, 3) for second in seconds],
-        "token_ms_p50": 1000 * statistics.median(ordered),
-        "token_ms_p99": 1000 * ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))],
-    }
+def percentiles(token_ms: Sequence[float]) -> dict[str, float]:
+    """Of the times of single tokens."""
+    ordered = sorted(token_ms)
+    p50, p99 = statistics.median(ordered), ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+    return {"token_ms_p50": p50, "token_ms_p99": p99, "p99_over_p50": p99 / p50}
 
 
 def _roof(tokens_per_s: float, work: Work, bandwidths: Bandwidths) -> dict[str, float]:

@@ -19,6 +19,7 @@ from peers import Job
 from rows import Setting
 
 from edgert import plan
+from edgert.benchmark import percentiles
 from edgert.converters.synthetic import synthetic_decoder
 from edgert.shapes import SHAPES, shape_bundle
 
@@ -132,7 +133,7 @@ def test_a_row_is_the_median_of_its_rounds(job: Job) -> None:
 
 
 def test_percentiles_are_of_all_tokens() -> None:
-    found = rows.percentiles([*[10.0] * 198, 30.0, 90.0])
+    found = percentiles([*[10.0] * 198, 30.0, 90.0])
     assert found == {"token_ms_p50": 10, "token_ms_p99": 30, "p99_over_p50": 3}
 
 
