@@ -78,7 +78,7 @@ def test_imposed_routing_keeps_the_bits_at_every_budget(tiny_shape: Path, chunk:
     whole = open_model(tiny_shape)
     whole.impose_routing(table())
     expected = run(whole, TOKENS)
-    least = minimum_bytes(tiny_shape, chunk=chunk) + 8192 * threads
+    least = minimum_bytes(tiny_shape, chunk=chunk, threads=threads)
     model = open_model(tiny_shape, memory=least, threads=threads, chunk=chunk)
     model.impose_routing(table())
     assert not model.resident
