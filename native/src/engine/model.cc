@@ -32,7 +32,7 @@ Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path
              make_lru(expert_count(bundle_))),
       decoder_(bundle_, recipe_, weights_, store_, kv_->layout(),
                {runtime_->pool(), runtime_->kernel_table()}, runtime_->budget(),
-               {plan_.chunk, runtime_->pool().threads(), plan_.context}),
+               {plan_.chunk, runtime_->pool().threads(), plan_.context, plan_.kv_type}),
       sampling_(runtime_->budget(), Sampler::space_bytes(recipe_.vocab_size), "sampling") {
   batch_.reserve(static_cast<std::size_t>(plan_.chunk));
   origins_.reserve(static_cast<std::size_t>(plan_.chunk));

@@ -99,7 +99,7 @@ MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const R
       runtime.budget()->used_bytes() + plan.dense_bytes + plan.kv_bytes + plan.sampler_bytes;
   const std::uint64_t two_slots = std::min<std::uint64_t>(2, experts.count) * experts.largest;
   const auto scratch = [&](int chunk) {
-    return pages(Scratch::layout(recipe, {chunk, threads, plan.context}, nullptr).bytes);
+    return pages(Scratch::layout(recipe, {chunk, threads, plan.context, plan.kv_type}, nullptr).bytes);
   };
   const auto longest =
       static_cast<int>(std::min<std::int64_t>(plan.context * options.parallel, knob("chunk").maximum));

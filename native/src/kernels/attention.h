@@ -6,10 +6,54 @@
 // loads of keys and values, not sums: a query's result does not depend on its company.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/elementwise.h"
 #include "kernels/matmul.h"
 
 namespace edgert {
+
+struct Int8 {};  // KvType::int8
+
+// How int8 keys and values of one KV head lie in a block.
+struct Int8Kv {
+  static constexpr std::size_t kGroup = kActivationGroup;
+  static std::size_t padded(std::size_t dim) { return (dim + kGroup - 1) / kGroup * kGroup; }
+  static IntegerTile keys(const std::byte* at, std::size_t head_dim) {
+    const std::size_t codes = padded(head_dim) * kTileRows;
+    const std::size_t bytes = codes + padded(head_dim) / kGroup * kTileRows * sizeof(Half);
+    return {at, reinterpret_cast<const Half*>(at + codes), nullptr, padded(head_dim), kGroup, bytes, bytes};
+  }
+  static std::size_t value_scales(std::size_t value_dim) {  // where they begin
+    return (value_dim + 15) / 16 * 16 * kKvBlockTokens;
+  }
+};
+
+// Queries as integer products want them.
+template <class V>
+class QuantizedQueries {
+ public:
+  QuantizedQueries(float* space, std::size_t queries, std::size_t dim)
+      : dim_(dim),
+        groups_(Int8Kv::padded(dim) / Int8Kv::kGroup),
+        scales_(space),
+        sums_(reinterpret_cast<std::int32_t*>(space + queries * groups_)),
+        codes_(reinterpret_cast<std::int8_t*>(space + 2 * queries * groups_)) {}
+  void set(std::size_t query, const float* x) {
+    const std::size_t at = query * groups_;
+    quantize<V>(x, dim_, groups_ * Int8Kv::kGroup, codes_ + at * Int8Kv::kGroup, scales_ + at, sums_ + at);
+  }
+  QuantizedRow row(std::size_t query) const {
+    const std::size_t at = query * groups_;
+    return {codes_ + at * Int8Kv::kGroup, scales_ + at, sums_ + at};
+  }
+
+ private:
+  std::size_t dim_, groups_;
+  float* scales_;
+  std::int32_t* sums_;
+  std::int8_t* codes_;
+};
 
 template <class V, class Element>
 class AttentionOver {
@@ -22,9 +66,13 @@ class AttentionOver {
         value_dim_(static_cast<std::size_t>(work.value_dim)),
         value_stride_((value_dim_ + 15) / 16 * 16),
         first_(work.first_block() * kKvBlockTokens),
-        stride_(static_cast<std::size_t>(work.end_block() * kKvBlockTokens - first_)) {}
+        stride_(static_cast<std::size_t>(work.end_block() * kKvBlockTokens - first_)),
+        quantized_(work.scratch + queries_ * stride_, queries_, head_dim_) {}
 
-  void run() const {
+  void run() {
+    if constexpr (kInt8) {
+      for (std::size_t q = 0; q < queries_; ++q) quantized_.set(q, query(q));
+    }
     for (std::int64_t b = work_.first_block(); b < work_.end_block(); ++b) {
       for_each_block<kTogether>(queries_, [&]<int M>(Count<M>, std::size_t q) { score<M>(b, q); });
     }
@@ -40,6 +88,7 @@ class AttentionOver {
 
  private:
   static constexpr int kTogether = V::kRegisters / 8;
+  static constexpr bool kInt8 = std::is_same_v<Element, Int8>;
 
   int row(std::size_t query) const { return static_cast<int>(query / group_); }
   std::int64_t begin(std::size_t query) const { return work_.begin(row(query)); }
@@ -47,21 +96,28 @@ class AttentionOver {
   float* scores(std::size_t query, std::int64_t position) const {
     return work_.scratch + query * stride_ + (position - first_);
   }
+  const float* query(std::size_t query) const {
+    return work_.queries + query / group_ * work_.query_stride + query % group_ * head_dim_;
+  }
   float* out(std::size_t query) const {
     return work_.out + query / group_ * work_.out_stride + query % group_ * value_dim_;
   }
 
   template <int M>
   void score(std::int64_t block, std::size_t q) const {
-    const auto* keys = reinterpret_cast<const Element*>(work_.blocks[block] + work_.key_offset);
-    const float* x[M];
-    for (std::size_t r = 0; r < M; ++r) {
-      x[r] = work_.queries + (q + r) / group_ * work_.query_stride + (q + r) % group_ * head_dim_;
+    const std::byte* keys = work_.blocks[block] + work_.key_offset;
+    TileResult<V, M> result[1];
+    if constexpr (kInt8) {
+      QuantizedRow x[M];
+      for (std::size_t r = 0; r < M; ++r) x[r] = quantized_.row(q + r);
+      integer_tiles<V, 8, M, 1>({Int8Kv::keys(keys, head_dim_)}, false, x, result);
+    } else {
+      const float* x[M];
+      for (std::size_t r = 0; r < M; ++r) x[r] = query(q + r);
+      float_tile<V, Element, M>(reinterpret_cast<const Element*>(keys), head_dim_, x, result[0]);
     }
-    TileResult<V, M> result;
-    float_tile<V, Element, M>(keys, head_dim_, x, result);
     for (std::size_t r = 0; r < M; ++r) {
-      __builtin_memcpy(scores(q + r, block * kKvBlockTokens), result[r], kKvBlockTokens * sizeof(float));
+      __builtin_memcpy(scores(q + r, block * kKvBlockTokens), result[0][r], kKvBlockTokens * sizeof(float));
     }
   }
 
@@ -83,8 +139,8 @@ class AttentionOver {
     from = from > base ? from : base;
     to = to < base + kKvBlockTokens ? to : base + kKvBlockTokens;
     if (from >= to) return;
-    const auto* values = reinterpret_cast<const Element*>(work_.blocks[block] + work_.value_offset) +
-                         static_cast<std::size_t>(from - base) * value_stride_;
+    const std::byte* values = work_.blocks[block] + work_.value_offset;
+    const auto first = static_cast<std::size_t>(from - base);
     const auto tokens = static_cast<std::size_t>(to - from);
     for (std::size_t i = 0; i < value_dim_; i += V::kWidth) {
       const auto lanes = static_cast<std::ptrdiff_t>(value_dim_ - i);
@@ -96,7 +152,7 @@ class AttentionOver {
         weights[r] = scores(q + r, from);
       }
       for (std::size_t t = 0; t < tokens; ++t) {
-        const auto v = V::load(values + t * value_stride_ + i);
+        const auto v = value(values, first + t, i);
 #pragma GCC unroll 8
         for (std::size_t r = 0; r < M; ++r) sums[r] = V::madd(v, V::splat(weights[r][t]), sums[r]);
       }
@@ -105,15 +161,37 @@ class AttentionOver {
     }
   }
 
+  // Of one token, from element i on.
+  typename V::Float value(const std::byte* values, std::size_t token, std::size_t i) const {
+    const std::size_t at = token * value_stride_ + i;
+    if constexpr (kInt8) {
+      const std::size_t groups = (value_dim_ + Int8Kv::kGroup - 1) / Int8Kv::kGroup;
+      const std::byte* scales = values + Int8Kv::value_scales(value_dim_);
+      const auto scale =
+          V::template load_raw<float>(scales + (token * groups + i / Int8Kv::kGroup) * sizeof(float));
+      return V::to_float(V::load_u8(values + at) - 128) * scale;
+    } else {
+      return V::load(reinterpret_cast<const Element*>(values) + at);
+    }
+  }
+
   const Attention& work_;
   const std::size_t group_, queries_, head_dim_, value_dim_, value_stride_;
   const std::int64_t first_;  // position of the first block
   const std::size_t stride_;  // scores of a query
+  QuantizedQueries<V> quantized_;
 };
 
 template <class V>
 void attention(const Attention& work) {
-  work.kv_type == KvType::f32 ? AttentionOver<V, float>(work).run() : AttentionOver<V, Half>(work).run();
+  switch (work.kv_type) {
+    case KvType::f32:
+      return AttentionOver<V, float>(work).run();
+    case KvType::f16:
+      return AttentionOver<V, Half>(work).run();
+    case KvType::int8:
+      return AttentionOver<V, Int8>(work).run();
+  }
 }
 
 // Element i of `from` to element i * stride of `to`.
@@ -136,12 +214,51 @@ void store_strided(const float* from, int n, KvType type, std::byte* to, int str
   }
 }
 
+// One token's values in groups of codes: body(first element, codes, scale).
+template <class V, class Body>
+void for_each_code_group(const float* x, int n, Body&& body) {
+  constexpr int kGroup = kActivationGroup;
+  for (int i = 0; i < n; i += kGroup) {
+    std::int8_t codes[kGroup];
+    float scale;
+    std::int32_t sum;
+    const int count = n - i < kGroup ? n - i : kGroup;
+    quantize<V>(x + i, static_cast<std::size_t>(count), kGroup, codes, &scale, &sum);
+    for (std::int8_t& code : codes) code = static_cast<std::int8_t>(code ^ 0x80);
+    body(static_cast<std::size_t>(i), codes, scale);
+  }
+}
+
+template <class V>
+void store_int8(const float* key, const float* value, int head_dim, int value_dim, std::size_t row,
+                std::byte* keys, std::byte* values) {
+  const IntegerTile tile = Int8Kv::keys(keys, static_cast<std::size_t>(head_dim));
+  for_each_code_group<V>(key, head_dim, [&](std::size_t i, const std::int8_t* codes, float scale) {
+    for (std::size_t j = 0; j < Int8Kv::kGroup; j += 4) {
+      __builtin_memcpy(keys + (i + j) * kTileRows + 4 * row, codes + j, 4);
+    }
+    Half halves[V::kWidth];
+    V::store_half(halves, V::splat(scale));
+    const std::size_t at = tile.padded * kTileRows + (i / Int8Kv::kGroup * kTileRows + row) * sizeof(Half);
+    __builtin_memcpy(keys + at, halves, sizeof(Half));
+  });
+  const auto dim = static_cast<std::size_t>(value_dim);
+  const std::size_t stride = (dim + 15) / 16 * 16, groups = (dim + Int8Kv::kGroup - 1) / Int8Kv::kGroup;
+  for_each_code_group<V>(value, value_dim, [&](std::size_t i, const std::int8_t* codes, float scale) {
+    const std::size_t count = stride - i < Int8Kv::kGroup ? stride - i : Int8Kv::kGroup;
+    __builtin_memcpy(values + row * stride + i, codes, count);
+    const std::size_t at = (row * groups + i / Int8Kv::kGroup) * sizeof(float);
+    __builtin_memcpy(values + Int8Kv::value_scales(dim) + at, &scale, sizeof scale);
+  });
+}
+
 template <class V>
 void store_kv(const float* key, const float* value, int head_dim, int value_dim, KvType type, int slot,
               std::byte* keys, std::byte* values) {
   const std::size_t element = type == KvType::f16 ? sizeof(Half) : sizeof(float);
   const auto value_stride = static_cast<std::size_t>((value_dim + 15) / 16 * 16);
   const auto row = static_cast<std::size_t>(slot);
+  if (type == KvType::int8) return store_int8<V>(key, value, head_dim, value_dim, row, keys, values);
   store_strided<V>(key, head_dim, type, keys + row * element, kKvBlockTokens);
   store_strided<V>(value, value_dim, type, values + row * value_stride * element, 1);
 }

@@ -41,7 +41,15 @@ struct MatMul {
 };
 
 inline constexpr int kKvBlockTokens = 16;
-enum class KvType : std::uint8_t { f32, f16 };
+enum class KvType : std::uint8_t { f32, f16, int8 };
+
+// A KV head's 16 tokens lie as
+//   f32, f16   keys [head_dim][16 tokens]; values [16 tokens][value_dim padded to 16]
+//   int8       keys as an int8 weight tile whose rows are tokens; values as codes + 128 [16 tokens][value_dim
+//   padded
+//              to 16], then f32 scales [16 tokens][value_dim / 32]. Codes and scales are those of quantize().
+std::size_t kv_key_bytes(KvType type, int head_dim);
+std::size_t kv_value_bytes(KvType type, int value_dim);
 
 // Some activation rows of one sequence at consecutive positions, and one KV head. A block holds, from
 // `key_offset`, keys [head_dim][16 tokens] and, from `value_offset`, values [16 tokens][value_dim padded to
@@ -69,10 +77,7 @@ struct Attention {
   std::int64_t first_block() const noexcept { return begin(0) / kKvBlockTokens; }
   std::int64_t end_block() const noexcept { return (end + rows - 1 + kKvBlockTokens - 1) / kKvBlockTokens; }
 };
-inline std::size_t attention_scratch(const Attention& work) {
-  return static_cast<std::size_t>(work.rows * work.group * (work.end_block() - work.first_block()) *
-                                  kKvBlockTokens);
-}
+std::size_t attention_scratch(const Attention& work);
 
 struct KernelTable {
   std::string_view name;  // "scalar", "portable", "avx2", "avx512", "neon"

@@ -122,25 +122,49 @@ void softmax(float* x, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) x[i] /= sum;
 }
 
-void attention_row(const Attention& work, int row, const float* query, float* out) {
-  const FormatId id = work.kv_type == KvType::f32 ? FormatId::f32 : FormatId::f16;
-  const auto head_dim = static_cast<std::size_t>(work.head_dim);
-  const auto value_dim = static_cast<std::size_t>(work.value_dim);
-  const std::size_t value_stride = (value_dim + 15) / 16 * 16;
-  const std::int64_t begin = work.begin(row), end = work.end + row;
+// Scores of one query over positions [begin, end).
+void score(const Attention& work, const float* query, std::int64_t begin, std::int64_t end) {
+  const auto dim = static_cast<std::size_t>(work.head_dim);
+  QuantizedRows x;
+  x.padded = padded_cols(format(FormatId::int8), dim);
+  const std::size_t groups = x.padded / kActivationGroup;
+  if (work.kv_type == KvType::int8) {
+    x.scales = work.scratch + (work.end_block() - work.first_block()) * kKvBlockTokens;
+    x.sums = reinterpret_cast<std::int32_t*>(x.scales + groups);
+    x.codes = reinterpret_cast<std::int8_t*>(x.sums + groups);
+    quantize(query, dim, x.padded, x.codes, x.scales, x.sums);
+  }
   for (std::int64_t at = begin; at < end; ++at) {
     const std::byte* keys = work.blocks[at / kKvBlockTokens] + work.key_offset;
+    const auto lane = static_cast<std::size_t>(at % kKvBlockTokens);
     work.scratch[at - begin] =
-        float_dot(id, keys, static_cast<std::size_t>(at % kKvBlockTokens), query, head_dim);
+        work.kv_type == KvType::int8
+            ? integer_dot(format(FormatId::int8), keys, lane, x, 0, x.padded)
+            : float_dot(work.kv_type == KvType::f32 ? FormatId::f32 : FormatId::f16, keys, lane, query, dim);
   }
+}
+
+float value_at(const Attention& work, std::int64_t position, std::size_t i) {
+  const std::byte* values = work.blocks[position / kKvBlockTokens] + work.value_offset;
+  const auto slot = static_cast<std::size_t>(position % kKvBlockTokens);
+  const auto dim = static_cast<std::size_t>(work.value_dim);
+  const std::size_t stride = (dim + 15) / 16 * 16;
+  const std::size_t at = slot * stride + i;
+  if (work.kv_type == KvType::f32) return load_element(FormatId::f32, values, at);
+  if (work.kv_type == KvType::f16) return load_element(FormatId::f16, values, at);
+  const std::size_t groups = (dim + kActivationGroup - 1) / kActivationGroup;
+  const std::byte* scales = values + stride * kKvBlockTokens;
+  return static_cast<float>(std::to_integer<int>(values[at]) - 128) *
+         load_element(FormatId::f32, scales, slot * groups + i / kActivationGroup);
+}
+
+void attention_row(const Attention& work, int row, const float* query, float* out) {
+  const std::int64_t begin = work.begin(row), end = work.end + row;
+  score(work, query, begin, end);
   softmax(work.scratch, static_cast<std::size_t>(end - begin));
-  for (std::size_t i = 0; i < value_dim; ++i) {
+  for (std::size_t i = 0; i < static_cast<std::size_t>(work.value_dim); ++i) {
     float sum = 0;
-    for (std::int64_t at = begin; at < end; ++at) {
-      const std::byte* values = work.blocks[at / kKvBlockTokens] + work.value_offset;
-      const auto slot = static_cast<std::size_t>(at % kKvBlockTokens);
-      sum += work.scratch[at - begin] * load_element(id, values, slot * value_stride + i);
-    }
+    for (std::int64_t at = begin; at < end; ++at) sum += work.scratch[at - begin] * value_at(work, at, i);
     out[i] = sum;
   }
 }
@@ -164,8 +188,41 @@ void store_element(KvType type, float value, std::byte* data, std::size_t index)
   }
 }
 
+// Codes of one group of 32 columns of x [n] that begins at `i`; returns their scale.
+float code_group(const float* x, int n, int i, std::byte (&codes)[kActivationGroup]) {
+  std::int8_t signed_codes[kActivationGroup];
+  float scale;
+  std::int32_t sum;
+  quantize(x + i, static_cast<std::size_t>(std::min(n - i, kActivationGroup)), kActivationGroup, signed_codes,
+           &scale, &sum);
+  for (int j = 0; j < kActivationGroup; ++j) codes[j] = static_cast<std::byte>(signed_codes[j] + 128);
+  return scale;
+}
+
+void store_int8(const float* key, const float* value, int head_dim, int value_dim, int slot, std::byte* keys,
+                std::byte* values) {
+  std::byte codes[kActivationGroup];
+  std::byte* const key_scales =
+      keys + padded_cols(format(FormatId::int8), static_cast<std::size_t>(head_dim)) * kTileRows;
+  for (int i = 0; i < head_dim; i += kActivationGroup) {
+    const float scale = code_group(key, head_dim, i, codes);
+    for (int j = 0; j < kActivationGroup; ++j) keys[(i + j) / 4 * 64 + 4 * slot + j % 4] = codes[j];
+    const auto at = static_cast<std::size_t>(i / kActivationGroup * kTileRows + slot);
+    store_element(KvType::f16, scale, key_scales, at);
+  }
+  const int stride = (value_dim + 15) / 16 * 16,
+            groups = (value_dim + kActivationGroup - 1) / kActivationGroup;
+  for (int i = 0; i < value_dim; i += kActivationGroup) {
+    const float scale = code_group(value, value_dim, i, codes);
+    std::copy_n(codes, std::min(stride - i, kActivationGroup), values + slot * stride + i);
+    const auto at = static_cast<std::size_t>(slot * groups + i / kActivationGroup);
+    store_element(KvType::f32, scale, values + stride * kKvBlockTokens, at);
+  }
+}
+
 void store_kv(const float* key, const float* value, int head_dim, int value_dim, KvType type, int slot,
               std::byte* keys, std::byte* values) {
+  if (type == KvType::int8) return store_int8(key, value, head_dim, value_dim, slot, keys, values);
   const int value_stride = (value_dim + 15) / 16 * 16;
   for (int i = 0; i < head_dim; ++i) {
     store_element(type, key[i], keys, static_cast<std::size_t>(i * kKvBlockTokens + slot));

@@ -7,12 +7,10 @@
 namespace edgert {
 
 KvLayout::KvLayout(const Recipe& recipe, KvType kv_type) : type(kv_type) {
-  const std::size_t element = kv_type == KvType::f32 ? 4 : 2;
   for (int i = 0; i < recipe.num_layers(); ++i) {
     const AttentionRecipe& a = recipe.block(i).attention;
-    const std::size_t key_bytes = element * kKvBlockTokens * static_cast<std::size_t>(a.head_dim);
-    const std::size_t value_bytes =
-        element * kKvBlockTokens * round_up(static_cast<std::size_t>(a.head_dim), 16);
+    const std::size_t key_bytes = kv_key_bytes(kv_type, a.head_dim);
+    const std::size_t value_bytes = kv_value_bytes(kv_type, a.head_dim);
     layers_.push_back({block_bytes, key_bytes, key_bytes + value_bytes});
     block_bytes += (key_bytes + value_bytes) * static_cast<std::size_t>(a.num_kv_heads);
   }

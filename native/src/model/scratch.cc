@@ -79,7 +79,9 @@ Scratch Scratch::layout(const Recipe& recipe, const ScratchShape& shape, std::by
   Attention largest;
   largest.rows = 1;
   largest.group = static_cast<int>(w.queries);
+  largest.head_dim = static_cast<int>(w.head);
   largest.end = shape.context;
+  largest.kv_type = shape.kv_type;
   s.attention_floats = attention_scratch(largest);
   s.attention = layout.take<float>(static_cast<std::size_t>(shape.threads) * s.attention_floats);
   s.inputs = layout.take_quantized(rows, std::max(hidden, w.q));

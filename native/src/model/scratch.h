@@ -12,6 +12,7 @@ struct ScratchShape {
   int rows = 0;  // of a step
   int threads = 0;
   std::int64_t context = 0;
+  KvType kv_type = KvType::f16;
 };
 
 // Consecutive rows of a sequence that attend together, where `group` query heads share a KV head.
