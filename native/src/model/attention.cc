@@ -79,6 +79,8 @@ void Decoder::rotate(const AttentionRecipe& a, std::span<const BatchRow> rows) {
   const auto dim = static_cast<std::size_t>(a.head_dim);
   const auto heads = static_cast<std::size_t>(a.num_heads);
   const auto kv_heads = static_cast<std::size_t>(a.num_kv_heads);
+  const bool known = a.rope && rotated_ == &*a.rope;  // the layer before had the same angles
+  rotated_ = a.rope ? &*a.rope : nullptr;
   machine_.for_rows(rows.size(), [&](std::size_t i, int) {
     float* q = s_.q + i * heads * dim;
     float* k = s_.k + i * kv_heads * dim;
@@ -86,7 +88,7 @@ void Decoder::rotate(const AttentionRecipe& a, std::span<const BatchRow> rows) {
       const std::size_t half = a.rope->inv_freq.size();
       float* cosine = s_.rotation + i * round_up(dim, 2);
       float* sine = cosine + half;
-      for (std::size_t j = 0; j < half; ++j) {
+      for (std::size_t j = 0; j < half && !known; ++j) {
         // The angle is rounded to f32, as every framework does.
         const float angle = static_cast<float>(rows[i].position) * a.rope->inv_freq[j];
         cosine[j] = std::cos(angle) * a.rope->attention_factor;

@@ -27,6 +27,7 @@ void StepControl::check() const {
 
 void Decoder::run(std::span<const BatchRow> rows, const StepControl& control, const LogitsSink& sink) {
   embed(rows);
+  rotated_ = nullptr;
   for (int layer = 0; layer < recipe_.num_layers(); ++layer) {
     control.check();
     attention(layer, rows);

@@ -94,7 +94,8 @@ class Decoder {
     std::size_t first;
     int count;
   };
-  std::vector<RowRun> attended_;  // rows that attend together
+  std::vector<RowRun> attended_;         // rows that attend together
+  const RopeRecipe* rotated_ = nullptr;  // whose angles of this step's rows are in s_.rotation
   Buffer memory_;
   Scratch s_;
 };
