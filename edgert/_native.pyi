@@ -76,6 +76,7 @@ class Runtime:
         *,
         threads: int = 0,
         io_threads: int = 4,
+        io_backend: str = "auto",
         direct_io: str = "auto",
         isa: str = "",
     ) -> None: ...
@@ -83,6 +84,7 @@ class Runtime:
     used_bytes: int
     peak_bytes: int
     threads: int
+    io_backend: str  # the one that runs
     isa: str
     def reserve(self, bytes: int) -> None:
         """Count memory that is held outside this library (the tokenizer) towards the budget. Never refused; a Model
@@ -204,6 +206,6 @@ class ReadProbe:
     takes_direct: bool
     def __init__(self, path: str) -> None: ...
     def measure(
-        self, *, span_bytes: int, block_bytes: int, depth: int, random: bool, direct: bool, seconds: float
+        self, *, span_bytes: int, block_bytes: int, depth: int, random: bool, direct: bool, io_backend: str, seconds: float
     ) -> float:
         """Bytes a second with `depth` reads of `block_bytes` in flight inside [0, span_bytes). Without the GIL."""

@@ -147,6 +147,7 @@ def _storage(
             depth=depth,
             random=random,
             direct=direct,
+            io_backend="auto",
             seconds=effort.read_seconds,
         )
         steps.advance()

@@ -82,7 +82,16 @@ def test_the_file_that_is_read_never_has_a_name_while_it_holds_anything(tmp_path
         assert size == SMALL.file_bytes
         assert os.listdir(tmp_path) == []
         assert (
-            reads.measure(span_bytes=size, block_bytes=MIB, depth=2, random=True, direct=False, seconds=0) > 0
+            reads.measure(
+                span_bytes=size,
+                block_bytes=MIB,
+                depth=2,
+                random=True,
+                direct=False,
+                io_backend="auto",
+                seconds=0,
+            )
+            > 0
         )
     assert os.listdir(tmp_path) == []
 

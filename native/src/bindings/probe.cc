@@ -37,12 +37,13 @@ void bind_probe(py::module_& module) {
       .def(
           "measure",
           [](const ReadProbe& self, std::uint64_t span_bytes, std::size_t block_bytes, int depth, bool random,
-             bool direct, double seconds) {
+             bool direct, const std::string& backend, double seconds) {
             const py::gil_scoped_release released;
-            return self.measure({span_bytes, block_bytes, depth, random, direct, seconds});
+            return self.measure(
+                {span_bytes, block_bytes, depth, random, direct, io_backend(backend), seconds});
           },
           py::kw_only(), py::arg("span_bytes"), py::arg("block_bytes"), py::arg("depth"), py::arg("random"),
-          py::arg("direct"), py::arg("seconds"));
+          py::arg("direct"), py::arg("io_backend"), py::arg("seconds"));
 }
 
 }  // namespace edgert

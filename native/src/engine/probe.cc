@@ -64,7 +64,7 @@ class ReadRun {
         pattern_(pattern),
         block_(round_up(pattern.block_bytes, File::kDirectAlignment)),
         memory_(nullptr, block_ * static_cast<std::size_t>(pattern.depth), "probe"),
-        reader_(make_pread_reader(pattern.depth)) {}
+        reader_(make_reader(pattern.backend, pattern.depth)) {}
 
   double rate() {
     start_ = Clock::now();

@@ -32,7 +32,7 @@ Runtime::Runtime(const RuntimeOptions& options)
   check_knob("threads", options.threads);
   check_knob("io_threads", options.io_threads);
   pool_ = std::make_unique<ThreadPool>(options.threads != 0 ? options.threads : usable_cores());
-  reader_ = make_pread_reader(options.io_threads);
+  reader_ = make_reader(options.io_backend, options.io_threads);
 }
 
 }  // namespace edgert
