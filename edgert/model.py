@@ -69,8 +69,11 @@ def load(
     bundle = Bundle.open(locate(path_or_name))
     machine = measured()
     stated = {} if machine is None else machine.knobs(bundle.path)
-    for name, value in (stated | bundle.knobs()).items():
+    for name, value in bundle.knobs().items():
         if values[name] is None:
+            values[name] = value
+    for name, value in stated.items():
+        if values[name] in (None, "auto"):
             values[name] = value
     return Model(bundle, values)
 

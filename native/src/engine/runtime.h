@@ -27,6 +27,7 @@ struct RuntimeOptions {
 class Runtime {
  public:
   explicit Runtime(const RuntimeOptions& options);
+  ~Runtime();
 
   // Counts memory that lives outside the native library, such as the tokenizer's, for the runtime's life.
   // Never refused: the model that then finds too little left names the budget that works, this included.
@@ -44,6 +45,7 @@ class Runtime {
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<Reader> reader_;
   DirectIo direct_io_;
+  const int process_;
 };
 
 }  // namespace edgert

@@ -96,7 +96,7 @@ class UringReader final : public Reader {
 
   void finish(ReadQueue::Reads::iterator read) noexcept {
     finished_.push(reading_, read);
-    ready_.notify_one();
+    ++unannounced_;
   }
 
   // --- the ring's thread, with the lock held ------------------------------------------------------------
@@ -150,8 +150,10 @@ class UringReader final : public Reader {
     for (;;) {
       if (stopping_ && reading_.empty()) break;
       while (may_begin()) begin_next();
+      const int finished = std::exchange(unannounced_, 0);
       ring_waits_ = true;
       lock.unlock();
+      for (int i = 0; i < finished; ++i) ready_.notify_one();
       const int error = ring_.submit_and_wait();
       const bool short_of_memory = error == EAGAIN || error == EBUSY || error == ENOMEM;
       if (error != 0 && error != EINTR) std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -193,6 +195,7 @@ class UringReader final : public Reader {
   ReadQueue waiting_;
   ReadQueue::Reads reading_;  // in the kernel
   ReadQueue finished_;
+  int unannounced_ = 0;  // of those, and no thread has been woken for them
   std::size_t completing_ = 0;
   bool ring_waits_ = false;  // or is about to
   bool stopping_ = false;
