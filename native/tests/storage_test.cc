@@ -101,7 +101,7 @@ std::vector<IoBackend> usable_backends() {
     make_reader(IoBackend::io_uring, 1);
     usable.push_back(IoBackend::io_uring);
   } catch (const Error& error) {
-    MESSAGE("SKIPPED for io_uring: " << error.what());
+    MESSAGE("SKIPPED for io_uring: " << std::string(error.what()));
   }
   return usable;
 }
