@@ -76,6 +76,7 @@ class Runtime:
         *,
         threads: int = 0,
         io_threads: int = 4,
+        io_backend: str = "auto",
         direct_io: str = "auto",
         isa: str = "",
     ) -> None: ...
@@ -83,6 +84,7 @@ class Runtime:
     used_bytes: int
     peak_bytes: int
     threads: int
+    io_backend: str  # the one that runs
     isa: str
     def reserve(self, bytes: int) -> None:
         """Count memory that is held outside this library (the tokenizer) towards the budget. Never refused; a Model
@@ -198,12 +200,23 @@ def measure_memory(threads: int, bytes: int) -> float:
 def measure_arithmetic(threads: int, isa: str = "") -> float:
     """int8 operations a second (a multiply-add is two) of the best kernels' dot product. Without the GIL."""
 
+def usable_io_backends() -> list[str]:
+    """What knob io_backend may ask for on this machine."""
+
 class ReadProbe:
     """A file whose reads are measured, through the readers that models use; it may be removed once this is made."""
 
     takes_direct: bool
     def __init__(self, path: str) -> None: ...
     def measure(
-        self, *, span_bytes: int, block_bytes: int, depth: int, random: bool, direct: bool, seconds: float
+        self,
+        *,
+        span_bytes: int,
+        block_bytes: int,
+        depth: int,
+        random: bool,
+        direct: bool,
+        io_backend: str,
+        seconds: float,
     ) -> float:
         """Bytes a second with `depth` reads of `block_bytes` in flight inside [0, span_bytes). Without the GIL."""

@@ -112,6 +112,7 @@ def describe_model(model: "Model", manifest: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": model.name,
         "threads": stats["threads"],
+        "io_backend": stats["io_backend"],
         "isa": stats["isa"],
         "cpu": _native.cpu_name(),
         "budget_bytes": stats["budget_bytes"],

@@ -7,7 +7,6 @@ import hashlib
 import math
 import os
 import platform
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,9 +19,10 @@ from edgert.devices import this_machine
 from edgert.errors import InvalidArgumentError
 from edgert.strict_toml import choice, dumps, number, read_toml, section
 
-VERSION = 1  # of the file; another one is measured anew
+VERSION = 2  # of the file; another one is measured anew
 EXTENT_BYTES = 1 << 20  # about what one expert takes; the settings are chosen for reads of it
-_ENOUGH = 0.97  # of the best, for which fewer reads in flight or no detour are preferred
+_ENOUGH = 0.97  # of the best, for which fewer reads in flight are preferred
+_WIN = 1.05  # times as fast: less may be chance
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,24 @@ class ReadSpeed:
 
 
 @dataclass(frozen=True)
+class BackendSpeed:
+    """The reads that models do, in one of the ways to do them."""
+
+    io_backend: str = choice("pread", "io_uring")
+    direct_io: str = choice("on", "off")
+    mb_per_s: float = number(1e-3, 1e7)
+    cpu_ms_per_gb: float = number(0, 1e9)  # of all threads
+
+
+@dataclass(frozen=True)
 class StorageSpeed:
     path: str  # a directory on what was measured
     filesystem: str
     file_mib: int = number(1, 1 << 24)  # the file that was read
-    direct_io: str = choice("on", "off")  # which of the two won
+    io_backend: str = choice("pread", "io_uring")  # which of the two won
+    direct_io: str = choice("on", "off")  # likewise
     sequential_mb_per_s: float = number(1e-3, 1e7)
+    backends: tuple[BackendSpeed, ...] = ()  # what was compared
     reads: tuple[ReadSpeed, ...] = ()  # every block with every depth
 
     def read_mb_per_s(self, block_bytes: float, depth: float) -> float:
@@ -111,7 +123,10 @@ class MachineProfile:
         except OSError:
             return {}
         knobs: dict[str, Any] = {"io_threads": self.storage.best_depth()}
-        if self.storage.direct_io == "off":  # otherwise auto, which takes it where it is to be had
+        # Otherwise auto, which takes the other where it is to be had: a container may forbid what won outside.
+        if self.storage.io_backend == "pread":
+            knobs["io_backend"] = "pread"
+        if self.storage.direct_io == "off":
             knobs["direct_io"] = "off"
         return knobs
 
@@ -168,14 +183,12 @@ def fingerprint() -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def direct_wins(reads: tuple[ReadSpeed, ...]) -> bool:
-    """Whether direct reads are worth it: past the page cache at equal speed, by the reads that models do."""
-    ratios = [
-        row.direct_mb_per_s / row.buffered_mb_per_s
-        for row in reads
-        if row.block_kib << 10 >= EXTENT_BYTES // 4 and row.direct_mb_per_s is not None
-    ]
-    return bool(ratios) and statistics.geometric_mean(ratios) >= _ENOUGH
+def winner(speeds: Sequence[BackendSpeed]) -> BackendSpeed:
+    """What to read with: what is faster by more than chance, else direct reads, which leave the page cache alone, and
+    pread, which costs no more time of the processor: it wakes one thread for a read, io_uring two or three."""
+    fastest = max(row.mb_per_s for row in speeds)
+    equal = [row for row in speeds if row.mb_per_s * _WIN >= fastest]
+    return max(equal, key=lambda row: (row.direct_io == "on", row.io_backend == "pread"))
 
 
 def interpolate(x: float, points: Sequence[tuple[float, float]]) -> float:

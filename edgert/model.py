@@ -37,6 +37,7 @@ _RUNTIME_KNOBS = {
     "memory": "memory_bytes",
     "threads": "threads",
     "io_threads": "io_threads",
+    "io_backend": "io_backend",
     "direct_io": "direct_io",
     "isa": "isa",
 }
@@ -68,8 +69,11 @@ def load(
     bundle = Bundle.open(locate(path_or_name))
     machine = measured()
     stated = {} if machine is None else machine.knobs(bundle.path)
-    for name, value in (stated | bundle.knobs()).items():
+    for name, value in bundle.knobs().items():
         if values[name] is None:
+            values[name] = value
+    for name, value in stated.items():
+        if values[name] in (None, "auto"):
             values[name] = value
     return Model(bundle, values)
 
@@ -246,7 +250,7 @@ class Model:
 
     def stats(self) -> dict[str, Any]:
         """Counters since loading (expert_hits, expert_misses, bytes_read, stall_s, …) and the state now: budget_bytes,
-        used_bytes, peak_bytes, threads, isa, context, resident, minimum_bytes."""
+        used_bytes, peak_bytes, threads, io_backend, isa, context, resident, minimum_bytes."""
         native = self.native
         return {
             **native.statistics(),
@@ -254,6 +258,7 @@ class Model:
             "used_bytes": self._runtime.used_bytes,
             "peak_bytes": self._runtime.peak_bytes,
             "threads": self._runtime.threads,
+            "io_backend": self._runtime.io_backend,
             "isa": self._runtime.isa,
             "context": self.context,
             "resident": self.resident,

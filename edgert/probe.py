@@ -3,7 +3,9 @@
 import contextlib
 import os
 import signal
+import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,14 +18,16 @@ from edgert import _native
 from edgert.devices import this_machine
 from edgert.errors import NotFoundError, StorageError
 from edgert.machine import (
+    EXTENT_BYTES,
     VERSION,
+    BackendSpeed,
     Identity,
     MachineProfile,
     ReadSpeed,
     StorageSpeed,
     ThreadSpeed,
-    direct_wins,
     fingerprint,
+    winner,
 )
 from edgert.units import format_bytes
 
@@ -39,6 +43,7 @@ class Effort:
     file_bytes: int = 2 << 30  # less where the disk is nearly full
     read_seconds: float = 0.4  # of a combination
     passes: int = 2  # over all combinations; the better one counts
+    contests: int = 4  # of the ways to read, which take turns; likewise
     block_bytes: tuple[int, ...] = (64 << 10, 256 << 10, 1 << 20, 4 << 20)
     depths: tuple[int, ...] = (1, 2, 4, 8, 16)
 
@@ -58,7 +63,7 @@ def probe(
     effort = effort or Effort()
     if not directory.is_dir():
         raise NotFoundError(f"{directory}: no such directory to measure")
-    steps = _Steps(len(thread_counts()) + 1 + effort.passes * (len(_patterns(effort)) + 1) * 2, progress)
+    steps = _Steps(len(thread_counts()) + 1 + _measurements(effort), progress)
     machine = this_machine()
     with temporary_file(directory, effort) as (reads, file_bytes):
         steps.advance()
@@ -137,44 +142,87 @@ def _patterns(effort: Effort) -> list[tuple[int, int]]:
     return [(block, depth) for block in effort.block_bytes for depth in effort.depths]
 
 
+def _contest_patterns(effort: Effort) -> list[tuple[int, int]]:
+    """As models read: whole experts, with the usual number of them in flight."""
+    depth = max(depth for depth in effort.depths if depth <= 4)
+    return [(block, depth) for block in effort.block_bytes if block >= EXTENT_BYTES]
+
+
+def _measurements(effort: Effort) -> int:
+    """Of storage, where everything is to be had."""
+    contest = effort.contests * len(_contest_patterns(effort)) * 2 * len(_native.usable_io_backends())
+    return contest + effort.passes * (2 * len(_patterns(effort)) + 1)
+
+
 def _storage(
     directory: Path, reads: _native.ReadProbe, file_bytes: int, effort: Effort, steps: "_Steps"
 ) -> StorageSpeed:
-    def measure(block: int, depth: int, direct: bool, random: bool = True) -> float:
+    def measure(block: int, depth: int, direct: bool, io_backend: str, random: bool = True) -> float:
         speed = reads.measure(
             span_bytes=file_bytes,
             block_bytes=block,
             depth=depth,
             random=random,
             direct=direct,
+            io_backend=io_backend,
             seconds=effort.read_seconds,
         )
         steps.advance()
         return speed / 1e6
 
     modes = (False, True) if reads.takes_direct else (False,)
-    best: dict[tuple[int, int, bool], float] = {}
-    sequential = dict.fromkeys(modes, 0.0)
+    backends = _compare(measure, modes, effort)
+    best = winner(backends)
+    rows: dict[tuple[int, int, bool], float] = {}
+    sequential = 0.0
     for _ in range(effort.passes):
         for direct in modes:
             for block, depth in _patterns(effort):
                 place = block, depth, direct
-                best[place] = max(best.get(place, 0.0), measure(block, depth, direct))
-            sequential[direct] = max(
-                sequential[direct], measure(max(effort.block_bytes), 4, direct, random=False)
-            )
-    rows = tuple(
-        ReadSpeed(block >> 10, depth, best[block, depth, False], best.get((block, depth, True)))
-        for block, depth in _patterns(effort)
-    )
-    direct = direct_wins(rows)
+                rows[place] = max(rows.get(place, 0.0), measure(block, depth, direct, best.io_backend))
+        largest = max(effort.block_bytes)
+        sequential = max(
+            sequential, measure(largest, 4, best.direct_io == "on", best.io_backend, random=False)
+        )
     return StorageSpeed(
         path=str(directory.resolve()).encode("utf-8", "replace").decode(),
         filesystem=_filesystem(directory),
         file_mib=file_bytes >> 20,
-        direct_io="on" if direct else "off",
-        sequential_mb_per_s=sequential[direct],
-        reads=rows,
+        io_backend=best.io_backend,
+        direct_io=best.direct_io,
+        sequential_mb_per_s=sequential,
+        backends=backends,
+        reads=tuple(
+            ReadSpeed(block >> 10, depth, rows[block, depth, False], rows.get((block, depth, True)))
+            for block, depth in _patterns(effort)
+        ),
+    )
+
+
+def _compare(
+    measure: Callable[[int, int, bool, str], float], modes: tuple[bool, ...], effort: Effort
+) -> tuple[BackendSpeed, ...]:
+    """Every way to read, in turns: what other programs do meanwhile meets all of them."""
+    ways = [(backend, direct) for backend in _native.usable_io_backends() for direct in modes]
+    speeds: dict[tuple[str, bool], dict[int, list[float]]] = {way: {} for way in ways}
+    seconds = dict.fromkeys(ways, 0.0)  # of the processor
+    megabytes = dict.fromkeys(ways, 0.0)
+    for _ in range(effort.contests):
+        for block, depth in _contest_patterns(effort):
+            for backend, direct in ways:
+                start, cpu_start = time.perf_counter(), time.process_time()
+                speed = measure(block, depth, direct, backend)
+                seconds[backend, direct] += time.process_time() - cpu_start
+                megabytes[backend, direct] += speed * (time.perf_counter() - start)
+                speeds[backend, direct].setdefault(block, []).append(speed)
+    return tuple(
+        BackendSpeed(
+            backend,
+            "on" if direct else "off",
+            statistics.geometric_mean(max(of_block) for of_block in speeds[backend, direct].values()),
+            1e6 * seconds[backend, direct] / megabytes[backend, direct],
+        )
+        for backend, direct in ways
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 from bundles import edit_manifest
 
 import edgert
+from edgert import _native
 from edgert.benchmark import benchmark
 from edgert.errors import (
     BudgetError,
@@ -249,6 +250,25 @@ def test_a_forked_process_is_told_to_load_the_model_itself(
     monkeypatch.setattr(os, "getpid", lambda: 1)
     with pytest.raises(InvalidArgumentError, match="before this process was forked; load it here"):
         model.generate(PROMPT)
+
+
+FORKED = """
+import os, sys, edgert
+for backend in sys.argv[1:]:
+    model = edgert.load(io_backend=backend)
+    before = model.generate("A", max_tokens=2).tokens
+    child = os.fork()
+    if child == 0:
+        model.close()
+        os._exit(7)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 7
+    assert model.generate("A", max_tokens=2).tokens == before
+"""
+
+
+def test_a_forked_process_can_let_go_of_a_model_and_leaves_it_whole() -> None:
+    subprocess.run([sys.executable, "-c", FORKED, *_native.usable_io_backends()], check=True, timeout=120)
 
 
 # --- logits and measures ----------------------------------------------------------------------------

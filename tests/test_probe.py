@@ -16,7 +16,7 @@ import pytest
 from edgert import _native, machine, probe
 from edgert.cli.main import main
 from edgert.errors import InvalidArgumentError, NotFoundError, StorageError
-from edgert.machine import MachineProfile, ReadSpeed, load_machine, save_machine
+from edgert.machine import BackendSpeed, MachineProfile, ReadSpeed, load_machine, save_machine
 from edgert.probe import Effort
 
 MIB = 1 << 20
@@ -25,6 +25,7 @@ SMALL = Effort(
     file_bytes=8 * MIB,
     read_seconds=0.001,
     passes=1,
+    contests=1,
     block_bytes=(65536, MIB),
     depths=(1, 4),
 )
@@ -46,10 +47,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def made(direct: dict[tuple[int, int], float], **changes: Any) -> MachineProfile:
     """A profile of this machine that reads (KiB, depth) past the page cache at so many MB/s, and buffered at 100."""
     reads = tuple(ReadSpeed(block, depth, 100.0, speed) for (block, depth), speed in direct.items())
-    storage = machine.StorageSpeed("/", "ext4", 64, "on", 500.0, reads)
+    backends = (BackendSpeed("io_uring", "on", 500.0, 20.0),)
+    storage = machine.StorageSpeed("/", "ext4", 64, "io_uring", "on", 500.0, backends, reads)
     identity = machine.Identity(machine.fingerprint(), "x86_64", "a processor", 4, 8192)
     threads = (machine.ThreadSpeed(1, 10_000.0, 100.0), machine.ThreadSpeed(4, 20_000.0, 400.0))
-    whole = MachineProfile(datetime.now(UTC), "avx2", identity, storage, 1, threads)
+    whole = MachineProfile(datetime.now(UTC), "avx2", identity, storage, machine.VERSION, threads)
     return dataclasses.replace(whole, **changes)
 
 
@@ -66,6 +68,9 @@ def test_everything_is_measured_by_threads_block_and_depth(profile: MachineProfi
         (1024, 4),
     ]
     assert all(row.buffered_mb_per_s > 0 for row in profile.storage.reads)
+    ways = {(row.io_backend, row.direct_io) for row in profile.storage.backends}
+    assert {backend for backend, _ in ways} == set(_native.usable_io_backends())
+    assert (profile.storage.io_backend, profile.storage.direct_io) in ways
     assert profile.storage.sequential_mb_per_s > 0 and profile.storage.file_mib == 8
     assert profile.is_this_machine and profile.describe_age() == "today"
     assert profile.isa in _native.runnable_isas()
@@ -82,7 +87,16 @@ def test_the_file_that_is_read_never_has_a_name_while_it_holds_anything(tmp_path
         assert size == SMALL.file_bytes
         assert os.listdir(tmp_path) == []
         assert (
-            reads.measure(span_bytes=size, block_bytes=MIB, depth=2, random=True, direct=False, seconds=0) > 0
+            reads.measure(
+                span_bytes=size,
+                block_bytes=MIB,
+                depth=2,
+                random=True,
+                direct=False,
+                io_backend="auto",
+                seconds=0,
+            )
+            > 0
         )
     assert os.listdir(tmp_path) == []
 
@@ -146,10 +160,11 @@ def test_the_fewest_reads_in_flight_that_are_as_fast_as_any_are_taken(tmp_path: 
     profile = made({(1024, 1): 500.0, (1024, 4): 985.0, (1024, 16): 1000.0})
     here = dataclasses.replace(profile.storage, path=str(tmp_path))
     assert dataclasses.replace(profile, storage=here).knobs(tmp_path) == {"io_threads": 4}
-    buffered = dataclasses.replace(here, direct_io="off")
-    assert dataclasses.replace(profile, storage=buffered).knobs(tmp_path) == {
+    other = dataclasses.replace(here, direct_io="off", io_backend="pread")
+    assert dataclasses.replace(profile, storage=other).knobs(tmp_path) == {
         "io_threads": 1,
         "direct_io": "off",
+        "io_backend": "pread",
     }
 
 
@@ -161,10 +176,25 @@ def test_settings_are_for_bundles_on_the_storage_that_was_measured(tmp_path: Pat
     assert dataclasses.replace(profile, storage=elsewhere).knobs(tmp_path) == {}
 
 
-@pytest.mark.parametrize(("direct", "wins"), [(150.0, True), (98.0, True), (90.0, False), (None, False)])
-def test_direct_reads_are_taken_unless_the_page_cache_is_faster(direct: float | None, wins: bool) -> None:
-    small = ReadSpeed(64, 1, 1.0, 1000.0)  # smaller than experts are
-    assert machine.direct_wins((small, ReadSpeed(1024, 1, 100.0, direct))) is wins
+@pytest.mark.parametrize(
+    ("speeds", "won"),
+    [
+        ((100, 100, 100, 100), ("pread", "on")),
+        ((102, 99, 100, 101), ("pread", "on")),  # chance
+        ((110, 100, 100, 100), ("pread", "off")),
+        ((100, 100, 100, 110), ("io_uring", "on")),
+        ((100, 90, 110, 109), ("io_uring", "on")),
+        ((100, None, 120, None), ("io_uring", "off")),  # a file system without direct reads
+        ((100, None, 104, None), ("pread", "off")),
+    ],
+)
+def test_what_is_faster_wins_and_at_equal_speed_direct_reads_by_pread(
+    speeds: tuple[float | None, ...], won: tuple[str, str]
+) -> None:
+    ways = [(backend, direct) for backend in ("pread", "io_uring") for direct in ("off", "on")]
+    rows = [BackendSpeed(*way, speed, 1.0) for way, speed in zip(ways, speeds, strict=True) if speed]
+    best = machine.winner(rows)
+    assert (best.io_backend, best.direct_io) == won
 
 
 def test_loading_a_model_takes_what_was_found(
@@ -181,11 +211,31 @@ def test_loading_a_model_takes_what_was_found(
 
     monkeypatch.setattr(_native, "Runtime", recorded)
     profile = made({(1024, 1): 500.0, (1024, 16): 1000.0})
-    here = dataclasses.replace(profile.storage, path=str(tiny_bundle))
+    here = dataclasses.replace(profile.storage, path=str(tiny_bundle), direct_io="off", io_backend="pread")
     save_machine(dataclasses.replace(profile, storage=here), home / "machine.toml")
-    edgert.load(tiny_bundle).close()
-    edgert.load(tiny_bundle, io_threads=3).close()
-    assert [options["io_threads"] for options in asked] == [16, 3]
+    for knobs in ({}, {"io_backend": "auto", "direct_io": "auto"}):
+        with edgert.load(tiny_bundle, **knobs) as model:
+            assert model.stats()["io_backend"] == "pread"
+    last = _native.usable_io_backends()[-1]
+    with edgert.load(tiny_bundle, io_threads=3, io_backend=last) as model:
+        assert model.stats()["io_backend"] == last
+    assert [options["io_threads"] for options in asked] == [1, 1, 3]
+    assert [options["direct_io"] for options in asked] == ["off"] * 3
+
+
+def test_without_a_profile_io_uring_is_taken_where_it_works(home: Path, tiny_bundle: Path) -> None:
+    import edgert
+
+    with edgert.load(tiny_bundle) as model:
+        assert model.stats()["io_backend"] == _native.usable_io_backends()[-1]
+
+
+def test_what_was_measured_may_not_be_had_here(home: Path, tiny_bundle: Path) -> None:
+    """A container may forbid what won outside of it: no profile makes loading fail."""
+    storage = dataclasses.replace(made({(1024, 1): 500.0}).storage, path=str(tiny_bundle))
+    assert storage.io_backend == "io_uring"
+    profile = made({(1024, 1): 500.0}, storage=storage)
+    assert "io_backend" not in profile.knobs(tiny_bundle) and "direct_io" not in profile.knobs(tiny_bundle)
 
 
 # --- its file -----------------------------------------------------------------------------------------
@@ -232,8 +282,8 @@ def test_age_is_counted_in_days() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
-        ("version = 1", "version = 2", r"key version: found 2, allowed is a whole number from 1 to 1"),
-        ("version = 1", "", r"key version is missing"),
+        ("version = 2", "version = 1", r"key version: found 1, allowed is a whole number from 2 to 2"),
+        ("version = 2", "", r"key version is missing"),
         ('isa = "avx2"', "isa = 7", r"key isa: found 7, allowed is a text"),
         ("probed = ", "probed = 7 #", r"key probed: found 7, allowed is a date and time with its zone"),
         ("Z\n", "\n", r"key probed: found .*, allowed is a date and time with its zone"),

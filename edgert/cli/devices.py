@@ -145,7 +145,7 @@ def _text(profile: "MachineProfile") -> str:
     for block in sorted({row.block_kib for row in storage.reads}):
         cells = (f"{storage.read_mb_per_s(block << 10, depth):.0f}" for depth in depths)
         reads.append((format_bytes(block << 10), *cells))
-    how = "direct" if storage.direct_io == "on" else "through the page cache"
+    how = f"{storage.io_backend}, {'direct' if storage.direct_io == 'on' else 'through the page cache'}"
     return (
         f"{table(speeds, right=(0, 1, 2))}\n\n{table(reads, right=range(1, len(depths) + 1))}\n"
         f"sequential: {storage.sequential_mb_per_s:.0f} MB/s; {storage.filesystem} at {storage.path}, {how}"

@@ -24,7 +24,11 @@ std::vector<std::int32_t> some_tokens(int count, int vocab, int seed = 1) {
 }
 
 std::shared_ptr<Runtime> make_runtime(std::uint64_t memory = 1 << 30, int threads = 1) {
-  return std::make_shared<Runtime>(RuntimeOptions{memory, threads, 2, DirectIo::automatic, ""});
+  RuntimeOptions options;
+  options.memory_bytes = memory;
+  options.threads = threads;
+  options.io_threads = 2;
+  return std::make_shared<Runtime>(options);
 }
 
 std::vector<float> all_logits(Model& model, const std::vector<std::int32_t>& tokens) {

@@ -15,7 +15,13 @@ namespace {
 constexpr std::size_t kMiB = 1 << 20;
 
 ReadPattern pattern(std::size_t block, int depth) {
-  return {.span_bytes = kMiB, .block_bytes = block, .depth = depth, .direct = false, .seconds = 0.001};
+  ReadPattern p;
+  p.span_bytes = kMiB;
+  p.block_bytes = block;
+  p.depth = depth;
+  p.direct = false;
+  p.seconds = 0.001;
+  return p;
 }
 
 }  // namespace
@@ -41,7 +47,7 @@ TEST_CASE("memory and arithmetic have a rate on any number of threads") {
 TEST_CASE("reads are measured of a file that has been removed") {
   TemporaryDirectory directory;
   const auto path = directory.write("data.bin", std::string(kMiB, 'x'));
-  const ReadProbe probe(path);
+  ReadProbe probe(path);
   std::filesystem::remove(path);
   for (const bool random : {true, false}) {
     for (const bool direct : {false, true}) {
@@ -59,14 +65,14 @@ TEST_CASE("reads are measured of a file that has been removed") {
 TEST_CASE("a read that fails ends the measurement with its error") {
   TemporaryDirectory directory;
   const auto path = directory.write("data.bin", std::string(kMiB / 2, 'x'));
-  const ReadProbe probe(path);
+  ReadProbe probe(path);
   ReadPattern past_the_end = pattern(kMiB, 4);
   CHECK(contains(error_of(ErrorKind::corrupt, [&] { probe.measure(past_the_end); }), "the file ends here"));
 }
 
 TEST_CASE("a pattern that no file can serve is refused") {
   TemporaryDirectory directory;
-  const ReadProbe probe(directory.write("data.bin", std::string(kMiB, 'x')));
+  ReadProbe probe(directory.write("data.bin", std::string(kMiB, 'x')));
   const auto refused = [&](ReadPattern p) {
     return error_of(ErrorKind::invalid_argument, [&] { probe.measure(p); });
   };

@@ -3,6 +3,10 @@
 
 #include <pybind11/pybind11.h>
 
+#include <string>
+
+#include "storage/reader.h"
+
 namespace edgert {
 
 void bind_errors(pybind11::module_& module);
@@ -12,5 +16,7 @@ void bind_bundle(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
 void bind_model(pybind11::module_& module);
 void bind_probe(pybind11::module_& module);
+
+IoBackend io_backend(const std::string& word);  // as the knob names it
 
 }  // namespace edgert

@@ -12,6 +12,14 @@
 namespace py = pybind11;
 
 namespace edgert {
+
+IoBackend io_backend(const std::string& word) {
+  if (word == "auto") return IoBackend::automatic;
+  if (word == "pread") return IoBackend::pread;
+  if (word == "io_uring") return IoBackend::io_uring;
+  throw Error(ErrorKind::invalid_argument, "io_backend: found '" + word + "', allowed auto, pread, io_uring");
+}
+
 namespace {
 
 DirectIo direct_io(const std::string& word) {
@@ -23,17 +31,18 @@ DirectIo direct_io(const std::string& word) {
 
 void bind_runtime(py::module_& module) {
   py::class_<Runtime, std::shared_ptr<Runtime>>(module, "Runtime")
-      .def(py::init([](std::uint64_t memory_bytes, int threads, int io_threads, const std::string& direct,
-                       const std::string& isa) {
-             return std::make_shared<Runtime>(
-                 RuntimeOptions{memory_bytes, threads, io_threads, direct_io(direct), isa});
+      .def(py::init([](std::uint64_t memory_bytes, int threads, int io_threads, const std::string& backend,
+                       const std::string& direct, const std::string& isa) {
+             return std::make_shared<Runtime>(RuntimeOptions{memory_bytes, threads, io_threads,
+                                                             io_backend(backend), direct_io(direct), isa});
            }),
            py::arg("memory_bytes") = 0, py::kw_only(), py::arg("threads") = 0, py::arg("io_threads") = 4,
-           py::arg("direct_io") = "auto", py::arg("isa") = "")
+           py::arg("io_backend") = "auto", py::arg("direct_io") = "auto", py::arg("isa") = "")
       .def_property_readonly("budget_bytes", [](const Runtime& r) { return r.budget()->limit_bytes(); })
       .def_property_readonly("used_bytes", [](const Runtime& r) { return r.budget()->used_bytes(); })
       .def_property_readonly("peak_bytes", [](const Runtime& r) { return r.budget()->peak_bytes(); })
       .def_property_readonly("threads", [](Runtime& r) { return r.pool().threads(); })
+      .def_property_readonly("io_backend", [](Runtime& r) { return std::string(r.reader().name()); })
       .def_property_readonly("isa", [](const Runtime& r) { return std::string(r.kernel_table().name); })
       .def("reserve", &Runtime::reserve, py::arg("bytes"));
 }

@@ -27,6 +27,13 @@ void bind_probe(py::module_& module) {
         return measure_arithmetic(pool, isa.empty() ? kernels() : kernels(isa));
       },
       py::arg("threads"), py::arg("isa") = "");
+  module.def("usable_io_backends", [] {
+    std::vector<std::string> usable = {"pread"};
+    if (std::string best = make_reader(IoBackend::automatic, 1)->name(); best != usable[0]) {
+      usable.push_back(std::move(best));
+    }
+    return usable;
+  });
   py::class_<ReadProbe>(module, "ReadProbe")
       .def(py::init([](const std::string& path) {
              const py::gil_scoped_release released;
@@ -36,13 +43,14 @@ void bind_probe(py::module_& module) {
       .def_property_readonly("takes_direct", &ReadProbe::takes_direct)
       .def(
           "measure",
-          [](const ReadProbe& self, std::uint64_t span_bytes, std::size_t block_bytes, int depth, bool random,
-             bool direct, double seconds) {
+          [](ReadProbe& self, std::uint64_t span_bytes, std::size_t block_bytes, int depth, bool random,
+             bool direct, const std::string& backend, double seconds) {
             const py::gil_scoped_release released;
-            return self.measure({span_bytes, block_bytes, depth, random, direct, seconds});
+            return self.measure(
+                {span_bytes, block_bytes, depth, random, direct, io_backend(backend), seconds});
           },
           py::kw_only(), py::arg("span_bytes"), py::arg("block_bytes"), py::arg("depth"), py::arg("random"),
-          py::arg("direct"), py::arg("seconds"));
+          py::arg("direct"), py::arg("io_backend"), py::arg("seconds"));
 }
 
 }  // namespace edgert

@@ -12,6 +12,7 @@ using Words = std::string_view[];
 
 constexpr Words kAuto = {"auto"};
 constexpr Words kKvFormats = {"auto", "f32", "f16", "int8"};
+constexpr Words kIoBackends = {"auto", "pread", "io_uring"};
 constexpr Words kDirectIo = {"auto", "on", "off"};
 constexpr Words kIsas = {"auto", "scalar", "portable", "avx2", "avx512", "neon"};
 constexpr auto kMaxBytes = std::numeric_limits<std::int64_t>::max();
@@ -49,9 +50,15 @@ constexpr Knob kKnobs[] = {
      {},
      "threads",
      false,
-     "Threads that read experts from storage, which is the number of reads in flight."},
+     "Reads of experts from storage that are in flight at once; with pread, each takes a thread."},
+    {"io_backend", KnobKind::choice, "auto", 0, 0, kIoBackends, "", false,
+     "How storage is read. auto: what `edgert devices probe` found faster; unmeasured, io_uring where it "
+     "works, "
+     "else pread."},
     {"direct_io", KnobKind::choice, "auto", 0, 0, kDirectIo, "", false,
-     "Reads past the page cache (O_DIRECT). auto: where the file system takes them."},
+     "Reads past the page cache (O_DIRECT). auto: what `edgert devices probe` found faster; unmeasured, "
+     "where the "
+     "file system takes them."},
     {"isa", KnobKind::choice, "auto", 0, 0, kIsas, "", false,
      "Instruction set of the kernels. auto: the best that this processor runs."},
 };

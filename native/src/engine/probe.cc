@@ -9,6 +9,8 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <numeric>
+#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -59,12 +61,18 @@ void stream(const std::byte* data, std::size_t bytes) {
 // `depth` reads in flight until the time is over.
 class ReadRun {
  public:
-  ReadRun(std::shared_ptr<const File> file, const ReadPattern& pattern)
+  ReadRun(std::shared_ptr<const File> file, const ReadPattern& pattern, std::uint64_t seed)
       : file_(std::move(file)),
         pattern_(pattern),
         block_(round_up(pattern.block_bytes, File::kDirectAlignment)),
         memory_(nullptr, block_ * static_cast<std::size_t>(pattern.depth), "probe"),
-        reader_(make_pread_reader(pattern.depth)) {}
+        blocks_(pattern.span_bytes / pattern.block_bytes),
+        reader_(make_reader(pattern.backend, pattern.depth)) {
+    // As memory is that has been in use: the first touch of a page is not what is measured.
+    std::fill_n(memory_.as<std::uint64_t>(), memory_.size() / sizeof(std::uint64_t), 1);
+    std::iota(blocks_.begin(), blocks_.end(), 0);
+    if (pattern.random) std::shuffle(blocks_.begin(), blocks_.end(), std::mt19937_64(seed));
+  }
 
   double rate() {
     start_ = Clock::now();
@@ -76,17 +84,7 @@ class ReadRun {
   }
 
  private:
-  std::uint64_t next_offset() {
-    const std::uint64_t blocks = pattern_.span_bytes / pattern_.block_bytes;
-    std::uint64_t n = next_++;
-    if (pattern_.random) {  // SplitMix64
-      n = (n + 1) * 0x9e3779b97f4a7c15;
-      n = (n ^ n >> 30) * 0xbf58476d1ce4e5b9;
-      n = (n ^ n >> 27) * 0x94d049bb133111eb;
-      n ^= n >> 31;
-    }
-    return n % blocks * pattern_.block_bytes;
-  }
+  std::uint64_t next_offset() { return blocks_[next_++ % blocks_.size()] * pattern_.block_bytes; }
 
   void submit(std::size_t slot) {
     const auto destination = memory_.span().subspan(slot * block_, pattern_.block_bytes);
@@ -115,6 +113,8 @@ class ReadRun {
   const ReadPattern pattern_;
   const std::size_t block_;
   Buffer memory_;
+  std::vector<std::uint64_t>
+      blocks_;  // in the order in which they are read: each once before any is read again
   Clock::time_point start_;
   std::atomic<std::uint64_t> next_{0};
   std::atomic<std::uint64_t> blocks_read_{0};
@@ -177,7 +177,7 @@ ReadProbe::ReadProbe(const std::filesystem::path& path) : buffered_(File::open(p
   if (file->direct()) direct_ = std::move(file);
 }
 
-double ReadProbe::measure(const ReadPattern& pattern) const {
+double ReadProbe::measure(const ReadPattern& pattern) {
   const auto refuse = [](const std::string& message) {
     throw Error(ErrorKind::invalid_argument, "probe: " + message);
   };
@@ -190,7 +190,7 @@ double ReadProbe::measure(const ReadPattern& pattern) const {
   }
   if (!(pattern.seconds >= 0 && pattern.seconds <= 60)) refuse("seconds: allowed is 0 to 60");
   if (pattern.direct && !direct_) refuse("direct: the file system takes no direct reads");
-  return ReadRun(pattern.direct ? direct_ : buffered_, pattern).rate();
+  return ReadRun(pattern.direct ? direct_ : buffered_, pattern, ++runs_).rate();
 }
 
 }  // namespace edgert

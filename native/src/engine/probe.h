@@ -31,6 +31,7 @@ struct ReadPattern {
   int depth = 1;                 // reads in flight
   bool random = true;            // else one block after the other
   bool direct = true;            // past the page cache
+  IoBackend backend = IoBackend::automatic;
   double seconds = 0.3;
 };
 
@@ -41,12 +42,14 @@ class ReadProbe {
   explicit ReadProbe(const std::filesystem::path& path);
   bool takes_direct() const noexcept { return direct_ != nullptr; }
 
-  // Bytes a second. Error{invalid_argument} for a pattern that the file cannot serve.
-  double measure(const ReadPattern& pattern) const;
+  // Bytes a second; random reads in another order each time. Error{invalid_argument} for a pattern that the
+  // file cannot serve.
+  double measure(const ReadPattern& pattern);
 
  private:
   std::shared_ptr<const File> buffered_;
   std::shared_ptr<const File> direct_;  // null where the file system takes no direct reads
+  std::uint64_t runs_ = 0;
 };
 
 }  // namespace edgert

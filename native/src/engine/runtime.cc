@@ -1,5 +1,7 @@
 #include "engine/runtime.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 
 #include "control/knobs.h"
@@ -28,11 +30,19 @@ Runtime::Runtime(const RuntimeOptions& options)
     : kernels_(options.isa.empty() ? kernels() : kernels(options.isa)),
       budget_(
           std::make_shared<Budget>(options.memory_bytes != 0 ? options.memory_bytes : automatic_budget())),
-      direct_io_(options.direct_io) {
+      direct_io_(options.direct_io),
+      process_(getpid()) {
   check_knob("threads", options.threads);
   check_knob("io_threads", options.io_threads);
   pool_ = std::make_unique<ThreadPool>(options.threads != 0 ? options.threads : usable_cores());
-  reader_ = make_pread_reader(options.io_threads);
+  reader_ = make_reader(options.io_backend, options.io_threads);
+}
+
+Runtime::~Runtime() {
+  if (getpid() == process_) return;
+  // The threads stayed behind when this process was forked: to wait for them would take forever.
+  static_cast<void>(pool_.release());
+  static_cast<void>(reader_.release());
 }
 
 }  // namespace edgert

@@ -18,7 +18,8 @@ namespace edgert {
 struct RuntimeOptions {
   std::uint64_t memory_bytes = 0;  // 0: available memory less a margin for the rest of the machine
   int threads = 0;                 // 0: the usable cores
-  int io_threads = 4;
+  int io_threads = 4;              // reads in flight
+  IoBackend io_backend = IoBackend::automatic;
   DirectIo direct_io = DirectIo::automatic;
   std::string isa;  // empty: the best, or what EDGERT_ISA says
 };
@@ -26,6 +27,7 @@ struct RuntimeOptions {
 class Runtime {
  public:
   explicit Runtime(const RuntimeOptions& options);
+  ~Runtime();
 
   // Counts memory that lives outside the native library, such as the tokenizer's, for the runtime's life.
   // Never refused: the model that then finds too little left names the budget that works, this included.
@@ -43,6 +45,7 @@ class Runtime {
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<Reader> reader_;
   DirectIo direct_io_;
+  const int process_;
 };
 
 }  // namespace edgert

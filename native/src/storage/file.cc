@@ -1,3 +1,5 @@
+#include "storage/file.h"
+
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -5,12 +7,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <limits>
+#include <string>
 #include <system_error>
 #include <utility>
 
 #include "platform/error.h"
 #include "platform/memory.h"
-#include "storage/reader.h"
 
 namespace edgert {
 namespace {
@@ -35,6 +37,8 @@ std::string reason(int error) { return std::generic_category().message(error); }
 std::string at(const std::filesystem::path& path, std::uint64_t offset) {
   return path.string() + ": offset " + std::to_string(offset) + ": ";
 }
+
+bool unaligned(std::uint64_t n) { return n % File::kDirectAlignment != 0; }
 
 }  // namespace
 
@@ -66,39 +70,55 @@ std::shared_ptr<const File> File::open(const std::filesystem::path& path, Direct
 }
 
 std::size_t File::read(std::uint64_t offset, std::span<std::byte> destination) const {
-  const auto unaligned = [](std::uint64_t n) { return n % kDirectAlignment != 0; };
-  if (direct_ && (unaligned(offset) || unaligned(destination.size()) ||
-                  unaligned(reinterpret_cast<std::uintptr_t>(destination.data())))) {
+  FileRead read(*this, offset, destination);
+  while (!read.complete()) {
+    const auto [rest, at] = read.next();
+    const ssize_t n = pread(fd_, rest.data(), rest.size(), at);
+    read.advance(n < 0 ? -errno : n);
+  }
+  read.drop_cached();
+  return destination.size();
+}
+
+FileRead::FileRead(const File& file, std::uint64_t offset, std::span<std::byte> destination)
+    : file_(file), offset_(offset), destination_(destination) {
+  if (file.direct() && (unaligned(offset) || unaligned(destination.size()) ||
+                        unaligned(reinterpret_cast<std::uintptr_t>(destination.data())))) {
     throw Error(ErrorKind::invalid_argument,
-                at(path_, offset) + "a direct read of " + std::to_string(destination.size()) +
-                    " bytes is not aligned to " + std::to_string(kDirectAlignment));
+                at(file.path(), offset) + "a direct read of " + std::to_string(destination.size()) +
+                    " bytes is not aligned to " + std::to_string(File::kDirectAlignment));
   }
-  std::size_t done = 0;
-  while (done < destination.size()) {
-    const std::uint64_t position = offset + done;
-    ssize_t n = 0;  // an offset that no file can have is past the end as well
-    if (position <= static_cast<std::uint64_t>(std::numeric_limits<off_t>::max()) &&
-        !(direct_ && unaligned(done))) {
-      n = pread(fd_, destination.data() + done, destination.size() - done, static_cast<off_t>(position));
-    }
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) {
-      throw Error(ErrorKind::io, at(path_, position) + "reading " +
-                                     std::to_string(destination.size() - done) +
-                                     " bytes failed: " + reason(errno));
-    }
-    if (n == 0) {
-      throw Error(ErrorKind::corrupt, at(path_, position) + "the file ends here, " +
-                                          std::to_string(destination.size() - done) + " bytes too early");
-    }
-    done += static_cast<std::size_t>(n);
+}
+
+FileRead::Step FileRead::next() const {
+  // No file has such an offset, and only at the end of a file does a direct read stop in between.
+  const bool past_the_end = position() > static_cast<std::uint64_t>(std::numeric_limits<off_t>::max());
+  if (past_the_end || (file_.direct() && unaligned(done_))) fail_at_end();
+  return {destination_.subspan(done_), static_cast<off_t>(position())};
+}
+
+void FileRead::advance(ssize_t result) {
+  if (result == -EINTR) return;
+  if (result == 0) fail_at_end();
+  if (result < 0) {
+    throw Error(ErrorKind::io, at(file_.path(), position()) + "reading " +
+                                   std::to_string(destination_.size() - done_) +
+                                   " bytes failed: " + reason(static_cast<int>(-result)));
   }
-  if (!direct_) {
-    const std::uint64_t begin = offset / page_size() * page_size();
-    const std::uint64_t end = round_up(offset + done, page_size());
-    posix_fadvise(fd_, static_cast<off_t>(begin), static_cast<off_t>(end - begin), POSIX_FADV_DONTNEED);
-  }
-  return done;
+  done_ += static_cast<std::size_t>(result);
+}
+
+void FileRead::drop_cached() const noexcept {
+  if (file_.direct()) return;
+  const std::uint64_t begin = offset_ / page_size() * page_size();
+  const std::uint64_t end = round_up(position(), page_size());
+  posix_fadvise(file_.descriptor(), static_cast<off_t>(begin), static_cast<off_t>(end - begin),
+                POSIX_FADV_DONTNEED);
+}
+
+void FileRead::fail_at_end() const {
+  throw Error(ErrorKind::corrupt, at(file_.path(), position()) + "the file ends here, " +
+                                      std::to_string(destination_.size() - done_) + " bytes too early");
 }
 
 }  // namespace edgert

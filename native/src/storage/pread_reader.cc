@@ -1,12 +1,12 @@
 #include <condition_variable>
-#include <deque>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
-#include "platform/error.h"
 #include "platform/thread.h"
+#include "storage/read_queue.h"
 #include "storage/reader.h"
 
 namespace edgert {
@@ -28,12 +28,10 @@ class PreadReader final : public Reader {
   ~PreadReader() override { stop(); }
 
   void submit(ReadRequest request) override {
-    if (!request.file || !request.done) {
-      throw Error(ErrorKind::invalid_argument, "a read needs a file and a completion");
-    }
+    ReadQueue::Reads read = ReadQueue::accept(std::move(request));
     {
-      std::lock_guard lock(mutex_);
-      (request.priority == ReadPriority::demand ? demand_ : prefetch_).push_back(std::move(request));
+      const std::lock_guard lock(mutex_);
+      waiting_.push(read, read.begin());
     }
     ready_.notify_one();
   }
@@ -43,7 +41,7 @@ class PreadReader final : public Reader {
  private:
   void stop() {
     {
-      std::lock_guard lock(mutex_);
+      const std::lock_guard lock(mutex_);
       stopping_ = true;
     }
     ready_.notify_all();
@@ -52,48 +50,40 @@ class PreadReader final : public Reader {
 
   void serve() {
     for (;;) {
+      ReadQueue::Reads taken;
       std::unique_lock lock(mutex_);
-      ready_.wait(lock, [&] { return stopping_ || !demand_.empty() || !prefetch_.empty(); });
-      auto& queue = demand_.empty() ? prefetch_ : demand_;
+      ready_.wait(lock, [&] { return stopping_ || !waiting_.empty(); });
       // What a completion submits during destruction is queued by this very thread: it comes back for it.
-      if (queue.empty()) return;
-      ReadRequest request = std::move(queue.front());
-      queue.pop_front();
+      if (waiting_.empty()) return;
+      QueuedRead& read = *waiting_.pop(taken);
       const bool cancelled = stopping_;
       lock.unlock();
-      complete(std::move(request), cancelled);
+      complete(read, cancelled);
     }
   }
 
-  static void complete(ReadRequest request, bool cancelled) {
-    std::exception_ptr failure;
+  static void complete(QueuedRead& read, bool cancelled) {
     try {
       if (cancelled) {
-        throw Error(ErrorKind::cancelled, request.file->path().string() + ": offset " +
-                                              std::to_string(request.offset) + ": the reader closed first");
+        read.cancel();
+      } else {
+        read.request.file->read(read.request.offset, read.request.destination);
       }
-      request.file->read(request.offset, request.destination);
     } catch (...) {
-      failure = std::current_exception();
+      read.failure = std::current_exception();
     }
-    request.done(failure);
+    read.request.done(read.failure);
   }
 
   std::mutex mutex_;
   std::condition_variable ready_;
-  std::deque<ReadRequest> demand_;
-  std::deque<ReadRequest> prefetch_;
+  ReadQueue waiting_;
   bool stopping_ = false;
   std::vector<std::thread> threads_;
 };
 
 }  // namespace
 
-std::unique_ptr<Reader> make_pread_reader(int depth) {
-  if (depth < 1 || depth > 256) {
-    throw Error(ErrorKind::invalid_argument, "I/O threads: " + std::to_string(depth) + " is not in 1 to 256");
-  }
-  return std::make_unique<PreadReader>(depth);
-}
+std::unique_ptr<Reader> make_pread_reader(int depth) { return std::make_unique<PreadReader>(depth); }
 
 }  // namespace edgert
