@@ -19,6 +19,7 @@ const std::vector<const KernelTable*>& runnable_tables() {
     if (cpu_features().avx512_vnni) found.push_back(&avx512_table);
 #elif defined(__aarch64__)
     if (cpu_features().neon_dot) found.push_back(&neon_table);
+    if (cpu_features().neon_i8mm) found.push_back(&neon_i8mm_table);
 #endif
     return found;
   }();

@@ -141,6 +141,7 @@ struct Dot<V, 8> {
 // What is indexed by row or tile stays in registers only where the loops over them unroll, which GCC has to
 // be told.
 template <class V, int Bits, int M, int T>
+  requires(!V::kOwnIntegerTiles)
 void integer_tiles(const IntegerTile (&tiles)[T], bool first, const QuantizedRow (&x)[M],
                    TileResult<V, M> (&result)[T]) {
   constexpr int kZeroShift = Bits == 8 ? V::kInt8Zero - 128 : 0;
@@ -186,6 +187,13 @@ void integer_tiles(const IntegerTile (&tiles)[T], bool first, const QuantizedRow
       }
     }
   }
+}
+
+template <class V, int Bits, int M, int T>
+  requires V::kOwnIntegerTiles
+void integer_tiles(const IntegerTile (&tiles)[T], bool first, const QuantizedRow (&x)[M],
+                   TileResult<V, M> (&result)[T]) {
+  V::template integer_tiles<Bits, M, T>(tiles, first, x, result);
 }
 
 template <class V>

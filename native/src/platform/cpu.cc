@@ -16,6 +16,9 @@
 #elif defined(__aarch64__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
+#ifndef HWCAP2_I8MM  // headers before Linux 5.6
+#define HWCAP2_I8MM (1 << 13)
+#endif
 #endif
 
 namespace edgert {
