@@ -50,8 +50,9 @@ struct Neon : VectorOps<Neon, 4> {
     if constexpr (Bits == 3) {
       IntegerTile high_plane = tile;
       high_plane.codes += tile.padded * kTileRows * 2 / 8;
-      return vsliq_n_u8(unpack<2, Step, false>(tile, group, strip), unpack<1, Step>(high_plane, group, strip),
-                        2);
+      const auto low = unpack<2, Step, false>(tile, group, strip),
+                 high = unpack<1, Step>(high_plane, group, strip);
+      return vsliq_n_u8(low, high, 2);
     } else {
       constexpr int kStepsAVector = 8 / Bits, kShift = Bits * (Step % kStepsAVector);
       const std::byte* p = tile.codes + group * (kActivationGroup * kTileRows * Bits / 8) + strip * 16;
@@ -70,7 +71,7 @@ struct Neon : VectorOps<Neon, 4> {
   template <int Bits, int M, int T>
   static void integer_tiles(const IntegerTile (&tiles)[T], bool first, const QuantizedRow (&x)[M],
                             Float (&result)[T][M][kStrips]) {
-    constexpr int kBlock = M == 8 ? 2 : 4;                 // strips: 16 sums at most
+    constexpr int kBlock = M >= 4 ? 2 : 4;                 // strips: registers for sums and activations
     constexpr std::uint8_t kCentre = Bits == 8 ? 128 : 0;  // sdot takes signed bytes
     const std::size_t groups = tiles[0].padded / kActivationGroup;
     const std::size_t groups_a_scale = tiles[0].group / kActivationGroup;

@@ -73,7 +73,7 @@ struct NeonI8mm : Neon {
   [[gnu::always_inline]] static void add_group(const IntegerTile& tile, std::size_t group,
                                                std::size_t row_of_scales, const RowPair (&pairs)[P],
                                                float32x4_t (&sums)[kStrips][2][P]) {
-    constexpr int kBlock = P == 8 ? 1 : P == 4 ? 2 : 4;  // strips: 16 sums at most
+    constexpr int kBlock = P == 8 ? 1 : P >= 2 ? 2 : 4;  // strips: 8 or 16 sums
     for (int strip = 0; strip < kStrips; strip += kBlock) {
       const std::size_t lane = row_of_scales + static_cast<std::size_t>(strip * kWidth);
       int32x4_t dots[kBlock][2][P];
