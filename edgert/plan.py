@@ -121,6 +121,7 @@ _CORES_FOR_ALL = 0.5  # share of the cores that suffices to read at that
 _CLOCK_HZ = 2.2e9
 _OPERATIONS_A_CYCLE = {  # int8, of a core
     "avx512": 256,
+    "avxvnni": 128,
     "avx2": 64,
     "neon-i8mm": 128,
     "neon": 64,

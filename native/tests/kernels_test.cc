@@ -345,6 +345,7 @@ TEST_CASE("a table is offered where the processor has its instructions") {
     return std::find(names.begin(), names.end(), name) != names.end();
   };
   CHECK(offered("avx2") == cpu_features().avx2);
+  CHECK(offered("avxvnni") == cpu_features().avx_vnni);
   CHECK(offered("avx512") == cpu_features().avx512_vnni);
   CHECK(offered("neon") == cpu_features().neon_dot);
   CHECK(offered("neon-i8mm") == cpu_features().neon_i8mm);

@@ -159,6 +159,8 @@ void integer_tiles(const IntegerTile (&tiles)[T], bool first, const QuantizedRow
     if (first) {
       for (const auto& ahead : prefetch) ahead(g);
     }
+    // 16 registers are for the dot products, not for these sums as well.
+    if constexpr (M > 1 && V::kRegisters == 16) asm volatile("" : : "r"(&result) : "memory");
     for (int strip = 0; strip < V::kStrips; ++strip) {
       Dot<V, Bits> dots[T][M];
 #pragma GCC unroll 8
