@@ -61,11 +61,11 @@ struct Neon : VectorOps<Neon, 4> {
     }
   }
 
-  // -zero of a strip, so that a sum can start as -zero * (sum of activations): exact in any order. Where the
-  // format has no zeros, zero is 2^(Bits - 1) less `shift`, by which the codes were centred.
+  // The zeros of a strip. Where the format has none, zero is 2^(Bits - 1) less `centre`, by which codes are
+  // centred.
   template <int Bits>
-  [[gnu::always_inline]] static Int minus_zero(const IntegerTile& tile, std::size_t lane, int shift) {
-    return shift - (tile.zeros ? load_u8(tile.zeros + lane) : splat(1 << (Bits - 1)));
+  [[gnu::always_inline]] static int32x4_t zeros(const IntegerTile& tile, std::size_t lane, int centre) {
+    return (int32x4_t)(tile.zeros ? load_u8(tile.zeros + lane) : splat(1 << (Bits - 1))) - centre;
   }
 
   template <int Bits, int M, int T>
@@ -85,11 +85,10 @@ struct Neon : VectorOps<Neon, 4> {
         if (first) prefetch[t](g);
         for (int strip = 0; strip < kStrips; strip += kBlock) {
           const std::size_t lane = row_of_scales + static_cast<std::size_t>(strip * kWidth);
-          int32x4_t dots[kBlock][M];
+          int32x4_t dots[kBlock][M];  // from -zero * sum on, so that nothing is left to subtract
           for (int s = 0; s < kBlock; ++s) {
-            const auto zero =
-                (int32x4_t)minus_zero<Bits>(tile, lane + static_cast<std::size_t>(s * kWidth), kCentre);
-            for (int r = 0; r < M; ++r) dots[s][r] = vmulq_n_s32(zero, x[r].sums[g]);
+            const auto zero = zeros<Bits>(tile, lane + static_cast<std::size_t>(s * kWidth), kCentre);
+            for (int r = 0; r < M; ++r) dots[s][r] = vmulq_n_s32(zero, -x[r].sums[g]);
           }
           unrolled<2>([&]<int Half>(Count<Half>) __attribute__((always_inline)) {
             int8x16_t columns[M];

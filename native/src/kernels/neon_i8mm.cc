@@ -17,7 +17,7 @@ struct NeonI8mm : Neon {
   struct RowPair {
     int8x16_t columns[kActivationGroup / 8];
     float32x4_t scale;  // {first, second, first, second}
-    int32x4_t sum;
+    int32x4_t minus_sum;
   };
   [[gnu::always_inline]] static RowPair row_pair(const QuantizedRow& first, const QuantizedRow& second,
                                                  std::size_t group) {
@@ -30,8 +30,8 @@ struct NeonI8mm : Neon {
     }
     const float a = first.scales[group], b = second.scales[group];
     pair.scale = float32x4_t{a, b, a, b};
-    const std::int32_t c = first.sums[group], d = second.sums[group];
-    pair.sum = int32x4_t{c, d, c, d};
+    const std::int32_t c = -first.sums[group], d = -second.sums[group];
+    pair.minus_sum = int32x4_t{c, d, c, d};
     return pair;
   }
 
@@ -78,10 +78,10 @@ struct NeonI8mm : Neon {
       const std::size_t lane = row_of_scales + static_cast<std::size_t>(strip * kWidth);
       int32x4_t dots[kBlock][2][P];
       for (int s = 0; s < kBlock; ++s) {
-        const auto zero = (int32x4_t)minus_zero<Bits>(tile, lane + static_cast<std::size_t>(s * kWidth), 0);
+        const auto zero = zeros<Bits>(tile, lane + static_cast<std::size_t>(s * kWidth), 0);
         for (int p = 0; p < P; ++p) {
-          dots[s][0][p] = vzip1q_s32(zero, zero) * pairs[p].sum;
-          dots[s][1][p] = vzip2q_s32(zero, zero) * pairs[p].sum;
+          dots[s][0][p] = vzip1q_s32(zero, zero) * pairs[p].minus_sum;
+          dots[s][1][p] = vzip2q_s32(zero, zero) * pairs[p].minus_sum;
         }
       }
       unrolled<kActivationGroup / 8>([&]<int I>(Count<I>) __attribute__((always_inline)) {
