@@ -119,7 +119,15 @@ def measured_speeds(profile: MachineProfile, *, threads: int = 0, reads_in_fligh
 _SUSTAINED = 0.75  # of the memory's peak
 _CORES_FOR_ALL = 0.5  # share of the cores that suffices to read at that
 _CLOCK_HZ = 2.2e9
-_OPERATIONS_A_CYCLE = {"avx512": 256, "avx2": 64, "neon": 64, "portable": 16, "scalar": 2}  # int8, of a core
+_OPERATIONS_A_CYCLE = {  # int8, of a core
+    "avx512": 256,
+    "avxvnni": 128,
+    "avx2": 64,
+    "neon-i8mm": 128,
+    "neon": 64,
+    "portable": 16,
+    "scalar": 2,
+}
 
 
 def assumed_speeds(device: Device, *, threads: int = 0, reads_in_flight: int = 0) -> Speeds:

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels_support.h"
+#include "platform/cpu.h"
 #include "platform/error.h"
 #include "quant/pack.h"
 
@@ -201,8 +202,8 @@ TEST_CASE("integer products equal the scalar table's bit for bit") {
   const KernelTable& scalar = kernels("scalar");
   for (FormatId id : kIntegerFormats) {
     for (std::size_t cols : kCols) {
-      const Matrix matrix = random_matrix(id, 17, cols, random);
-      Activations a(scalar, 3, cols, random);
+      const Matrix matrix = random_matrix(id, 50, cols, random);
+      Activations a(scalar, 31, cols, random);  // 16 + 8 + 4 + 2 + 1
       const std::vector<float> expected = multiply(scalar, matrix, a);
       for (std::string_view name : runnable_kernels()) {
         CAPTURE(name);
@@ -250,7 +251,7 @@ TEST_CASE("a row's result has the same bits alone, in any batch, through gather 
       CAPTURE(name);
       CAPTURE(f.name);
       const Matrix matrix = random_matrix(f.id, 50, 201, random);
-      Activations all(table, 9, 201, random);
+      Activations all(table, 19, 201, random);
       const std::vector<float> batch = multiply(table, matrix, all);
 
       for (std::size_t m = 1; m < all.m; ++m) {
@@ -260,10 +261,10 @@ TEST_CASE("a row's result has the same bits alone, in any batch, through gather 
         for (std::size_t t = tiles(matrix); t-- > 0;) table.matmul(work, t, t + 1);
         CHECK(std::memcmp(part.y.data(), batch.data(), m * part.y_stride * sizeof(float)) == 0);
       }
-      for (std::int32_t r = 0; r < 9; ++r) {
+      for (std::int32_t r = 0; r < 19; ++r) {
         Product gathered;
         MatMul work = work_of(matrix, all, gathered);
-        const std::int32_t rows[] = {r, 8 - r, r};
+        const std::int32_t rows[] = {r, 18 - r, r};
         work.gather = rows;
         work.m = 3;
         table.matmul(work, 0, tiles(matrix));
@@ -336,6 +337,19 @@ TEST_CASE("quantising ties, zeros, subnormals and values that are not finite") {
       CHECK(std::all_of(b.codes.begin() + 96, b.codes.end(), [](int code) { return code == 0; }));
     }
   }
+}
+
+TEST_CASE("a table is offered where the processor has its instructions") {
+  const auto offered = [](std::string_view name) {
+    const auto names = runnable_kernels();
+    return std::find(names.begin(), names.end(), name) != names.end();
+  };
+  CHECK(offered("avx2") == cpu_features().avx2);
+  CHECK(offered("avxvnni") == cpu_features().avx_vnni);
+  CHECK(offered("avx512") == cpu_features().avx512_vnni);
+  CHECK(offered("neon") == cpu_features().neon_dot);
+  CHECK(offered("neon-i8mm") == cpu_features().neon_i8mm);
+  if (cpu_features().neon_i8mm) CHECK(runnable_kernels().back() == "neon-i8mm");
 }
 
 TEST_CASE("the best table is the default, and an unknown name is refused with those that can run") {

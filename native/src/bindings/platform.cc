@@ -38,6 +38,7 @@ void bind_platform(py::module_& module) {
     const CpuFeatures& features = cpu_features();
     py::dict flags;
     flags["avx2"] = features.avx2;
+    flags["avx_vnni"] = features.avx_vnni;
     flags["avx512_vnni"] = features.avx512_vnni;
     flags["neon_dot"] = features.neon_dot;
     flags["neon_i8mm"] = features.neon_i8mm;

@@ -14,7 +14,7 @@ constexpr Words kAuto = {"auto"};
 constexpr Words kKvFormats = {"auto", "f32", "f16", "int8"};
 constexpr Words kIoBackends = {"auto", "pread", "io_uring"};
 constexpr Words kDirectIo = {"auto", "on", "off"};
-constexpr Words kIsas = {"auto", "scalar", "portable", "avx2", "avx512", "neon"};
+constexpr Words kIsas = {"auto", "scalar", "portable", "avx2", "avxvnni", "avx512", "neon", "neon-i8mm"};
 constexpr auto kMaxBytes = std::numeric_limits<std::int64_t>::max();
 constexpr std::int64_t kMaxContext = std::numeric_limits<std::int32_t>::max();
 

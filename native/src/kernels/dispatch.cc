@@ -16,9 +16,11 @@ const std::vector<const KernelTable*>& runnable_tables() {
     std::vector<const KernelTable*> found = {&scalar_table, &portable_table};
 #if defined(__x86_64__)
     if (cpu_features().avx2) found.push_back(&avx2_table);
+    if (cpu_features().avx_vnni) found.push_back(&avxvnni_table);
     if (cpu_features().avx512_vnni) found.push_back(&avx512_table);
 #elif defined(__aarch64__)
     if (cpu_features().neon_dot) found.push_back(&neon_table);
+    if (cpu_features().neon_i8mm) found.push_back(&neon_i8mm_table);
 #endif
     return found;
   }();

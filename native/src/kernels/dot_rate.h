@@ -23,7 +23,7 @@ std::uint64_t dot_rounds(std::uint64_t rounds) {
 #pragma GCC unroll 4
       for (int c = 0; c < kCodes; ++c) {
         const auto codes = V::template load_raw<typename V::Bits>(memory + c * V::kWidth);
-        sums[c][i] = V::dot_int8(sums[c][i], codes, x);
+        sums[c][i] = V::dot_peak(sums[c][i], codes, x);
       }
     }
   }
@@ -35,7 +35,7 @@ std::uint64_t dot_rounds(std::uint64_t rounds) {
   }
   __builtin_memcpy(memory, &sum, sizeof sum);
   asm volatile("" : : "r"(memory) : "memory");
-  return rounds * kCodes * kInputs * V::kWidth * 4;
+  return rounds * kCodes * kInputs * V::kPeakProducts;
 }
 
 }  // namespace edgert

@@ -12,11 +12,16 @@ void quantize(const float* x, std::size_t cols, std::size_t padded, std::int8_t*
               std::int32_t* sums) {
   constexpr int kVectors = kActivationGroup / V::kWidth;
   for (std::size_t begin = 0; begin < padded; begin += kActivationGroup) {
+    const float* from = x + begin;
+    float tail[kActivationGroup];
+    if (begin + kActivationGroup > cols) {
+      for (std::size_t i = 0; i < kActivationGroup; ++i) tail[i] = begin + i < cols ? x[begin + i] : 0.0f;
+      from = tail;
+    }
     typename V::Float v[kVectors];
     typename V::Int largest{};  // as bits, which order |x| with NaN above all
     for (int i = 0; i < kVectors; ++i) {
-      const std::size_t at = begin + static_cast<std::size_t>(i * V::kWidth);
-      v[i] = V::load_partial(x + (at < cols ? at : 0), static_cast<std::ptrdiff_t>(cols - at), 0.0f);
+      v[i] = V::load(from + i * V::kWidth);
       const auto bits = (typename V::Int)V::abs(v[i]);
       largest = bits > largest ? bits : largest;
     }

@@ -80,7 +80,7 @@ struct Attention {
 std::size_t attention_scratch(const Attention& work);
 
 struct KernelTable {
-  std::string_view name;  // "scalar", "portable", "avx2", "avx512", "neon"
+  std::string_view name;  // "scalar", "portable", "avx2", "avxvnni", "avx512", "neon", "neon-i8mm"
   // Output rows of tiles [tile_begin, tile_end), every activation row.
   void (*matmul)(const MatMul& work, std::size_t tile_begin, std::size_t tile_end);
   // One row to int8: codes[padded], scales and sums [padded / kActivationGroup].

@@ -27,18 +27,24 @@ void float_tile(const Element* tile, std::size_t cols, const float* const (&x)[M
     const std::size_t end = begin + kChunk < cols ? begin + kChunk : cols;
     for (int strip = 0; strip < V::kStrips; ++strip) {
       const Element* column = tile + begin * kTileRows + strip * V::kWidth;
+      Float strip_sums[M][kSums];  // in registers
+      __builtin_memcpy(strip_sums, sums[strip], sizeof strip_sums);
       auto add = [&](std::size_t k, std::size_t j) {
         const Float w = V::load(column);
         column += kTileRows;
 #pragma GCC unroll 8
-        for (int r = 0; r < M; ++r) sums[strip][r][j] = V::madd(w, V::splat(x[r][k + j]), sums[strip][r][j]);
+        for (int r = 0; r < M; ++r) strip_sums[r][j] = V::madd(w, V::splat(x[r][k + j]), strip_sums[r][j]);
       };
       std::size_t k = begin;
       for (; k + kSums <= end; k += kSums) {
 #pragma GCC unroll 4
         for (std::size_t j = 0; j < kSums; ++j) add(k, j);
       }
-      for (std::size_t j = 0; k + j < end; ++j) add(k, j);
+#pragma GCC unroll 4
+      for (std::size_t j = 0; j < kSums; ++j) {
+        if (k + j < end) add(k, j);
+      }
+      __builtin_memcpy(sums[strip], strip_sums, sizeof strip_sums);
     }
   }
   for (int strip = 0; strip < V::kStrips; ++strip) {
@@ -141,6 +147,7 @@ struct Dot<V, 8> {
 // What is indexed by row or tile stays in registers only where the loops over them unroll, which GCC has to
 // be told.
 template <class V, int Bits, int M, int T>
+  requires(!V::kOwnIntegerTiles)
 void integer_tiles(const IntegerTile (&tiles)[T], bool first, const QuantizedRow (&x)[M],
                    TileResult<V, M> (&result)[T]) {
   constexpr int kZeroShift = Bits == 8 ? V::kInt8Zero - 128 : 0;
@@ -158,6 +165,8 @@ void integer_tiles(const IntegerTile (&tiles)[T], bool first, const QuantizedRow
     if (first) {
       for (const auto& ahead : prefetch) ahead(g);
     }
+    // 16 registers are for the dot products, not for these sums as well.
+    if constexpr (M > 1 && V::kRegisters == 16) asm volatile("" : : "r"(&result) : "memory");
     for (int strip = 0; strip < V::kStrips; ++strip) {
       Dot<V, Bits> dots[T][M];
 #pragma GCC unroll 8
@@ -186,6 +195,13 @@ void integer_tiles(const IntegerTile (&tiles)[T], bool first, const QuantizedRow
       }
     }
   }
+}
+
+template <class V, int Bits, int M, int T>
+  requires V::kOwnIntegerTiles
+void integer_tiles(const IntegerTile (&tiles)[T], bool first, const QuantizedRow (&x)[M],
+                   TileResult<V, M> (&result)[T]) {
+  V::template integer_tiles<Bits, M, T>(tiles, first, x, result);
 }
 
 template <class V>

@@ -8,11 +8,12 @@
 //   madd(a, b, c)                   a * b + c, fused where the instruction set fuses
 //   load(const Half*), store_half   f16 to f32 and back, nearest even
 //   load_u8, load_u16               integers to Int and Bits
-//   Narrow, dot_narrow, widen       4-way dot products u8 x s8 of codes up to 15: dot_narrow adds to each
-//   lane
-//                                   of a Narrow, at most 8 times, and widen gives the sums as Int
+//   Narrow, dot_narrow, widen       4-way dot products u8 x s8 of codes up to 15: dot_narrow adds to every
+//                                   lane, at most 8 times, and widen gives the sums as Int
 //   mul16                           a * b for 0 <= a < 2^15, |b| < 2^15, where that is cheaper
 //   kInt8Zero, dot_int8             the same for codes up to 255, of which 128 - kInt8Zero is taken first
+//   integer_tiles                   instead of the last two rows, where kOwnIntegerTiles: as that of matmul.h
+//   dot_peak, kPeakProducts         what multiplies most bytes, and how many; dot_int8 where not given
 //
 // 16 lanes are kStrips vectors. Everything here has the same result on every instruction set, but for madd.
 #pragma once
@@ -41,6 +42,8 @@ struct VectorOps {
   static constexpr int kWidth = Width;
   static constexpr int kStrips = kTileRows / Width;
   static constexpr int kRowBlock = 4, kTileBlock = 1;
+  static constexpr bool kOwnIntegerTiles = false;
+  static constexpr int kPeakProducts = 4 * Width;
   using Float = typename VectorOf<float, Width>::type;
   using Int = typename VectorOf<std::int32_t, Width>::type;
   using Bits = typename VectorOf<std::uint32_t, Width>::type;
@@ -98,6 +101,8 @@ struct VectorOps {
                             << 23;  // 2^(n-1)
     return x < smallest ? Float{} : p * (Float)half_power * 2.0f;
   }
+
+  static Int dot_peak(Int sum, Bits codes, Bits x) { return V::dot_int8(sum, codes, x); }
 
   // Over 16 lanes, as a tree.
   static float sum(const Float (&v)[kStrips]) {

@@ -8,6 +8,7 @@ namespace edgert {
 
 struct CpuFeatures {
   bool avx2 = false;         // AVX2, FMA and F16C
+  bool avx_vnni = false;     // AVX2 and its own VNNI
   bool avx512_vnni = false;  // AVX-512 F/BW/DQ/VL and VNNI
   bool neon_dot = false;     // AArch64 with dot products and half-precision arithmetic
   bool neon_i8mm = false;    // AArch64 with int8 matrix multiplication
