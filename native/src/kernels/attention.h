@@ -22,7 +22,7 @@ struct Int8Kv {
   static IntegerTile keys(const std::byte* at, std::size_t head_dim) {
     const std::size_t codes = padded(head_dim) * kTileRows;
     const std::size_t bytes = codes + padded(head_dim) / kGroup * kTileRows * sizeof(Half);
-    return {at, reinterpret_cast<const Half*>(at + codes), nullptr, padded(head_dim), kGroup, bytes, bytes};
+    return {at, reinterpret_cast<const Half*>(at + codes), nullptr, padded(head_dim), 0, bytes, bytes};
   }
   static std::size_t value_scales(std::size_t value_dim) {  // where they begin
     return (value_dim + 15) / 16 * 16 * kKvBlockTokens;

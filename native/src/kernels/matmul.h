@@ -7,6 +7,8 @@
 //                    sum += (weight scale * activation scale) * (dot - zero * activation sum)
 #pragma once
 
+#include <bit>
+
 #include "kernels/kernels.h"
 #include "kernels/vector.h"
 
@@ -61,9 +63,11 @@ struct IntegerTile {
   const Half* scales;         // [group][16]
   const std::uint8_t* zeros;  // [group][16] or null
   std::size_t padded;         // columns
-  std::size_t group;          // columns of a scale, a multiple of kActivationGroup
+  int scale_shift;            // log2 of the activation groups that share a scale
   std::size_t bytes;          // of the tile
   std::size_t next;           // from this tile to the one that its thread takes next
+
+  std::size_t scales_of(std::size_t group) const { return (group >> scale_shift) * kTileRows; }
 };
 
 struct QuantizedRow {
@@ -152,7 +156,6 @@ void integer_tiles(const IntegerTile (&tiles)[T], bool first, const QuantizedRow
                    TileResult<V, M> (&result)[T]) {
   constexpr int kZeroShift = Bits == 8 ? V::kInt8Zero - 128 : 0;
   const std::size_t groups = tiles[0].padded / kActivationGroup;
-  const std::size_t groups_a_scale = tiles[0].group / kActivationGroup;
   Prefetch<Bits, M, T> prefetch[T];
   for (int t = 0; t < T; ++t) {
     prefetch[t] = Prefetch<Bits, M, T>(tiles[t]);
@@ -161,7 +164,7 @@ void integer_tiles(const IntegerTile (&tiles)[T], bool first, const QuantizedRow
     }
   }
   for (std::size_t g = 0; g < groups; ++g) {
-    const std::size_t row_of_scales = g / groups_a_scale * kTileRows;
+    const std::size_t row_of_scales = tiles[0].scales_of(g);
     if (first) {
       for (const auto& ahead : prefetch) ahead(g);
     }
@@ -263,8 +266,9 @@ void integer_matmul(const MatMul& work, std::size_t tile_begin, std::size_t tile
   const std::size_t stride = tile_bytes(f, work.cols);
   const std::size_t padded = padded_cols(f, work.cols);
   const auto group = static_cast<std::size_t>(f.group);
+  const int shift = std::countr_zero(group / kActivationGroup);  // groups are powers of two
   const auto tile_at = [&](std::size_t t) {
-    IntegerTile tile{work.weights + t * stride, nullptr, nullptr, padded, group, stride, stride};
+    IntegerTile tile{work.weights + t * stride, nullptr, nullptr, padded, shift, stride, stride};
     tile.scales = reinterpret_cast<const Half*>(tile.codes + padded * kTileRows * Bits / 8);
     if (f.zero == ZeroType::u8) {
       tile.zeros = reinterpret_cast<const std::uint8_t*>(tile.scales + padded / group * kTileRows);

@@ -74,12 +74,11 @@ struct Neon : VectorOps<Neon, 4> {
     constexpr int kBlock = M >= 4 ? 2 : 4;                 // strips: registers for sums and activations
     constexpr std::uint8_t kCentre = Bits == 8 ? 128 : 0;  // sdot takes signed bytes
     const std::size_t groups = tiles[0].padded / kActivationGroup;
-    const std::size_t groups_a_scale = tiles[0].group / kActivationGroup;
     __builtin_memset(result, 0, sizeof result);
     Prefetch<Bits, M, T> prefetch[T];
     for (int t = 0; t < T; ++t) prefetch[t] = Prefetch<Bits, M, T>(tiles[t]);
     for (std::size_t g = 0; g < groups; ++g) {
-      const std::size_t row_of_scales = g / groups_a_scale * kTileRows;
+      const std::size_t row_of_scales = tiles[0].scales_of(g);
       for (int t = 0; t < T; ++t) {
         const IntegerTile& tile = tiles[t];
         if (first) prefetch[t](g);

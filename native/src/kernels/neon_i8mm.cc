@@ -45,8 +45,7 @@ struct NeonI8mm : Neon {
     } else {
       constexpr int kPairs = M / 2;
       const std::size_t groups = tiles[0].padded / kActivationGroup;
-      const std::size_t groups_a_scale = tiles[0].group / kActivationGroup;
-      float32x4_t sums[T][kStrips][2][kPairs] = {};
+        float32x4_t sums[T][kStrips][2][kPairs] = {};
       Prefetch<Bits, M, T> prefetch[T];
       for (int t = 0; t < T; ++t) prefetch[t] = Prefetch<Bits, M, T>(tiles[t]);
       for (std::size_t g = 0; g < groups; ++g) {
@@ -54,7 +53,7 @@ struct NeonI8mm : Neon {
         for (int p = 0; p < kPairs; ++p) pairs[p] = row_pair(x[2 * p], x[2 * p + 1], g);
         for (int t = 0; t < T; ++t) {
           if (first) prefetch[t](g);
-          add_group<Bits>(tiles[t], g, g / groups_a_scale * kTileRows, pairs, sums[t]);
+          add_group<Bits>(tiles[t], g, tiles[0].scales_of(g), pairs, sums[t]);
         }
       }
       for (int t = 0; t < T; ++t) {
