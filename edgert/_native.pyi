@@ -185,8 +185,10 @@ class Model:
     def last_experts(self) -> list[list[int]]:
         """The experts that the last step's last token used, by MoE layer, ascending."""
     def statistics(self) -> dict[str, int | float]:
-        """Cumulative: expert_hits, expert_misses, bytes_read, expert_bytes_read, stall_s, prefill_tokens,
-        prefill_s, decode_tokens, decode_s, evictions; now: slots_resident, experts_total, ..."""
+        """Cumulative: expert_hits (resident without prefetch), expert_prefetch_hits (the first use of what a prefetch
+        read), expert_misses, bytes_read, expert_bytes_read, expert_bytes_prefetched (of expert_bytes_read), stall_s,
+        prefill_tokens, prefill_s, decode_tokens, decode_s, evictions; now: experts_resident, experts_total,
+        experts_prefetching (those that are still to be read ahead of need), slot_bytes, slot_capacity_bytes."""
     def store(self) -> list[bytes]:
         """Per MoE layer one byte an expert: 0 absent, 1 being read, 2 resident."""
 

@@ -25,7 +25,9 @@ _TEXT = (
     "A file system keeps the names of files in directories. When a program opens a file, the system looks the name up, "
     "checks the permissions, and returns a small number by which the program refers to the file from then on. "
 )
-_COUNTED = ("expert_hits", "expert_misses", "bytes_read", "stall_s")
+_LOOKUPS = ("expert_hits", "expert_prefetch_hits", "expert_misses")
+_COUNTED = (*_LOOKUPS, "bytes_read", "stall_s")
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ def benchmark(
             if drop_caches:
                 drop_from_page_cache(model.path.glob("*.bin"))
             runs.append(_run(model, *draw_tokens(model, prompt_tokens, decode_tokens, index)))
+            while model.stats()["experts_prefetching"]:  # of a steady state, not of the way there
+                time.sleep(_POLL_S)
             if progress is not None:
                 progress(index + 1, repetitions + 1)
     finally:
@@ -160,7 +164,7 @@ def _row(phase: str, runs: list[dict[str, float]]) -> dict[str, Any]:
     speeds = [run["tokens"] / run["seconds"] for run in runs]
     median = statistics.median(speeds)
     total = {name: sum(run[name] for run in runs) for name in ("tokens", *_COUNTED)}
-    looked_up = total["expert_hits"] + total["expert_misses"]
+    looked_up = sum(total[name] for name in _LOOKUPS)
     return {
         "phase": phase,
         "tokens": int(runs[0]["tokens"]),

@@ -13,7 +13,9 @@ from edgert.sampling import Sampling
 if TYPE_CHECKING:
     from edgert.model import Model
 
-_COUNTERS = ("expert_hits", "expert_misses", "bytes_read", "expert_bytes_read", "stall_s", "evictions")
+_LOOKUPS = ("expert_hits", "expert_prefetch_hits", "expert_misses")
+_READS = ("bytes_read", "expert_bytes_read", "expert_bytes_prefetched")
+_COUNTERS = (*_LOOKUPS, *_READS, "stall_s", "evictions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ class Stream(Iterator[Piece]):
         after = self._after or self._model.stats()
         clock, generated = self._clock, len(self._drawn.tokens)
         counted = {name: after[name] - self._before[name] for name in _COUNTERS if name in after}
-        looked_up = counted["expert_hits"] + counted["expert_misses"]
+        looked_up = sum(counted[name] for name in _LOOKUPS)
         return {
             "prompt_tokens": len(self._prompt),
             "generated_tokens": generated,

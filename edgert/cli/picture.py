@@ -80,7 +80,7 @@ class Picture:
 
     def _legend(self) -> str:
         stats = self._model.stats()
-        looked_up = stats["expert_hits"] + stats["expert_misses"]
+        looked_up = stats["expert_hits"] + stats["expert_prefetch_hits"] + stats["expert_misses"]
         hits = stats["expert_hits"] / looked_up if looked_up else 0.0
         return (
             f"{_MARGIN}{_BLUE}{_HELD}{_PLAIN} in memory  {_AMBER}{_HELD}{_PLAIN} just read  {_DIM}{_ON_DISK}{_PLAIN} on disk"

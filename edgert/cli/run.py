@@ -116,8 +116,10 @@ def warn_if_slow(model: "Model") -> None:
 def summary(result: "Generation") -> str:
     """Two lines of statistics."""
     s = result.statistics
-    lookups = s["expert_hits"] + s["expert_misses"]
+    lookups = s["expert_hits"] + s["expert_prefetch_hits"] + s["expert_misses"]
     experts = f"hits {s['hit_rate']:.1%} of {lookups} expert look-ups" if lookups else "no routed experts"
+    if s["expert_prefetch_hits"]:
+        experts += f" and {s['expert_prefetch_hits'] / lookups:.1%} read ahead"
     return (
         f"prompt {s['prompt_tokens']} tokens at {s['prefill_tokens_per_s']:.1f} tok/s, "
         f"generated {s['generated_tokens']} at {s['decode_tokens_per_s']:.1f} tok/s ({result.finish_reason})\n"

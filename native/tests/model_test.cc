@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <limits>
 #include <thread>
 
@@ -148,6 +149,74 @@ TEST_CASE("from the budget named on, every expert stays in memory") {
   CHECK(Model(make_runtime(enough), path, {}).plan().resident());
   CHECK(Model(make_runtime(enough + enough / 4), path, {}).plan().resident());
   CHECK_FALSE(Model(make_runtime(enough - 1), path, {}).plan().resident());
+}
+
+namespace {
+
+// Until nothing is left to be read ahead of need.
+ExpertStatistics settled(const Model& model) {
+  while (model.statistics().experts.prefetching > 0) std::this_thread::yield();
+  return model.statistics().experts;
+}
+
+}  // namespace
+
+TEST_CASE("where all experts fit, the first step reads on demand alone, and the rest comes in afterwards") {
+  const TemporaryDirectory directory;
+  Model model(make_runtime(), test::write_small_bundle(directory.path(), {}), {});
+  const auto sequence = model.sequence();
+  const std::vector<std::int32_t> one{3};
+  const StepRow row{sequence.get(), one, Wanted::last};
+  model.step(std::span(&row, 1),
+             [&](std::size_t, std::size_t, std::span<float>) {
+               const ExpertStatistics s = model.statistics().experts;
+               CHECK(s.prefetching == 0);
+               CHECK(s.prefetched_bytes == 0);
+               CHECK(s.resident == 3 * 2);
+             },
+             {});
+  const ExpertStatistics filled = settled(model);
+  CHECK(filled.resident == filled.total);
+  CHECK(filled.prefetched_bytes == 2 * filled.demand_bytes);  // four experts of a layer, and two
+  all_logits(model, some_tokens(60, 67));
+  const ExpertStatistics s = model.statistics().experts;
+  CHECK(s.misses == filled.misses);
+  CHECK(s.prefetch_hits == 3 * 4);
+}
+
+TEST_CASE("an expert that is damaged is the error of the step that needs it, not of the one that fills") {
+  const TemporaryDirectory directory;
+  const auto path = test::write_small_bundle(directory.path(), {});
+  const auto tokens = some_tokens(60, 67);
+  Model whole(make_runtime(), path, {});
+  whole.impose_routing({{{0, 1}, {0, 1}, {0, 1}}});
+  const auto expected = all_logits(whole, tokens);
+  settled(whole);
+  {
+    const Bundle bundle = Bundle::open(path, DirectIo::off);
+    const auto offset = bundle.manifest().experts[1].experts[3].extent.offset;
+    std::fstream file(path / "experts-00000.bin", std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(static_cast<std::streamoff>(offset) + 5);
+    file.put('\x55');
+  }
+  Model model(make_runtime(), path, {});
+  model.impose_routing({{{0, 1}, {0, 1}, {0, 1}}});
+  CHECK(all_logits(model, tokens) == expected);
+  CHECK(settled(model).resident < 18);
+  CHECK(all_logits(model, tokens) == expected);
+  model.impose_routing({{{0, 1}, {0, 3}, {0, 1}}});
+  CHECK(contains(error_of(ErrorKind::corrupt, [&] { all_logits(model, tokens); }), "expert 3 of layer 1"));
+  model.impose_routing({{{0, 1}, {0, 1}, {0, 1}}});
+  CHECK(all_logits(model, tokens) == expected);
+}
+
+TEST_CASE("a model that fills can be closed at once") {
+  const TemporaryDirectory directory;
+  const auto path = test::write_small_bundle(directory.path(), {});
+  for (int i = 0; i < 10; ++i) {
+    Model model(make_runtime(), path, {});
+    all_logits(model, {1});
+  }
 }
 
 TEST_CASE("a stopped step leaves its sequence as it was, and the next one runs") {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "platform/error.h"
 
@@ -84,6 +85,7 @@ void Model::step(std::span<const StepRow> rows, const StepSink& sink, const std:
     cancelled_.store(false, std::memory_order_relaxed);
     throw;
   }
+  if (plan_.resident() && !std::exchange(filling_, true)) store_.fill();
 }
 
 std::vector<std::optional<Sample>> Model::sample(std::span<const SampleRow> rows,
@@ -168,7 +170,7 @@ ModelStatistics Model::statistics() const {
     out = statistics_;
   }
   out.experts = store_.statistics();
-  out.bytes_read = weights_.bytes_read() + out.experts.bytes_read;
+  out.bytes_read = weights_.bytes_read() + out.experts.demand_bytes + out.experts.prefetched_bytes;
   return out;
 }
 

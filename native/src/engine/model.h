@@ -1,5 +1,7 @@
 // A loaded model: weights, store, KV cache and decoder behind one step.
 //
+// Where every expert fits, the first step reads on demand alone, and what it left is read in the background.
+//
 // Threads: everything may be called from any thread at any time; steps are taken one after the other.
 // Ownership: a sequence keeps the KV cache that it lies in, not its model.
 #pragma once
@@ -82,7 +84,7 @@ struct SampleRow {
 
 struct ModelStatistics {
   ExpertStatistics experts;
-  std::uint64_t bytes_read = 0;  // dense and experts
+  std::uint64_t bytes_read = 0;  // dense and experts, prefetched ones too
   std::uint64_t prefill_tokens = 0;
   std::uint64_t decode_tokens = 0;
   double prefill_s = 0;
@@ -142,6 +144,7 @@ class Model {
 
   mutable std::mutex step_mutex_;
   std::atomic<bool> cancelled_{false};
+  bool filling_ = false;         // or filled
   std::vector<BatchRow> batch_;  // of the chunk under way
   std::vector<Origin> origins_;  // where each came from
   mutable std::mutex statistics_mutex_;

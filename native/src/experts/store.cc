@@ -42,7 +42,9 @@ ExpertStore::ExpertStore(const Bundle& bundle, std::shared_ptr<Budget> budget, R
 
 ExpertStore::~ExpertStore() {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return in_flight_ == 0; });
+  drop_ahead();
+  fill_.clear();
+  changed_.wait(lock, [&] { return demand_reads_ + prefetch_reads_ == 0; });
 }
 
 const ExpertStore::Row& ExpertStore::row(int layer) const {
@@ -52,6 +54,15 @@ const ExpertStore::Row& ExpertStore::row(int layer) const {
     throw Error(ErrorKind::invalid_argument, "layer " + std::to_string(layer) + " has no routed experts");
   }
   return *found;
+}
+
+int ExpertStore::entry_of(const Row& row, int expert) const {
+  if (expert < 0 || expert >= row.count) {
+    throw Error(ErrorKind::invalid_argument, "layer " + std::to_string(row.layer) + ": expert " +
+                                                 std::to_string(expert) + ", allowed 0 to " +
+                                                 std::to_string(row.count - 1));
+  }
+  return row.first + expert;
 }
 
 std::string ExpertStore::name(const Entry& entry) const {
@@ -68,21 +79,21 @@ std::unique_ptr<ExpertStore::Request> ExpertStore::acquire(int layer, std::span<
   request->reading_.reserve(experts.size());
   request->waiting_.reserve(experts.size());
   const std::lock_guard lock(mutex_);
+  requests_.push_back(request.get());
+  if (ahead_row_ == &r) drop_ahead();
   for (const int expert : experts) {
-    if (expert < 0 || expert >= r.count) {
-      throw Error(ErrorKind::invalid_argument, "layer " + std::to_string(layer) + ": expert " +
-                                                   std::to_string(expert) + ", allowed 0 to " +
-                                                   std::to_string(r.count - 1));
-    }
-    const int index = r.first + expert;
-    Entry& entry = entries_[at(index)];
-    if (entry.state == Residency::absent) {
+    const int index = entry_of(r, expert);
+    const Entry& entry = entries_[at(index)];
+    if (entry.state != Residency::resident) {
       ++statistics_.misses;
-      request->waiting_.push_back(index);
-      continue;
+    } else {
+      ++(entry.prefetched ? statistics_.prefetch_hits : statistics_.hits);
     }
-    ++(entry.state == Residency::resident ? statistics_.hits : statistics_.misses);
-    join(*request, index);
+    if (entry.state == Residency::absent) {
+      request->waiting_.push_back(index);
+    } else {
+      join(*request, index);
+    }
   }
   std::reverse(request->ready_.begin(), request->ready_.end());
   std::reverse(request->waiting_.begin(), request->waiting_.end());
@@ -92,6 +103,11 @@ std::unique_ptr<ExpertStore::Request> ExpertStore::acquire(int layer, std::span<
 
 void ExpertStore::join(Request& request, int index) {
   Entry& entry = entries_[at(index)];
+  if (entry.state == Residency::reading && entry.prefetched) {
+    --prefetch_reads_;
+    ++demand_reads_;
+  }
+  entry.prefetched = false;
   ++entry.pins;
   policy_->used(index);
   if (entry.state == Residency::resident) {
@@ -106,20 +122,10 @@ void ExpertStore::issue(Request& request) {
     const int index = request.waiting_.back();
     Entry& entry = entries_[at(index)];
     if (entry.state == Residency::absent) {
-      auto slot = take_slot(slot_bytes(entry.where));
+      auto slot = take_slot(slot_bytes(entry.where), [](const Entry&) { return true; });
       if (!slot) return;
-      entry.buffer = std::move(*slot);
-      entry.error = nullptr;
-      entry.reread = false;
-      try {
-        submit(index);
-      } catch (...) {
-        drop_slot(entry);
-        throw;
-      }
-      entry.state = Residency::reading;
+      begin(index, std::move(*slot), ReadPriority::demand);
       ++entry.pins;
-      policy_->used(index);
       request.reading_.push_back({index, true});
     } else {  // another request read it meanwhile
       join(request, index);
@@ -128,10 +134,11 @@ void ExpertStore::issue(Request& request) {
   }
 }
 
-std::optional<Buffer> ExpertStore::take_slot(std::uint64_t bytes) {
+std::optional<Buffer> ExpertStore::take_slot(std::uint64_t bytes,
+                                             const std::function<bool(const Entry&)>& spare) {
   const auto evictable = [&](int index) {
     const Entry& entry = entries_[at(index)];
-    return entry.state == Residency::resident && entry.pins == 0;
+    return entry.state == Residency::resident && entry.pins == 0 && spare(entry);
   };
   while (statistics_.slot_bytes + bytes > capacity_) {
     const int index = policy_->victim(evictable);
@@ -155,20 +162,41 @@ void ExpertStore::drop_slot(Entry& entry) noexcept {
   entry.buffer = Buffer();
 }
 
+int& ExpertStore::reads_of(const Entry& entry) noexcept {
+  return entry.prefetched ? prefetch_reads_ : demand_reads_;
+}
+
+void ExpertStore::begin(int index, Buffer slot, ReadPriority priority) {
+  Entry& entry = entries_[at(index)];
+  entry.buffer = std::move(slot);
+  entry.error = nullptr;
+  entry.reread = false;
+  entry.prefetched = priority == ReadPriority::prefetch;
+  try {
+    submit(index);
+  } catch (...) {
+    drop_slot(entry);
+    throw;
+  }
+  entry.state = Residency::reading;
+  ++reads_of(entry);
+  policy_->used(index);
+}
+
 void ExpertStore::submit(int index) {
   Entry& entry = entries_[at(index)];
   const Extent& extent = entry.where.extent;
   const auto& file = bundle_.file(extent.file);
   // The file ends on a multiple of the bundle's alignment, so the padded read stays inside it.
   const std::size_t bytes = round_up(extent.bytes, File::kDirectAlignment);
-  reader_.submit({file, extent.offset, entry.buffer.span().first(bytes), ReadPriority::demand,
+  reader_.submit({file, extent.offset, entry.buffer.span().first(bytes),
+                  entry.prefetched ? ReadPriority::prefetch : ReadPriority::demand,
                   [this, index](std::exception_ptr error) { complete(index, std::move(error)); }});
-  statistics_.bytes_read += bytes;
-  ++in_flight_;
+  (entry.prefetched ? statistics_.prefetched_bytes : statistics_.demand_bytes) += bytes;
 }
 
 void ExpertStore::complete(int index, std::exception_ptr error) noexcept {
-  Entry& entry = entries_[at(index)];  // ours while it is `reading`
+  Entry& entry = entries_[at(index)];  // its buffer is ours while it is `reading`
   try {
     if (error) std::rethrow_exception(error);
     const std::span<std::byte> bytes = entry.buffer.span().first(entry.where.extent.bytes);
@@ -177,9 +205,7 @@ void ExpertStore::complete(int index, std::exception_ptr error) noexcept {
     } else if (!entry.reread) {
       entry.reread = true;
       const std::lock_guard lock(mutex_);
-      submit(index);
-      --in_flight_;
-      return;
+      return submit(index);
     } else {
       throw Error(ErrorKind::corrupt,
                   name(entry) + " (" + std::to_string(bytes.size()) +
@@ -189,25 +215,31 @@ void ExpertStore::complete(int index, std::exception_ptr error) noexcept {
     error = std::current_exception();
   }
   const std::lock_guard lock(mutex_);
+  --reads_of(entry);
   if (error) {
     policy_->removed(index);
     entry.state = Residency::absent;
     entry.error = error;
     drop_slot(entry);
+    if (entry.prefetched) {
+      drop_ahead();
+      fill_.clear();
+    }
   } else {
     entry.state = Residency::resident;
     ++statistics_.resident;
   }
-  --in_flight_;
   changed_.notify_all();
+  pump();
 }
 
 void ExpertStore::unpin(int index) noexcept {
   const std::lock_guard lock(mutex_);
   --entries_[at(index)].pins;
+  pump();
 }
 
-// Moves what has been read to ready_, and what another request failed to read back to waiting_.
+// Moves what has been read to ready_, and begins what has no read yet or whose read another began and failed.
 void ExpertStore::Request::gather() {
   for (auto it = reading_.begin(); it != reading_.end();) {
     const auto [index, ours] = *it;
@@ -225,6 +257,7 @@ void ExpertStore::Request::gather() {
     if (ours) std::rethrow_exception(entry.error);
     waiting_.push_back(index);
   }
+  store_.issue(*this);
 }
 
 std::optional<ExpertStore::Lease> ExpertStore::Request::take() {
@@ -243,7 +276,6 @@ std::optional<ExpertStore::Lease> ExpertStore::Request::next_ready() {
 
 std::optional<ExpertStore::Lease> ExpertStore::Request::next() {
   std::unique_lock lock(store_.mutex_);
-  store_.issue(*this);
   gather();
   if (ready_.empty() && (!reading_.empty() || !waiting_.empty())) {
     const auto start = Clock::now();
@@ -251,7 +283,6 @@ std::optional<ExpertStore::Lease> ExpertStore::Request::next() {
       if (cancelled_.load(std::memory_order_relaxed))
         throw Error(ErrorKind::cancelled, "cancelled while waiting for an expert");
       store_.changed_.wait_for(lock, kCancelPoll);
-      store_.issue(*this);  // another request may have given a slot back, or failed to read for us
       gather();
     }
     store_.statistics_.stall_s += std::chrono::duration<double>(Clock::now() - start).count();
@@ -261,8 +292,10 @@ std::optional<ExpertStore::Lease> ExpertStore::Request::next() {
 
 ExpertStore::Request::~Request() {
   const std::lock_guard lock(store_.mutex_);
+  std::erase(store_.requests_, this);
   for (const int index : ready_) --store_.entries_[at(index)].pins;
   for (const Read& read : reading_) --store_.entries_[at(read.entry)].pins;
+  store_.pump();
 }
 
 ExpertStore::Lease::Lease(Lease&& other) noexcept
@@ -280,7 +313,9 @@ void ExpertStore::set_page_in_hook(PageInHook hook) { hook_ = std::move(hook); }
 
 ExpertStatistics ExpertStore::statistics() const {
   const std::lock_guard lock(mutex_);
-  return statistics_;
+  ExpertStatistics out = statistics_;
+  out.prefetching = at(prefetch_reads_) + ahead_.size() + fill_.size();
+  return out;
 }
 
 std::vector<std::vector<ExpertStore::Residency>> ExpertStore::residency() const {

@@ -1,12 +1,17 @@
-// Routed experts by demand: slots, residency, eviction, accounting to the byte.
+// Routed experts: slots, residency, eviction, prefetch, accounting to the byte.
 //
 // A step asks for the experts of one layer and gets leases one by one, hits first, then misses as their reads
 // complete. Any set goes through any number of slots >= 2: what does not fit waits until a lease is given
 // back. A slot takes what its expert weighs on disk, rounded up to the read alignment and the page; the
 // capacity is charged to the budget when the store is made, so that no step can find it gone.
 //
+// What is asked for ahead of need (prefetch(), fill()) is read two at a time while no demand read is under
+// way and no request waits for a slot. It evicts nothing that is leased or awaited. A failure stops it and is
+// not reported: the demand read of that expert will report its own. Each prefetch read that completes begins
+// the next.
+//
 // Threads: acquire() and Request are for one step at a time; completions run on the reader's threads;
-// statistics() and residency() may be called from any thread.
+// everything else may be called from any thread.
 // Ownership: Lease and Request must not outlive the store. REQUIRES: no lease of a request is held while
 // next() is called.
 #pragma once
@@ -29,12 +34,16 @@
 
 namespace edgert {
 
+// Every expert asked for by a step is a hit, a prefetch hit or a miss.
 struct ExpertStatistics {
-  std::uint64_t hits = 0;  // resident when asked for
-  std::uint64_t misses = 0;
+  std::uint64_t hits = 0;           // resident, and not by a prefetch that this is the first to use
+  std::uint64_t prefetch_hits = 0;  // resident by a prefetch that this is the first to use
+  std::uint64_t misses = 0;         // not resident, though a prefetch may have been reading it
   std::uint64_t evictions = 0;
-  std::uint64_t bytes_read = 0;  // from storage, padding and rereads included
-  double stall_s = 0;            // a step waited for a read
+  std::uint64_t demand_bytes = 0;      // read from storage, padding and rereads included
+  std::uint64_t prefetched_bytes = 0;  // likewise, ahead of need
+  double stall_s = 0;                  // a step waited for a read
+  std::uint64_t prefetching = 0;       // experts being prefetched, or waiting for it
   std::uint64_t resident = 0;
   std::uint64_t total = 0;
   std::uint64_t slot_bytes = 0;  // in use now
@@ -104,6 +113,12 @@ class ExpertStore {
   std::unique_ptr<Request> acquire(int layer, std::span<const int> experts,
                                    const std::atomic<bool>& cancelled);
 
+  // Asks ahead for the experts that `layer` is expected to need, the surest first. What an earlier call asked
+  // for and has not begun is dropped; so is what remains when the layer is acquired. None: cancels.
+  void prefetch(int layer, std::span<const int> experts);
+  // Asks for every expert, in the order of the files, after what prefetch() asks for; never evicts.
+  void fill();
+
   void set_page_in_hook(PageInHook hook);  // REQUIRES no request under way
   ExpertStatistics statistics() const;
   // One entry an expert, layer after layer in the manifest's order.
@@ -119,6 +134,8 @@ class ExpertStore {
     Residency state = Residency::absent;
     int pins = 0;
     bool reread = false;
+    bool prefetched = false;  // being read or resident by a prefetch, and not asked for since
+    bool ahead = false;       // asked for by prefetch() for the layer to come
     Buffer buffer;
     std::exception_ptr error;  // of the last read, for those who wait for it
   };
@@ -129,14 +146,24 @@ class ExpertStore {
   };
 
   const Row& row(int layer) const;
-  void join(Request& request, int entry);                // with the lock held; REQUIRES the entry not absent
-  void issue(Request& request);                          // with the lock held
-  std::optional<Buffer> take_slot(std::uint64_t bytes);  // with the lock held
-  void drop_slot(Entry& entry) noexcept;                 // with the lock held
-  void submit(int entry);                                // with the lock held; may throw
+  int entry_of(const Row& row, int expert) const;  // Error{invalid_argument}
+  std::string name(const Entry& entry) const;
   void complete(int entry, std::exception_ptr error) noexcept;
   void unpin(int entry) noexcept;
-  std::string name(const Entry& entry) const;
+
+  // With the lock held:
+  void join(Request& request, int entry);  // REQUIRES the entry not absent
+  void issue(Request& request);
+  // The memory of what `spare` admits may go for it.
+  std::optional<Buffer> take_slot(std::uint64_t bytes, const std::function<bool(const Entry&)>& spare);
+  void drop_slot(Entry& entry) noexcept;
+  void begin(int entry, Buffer slot, ReadPriority priority);  // may throw
+  void submit(int entry);                                     // may throw
+  int& reads_of(const Entry& entry) noexcept;
+  void pump() noexcept;
+  bool pump_one();  // false: nothing to do now; may throw
+  bool next_absent(std::vector<int>& queue) const;
+  void drop_ahead() noexcept;
 
   const Bundle& bundle_;
   const std::uint64_t capacity_;
@@ -149,7 +176,12 @@ class ExpertStore {
   std::condition_variable changed_;
   std::vector<Entry> entries_;
   std::vector<Row> rows_;
-  int in_flight_ = 0;
+  std::vector<const Request*> requests_;
+  int demand_reads_ = 0;  // in flight
+  int prefetch_reads_ = 0;
+  std::vector<int> ahead_;  // entries that prefetch() asked for and has not come to, last first
+  const Row* ahead_row_ = nullptr;
+  std::vector<int> fill_;  // the same of fill()
   ExpertStatistics statistics_;
 };
 

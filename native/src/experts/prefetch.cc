@@ -1,0 +1,86 @@
+// Reads ahead of need: what may be read when, and into which slots.
+#include <algorithm>
+#include <utility>
+
+#include "experts/store.h"
+
+namespace edgert {
+namespace {
+
+constexpr int kReads = 2;  // in flight: most of a disk's speed, and soon out of a demand read's way
+// With fewer slots, those that prefetch reads are filling could be what a demand read waits for.
+constexpr std::uint64_t kLeastSlots = 4 * kReads;
+
+std::size_t at(int index) { return static_cast<std::size_t>(index); }
+
+}  // namespace
+
+void ExpertStore::prefetch(int layer, std::span<const int> experts) {
+  const Row& r = row(layer);
+  std::vector<int> wanted;
+  for (const int expert : experts) wanted.push_back(entry_of(r, expert));
+  std::reverse(wanted.begin(), wanted.end());
+  const std::lock_guard lock(mutex_);
+  drop_ahead();
+  for (const int index : wanted) entries_[at(index)].ahead = true;
+  ahead_ = std::move(wanted);
+  ahead_row_ = &r;
+  pump();
+}
+
+void ExpertStore::fill() {
+  const std::lock_guard lock(mutex_);
+  fill_.clear();
+  for (std::size_t i = 0; i < entries_.size(); ++i) fill_.push_back(static_cast<int>(i));
+  const auto place = [&](int index) {
+    const Extent& extent = entries_[at(index)].where.extent;
+    return std::pair(extent.file, extent.offset);
+  };
+  std::sort(fill_.begin(), fill_.end(), [&](int a, int b) { return place(a) > place(b); });
+  pump();
+}
+
+void ExpertStore::drop_ahead() noexcept {
+  if (ahead_row_ == nullptr) return;
+  for (int i = 0; i < ahead_row_->count; ++i) entries_[at(ahead_row_->first + i)].ahead = false;
+  ahead_.clear();
+  ahead_row_ = nullptr;
+}
+
+void ExpertStore::pump() noexcept {
+  try {
+    while (pump_one()) {
+    }
+  } catch (...) {  // no memory, or the reader takes no more: what is needed will be asked for on demand
+    drop_ahead();
+    fill_.clear();
+  }
+}
+
+bool ExpertStore::pump_one() {
+  const bool starved =
+      std::any_of(requests_.begin(), requests_.end(), [](const Request* r) { return !r->waiting_.empty(); });
+  if (starved || demand_reads_ > 0 || prefetch_reads_ >= kReads) return false;
+  const bool ahead = next_absent(ahead_);
+  std::vector<int>& queue = ahead ? ahead_ : fill_;
+  if (!ahead && !next_absent(fill_)) return false;
+  const int index = queue.back();
+  const std::uint64_t bytes = slot_bytes(entries_[at(index)].where);
+  auto slot = take_slot(
+      bytes, [&](const Entry& entry) { return ahead && !entry.ahead && capacity_ / kLeastSlots >= bytes; });
+  if (!slot) {
+    if (!ahead) fill_.clear();
+    return false;
+  }
+  queue.pop_back();
+  begin(index, std::move(*slot), ReadPriority::prefetch);
+  return true;
+}
+
+// Whether `queue` still has something to read, which then stands last.
+bool ExpertStore::next_absent(std::vector<int>& queue) const {
+  while (!queue.empty() && entries_[at(queue.back())].state != Residency::absent) queue.pop_back();
+  return !queue.empty();
+}
+
+}  // namespace edgert
