@@ -25,7 +25,7 @@ Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path
       bundle_(Bundle::open(path, runtime_->direct_io())),
       recipe_(recipe_of(bundle_)),
       plan_(plan_memory(bundle_, recipe_, *runtime_, runtime_->pool().threads(), options)),
-      weights_(bundle_, recipe_, runtime_->budget(), runtime_->pool(), poll),
+      weights_(bundle_, recipe_, runtime_->budget(), runtime_->reader(), poll),
       kv_(std::make_shared<KvPool>(KvLayout(recipe_, plan_.kv_type),
                                    (plan_.context + kKvBlockTokens - 1) / kKvBlockTokens * options.parallel,
                                    runtime_->budget())),

@@ -4,13 +4,12 @@
 
 #include "bundle/xxhash.h"
 #include "platform/error.h"
+#include "storage/whole_file.h"
 
 namespace edgert {
 namespace {
 
 constexpr std::size_t kMatrixAlignment = 64;
-constexpr std::size_t kReadChunk = 4 << 20;
-constexpr int kChunksBetweenPolls = 32;
 
 std::string manifest_path(const Bundle& bundle) { return (bundle.path() / "manifest.json").string(); }
 
@@ -23,6 +22,18 @@ std::vector<bool> dense_files(const Bundle& bundle) {
   std::vector<bool> dense(bundle.manifest().files.size());
   for (const auto& [name, tensor] : bundle.manifest().tensors) dense[tensor.extent.file] = true;
   return dense;
+}
+
+// The tensors of one file as they lie in it.
+std::vector<std::pair<const std::string*, const TensorEntry*>> in_order(const Bundle& bundle,
+                                                                        std::size_t file) {
+  std::vector<std::pair<const std::string*, const TensorEntry*>> tensors;
+  for (const auto& [name, tensor] : bundle.manifest().tensors) {
+    if (tensor.extent.file == file) tensors.emplace_back(&name, &tensor);
+  }
+  std::sort(tensors.begin(), tensors.end(),
+            [](const auto& a, const auto& b) { return a.second->extent.offset < b.second->extent.offset; });
+  return tensors;
 }
 
 void check_experts(const Bundle& bundle, const Recipe& recipe) {
@@ -197,9 +208,9 @@ std::uint64_t Weights::resident_bytes(const Bundle& bundle, const Recipe& recipe
   return bytes;
 }
 
-Weights::Weights(const Bundle& bundle, const Recipe& recipe, std::shared_ptr<Budget> budget, ThreadPool& pool,
+Weights::Weights(const Bundle& bundle, const Recipe& recipe, std::shared_ptr<Budget> budget, Reader& reader,
                  const std::function<void()>& poll) {
-  read(bundle, std::move(budget), pool, poll);
+  read(bundle, std::move(budget), reader, poll);
   Binder binder(bundle, &files_);
   embedding_ = binder.matrix("embedding", recipe.vocab_size, recipe.hidden_size);
   output_ = recipe.tied_output ? embedding_ : binder.matrix("output", recipe.vocab_size, recipe.hidden_size);
@@ -207,42 +218,28 @@ Weights::Weights(const Bundle& bundle, const Recipe& recipe, std::shared_ptr<Bud
   for (int i = 0; i < recipe.num_layers(); ++i) layers_.push_back(bind_layer(binder, recipe, i));
 }
 
-void Weights::read(const Bundle& bundle, std::shared_ptr<Budget> budget, ThreadPool& pool,
+// Each tensor is checked while those behind it are read.
+void Weights::read(const Bundle& bundle, std::shared_ptr<Budget> budget, Reader& reader,
                    const std::function<void()>& poll) {
   const std::vector<bool> dense = dense_files(bundle);
   for (std::size_t i = 0; i < dense.size(); ++i) {
-    if (!dense[i]) {
-      files_.emplace_back();
-      continue;
-    }
-    const File& file = *bundle.file(static_cast<std::uint32_t>(i));
-    Buffer& buffer = files_.emplace_back(budget, file.bytes(), "dense weights");
-    const auto chunks = static_cast<int>((file.bytes() + kReadChunk - 1) / kReadChunk);
-    for (int first = 0; first < chunks; first += kChunksBetweenPolls) {
-      if (poll) poll();
-      pool.run(std::min(chunks - first, kChunksBetweenPolls), 1, [&](int begin, int end, int) {
-        for (int c = first + begin; c < first + end; ++c) {
-          const std::size_t from = static_cast<std::size_t>(c) * kReadChunk;
-          file.read(from, buffer.span().subspan(from, std::min(kReadChunk, file.bytes() - from)));
-        }
-      });
-    }
-    bytes_read_ += file.bytes();
-  }
-  std::vector<std::pair<const std::string*, const TensorEntry*>> tensors;
-  for (const auto& [name, tensor] : bundle.manifest().tensors) tensors.emplace_back(&name, &tensor);
-  pool.run(static_cast<int>(tensors.size()), 1, [&](int begin, int end, int) {
-    for (int t = begin; t < end; ++t) {
-      const auto& [name, tensor] = tensors[static_cast<std::size_t>(t)];
+    Buffer& buffer = files_.emplace_back();
+    if (!dense[i]) continue;
+    const auto& file = bundle.file(static_cast<std::uint32_t>(i));
+    buffer = Buffer(budget, file->bytes(), "dense weights");
+    WholeFile arriving(file, reader, buffer.span());
+    for (const auto& [name, tensor] : in_order(bundle, i)) {
       const Extent& e = tensor->extent;
-      if (xxh64(std::span<const std::byte>(files_[e.file].span().subspan(e.offset, e.bytes))) != e.checksum) {
-        throw Error(ErrorKind::corrupt, bundle.file(e.file)->path().string() + ": tensor '" + *name +
-                                            "' at offset " + std::to_string(e.offset) + " (" +
-                                            std::to_string(e.bytes) +
+      arriving.wait_for(e.offset + e.bytes, poll);
+      if (xxh64(std::span<const std::byte>(buffer.span().subspan(e.offset, e.bytes))) != e.checksum) {
+        throw Error(ErrorKind::corrupt, file->path().string() + ": tensor '" + *name + "' at offset " +
+                                            std::to_string(e.offset) + " (" + std::to_string(e.bytes) +
                                             " bytes): checksum differs; convert or copy the bundle again");
       }
     }
-  });
+    arriving.wait_for(file->bytes(), poll);
+    bytes_read_ += file->bytes();
+  }
 }
 
 }  // namespace edgert

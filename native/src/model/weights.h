@@ -11,7 +11,7 @@
 #include "bundle/bundle.h"
 #include "model/recipe.h"
 #include "platform/memory.h"
-#include "platform/thread_pool.h"
+#include "storage/reader.h"
 
 namespace edgert {
 
@@ -60,7 +60,7 @@ class Weights {
   // Checks names and shapes of everything the recipe needs (and that nothing is left over), then reads and
   // checks the dense tensors. Error{corrupt} names the tensor. `poll` is called now and then and may throw;
   // may be null.
-  Weights(const Bundle& bundle, const Recipe& recipe, std::shared_ptr<Budget> budget, ThreadPool& pool,
+  Weights(const Bundle& bundle, const Recipe& recipe, std::shared_ptr<Budget> budget, Reader& reader,
           const std::function<void()>& poll);
 
   // Bytes that loading charges; checks the same without reading.
@@ -74,7 +74,7 @@ class Weights {
 
  private:
   class Binder;
-  void read(const Bundle& bundle, std::shared_ptr<Budget> budget, ThreadPool& pool,
+  void read(const Bundle& bundle, std::shared_ptr<Budget> budget, Reader& reader,
             const std::function<void()>& poll);
 
   std::vector<Buffer> files_;  // by file index; empty where a file holds no dense tensor
