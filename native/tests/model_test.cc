@@ -534,6 +534,44 @@ TEST_CASE("an imposed routing is what is used, by position, and changes no law")
   CHECK(whole.last_experts() == own_experts);
 }
 
+TEST_CASE("in a prefill that uses every expert the next layer is read ahead, and nothing twice") {
+  const TemporaryDirectory directory;
+  SmallModel small;
+  small.layers = 4;
+  small.experts = 8;
+  small.per_token = 4;
+  const auto path = test::write_small_bundle(directory.path(), small);
+  const auto tokens = some_tokens(64, small.vocab);
+  ImposedRouting::Table routing;
+  for (int p = 0; p < 2; ++p)
+    routing.emplace_back(4, p == 0 ? std::vector{0, 1, 2, 3} : std::vector{4, 5, 6, 7});
+  const ModelOptions options{0, 1, 32, std::nullopt};
+  Model whole(make_runtime(), path, options);
+  whole.impose_routing(routing);
+  const auto expected = all_logits(whole, tokens);
+
+  const std::uint64_t slot =
+      ExpertStore::slot_bytes(Bundle::open(path, DirectIo::off).manifest().experts[0].experts[0]);
+  for (const std::uint64_t more : {0, 5, 6, 9, 14, 22, 29}) {
+    for (const int threads : {1, 2}) {
+      const std::uint64_t least = Model(make_runtime(1 << 30, threads), path, options).plan().minimum_bytes;
+      const auto runtime = make_runtime(least + more * slot, threads);
+      Model model(runtime, path, options);
+      model.impose_routing(routing);
+      for (int i = 0; i < 3; ++i) CHECK(all_logits(model, tokens) == expected);
+      const ExpertStatistics s = model.statistics().experts;
+      const std::uint64_t slots = model.plan().slots_bytes / slot;
+      CAPTURE(slots);
+      CHECK_FALSE(model.plan().resident());
+      CHECK(s.demand_bytes + s.prefetched_bytes <= slot * 3 * 2 * 4 * 8);
+      CHECK((s.prefetched_bytes > 0) == (slots >= 8));
+      CHECK(s.prefetch_hits * slot <= s.prefetched_bytes);
+      CHECK(s.slot_bytes <= s.capacity_bytes);
+      CHECK(runtime->budget()->peak_bytes() <= runtime->budget()->limit_bytes());
+    }
+  }
+}
+
 TEST_CASE("a routing that does not fit the model is refused by its position and layer") {
   const TemporaryDirectory directory;
   const SmallModel small;

@@ -170,7 +170,7 @@ TEST_CASE("a prefetch evicts the least recently used, but nothing that is leased
   for (const int ahead : {0, 1, 2, 3}) CHECK(f.residency(1, ahead) == R::resident);
   CHECK(f.residency(1, 4) == R::absent);
   CHECK(f.store.statistics().slot_bytes == 8 * f.slot);
-  f.store.prefetch(1, {});
+  f.store.cancel_prefetch();
 }
 
 TEST_CASE("where slots are few a prefetch evicts nothing") {
@@ -183,7 +183,7 @@ TEST_CASE("where slots are few a prefetch evicts nothing") {
   CHECK(f.store.statistics().evictions == 0);
 }
 
-TEST_CASE("a later prefetch takes the place of an earlier one, and none cancels it") {
+TEST_CASE("a later prefetch takes the place of an earlier one, and can be cancelled") {
   Fixture f(12);
   f.store.prefetch(1, first(10));
   f.store.prefetch(2, std::vector{4});
@@ -191,7 +191,7 @@ TEST_CASE("a later prefetch takes the place of an earlier one, and none cancels 
   CHECK(f.reader.reads == 3);  // two had begun
   CHECK(f.residency(2, 4) == R::resident);
   f.store.prefetch(2, first(10));
-  f.store.prefetch(2, {});
+  f.store.cancel_prefetch();
   f.reader.complete_all();
   CHECK(f.reader.reads == 5);
   error_of(ErrorKind::invalid_argument, [&] { f.store.prefetch(0, std::vector{10}); });
@@ -212,7 +212,7 @@ TEST_CASE("a layer prefetched with certainty is read as often as without") {
         }
       }
     }
-    ahead.store.prefetch(0, {});
+    ahead.store.cancel_prefetch();
     ahead.take_all(0, first(kExperts));
     plain.take_all(0, first(kExperts));
     CAPTURE(slots);

@@ -81,6 +81,7 @@ void Model::step(std::span<const StepRow> rows, const StepSink& sink, const std:
       row.sequence->reserve(row.sequence->length() + static_cast<std::int64_t>(row.tokens.size()));
     run_chunks(rows, sink, {cancelled_, poll});
   } catch (...) {
+    store_.cancel_prefetch();
     for (std::size_t i = 0; i < rows.size(); ++i) rows[i].sequence->truncate(lengths[i]);
     cancelled_.store(false, std::memory_order_relaxed);
     throw;

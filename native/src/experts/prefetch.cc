@@ -28,6 +28,12 @@ void ExpertStore::prefetch(int layer, std::span<const int> experts) {
   pump();
 }
 
+void ExpertStore::cancel_prefetch() {
+  const std::lock_guard lock(mutex_);
+  drop_ahead();
+  pump();
+}
+
 void ExpertStore::fill() {
   const std::lock_guard lock(mutex_);
   fill_.clear();

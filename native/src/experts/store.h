@@ -114,8 +114,9 @@ class ExpertStore {
                                    const std::atomic<bool>& cancelled);
 
   // Asks ahead for the experts that `layer` is expected to need, the surest first. What an earlier call asked
-  // for and has not begun is dropped; so is what remains when the layer is acquired. None: cancels.
+  // for and has not begun is dropped; so is what remains when the layer is acquired.
   void prefetch(int layer, std::span<const int> experts);
+  void cancel_prefetch();
   // Asks for every expert, in the order of the files, after what prefetch() asks for; never evicts.
   void fill();
 

@@ -2,11 +2,14 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "model/decoder.h"
 
 namespace edgert {
 namespace {
+
+constexpr std::size_t kRowsAnExpert = 8;  // on average: then hardly one is left without any
 
 // The experts with the largest scores; of equal ones the lower id.
 void choose_best(std::span<const float> scores, std::span<std::int32_t> chosen) {
@@ -119,6 +122,7 @@ void Decoder::routed_experts(int layer, Activations& in, const StepControl& cont
   if (integer) quantize(machine_, in, hidden());
 
   const auto request = store_.acquire(layer, {s_.expert_ids, used}, control.cancelled);
+  if (used == static_cast<std::size_t>(recipe.num_experts)) prefetch_after(layer, in.rows);
   for (;;) {
     std::vector<ExpertWork> group;  // what is ready, to be computed together
     std::size_t rows = 0;
@@ -136,6 +140,19 @@ void Decoder::routed_experts(int layer, Activations& in, const StepControl& cont
     control.check();
     run_experts(group, rows, in, width);
   }
+}
+
+// So many rows that used every expert of this layer will use those of the next one too, or nearly: storage
+// need not idle until its router has said so. Nothing is read that the scan would not have read.
+void Decoder::prefetch_after(int layer, std::size_t rows) {
+  if (layer + 1 == recipe_.num_layers()) return;
+  const FfnRecipe& next = recipe_.block(layer + 1).ffn;
+  const auto experts = static_cast<std::size_t>(next.num_experts);
+  if (!next.is_moe() || rows * static_cast<std::size_t>(next.num_experts_per_tok) < kRowsAnExpert * experts)
+    return;
+  std::vector<int> all(experts);
+  std::iota(all.begin(), all.end(), 0);
+  store_.prefetch(layer + 1, all);
 }
 
 // Each expert's down(silu(gate(in)) * up(in)) into its rows of expert_out, in three parallel regions for all.
