@@ -1,5 +1,7 @@
 // How a budget is divided among dense weights, KV cache, scratch and expert slots.
 #include <algorithm>
+#include <functional>
+#include <limits>
 
 #include "control/knobs.h"
 #include "engine/model.h"
@@ -8,9 +10,13 @@
 namespace edgert {
 namespace {
 
-constexpr int kChunks[] = {512, 256, 128, 64, 32, 16, 8};
+constexpr int kChunks[] = {8, 16, 32, 64, 128, 256, 512, 1024};
+constexpr int kResidentChunk = 512;  // where nothing is read for it, a longer one gains nothing
 constexpr std::uint64_t kScratchShare =
     4;  // a chosen chunk's scratch takes at most a quarter of what is left
+// The request that a chosen chunk suits.
+constexpr int kPromptTokens = 1024;
+constexpr int kAnswerTokens = 256;
 
 std::int64_t checked_context(const Recipe& recipe, const ModelOptions& options) {
   const std::int64_t longest = recipe.context_length;
@@ -62,6 +68,36 @@ ExpertSizes expert_sizes(const WeightSizes& weights, const Recipe& recipe) {
   return sizes;
 }
 
+// What such a request reads with `slots_bytes` of experts in memory, if every expert is as likely as any
+// other: the prompt all of them once a chunk, a token of the answer its own as far as they are absent.
+double bytes_read(const ExpertSizes& experts, int prompt_tokens, int chunk, std::uint64_t slots_bytes) {
+  const auto total = static_cast<double>(experts.total);
+  const double absent = 1 - std::min(1.0, static_cast<double>(slots_bytes) / total);
+  const int chunks = (prompt_tokens + chunk - 1) / chunk;
+  return chunks * total + kAnswerTokens * absent * static_cast<double>(experts.token);
+}
+
+// The longest chunk that leaves every expert in memory, else the one that reads least; 0: only the shortest
+// fits.
+int choose_chunk(const ExpertSizes& experts, const std::function<std::uint64_t(int)>& scratch,
+                 std::uint64_t left, std::uint64_t two_slots, int longest) {
+  int resident = 0;
+  int paged = 0;
+  double fewest = std::numeric_limits<double>::infinity();
+  for (const int chunk : kChunks) {
+    const std::uint64_t bytes = scratch(chunk);
+    if (chunk > longest || bytes > left) break;
+    if (chunk <= kResidentChunk && bytes + experts.total <= left) resident = chunk;
+    if (bytes > left / kScratchShare || bytes + two_slots > left) continue;
+    const double read = bytes_read(experts, std::min(kPromptTokens, longest), chunk, left - bytes);
+    if (read < fewest) {
+      fewest = read;
+      paged = chunk;
+    }
+  }
+  return resident != 0 ? resident : paged;
+}
+
 std::string megabytes(std::uint64_t bytes) {
   const std::uint64_t tenths = (((bytes + 1023) >> 10) * 10 + 1023) >> 10;
   return std::to_string(tenths / 10) + "." + std::to_string(tenths % 10) + " MiB";
@@ -103,7 +139,7 @@ MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const R
   };
   const auto longest =
       static_cast<int>(std::min<std::int64_t>(plan.context * options.parallel, knob("chunk").maximum));
-  plan.chunk = std::min(options.chunk != 0 ? options.chunk : kChunks[std::size(kChunks) - 1], longest);
+  plan.chunk = std::min(options.chunk != 0 ? options.chunk : kChunks[0], longest);
   plan.minimum_bytes = fixed + scratch(plan.chunk) + two_slots;
   plan.resident_bytes = fixed + scratch(plan.chunk) + experts.total;
   if (plan.minimum_bytes > limit) {
@@ -117,16 +153,8 @@ MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const R
                     ", the rest scratch and tokenizer; a smaller context needs less");
   }
   if (options.chunk == 0) {
-    const std::uint64_t left = limit - fixed;
-    const auto longest_that = [&](auto&& admits) {
-      const auto found = std::find_if(std::begin(kChunks), std::end(kChunks),
-                                      [&](int chunk) { return chunk <= longest && admits(scratch(chunk)); });
-      return found == std::end(kChunks) ? 0 : *found;
-    };
-    const int resident = longest_that([&](std::uint64_t bytes) { return bytes + experts.total <= left; });
-    const int paged = longest_that(
-        [&](std::uint64_t bytes) { return bytes <= left / kScratchShare && bytes + two_slots <= left; });
-    if (const int chosen = resident != 0 ? resident : paged; chosen != 0) plan.chunk = chosen;
+    const int chosen = choose_chunk(experts, scratch, limit - fixed, two_slots, longest);
+    if (chosen != 0) plan.chunk = chosen;
   }
   plan.scratch_bytes = scratch(plan.chunk);
   plan.slots_bytes = std::min(limit - fixed - plan.scratch_bytes, experts.total);

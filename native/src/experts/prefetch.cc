@@ -39,7 +39,7 @@ void ExpertStore::fill() {
   fill_.clear();
   for (std::size_t i = 0; i < entries_.size(); ++i) fill_.push_back(static_cast<int>(i));
   const auto place = [&](int index) {
-    const Extent& extent = entries_[at(index)].where.extent;
+    const Extent& extent = entries_[at(index)].where->extent;
     return std::pair(extent.file, extent.offset);
   };
   std::sort(fill_.begin(), fill_.end(), [&](int a, int b) { return place(a) > place(b); });
@@ -71,7 +71,7 @@ bool ExpertStore::pump_one() {
   std::vector<int>& queue = ahead ? ahead_ : fill_;
   if (!ahead && !next_absent(fill_)) return false;
   const int index = queue.back();
-  const std::uint64_t bytes = slot_bytes(entries_[at(index)].where);
+  const std::uint64_t bytes = slot_bytes(*entries_[at(index)].where);
   auto slot = take_slot(
       bytes, [&](const Entry& entry) { return ahead && !entry.ahead && capacity_ / kLeastSlots >= bytes; });
   if (!slot) {

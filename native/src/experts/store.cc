@@ -33,7 +33,7 @@ ExpertStore::ExpertStore(const Bundle& bundle, std::shared_ptr<Budget> budget, R
       Entry& entry = entries_.emplace_back();
       entry.layer = layer.layer;
       entry.expert = static_cast<int>(e);
-      entry.where = layer.experts[e];
+      entry.where = &layer.experts[e];
     }
   }
   statistics_.total = entries_.size();
@@ -66,9 +66,9 @@ int ExpertStore::entry_of(const Row& row, int expert) const {
 }
 
 std::string ExpertStore::name(const Entry& entry) const {
-  return bundle_.file(entry.where.extent.file)->path().string() + ": expert " + std::to_string(entry.expert) +
-         " of layer " + std::to_string(entry.layer) + " at offset " +
-         std::to_string(entry.where.extent.offset);
+  return bundle_.file(entry.where->extent.file)->path().string() + ": expert " +
+         std::to_string(entry.expert) + " of layer " + std::to_string(entry.layer) + " at offset " +
+         std::to_string(entry.where->extent.offset);
 }
 
 std::unique_ptr<ExpertStore::Request> ExpertStore::acquire(int layer, std::span<const int> experts,
@@ -122,7 +122,7 @@ void ExpertStore::issue(Request& request) {
     const int index = request.waiting_.back();
     Entry& entry = entries_[at(index)];
     if (entry.state == Residency::absent) {
-      auto slot = take_slot(slot_bytes(entry.where), [](const Entry&) { return true; });
+      auto slot = take_slot(slot_bytes(*entry.where), [](const Entry&) { return true; });
       if (!slot) return;
       begin(index, std::move(*slot), ReadPriority::demand);
       ++entry.pins;
@@ -185,7 +185,7 @@ void ExpertStore::begin(int index, Buffer slot, ReadPriority priority) {
 
 void ExpertStore::submit(int index) {
   Entry& entry = entries_[at(index)];
-  const Extent& extent = entry.where.extent;
+  const Extent& extent = entry.where->extent;
   const auto& file = bundle_.file(extent.file);
   // The file ends on a multiple of the bundle's alignment, so the padded read stays inside it.
   const std::size_t bytes = round_up(extent.bytes, File::kDirectAlignment);
@@ -199,8 +199,8 @@ void ExpertStore::complete(int index, std::exception_ptr error) noexcept {
   Entry& entry = entries_[at(index)];  // its buffer is ours while it is `reading`
   try {
     if (error) std::rethrow_exception(error);
-    const std::span<std::byte> bytes = entry.buffer.span().first(entry.where.extent.bytes);
-    if (xxh64(bytes) == entry.where.extent.checksum) {
+    const std::span<std::byte> bytes = entry.buffer.span().first(entry.where->extent.bytes);
+    if (xxh64(bytes) == entry.where->extent.checksum) {
       if (hook_) hook_(entry.layer, entry.expert, bytes);
     } else if (!entry.reread) {
       entry.reread = true;
@@ -265,7 +265,7 @@ std::optional<ExpertStore::Lease> ExpertStore::Request::take() {
   const int index = ready_.back();
   ready_.pop_back();
   const Entry& entry = store_.entries_[at(index)];
-  return Lease(&store_, index, entry.expert, entry.where.formats, entry.buffer.data());
+  return Lease(&store_, index, entry.expert, entry.where->formats, entry.buffer.data());
 }
 
 std::optional<ExpertStore::Lease> ExpertStore::Request::next_ready() {

@@ -12,8 +12,8 @@
 //
 // Threads: acquire() and Request are for one step at a time; completions run on the reader's threads;
 // everything else may be called from any thread.
-// Ownership: Lease and Request must not outlive the store. REQUIRES: no lease of a request is held while
-// next() is called.
+// Ownership: borrows the bundle and the reader. Lease and Request must not outlive the store. REQUIRES: no
+// lease of a request is held while next() is called.
 #pragma once
 
 #include <atomic>
@@ -131,7 +131,7 @@ class ExpertStore {
   struct Entry {
     int layer = 0;
     int expert = 0;
-    ExpertEntry where;
+    const ExpertEntry* where = nullptr;  // the manifest's
     Residency state = Residency::absent;
     int pins = 0;
     bool reread = false;
