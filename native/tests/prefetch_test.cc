@@ -1,3 +1,6 @@
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <numeric>
 
@@ -276,4 +279,20 @@ TEST_CASE("a store that is filling can be destroyed, before its reader and after
     if (reader_first) reader.reset();
   }
   CHECK(budget->used_bytes() == 0);
+}
+
+TEST_CASE("a forked process lets go of a store without waiting for reads that are not its own") {
+  auto f = std::make_unique<Fixture>(12);
+  f->store.fill();
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);  // rather than for ever
+    f->store.~ExpertStore();
+    _exit(7);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  CHECK(WIFEXITED(status));
+  f->reader.complete_all();
+  CHECK(f->store.statistics().resident == 12);
 }

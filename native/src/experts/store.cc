@@ -1,5 +1,7 @@
 #include "experts/store.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 
@@ -26,7 +28,8 @@ ExpertStore::ExpertStore(const Bundle& bundle, std::shared_ptr<Budget> budget, R
       capacity_(capacity_bytes),
       charge_(std::move(budget), capacity_bytes, "expert slots"),
       reader_(reader),
-      policy_(std::move(policy)) {
+      policy_(std::move(policy)),
+      process_(getpid()) {
   for (const auto& layer : bundle.manifest().experts) {
     rows_.push_back({layer.layer, static_cast<int>(entries_.size()), static_cast<int>(layer.experts.size())});
     for (std::size_t e = 0; e < layer.experts.size(); ++e) {
@@ -41,6 +44,7 @@ ExpertStore::ExpertStore(const Bundle& bundle, std::shared_ptr<Budget> budget, R
 }
 
 ExpertStore::~ExpertStore() {
+  if (getpid() != process_) return;  // forked: the reads in flight end in the process that began them
   std::unique_lock lock(mutex_);
   drop_ahead();
   fill_.clear();

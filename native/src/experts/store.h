@@ -171,6 +171,7 @@ class ExpertStore {
   const Charge charge_;
   Reader& reader_;
   std::unique_ptr<EvictionPolicy> policy_;
+  const int process_;
   PageInHook hook_;
 
   mutable std::mutex mutex_;
