@@ -16,6 +16,14 @@ constexpr auto kCancelPoll = std::chrono::milliseconds(20);
 
 std::size_t at(int index) { return static_cast<std::size_t>(index); }
 
+std::vector<std::uint64_t> slot_sizes(const Manifest& manifest) {
+  std::vector<std::uint64_t> sizes;
+  for (const auto& layer : manifest.experts) {
+    for (const ExpertEntry& expert : layer.experts) sizes.push_back(ExpertStore::slot_bytes(expert));
+  }
+  return sizes;
+}
+
 }  // namespace
 
 std::uint64_t ExpertStore::slot_bytes(const ExpertEntry& expert) noexcept {
@@ -29,7 +37,8 @@ ExpertStore::ExpertStore(const Bundle& bundle, std::shared_ptr<Budget> budget, R
       charge_(std::move(budget), capacity_bytes, "expert slots"),
       reader_(reader),
       policy_(std::move(policy)),
-      process_(getpid()) {
+      process_(getpid()),
+      slots_(slot_sizes(bundle.manifest()), capacity_bytes) {
   for (const auto& layer : bundle.manifest().experts) {
     rows_.push_back({layer.layer, static_cast<int>(entries_.size()), static_cast<int>(layer.experts.size())});
     for (std::size_t e = 0; e < layer.experts.size(); ++e) {
@@ -138,8 +147,8 @@ void ExpertStore::issue(Request& request) {
   }
 }
 
-std::optional<Buffer> ExpertStore::take_slot(std::uint64_t bytes,
-                                             const std::function<bool(const Entry&)>& spare) {
+std::optional<SlotPool::Slot> ExpertStore::take_slot(std::uint64_t bytes,
+                                                     const std::function<bool(const Entry&)>& spare) {
   const auto evictable = [&](int index) {
     const Entry& entry = entries_[at(index)];
     return entry.state == Residency::resident && entry.pins == 0 && spare(entry);
@@ -152,27 +161,26 @@ std::optional<Buffer> ExpertStore::take_slot(std::uint64_t bytes,
     victim.state = Residency::absent;
     --statistics_.resident;
     ++statistics_.evictions;
-    Buffer buffer = std::move(victim.buffer);
-    if (buffer.size() == bytes) return buffer;
-    statistics_.slot_bytes -= buffer.size();
+    if (victim.slot.size() == bytes) return std::move(victim.slot);
+    drop_slot(victim);
   }
-  Buffer buffer(nullptr, bytes, "expert slot");
+  SlotPool::Slot slot = slots_.take(bytes);
   statistics_.slot_bytes += bytes;
-  return buffer;
+  return slot;
 }
 
 void ExpertStore::drop_slot(Entry& entry) noexcept {
-  statistics_.slot_bytes -= entry.buffer.size();
-  entry.buffer = Buffer();
+  statistics_.slot_bytes -= entry.slot.size();
+  entry.slot = {};
 }
 
 int& ExpertStore::reads_of(const Entry& entry) noexcept {
   return entry.prefetched ? prefetch_reads_ : demand_reads_;
 }
 
-void ExpertStore::begin(int index, Buffer slot, ReadPriority priority) {
+void ExpertStore::begin(int index, SlotPool::Slot slot, ReadPriority priority) {
   Entry& entry = entries_[at(index)];
-  entry.buffer = std::move(slot);
+  entry.slot = std::move(slot);
   entry.error = nullptr;
   entry.reread = false;
   entry.prefetched = priority == ReadPriority::prefetch;
@@ -193,17 +201,17 @@ void ExpertStore::submit(int index) {
   const auto& file = bundle_.file(extent.file);
   // The file ends on a multiple of the bundle's alignment, so the padded read stays inside it.
   const std::size_t bytes = round_up(extent.bytes, File::kDirectAlignment);
-  reader_.submit({file, extent.offset, entry.buffer.span().first(bytes),
+  reader_.submit({file, extent.offset, entry.slot.span().first(bytes),
                   entry.prefetched ? ReadPriority::prefetch : ReadPriority::demand,
                   [this, index](std::exception_ptr error) { complete(index, std::move(error)); }});
   (entry.prefetched ? statistics_.prefetched_bytes : statistics_.demand_bytes) += bytes;
 }
 
 void ExpertStore::complete(int index, std::exception_ptr error) noexcept {
-  Entry& entry = entries_[at(index)];  // its buffer is ours while it is `reading`
+  Entry& entry = entries_[at(index)];  // its slot is ours while it is `reading`
   try {
     if (error) std::rethrow_exception(error);
-    const std::span<std::byte> bytes = entry.buffer.span().first(entry.where->extent.bytes);
+    const std::span<std::byte> bytes = entry.slot.span().first(entry.where->extent.bytes);
     if (xxh64(bytes) == entry.where->extent.checksum) {
       if (hook_) hook_(entry.layer, entry.expert, bytes);
     } else if (!entry.reread) {
@@ -269,7 +277,7 @@ std::optional<ExpertStore::Lease> ExpertStore::Request::take() {
   const int index = ready_.back();
   ready_.pop_back();
   const Entry& entry = store_.entries_[at(index)];
-  return Lease(&store_, index, entry.expert, entry.where->formats, entry.buffer.data());
+  return Lease(&store_, index, entry.expert, entry.where->formats, entry.slot.data());
 }
 
 std::optional<ExpertStore::Lease> ExpertStore::Request::next_ready() {

@@ -29,6 +29,7 @@
 
 #include "bundle/bundle.h"
 #include "experts/eviction.h"
+#include "experts/slots.h"
 #include "platform/memory.h"
 #include "storage/reader.h"
 
@@ -137,7 +138,7 @@ class ExpertStore {
     bool reread = false;
     bool prefetched = false;  // being read or resident by a prefetch, and not asked for since
     bool ahead = false;       // asked for by prefetch() for the layer to come
-    Buffer buffer;
+    SlotPool::Slot slot;
     std::exception_ptr error;  // of the last read, for those who wait for it
   };
   struct Row {
@@ -156,10 +157,11 @@ class ExpertStore {
   void join(Request& request, int entry);  // REQUIRES the entry not absent
   void issue(Request& request);
   // The memory of what `spare` admits may go for it.
-  std::optional<Buffer> take_slot(std::uint64_t bytes, const std::function<bool(const Entry&)>& spare);
+  std::optional<SlotPool::Slot> take_slot(std::uint64_t bytes,
+                                          const std::function<bool(const Entry&)>& spare);
   void drop_slot(Entry& entry) noexcept;
-  void begin(int entry, Buffer slot, ReadPriority priority);  // may throw
-  void submit(int entry);                                     // may throw
+  void begin(int entry, SlotPool::Slot slot, ReadPriority priority);  // may throw
+  void submit(int entry);                                             // may throw
   int& reads_of(const Entry& entry) noexcept;
   void pump() noexcept;
   bool pump_one();  // false: nothing to do now; may throw
@@ -176,6 +178,7 @@ class ExpertStore {
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
+  SlotPool slots_;
   std::vector<Entry> entries_;
   std::vector<Row> rows_;
   std::vector<const Request*> requests_;

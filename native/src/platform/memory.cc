@@ -17,6 +17,11 @@
 
 namespace edgert {
 namespace fs = std::filesystem;
+namespace {
+
+constexpr std::size_t kHugePage = 2 << 20;
+
+}  // namespace
 
 bool Budget::try_charge(std::uint64_t bytes) noexcept {
   std::uint64_t used = used_.load(std::memory_order_relaxed);
@@ -64,7 +69,6 @@ Buffer::Buffer(std::shared_ptr<Budget> budget, std::size_t bytes, const std::str
                                        " bytes: " + std::generic_category().message(error));
   }
   // A wish, for fewer misses in address translation: weights are read once a token, from end to end.
-  constexpr std::size_t kHugePage = 2 << 20;
   if (mapped >= kHugePage) madvise(pages, mapped, MADV_HUGEPAGE);
   budget_ = std::move(budget);
   data_ = static_cast<std::byte*>(pages);
@@ -98,6 +102,43 @@ void Buffer::reset() noexcept {
   budget_.reset();
   data_ = nullptr;
   size_ = mapped_ = 0;
+}
+
+Reservation::Reservation(std::uint64_t bytes, const std::string& what) {
+  if (bytes > kUnaddressable) {
+    throw Error(ErrorKind::budget,
+                what + " need " + std::to_string(bytes) + " bytes: more than can be addressed");
+  }
+  mapped_bytes_ = round_up(bytes, page_size()) + kHugePage;  // so that it can begin at a huge page
+  void* const pages = mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (pages == MAP_FAILED) {
+    throw Error(ErrorKind::budget, what + ": the system gave no " + std::to_string(bytes) +
+                                       " bytes of address space: " + std::generic_category().message(errno));
+  }
+  mapped_ = static_cast<std::byte*>(pages);
+  data_ = mapped_ + (kHugePage - reinterpret_cast<std::uintptr_t>(mapped_) % kHugePage) % kHugePage;
+  madvise(data_, bytes, MADV_HUGEPAGE);  // a wish
+}
+
+Reservation::~Reservation() {
+  if (mapped_ != nullptr) munmap(mapped_, mapped_bytes_);
+}
+
+Reservation::Reservation(Reservation&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)),
+      mapped_(std::exchange(other.mapped_, nullptr)),
+      mapped_bytes_(std::exchange(other.mapped_bytes_, 0)) {}
+
+Reservation& Reservation::operator=(Reservation&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(mapped_, other.mapped_);
+  std::swap(mapped_bytes_, other.mapped_bytes_);
+  return *this;
+}
+
+void Reservation::discard(std::size_t offset, std::size_t bytes) noexcept {
+  madvise(data_ + offset, bytes, MADV_DONTNEED);
 }
 
 std::size_t page_size() noexcept {

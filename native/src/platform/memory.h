@@ -71,6 +71,26 @@ class Buffer {
   std::size_t mapped_ = 0;
 };
 
+// A stretch of address space that takes memory as it is written, in huge pages where the system has them;
+// charged to nobody.
+class Reservation {
+ public:
+  Reservation() = default;
+  Reservation(std::uint64_t bytes, const std::string& what);  // Error{budget} where the system gives none
+  ~Reservation();
+  Reservation(Reservation&& other) noexcept;
+  Reservation& operator=(Reservation&& other) noexcept;
+
+  std::byte* data() const noexcept { return data_; }
+  // Gives the memory of whole pages back; they read as zeros again.
+  void discard(std::size_t offset, std::size_t bytes) noexcept;
+
+ private:
+  std::byte* data_ = nullptr;
+  std::byte* mapped_ = nullptr;
+  std::size_t mapped_bytes_ = 0;
+};
+
 // A share of a budget that is promised without pages behind it; given back when it dies.
 class Charge {
  public:
