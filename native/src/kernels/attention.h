@@ -73,7 +73,10 @@ class AttentionOver {
     if constexpr (kInt8) {
       for (std::size_t q = 0; q < queries_; ++q) quantized_.set(q, query(q));
     }
+    const std::size_t key_bytes = kv_key_bytes(work_.kv_type, work_.head_dim);
+    const std::size_t value_bytes = kv_value_bytes(work_.kv_type, work_.value_dim);
     for (std::int64_t b = work_.first_block(); b < work_.end_block(); ++b) {
+      prefetch_block(b + 1, work_.key_offset, key_bytes);
       for_each_block<kTogether>(queries_, [&]<int M>(Count<M>, std::size_t q) { score<M>(b, q); });
     }
     for (std::size_t q = 0; q < queries_; ++q) {
@@ -82,6 +85,7 @@ class AttentionOver {
       for (std::size_t i = 0; i < value_dim_; ++i) out(q)[i] = 0.0f;
     }
     for (std::int64_t b = work_.first_block(); b < work_.end_block(); ++b) {
+      prefetch_block(b + 1, work_.value_offset, value_bytes);
       for_each_block<kTogether>(queries_, [&]<int M>(Count<M>, std::size_t q) { sum_values<M>(b, q); });
     }
   }
@@ -89,6 +93,12 @@ class AttentionOver {
  private:
   static constexpr int kTogether = V::kRegisters / 8;
   static constexpr bool kInt8 = std::is_same_v<Element, Int8>;
+
+  // Blocks lie far apart.
+  void prefetch_block(std::int64_t block, std::size_t offset, std::size_t bytes) const {
+    if (block >= work_.end_block()) return;
+    for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(work_.blocks[block] + offset + i);
+  }
 
   int row(std::size_t query) const { return static_cast<int>(query / group_); }
   std::int64_t begin(std::size_t query) const { return work_.begin(row(query)); }
@@ -139,25 +149,55 @@ class AttentionOver {
     from = from > base ? from : base;
     to = to < base + kKvBlockTokens ? to : base + kKvBlockTokens;
     if (from >= to) return;
-    const std::byte* values = work_.blocks[block] + work_.value_offset;
-    const auto first = static_cast<std::size_t>(from - base);
-    const auto tokens = static_cast<std::size_t>(to - from);
-    for (std::size_t i = 0; i < value_dim_; i += V::kWidth) {
-      const auto lanes = static_cast<std::ptrdiff_t>(value_dim_ - i);
-      typename V::Float sums[M];
-      const float* weights[M];
+    const Values values{work_.blocks[block] + work_.value_offset, static_cast<std::size_t>(from - base),
+                        static_cast<std::size_t>(to - base), from};
+    const std::size_t strips = value_dim_ / V::kWidth;
+    constexpr int kStrips = V::kRegisters / 2 / M < 8 ? V::kRegisters / 2 / M : 8;
+    for_each_block<kStrips>(strips, [&]<int S>(Count<S>, std::size_t strip) {
+      add_strips<M, S>(values, q, strip * V::kWidth, V::kWidth);
+    });
+    const std::size_t rest = strips * V::kWidth;
+    if (rest < value_dim_) {
+      add_strips<M, 1>(values, q, rest, static_cast<std::ptrdiff_t>(value_dim_ - rest));
+    }
+  }
+
+  struct Values {
+    const std::byte* data;
+    std::size_t begin, end;  // tokens of the block
+    std::int64_t position;   // of the first
+  };
+  // Over S strips from element i on, each of so many lanes: tokens are read in order, every strip sums by
+  // itself.
+  template <int M, int S>
+  void add_strips(const Values& values, std::size_t q, std::size_t i, std::ptrdiff_t lanes) const {
+    typename V::Float sums[M][S];
+    const float* weights[M];
 #pragma GCC unroll 8
-      for (std::size_t r = 0; r < M; ++r) {
-        sums[r] = V::load_partial(out(q + r) + i, lanes, 0.0f);
-        weights[r] = scores(q + r, from);
+    for (std::size_t r = 0; r < M; ++r) {
+      weights[r] = scores(q + r, values.position);
+#pragma GCC unroll 8
+      for (std::size_t s = 0; s < S; ++s) {
+        sums[r][s] = V::load_partial(out(q + r) + i + s * V::kWidth, lanes, 0.0f);
       }
-      for (std::size_t t = 0; t < tokens; ++t) {
-        const auto v = value(values, first + t, i);
+    }
+    for (std::size_t t = values.begin; t < values.end; ++t) {
+      typename V::Float weight[M];
 #pragma GCC unroll 8
-        for (std::size_t r = 0; r < M; ++r) sums[r] = V::madd(v, V::splat(weights[r][t]), sums[r]);
+      for (std::size_t r = 0; r < M; ++r) weight[r] = V::splat(weights[r][t - values.begin]);
+#pragma GCC unroll 8
+      for (std::size_t s = 0; s < S; ++s) {
+        const auto v = value(values.data, t, i + s * V::kWidth);
+#pragma GCC unroll 8
+        for (std::size_t r = 0; r < M; ++r) sums[r][s] = V::madd(v, weight[r], sums[r][s]);
       }
+    }
 #pragma GCC unroll 8
-      for (std::size_t r = 0; r < M; ++r) V::store_partial(out(q + r) + i, sums[r], lanes);
+    for (std::size_t r = 0; r < M; ++r) {
+#pragma GCC unroll 8
+      for (std::size_t s = 0; s < S; ++s) {
+        V::store_partial(out(q + r) + i + s * V::kWidth, sums[r][s], lanes);
+      }
     }
   }
 
