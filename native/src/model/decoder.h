@@ -64,6 +64,7 @@ class Decoder {
   void attend(int layer, const AttentionRecipe& recipe, std::span<const BatchRow> rows);
   void ffn(int layer, std::span<const BatchRow> rows, const StepControl& control);
   void gated_ffn(const GatedFfnWeights& weights, Activations& in, float* out);
+  Activations activate(std::size_t width, std::size_t rows, bool integer);
   void route(int layer, std::span<const BatchRow> rows);
   std::size_t group_by_expert(const FfnRecipe& recipe, std::size_t rows);
   void routed_experts(int layer, Activations& in, const StepControl& control);

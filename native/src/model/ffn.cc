@@ -47,12 +47,19 @@ void Decoder::gated_ffn(const GatedFfnWeights& w, Activations& in, float* out) {
   const std::size_t width = w.gate.rows;
   if (any_integer({w.gate.format, w.up.format})) quantize(machine_, in, hidden());
   multiply(machine_, {product(w.gate, in, s_.gate, width), product(w.up, in, s_.up, width)});
-  Activations inner{s_.gate, width, in.rows, s_.inner};
-  machine_.for_rows(in.rows, [&](std::size_t i, int) {
-    machine_.kernels.silu_mul(s_.gate + i * width, s_.up + i * width, width);
-  });
-  if (any_integer({w.down.format})) quantize(machine_, inner, width);
+  const Activations inner = activate(width, in.rows, any_integer({w.down.format}));
   multiply(machine_, {product(w.down, inner, out, hidden())});
+}
+
+// silu(gate) * up, in place of gate; quantised where an integer product wants it.
+Activations Decoder::activate(std::size_t width, std::size_t rows, bool integer) {
+  Activations inner{s_.gate, width, rows, s_.inner};
+  inner.quantized.padded = round_up(width, kMaxGroup);
+  machine_.for_rows(rows, [&](std::size_t i, int) {
+    machine_.kernels.silu_mul(s_.gate + i * width, s_.up + i * width, width);
+    if (integer) quantize_row(machine_, inner, width, i);
+  });
+  return inner;
 }
 
 // Fills pair_expert and pair_weight: each row's experts in ascending id, the order in which they are summed.
@@ -161,7 +168,6 @@ void Decoder::run_experts(std::span<const ExpertWork> group, std::size_t rows, c
   const auto layout_of = [&](const ExpertWork& work) {
     return expert_layout(bundle_.manifest().expert_formats[work.lease.formats()], hidden(), width);
   };
-  Activations inner{s_.gate, width, rows, s_.inner};
   bool integer = false;
   std::vector<MatMul> products;
   for (const ExpertWork& work : group) {
@@ -177,10 +183,7 @@ void Decoder::run_experts(std::span<const ExpertWork> group, std::size_t rows, c
     integer = integer || any_integer({layout.formats.down});
   }
   multiply(machine_, products);
-  machine_.for_rows(rows, [&](std::size_t i, int) {
-    machine_.kernels.silu_mul(s_.gate + i * width, s_.up + i * width, width);
-  });
-  if (integer) quantize(machine_, inner, width);
+  const Activations inner = activate(width, rows, integer);
   products.clear();
   for (const ExpertWork& work : group) {
     const ExpertLayout layout = layout_of(work);

@@ -59,13 +59,15 @@ Activations Activations::slice(std::size_t first, std::size_t count) const {
 }
 
 void quantize(const Machine& machine, Activations& in, std::size_t cols) {
-  QuantizedRows& q = in.quantized;
-  q.padded = round_up(cols, kMaxGroup);
+  in.quantized.padded = round_up(cols, kMaxGroup);
+  machine.for_rows(in.rows, [&](std::size_t row, int) { quantize_row(machine, in, cols, row); });
+}
+
+void quantize_row(const Machine& machine, const Activations& in, std::size_t cols, std::size_t row) {
+  const QuantizedRows& q = in.quantized;
   const std::size_t groups = q.padded / kActivationGroup;
-  machine.for_rows(in.rows, [&](std::size_t row, int) {
-    machine.kernels.quantize(in.x + row * in.stride, cols, q.padded, q.codes + row * q.padded,
-                             q.scales + row * groups, q.sums + row * groups);
-  });
+  machine.kernels.quantize(in.x + row * in.stride, cols, q.padded, q.codes + row * q.padded,
+                           q.scales + row * groups, q.sums + row * groups);
 }
 
 }  // namespace edgert

@@ -53,5 +53,7 @@ inline void multiply(const Machine& machine, std::initializer_list<MatMul> produ
 bool any_integer(std::initializer_list<FormatId> formats);
 // Fills in.quantized's arrays from the first `cols` columns.
 void quantize(const Machine& machine, Activations& in, std::size_t cols);
+// One row of it. REQUIRES quantized.padded of `cols`.
+void quantize_row(const Machine& machine, const Activations& in, std::size_t cols, std::size_t row);
 
 }  // namespace edgert
