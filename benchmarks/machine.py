@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgert.roof import Bandwidths
+
+_MEMORY_BYTES, _READ_ALIGNMENT, _READ_SECONDS = 512 << 20, 4096, 1.0
+
 
 def describe() -> dict[str, str | int]:
     from edgert import _native
@@ -18,6 +22,28 @@ def describe() -> dict[str, str | int]:
         "memory_bytes": pages * page,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
+
+
+def speeds(experts: Path, expert_bytes: int, threads: int, depth: int) -> Bandwidths:
+    """What memory, arithmetic and reads of the file `experts` do at this moment: neighbours on a shared machine change
+    it by the minute."""
+    from edgert import _native
+
+    reads = _native.ReadProbe(str(experts))
+    block = -(-expert_bytes // _READ_ALIGNMENT) * _READ_ALIGNMENT
+    return Bandwidths(
+        _native.measure_memory(threads, min(_MEMORY_BYTES, _native.memory_probe_bytes())),
+        reads.measure(
+            span_bytes=experts.stat().st_size // block * block,
+            block_bytes=block,
+            depth=depth,
+            random=True,
+            direct=reads.takes_direct,
+            io_backend="auto",
+            seconds=_READ_SECONDS,
+        ),
+        _native.measure_arithmetic(threads),
+    )
 
 
 class Others:

@@ -11,11 +11,15 @@ import peers
 from peers import Job, PeerError
 
 from edgert import plan
+from edgert._native import knobs
 from edgert.benchmark import drop_from_page_cache, percentiles
+from edgert.cold_start import ideal
 from edgert.errors import BudgetError
 from edgert.footprint import find
+from edgert.roof import Bandwidths, Work, roof
 
 INTERPRETER_BYTES = 96 << 20  # of Python and its libraries, which edgert's --memory does not count
+READS_IN_FLIGHT = next(int(knob["default"]) for knob in knobs() if knob["name"] == "io_threads")
 PHASES = ("prefill", "decode")
 _ABOUT = ("version", "features", "isa", "budget_bytes", "resident", "bits_per_weight", "expert_overlap")
 
@@ -45,12 +49,16 @@ def warm(job: Job, setting: Setting, count: int, note: Note) -> list[Row]:
         return peers.run(command, held, job.files)
 
     found = _in_turns(
-        peers.warm(job, memory, budget), measure, count, lambda line: note(f"{setting}, {line}")
+        peers.warm(job, memory, budget),
+        measure,
+        lambda: speeds(job, setting),
+        count,
+        lambda line: note(f"{setting}, {line}"),
     )
     return [
         {
             **_place(peer, setting),
-            **(outcome if "failed" in outcome else warm_row(job, setting, outcome["reports"])),
+            **(outcome if "failed" in outcome else warm_row(job, outcome["reports"])),
         }
         for peer, outcome in found.items()
     ]
@@ -64,11 +72,17 @@ def cold(job: Job, setting: Setting, count: int, note: Note) -> list[Row]:
         drop_from_page_cache(job.files)
         return peers.run(command, held, job.files)
 
-    found = _in_turns(peers.cold(job), measure, count, lambda line: note(f"cold, {setting}, {line}"))
+    found = _in_turns(
+        peers.cold(job),
+        measure,
+        lambda: speeds(job, setting),
+        count,
+        lambda line: note(f"cold, {setting}, {line}"),
+    )
     return [
         {
             **_place(peer, setting),
-            **(outcome if "failed" in outcome else cold_row(setting, outcome["reports"])),
+            **(outcome if "failed" in outcome else cold_row(outcome["reports"])),
         }
         for peer, outcome in found.items()
     ]
@@ -81,15 +95,18 @@ def _place(peer: str, setting: Setting) -> Row:
 def _in_turns(
     commands: Mapping[str, peers.Command],
     measure: Callable[[peers.Command], dict[str, Any]],
+    speeds_now: Callable[[], Bandwidths],
     count: int,
     note: Note,
 ) -> dict[str, dict[str, Any]]:
-    """A peer's reports, or how it failed; one that fails is not asked again."""
+    """A peer's reports, or how it failed; one that fails is not asked again. Before each of edgert's the machine's speeds
+    are measured."""
     found: dict[str, dict[str, Any]] = {peer: {"reports": []} for peer in commands}
     for index in range(count):
         for peer, command in commands.items():
             if "failed" in found[peer]:
                 continue
+            speeds = speeds_now() if peer == "edgert" else None
             others = machine.Others()
             try:
                 report = measure(command)
@@ -97,7 +114,10 @@ def _in_turns(
                 found[peer] = {"failed": str(error)}
                 note(f"{peer}: {error}")
                 continue
-            found[peer]["reports"].append({**report, "others_busy": others.processors()})
+            report["others_busy"] = others.processors()
+            if speeds is not None:
+                report["speeds"] = speeds
+            found[peer]["reports"].append(report)
             note(f"round {index + 1} of {count}: {peer} {_in_short(report)}")
     return found
 
@@ -108,7 +128,17 @@ def _in_short(report: Mapping[str, Any]) -> str:
     return ", ".join(f"{phase} {report[phase]['tokens_per_s']:.2f}" for phase in PHASES) + " tok/s"
 
 
-def warm_row(job: Job, setting: Setting, reports: Sequence[Mapping[str, Any]]) -> Row:
+def speeds(job: Job, setting: Setting) -> Bandwidths:
+    """Of the machine now, with the disk as it is held."""
+    experts = max(job.bundle.glob("experts*.bin"), key=lambda file: file.stat().st_size)
+    sizes = find(job.shape).sizes.weights
+    found = machine.speeds(experts, int(sizes.mean_expert_bytes), job.threads, READS_IN_FLIGHT)
+    if setting.read is None:
+        return found
+    return dataclasses.replace(found, storage_bytes_per_s=min(found.storage_bytes_per_s, setting.read))
+
+
+def warm_row(job: Job, reports: Sequence[Mapping[str, Any]]) -> Row:
     """The medians of one peer's rounds; times of single tokens are of all rounds."""
     result = _common(reports)
     for phase in PHASES:
@@ -117,28 +147,30 @@ def warm_row(job: Job, setting: Setting, reports: Sequence[Mapping[str, Any]]) -
         for name in ("bytes_read_per_token", "simulated_bytes_per_token"):
             if name in phases[0]:
                 result[phase][name] = statistics.median(row[name] for row in phases)
-        if "roof_tokens_per_s" in phases[0]:
-            roof = statistics.median(_roof(row, setting.read) for row in phases)
+        if "speeds" in reports[0]:
+            roofs = [roof(Work(**report[phase]["work"]), report["speeds"]) for report in reports]
+            shares = [row["tokens_per_s"] / limit for row, limit in zip(phases, roofs, strict=True)]
             result[phase] |= {
-                "roof_tokens_per_s": roof,
-                "roof_fraction": result[phase]["tokens_per_s"] / roof,
+                "roof_tokens_per_s": statistics.median(roofs),
+                "roof_fraction": statistics.median(shares),
             }
     result["decode"].update(percentiles([ms for report in reports for ms in report["decode"]["token_ms"]]))
-    if "roof_tokens_per_s" in result["decode"]:  # so the machine has been measured
-        for phase, planned in planned_speeds(job, setting, result["about"]["budget_bytes"]).items():
+    if "speeds" in reports[0]:
+        for phase, planned in planned_speeds(job, reports).items():
             speed = result[phase]["tokens_per_s"]
             result[phase] |= {"plan_tokens_per_s": planned, "plan_deviation": planned / speed - 1}
     return result
 
 
-def cold_row(setting: Setting, reports: Sequence[Mapping[str, Any]]) -> Row:
+def cold_row(reports: Sequence[Mapping[str, Any]]) -> Row:
     result = _common(reports) | _median(reports, "first_token_s")
-    for name in ("load_s", "bytes_read", "needed_bytes", "compute_s"):
+    for name in ("load_s", "bytes_read", "needed_bytes"):
         if name in reports[0]:
             result[name] = statistics.median(report[name] for report in reports)
-    if "ideal_s" in reports[0]:
-        ideal = statistics.median(_ideal(report, setting.read) for report in reports)
-        result |= {"ideal_s": ideal, "times_ideal": result["first_token_s"] / ideal}
+    if "speeds" in reports[0]:
+        ideals = [ideal(report, report["speeds"]) for report in reports]
+        for name in ("ideal_s", "times_ideal"):
+            result[name] = statistics.median(row[name] for row in ideals)
     return result
 
 
@@ -147,6 +179,7 @@ def _common(reports: Sequence[Mapping[str, Any]]) -> Row:
         "rounds": len(reports),
         "others_busy": [report["others_busy"] for report in reports],
         "about": {name: reports[0][name] for name in _ABOUT if name in reports[0]},
+        "speeds": [dataclasses.asdict(report["speeds"]) for report in reports if "speeds" in report],
     }
 
 
@@ -156,32 +189,18 @@ def _median(rows: Sequence[Mapping[str, Any]], name: str) -> Row:
     return {name: median, "spread": (max(values) - min(values)) / median}
 
 
-def _roof(row: Mapping[str, Any], read: int | None) -> float:
-    """edgert's roof is of a disk at full speed: one that is held to `read` may be lower."""
-    roof: float = row["roof_tokens_per_s"]
-    missed = row["simulated_bytes_per_token"]
-    return roof if read is None or not missed else min(roof, read / missed)
-
-
-def _ideal(report: Mapping[str, Any], read: int | None) -> float:
-    """Likewise."""
-    ideal: float = report["ideal_s"]
-    return ideal if read is None else max(ideal, report["needed_bytes"] / read + report["compute_s"])
-
-
-def planned_speeds(job: Job, setting: Setting, budget: int) -> dict[str, float]:
-    """What `edgert plan` says of these runs, tokens a second; nothing for a budget that it refuses."""
-    free = plan.speeds_here(threads=job.threads)
-    held = setting.read
-    speeds = (
-        free
-        if held is None
-        else dataclasses.replace(free, read=lambda size, depth: min(free.read(size, depth), held))
+def planned_speeds(job: Job, reports: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What `edgert plan` says of these runs on a machine with the median of the rounds' speeds, tokens a second; nothing for
+    a budget that it refuses."""
+    found = [dataclasses.astuple(report["speeds"]) for report in reports]
+    memory, storage, int8 = (statistics.median(values) for values in zip(*found, strict=True))
+    speeds = plan.Speeds(
+        "the rounds", True, job.threads, READS_IN_FLIGHT, memory, int8, lambda size, depth: storage
     )
     lengths = plan.Run(job.prompt_tokens, job.decode_tokens)
     context = job.prompt_tokens + job.decode_tokens + 1
     try:
-        expected = plan.expect(find(job.shape).sizes, speeds, budget, context, lengths)
+        expected = plan.expect(find(job.shape).sizes, speeds, reports[0]["budget_bytes"], context, lengths)
     except BudgetError:
         return {}
     return {"prefill": expected.prefill_tokens_per_s, "decode": expected.decode_tokens_per_s}

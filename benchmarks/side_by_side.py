@@ -1,7 +1,6 @@
 """The same shape in edgert and in llama.cpp, measured in turns in one run: one command for the whole table.
 
     pip install llama-cpp-python gguf        # built from source, for the processor it runs on
-    edgert devices probe                     # so that the roof and the plan stand beside edgert's figures
     python benchmarks/side_by_side.py olmoe-1b-7b --json result.json --plot result.svg
 
 Each round runs each peer once, in a process of its own that warms up with one prompt and its decode and measures a
@@ -34,7 +33,7 @@ import rows
 import table
 from rows import Setting
 
-from edgert import plan, settings
+from edgert import settings
 from edgert.shapes import SHAPES, shape_bundle
 from edgert.units import parse_bytes
 
@@ -73,14 +72,12 @@ def prepare(arguments: argparse.Namespace) -> peers.Job:
 
 def measure(job: peers.Job, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The report as it grows, after each setting."""
-    speeds = plan.speeds_here(threads=job.threads)
     report: dict[str, Any] = {
         "shape": job.shape,
         "date": datetime.date.today().isoformat(),
         "machine": machine.describe(),
         "threads": job.threads,
         "edgert": version("edgert"),
-        "probe": speeds.source if speeds.measured else None,
         "rounds": arguments.rounds,
         "prompt_tokens": job.prompt_tokens,
         "decode_tokens": job.decode_tokens,

@@ -115,11 +115,19 @@ def about(report: Mapping[str, Any]) -> str:
     ]
     if report["read_ahead_kb"] is not None:
         parts.append(f"read_ahead_kb {report['read_ahead_kb']}")
-    if report["probe"] is None:
-        parts.append("not probed (edgert devices probe), so without roof and plan")
-    else:
-        parts.append(f"roof and plan: {report['probe']}")
+    measured = [speeds for row in rows for speeds in row.get("speeds", ())]
+    if measured:
+        parts.append(
+            f"speeds from round to round: memory {_range(measured, 'memory_bytes_per_s', 1e9)} GB/s, reads of an expert "
+            f"{_range(measured, 'storage_bytes_per_s', 1e9)} GB/s, int8 "
+            f"{_range(measured, 'int8_operations_per_s', 1e9)} GOPS"
+        )
     return "; ".join(parts)
+
+
+def _range(speeds: Sequence[Mapping[str, float]], name: str, unit: float) -> str:
+    values = [found[name] / unit for found in speeds]
+    return f"{min(values):,.1f} to {max(values):,.1f}"
 
 
 def _place(row: Row) -> tuple[float | None, int | None]:

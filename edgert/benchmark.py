@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +55,9 @@ def benchmark(
 
     tokens_per_s is the median, spread (largest - smallest) / median; the expert counters are of all repetitions. A
     model with a tokenizer gets text and decodes its own answer; one without gets random tokens throughout. `routing`
-    imposes experts ("uniform" or "trace:FILE") in place of the routers' choice. With `bandwidths` every row has its
-    roof beside it, whose misses are those of an LRU cache simulated over the same experts.
+    imposes experts ("uniform" or "trace:FILE") in place of the routers' choice. A row's `work` is what a token costs at
+    least, its misses those of an LRU cache simulated over the same experts; with `bandwidths` the roof that follows from
+    it stands there too.
 
     prompt_tokens and decode_tokens are 128 and 64 by default, and at most two thirds and one third of the context.
     Raises InvalidArgumentError where they do not fit into it, and what routing.imposed() raises.
@@ -92,12 +93,14 @@ def benchmark(
     decode["token_ms"] = [round(1000 * second, 4) for run in measured for second in run.step_seconds]
     decode.update(percentiles(decode["token_ms"]))
     footprint = Footprint.of(manifest)
-    if bandwidths is not None:
-        # The routers' own choice for a prompt is not recorded: one drawn stands for it.
-        positions = table or routings.uniform(routings.moe_layers(manifest["recipe"]), prompt_tokens)
-        prompt = [positions[index % len(positions)] for index in range(prompt_tokens)]
-        for row, work in zip((prefill, decode), _works(model, footprint, runs, prompt), strict=True):
-            row.update(_roof(row["tokens_per_s"], work, bandwidths))
+    # The routers' own choice for a prompt is not recorded: one drawn stands for it.
+    positions = table or routings.uniform(routings.moe_layers(manifest["recipe"]), prompt_tokens)
+    prompt = [positions[index % len(positions)] for index in range(prompt_tokens)]
+    for row, work in zip((prefill, decode), _works(model, footprint, runs, prompt), strict=True):
+        row.update(work=asdict(work), simulated_bytes_per_token=work.storage_bytes)
+        if bandwidths is not None:
+            limit = roof(work, bandwidths)
+            row.update(roof_tokens_per_s=limit, roof_fraction=row["tokens_per_s"] / limit)
     layers = routings.moe_layers(manifest["recipe"])
     overlaps = [routings.overlap(run.step_experts) for run in runs]
     return {
@@ -182,15 +185,6 @@ def percentiles(token_ms: Sequence[float]) -> dict[str, float]:
     ordered = sorted(token_ms)
     p50, p99 = statistics.median(ordered), ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
     return {"token_ms_p50": p50, "token_ms_p99": p99, "p99_over_p50": p99 / p50}
-
-
-def _roof(tokens_per_s: float, work: Work, bandwidths: Bandwidths) -> dict[str, float]:
-    limit = roof(work, bandwidths)
-    return {
-        "simulated_bytes_per_token": work.storage_bytes,
-        "roof_tokens_per_s": limit,
-        "roof_fraction": tokens_per_s / limit,
-    }
 
 
 def _works(

@@ -3,9 +3,9 @@
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgert import _native
@@ -56,8 +56,9 @@ def cold_start(
         if progress is not None:
             progress(index + 1, repetitions)
     row = _row(tokens, starts, bundle.sizes["dense_bytes"], footprint)
+    row["work"] = asdict(_compute(tokens, starts, footprint))
     if limits is not None:
-        row.update(_ideal(row, _compute(tokens, starts, footprint), limits))
+        row.update(ideal(row, limits))
     return {**about, "results": [row]}
 
 
@@ -112,7 +113,8 @@ def _compute(tokens: int, starts: list[_Start], footprint: Footprint) -> Work:
     return Work(statistics.mean(work.memory_bytes for work in works), 0, works[0].operations)
 
 
-def _ideal(row: dict[str, Any], compute: Work, limits: Bandwidths) -> dict[str, float]:
-    compute_s = row["tokens"] / roof(compute, limits)
+def ideal(row: Mapping[str, Any], limits: Bandwidths) -> dict[str, float]:
+    """The start of a machine that reads what is needed at full speed and then computes."""
+    compute_s = row["tokens"] / roof(Work(**row["work"]), limits)
     ideal_s = row["needed_bytes"] / limits.storage_bytes_per_s + compute_s
     return {"compute_s": compute_s, "ideal_s": ideal_s, "times_ideal": row["first_token_s"] / ideal_s}

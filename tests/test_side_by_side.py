@@ -8,6 +8,7 @@ from typing import Any
 
 import gguf_shape
 import limiter
+import machine
 import numpy as np
 import peers
 import plot
@@ -18,9 +19,9 @@ import table
 from peers import Job
 from rows import Setting
 
-from edgert import plan
 from edgert.benchmark import percentiles
 from edgert.converters.synthetic import synthetic_decoder
+from edgert.roof import Bandwidths
 from edgert.shapes import SHAPES, shape_bundle
 
 LLAMA_REPORT = {
@@ -93,7 +94,8 @@ def test_both_peers_are_measured_in_turns(job: Job) -> None:
     assert llama["decode"]["tokens_per_s"] == 5 and llama["decode"]["p99_over_p50"] == 1
     assert edgert["peer"] == "edgert" and edgert["decode"]["tokens_per_s"] > 0
     assert edgert["decode"]["token_ms_p50"] <= edgert["decode"]["token_ms_p99"]
-    assert "roof_tokens_per_s" not in edgert["decode"]  # the machine was not measured
+    assert edgert["decode"]["roof_tokens_per_s"] > 0 and "roof_tokens_per_s" not in llama["decode"]
+    assert len(edgert["speeds"]) == 2 and not llama["speeds"]
 
 
 def test_a_cold_start_has_what_it_needs_beside_it(job: Job) -> None:
@@ -102,6 +104,7 @@ def test_a_cold_start_has_what_it_needs_beside_it(job: Job) -> None:
     )
     llama, mapped, edgert = rows.cold(job, Setting(), 1, lambda line: None)
     assert llama["first_token_s"] == mapped["first_token_s"] == 2 and "needed_bytes" not in llama
+    assert edgert["times_ideal"] > 0
     assert edgert["first_token_s"] > edgert["load_s"] and edgert["bytes_read"] >= edgert["needed_bytes"] > 0
 
 
@@ -114,7 +117,7 @@ def test_a_peer_that_failed_is_not_asked_again(job: Job) -> None:
     assert sum("llama" in note for note in notes) == 1
 
 
-def report(prefill: float, decode: float, **of_each: float) -> dict[str, Any]:
+def report(prefill: float, decode: float, **of_each: Any) -> dict[str, Any]:
     """Of one round."""
     speeds = {"prefill": prefill, "decode": decode}
     found: dict[str, Any] = {
@@ -126,7 +129,7 @@ def report(prefill: float, decode: float, **of_each: float) -> dict[str, Any]:
 
 
 def test_a_row_is_the_median_of_its_rounds(job: Job) -> None:
-    row = rows.warm_row(job, Setting(), [report(10, 1), report(30, 5), report(20, 4)])
+    row = rows.warm_row(job, [report(10, 1), report(30, 5), report(20, 4)])
     assert row["prefill"]["tokens_per_s"] == 20
     assert (row["decode"]["tokens_per_s"], row["decode"]["spread"]) == (4, 1.0)
     assert row["decode"]["token_ms_p50"] == 250 and row["decode"]["p99_over_p50"] == 4
@@ -137,36 +140,49 @@ def test_percentiles_are_of_all_tokens() -> None:
     assert found == {"token_ms_p50": 10, "token_ms_p99": 30, "p99_over_p50": 3}
 
 
-@pytest.mark.parametrize(("read", "roof"), [(None, 8.0), (2_000_000_000, 8.0), (300_000_000, 3.0)])
-def test_the_roof_is_that_of_the_disk_as_it_is_held(job: Job, read: int | None, roof: float) -> None:
-    of_round = report(1, 1.5, roof_tokens_per_s=8.0, simulated_bytes_per_token=1e8)
-    row = rows.warm_row(job, Setting(0.5, read), [of_round])
-    assert row["decode"]["roof_tokens_per_s"] == roof
-    assert row["decode"]["roof_fraction"] == 1.5 / roof
+def speeds(storage: float) -> Bandwidths:
+    """Ten thousand bytes of memory, and so many of storage; no bound on arithmetic."""
+    return Bandwidths(10_000, storage)
 
 
-def test_a_roof_without_misses_does_not_know_the_disk(job: Job) -> None:
-    of_round = report(1, 1, roof_tokens_per_s=8.0, simulated_bytes_per_token=0.0)
-    assert rows.warm_row(job, Setting(None, 1000), [of_round])["decode"]["roof_tokens_per_s"] == 8
+def test_every_round_has_the_roof_of_its_moment(job: Job) -> None:
+    work = {"memory_bytes": 1000.0, "storage_bytes": 100.0, "operations": 0.0}
+    rounds = [
+        {**report(1, speed, work=work), "speeds": speeds(storage)}
+        for speed, storage in ((8, 10_000), (2, 400), (5, 10_000))
+    ]
+    decode = rows.warm_row(job, rounds)["decode"]
+    assert decode["roof_tokens_per_s"] == 10  # of 10, 4 and 10
+    assert decode["roof_fraction"] == 0.5  # of 0.8, 0.5 and 0.5
 
 
-@pytest.mark.parametrize(("read", "ideal"), [(None, 2.0), (1_000, 10.5)])
-def test_the_ideal_start_is_that_of_the_disk_as_it_is_held(read: int | None, ideal: float) -> None:
-    found = {"first_token_s": 4.0, "load_s": 1.0, "bytes_read": 1e4, "needed_bytes": 1e4, "compute_s": 0.5}
-    row = rows.cold_row(Setting(None, read), [{**found, "ideal_s": 2.0, "others_busy": 0.0}])
-    assert (row["ideal_s"], row["times_ideal"]) == (ideal, 4 / ideal)
+@pytest.mark.parametrize(("read", "expected"), [(None, 2e9), (3e8, 3e8), (5e9, 2e9)])
+def test_the_speed_of_a_disk_is_that_at_which_it_is_held(
+    job: Job, monkeypatch: pytest.MonkeyPatch, read: int | None, expected: float
+) -> None:
+    monkeypatch.setattr(machine, "speeds", lambda *arguments: speeds(2e9))
+    assert rows.speeds(job, Setting(None, read)).storage_bytes_per_s == expected
 
 
-def test_the_plan_stands_beside_what_was_measured(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    speeds = plan.Speeds("a test", True, 1, 4, 1e9, 1e12, lambda size, depth: 1e8)
-    monkeypatch.setattr(plan, "speeds_here", lambda threads: speeds)
-    of_round = report(1, 1000.0, roof_tokens_per_s=5000.0, simulated_bytes_per_token=0.0)
-    decode = rows.warm_row(job, Setting(), [of_round])["decode"]
+def test_the_ideal_start_is_reading_and_then_computing() -> None:
+    work = {"memory_bytes": 500.0, "storage_bytes": 0.0, "operations": 0.0}
+    found = {"first_token_s": 4.0, "load_s": 1.0, "bytes_read": 1e4, "needed_bytes": 1e4, "tokens": 10}
+    row = rows.cold_row([{**found, "work": work, "speeds": speeds(1e4), "others_busy": 0.0}])
+    assert (row["ideal_s"], row["times_ideal"]) == (1.5, 4 / 1.5)
+
+
+def test_the_plan_stands_beside_what_was_measured(job: Job) -> None:
+    def of_round(storage: float, budget: int) -> dict[str, Any]:
+        work = {"memory_bytes": 1000.0, "storage_bytes": 0.0, "operations": 0.0}
+        found = report(1, 1000.0, work=work)
+        return {**found, "speeds": Bandwidths(1e9, storage, 1e12), "budget_bytes": budget}
+
+    decode = rows.warm_row(job, [of_round(1e8, 2**30)])["decode"]
     assert decode["plan_deviation"] == pytest.approx(decode["plan_tokens_per_s"] / 1000 - 1)
-    paged = rows.planned_speeds(job, Setting(0.5), 1_600_000)["decode"]
-    held = rows.planned_speeds(job, Setting(0.5, 1_000_000), 1_600_000)["decode"]
-    assert held == pytest.approx(paged / 100)
-    assert rows.planned_speeds(job, Setting(0.1), 1000) == {}
+    paged = rows.planned_speeds(job, [of_round(1e8, 1_600_000)])["decode"]
+    slow = rows.planned_speeds(job, [of_round(1e6, 1_600_000)])["decode"]
+    assert slow == pytest.approx(paged / 100)
+    assert rows.planned_speeds(job, [of_round(1e8, 1000)]) == {}
 
 
 # --- what is made of them -----------------------------------------------------------------------------
@@ -176,19 +192,21 @@ def test_the_plan_stands_beside_what_was_measured(job: Job, monkeypatch: pytest.
 def result(job: Job, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What side_by_side.py writes, of made-up speeds."""
     planned = {"prefill": 300.0, "decode": 12.0}
-    monkeypatch.setattr(rows, "planned_speeds", lambda job, setting, budget: planned)
+    monkeypatch.setattr(rows, "planned_speeds", lambda job, reports: planned)
 
-    def row(peer: str, setting: Setting, speed: float, **of_each: float) -> rows.Row:
-        found = rows.warm_row(job, setting, [report(10 * speed, speed, **of_each)])
+    def row(peer: str, setting: Setting, speed: float, **of_each: Any) -> rows.Row:
+        of_round = report(10 * speed, speed, **of_each)
+        found = rows.warm_row(job, [{**of_round, "speeds": speeds(1)} if of_each else of_round])
         return {"peer": peer, "share": setting.share, "read_bytes_per_s": setting.read, **found}
 
     half, held = Setting(0.5), Setting(0.5, 300_000_000)
-    roof = {"roof_tokens_per_s": 80.0, "simulated_bytes_per_token": 2e6}
+    work = {"memory_bytes": 125.0, "storage_bytes": 0.0, "operations": 0.0}  # at most 80 tokens a second
+    roof = {"work": work, "simulated_bytes_per_token": 2e6}
     failed = {"peer": "llama.cpp", "share": 0.25, "read_bytes_per_s": None, "failed": "killed"}
     start = {"share": None, "read_bytes_per_s": None, "spread": 0.1, "load_s": 1.0, "bytes_read": 2e9}
     return {
         "shape": "tiny", "date": "2026-01-02", "machine": {"cpu": "a CPU", "memory_bytes": 2**31}, "threads": 2,
-        "edgert": "1.0", "probe": "this machine, measured today", "rounds": 3, "prompt_tokens": 8, "decode_tokens": 4,
+        "edgert": "1.0", "rounds": 3, "prompt_tokens": 8, "decode_tokens": 4,
         "cold_prompt_tokens": 16, "read_ahead_kb": 128,
         "rows": [
             row("llama.cpp", Setting(), 50),
@@ -236,8 +254,14 @@ def test_the_report_says_what_its_figures_depend_on(result: dict[str, Any]) -> N
     assert text.splitlines()[-1].startswith(
         "tiny: a CPU, 2 threads; 2 GiB; edgert 1.0 (-); llama-cpp-python -; "
     )
-    assert "read_ahead_kb 128; roof and plan: this machine, measured today" in text
-    assert "not probed" in table.about(result | {"probe": None})
+    of_round = {"memory_bytes_per_s": 5e10, "storage_bytes_per_s": 2e9, "int8_operations_per_s": 1e12}
+    for row in result["rows"]:
+        row.pop("speeds", None)
+    assert table.about(result).endswith("read_ahead_kb 128")
+    result["rows"][1]["speeds"] = [of_round, of_round | {"storage_bytes_per_s": 3e9}]
+    assert table.about(result).endswith(
+        "speeds from round to round: memory 50.0 to 50.0 GB/s, reads of an expert 2.0 to 3.0 GB/s, int8 1,000.0 to 1,000.0 GOPS"
+    )
 
 
 def test_the_plot_has_a_line_a_peer_and_disk(result: dict[str, Any]) -> None:
