@@ -244,8 +244,16 @@ void float_matmul(const MatMul& work, std::size_t tile_begin, std::size_t tile_e
   }
 }
 
+// Asks for the `part`-th of `parts` of the tile that follows, into the second-level cache.
+inline void prefetch_next(const IntegerTile& tile, std::size_t part, std::size_t end, std::size_t parts) {
+  const std::byte* const next = tile.codes + tile.next;
+  for (std::size_t i = tile.bytes * part / parts / 64 * 64; i < tile.bytes * end / parts; i += 64) {
+    __builtin_prefetch(next + i, 0, 2);
+  }
+}
+
 template <class V, int Bits, int T>
-void integer_tile_block(const MatMul& work, const IntegerTile (&tiles)[T], std::size_t first) {
+void integer_tile_block(const MatMul& work, const IntegerTile (&tiles)[T], std::size_t first, bool more) {
   const QuantizedRows& q = work.quantized;
   const std::size_t x_groups = q.padded / kActivationGroup;
   for_each_block<V::kRowBlock>(work.m, [&]<int M>(Count<M>, std::size_t m) {
@@ -253,6 +261,10 @@ void integer_tile_block(const MatMul& work, const IntegerTile (&tiles)[T], std::
     for (int r = 0; r < M; ++r) {
       const std::size_t row = activation_row<V>(work, m + static_cast<std::size_t>(r));
       x[r] = {q.codes + row * q.padded, q.scales + row * x_groups, q.sums + row * x_groups};
+    }
+    // Of many rows only the first block finds weights that are not in a cache yet.
+    if (work.m > M && more) {
+      for (const IntegerTile& tile : tiles) prefetch_next(tile, m, m + M, work.m);
     }
     TileResult<V, M> result[T];
     integer_tiles<V, Bits, M, T>(tiles, m == 0, x, result);
@@ -281,7 +293,7 @@ void integer_matmul(const MatMul& work, std::size_t tile_begin, std::size_t tile
       tiles[i] = tile_at(tile_begin + t + i);
       tiles[i].next *= T;
     }
-    integer_tile_block<V, Bits, T>(work, tiles, tile_begin + t);
+    integer_tile_block<V, Bits, T>(work, tiles, tile_begin + t, tile_begin + t + T < tile_end);
   };
   for_each_block<V::kTileBlock>(tile_end - tile_begin, multiply);
 }

@@ -129,8 +129,9 @@ void Decoder::attend(int layer, const AttentionRecipe& a, std::span<const BatchR
   }
   machine_.pool.run(static_cast<int>(attended_.size() * kv_heads), 1, [&](int begin, int end, int worker) {
     for (int item = begin; item < end; ++item) {
-      const auto [first, count] = attended_[static_cast<std::size_t>(item) / kv_heads];
-      const std::size_t h = static_cast<std::size_t>(item) % kv_heads;
+      // One head after the other: its keys and values stay in a cache while the rows go by.
+      const auto [first, count] = attended_[static_cast<std::size_t>(item) % attended_.size()];
+      const std::size_t h = static_cast<std::size_t>(item) / attended_.size();
       const std::size_t at = (first * kv_heads + h) * group * dim;
       Attention work;
       work.queries = s_.q + at;

@@ -28,8 +28,17 @@ MatMul product(const Matrix& matrix, const Activations& in, float* y, std::size_
 
 void multiply(const Machine& machine, std::span<const MatMul> products) {
   std::size_t total = 0;
-  for (const MatMul& work : products) total += tiles(work);
-  machine.pool.run(static_cast<int>(total), 0, [&](int begin, int end, int) {
+  bool alike = true;  // in the work of a tile
+  for (const MatMul& work : products) {
+    total += tiles(work);
+    alike = alike && work.m == products.front().m;
+  }
+  // Experts have their own numbers of rows: halves of the tiles would not be halves of the work.
+  constexpr std::size_t kPieces = 8;  // of a thread
+  const std::size_t piece = total / (kPieces * static_cast<std::size_t>(machine.pool.threads()));
+  const std::size_t grain =
+      alike ? 0 : std::max<std::size_t>(2, piece / 2 * 2);  // kernels take tiles in pairs
+  machine.pool.run(static_cast<int>(total), static_cast<int>(grain), [&](int begin, int end, int) {
     std::size_t from = static_cast<std::size_t>(begin);
     const std::size_t to = static_cast<std::size_t>(end);
     std::size_t first = 0;  // index of this product's first tile among all
