@@ -75,7 +75,9 @@ def test_with_two_slots_every_token_reads_its_experts_at_storage_speed() -> None
     assert found.bytes_read_per_token == pytest.approx(1.5 * 4096, rel=0.1)
     assert found.hit_rate == pytest.approx(0.25, abs=0.1)
     slow = expectation(speeds(storage=1e4), divided(2))
-    assert slow.decode_tokens_per_s == pytest.approx(EFFICIENCY.storage * 1e4 / slow.bytes_read_per_token)
+    in_memory = 1 / expectation(speeds(), divided(8)).decode_tokens_per_s  # which comes on top
+    in_storage = slow.bytes_read_per_token / (EFFICIENCY.storage * 1e4)
+    assert slow.decode_tokens_per_s == pytest.approx(1 / (in_memory + in_storage))
     assert (slow.resident, slow.limit) == (False, "storage")
 
 
@@ -257,7 +259,7 @@ def test_a_device_stands_for_the_machine_that_is_not_here(
     (row,) = value["budgets"]
     board = load_device("raspberry-pi-5")
     bound = board.storage.random_read_mb_per_s * 1e6 / row["bytes_read_per_token"]
-    assert row["decode_tokens_per_s"] == pytest.approx(EFFICIENCY.storage * bound)
+    assert 0.7 * bound < row["decode_tokens_per_s"] < EFFICIENCY.storage * bound  # memory comes on top
     assert value["machine"]["available_bytes"] == board.memory.total_mib * MIB * 7 // 8
 
 

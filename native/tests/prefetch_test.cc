@@ -226,6 +226,30 @@ TEST_CASE("a layer prefetched with certainty is read as often as without") {
   }
 }
 
+TEST_CASE("steps that use every expert leave what is there for the next of them") {
+  constexpr int kAll = kLayers * kExperts;
+  for (const int slots : {kExperts + 2, 2 * kExperts, kAll - 1}) {
+    CAPTURE(slots);
+    Fixture f(slots);
+    const auto scan = [&] {
+      const int before = f.reader.reads;
+      for (int layer = 0; layer < kLayers; ++layer) f.take_all(layer, first(kExperts));
+      return f.reader.reads - before;
+    };
+    CHECK(scan() == kAll);
+    // At most a layer's worth of slots is needed in passing; what the others hold stays.
+    for (int step = 0; step < 3; ++step) CHECK(scan() <= kAll - (slots - kExperts));
+  }
+}
+
+TEST_CASE("what a step uses in passing goes before what single tokens used") {
+  Fixture f(kExperts + 2);
+  f.take_all(0, {3, 7});
+  for (int layer = 1; layer < kLayers; ++layer) f.take_all(layer, first(kExperts));
+  CHECK(f.residency(0, 3) == R::resident);
+  CHECK(f.residency(0, 7) == R::resident);
+}
+
 TEST_CASE("filling reads what is not there, once, in the order of the files") {
   Fixture f(kLayers * kExperts);
   f.take_all(1, {3, 4});

@@ -12,6 +12,7 @@ class EvictionPolicy {
  public:
   virtual ~EvictionPolicy() = default;
   virtual void used(int entry) = 0;     // asked for, or just read
+  virtual void passed(int entry) = 0;   // the same in passing: it goes first, unless it stood there before
   virtual void removed(int entry) = 0;  // no longer resident
   // The entry to evict among those that `evictable` admits; -1 for none.
   virtual int victim(const std::function<bool(int)>& evictable) = 0;

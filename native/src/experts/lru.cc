@@ -16,10 +16,11 @@ class Lru final : public EvictionPolicy {
 
   void used(int entry) override {
     removed(entry);
-    const int newest = previous(end_);
-    link(newest, entry);
-    link(entry, end_);
-    linked_[static_cast<std::size_t>(entry)] = true;
+    insert(previous(end_), entry, end_);
+  }
+
+  void passed(int entry) override {
+    if (!linked_[static_cast<std::size_t>(entry)]) insert(end_, entry, next(end_));
   }
 
   void removed(int entry) override {
@@ -38,6 +39,11 @@ class Lru final : public EvictionPolicy {
  private:
   int next(int entry) const { return next_[static_cast<std::size_t>(entry)]; }
   int previous(int entry) const { return previous_[static_cast<std::size_t>(entry)]; }
+  void insert(int before, int entry, int after) {
+    link(before, entry);
+    link(entry, after);
+    linked_[static_cast<std::size_t>(entry)] = true;
+  }
   void link(int before, int after) {
     next_[static_cast<std::size_t>(before)] = after;
     previous_[static_cast<std::size_t>(after)] = before;

@@ -25,6 +25,7 @@ void ExpertStore::prefetch(int layer, std::span<const int> experts) {
   for (const int index : wanted) entries_[at(index)].ahead = true;
   ahead_ = std::move(wanted);
   ahead_row_ = &r;
+  ahead_scans_ = is_scan(r, experts.size());
   pump();
 }
 
@@ -72,14 +73,19 @@ bool ExpertStore::pump_one() {
   if (!ahead && !next_absent(fill_)) return false;
   const int index = queue.back();
   const std::uint64_t bytes = slot_bytes(*entries_[at(index)].where);
-  auto slot = take_slot(
-      bytes, [&](const Entry& entry) { return ahead && !entry.ahead && capacity_ / kLeastSlots >= bytes; });
+  // Of steps that use every expert, the layer just used is the one needed again last.
+  const bool scans = ahead_scans_ && passed_layer_ >= 0;
+  auto slot = take_slot(bytes, [&](const Entry& entry) {
+    return ahead && !entry.ahead && capacity_ / kLeastSlots >= bytes &&
+           (!scans || entry.layer == passed_layer_);
+  });
   if (!slot) {
     if (!ahead) fill_.clear();
     return false;
   }
   queue.pop_back();
   begin(index, std::move(*slot), ReadPriority::prefetch);
+  ahead ? policy_->passed(index) : policy_->used(index);  // what was only expected goes before what was used
   return true;
 }
 

@@ -92,6 +92,8 @@ std::unique_ptr<ExpertStore::Request> ExpertStore::acquire(int layer, std::span<
   request->reading_.reserve(experts.size());
   request->waiting_.reserve(experts.size());
   const std::lock_guard lock(mutex_);
+  request->scans_ = is_scan(r, experts.size());
+  passed_layer_ = request->scans_ ? layer : -1;
   requests_.push_back(request.get());
   if (ahead_row_ == &r) drop_ahead();
   for (const int expert : experts) {
@@ -122,7 +124,7 @@ void ExpertStore::join(Request& request, int index) {
   }
   entry.prefetched = false;
   ++entry.pins;
-  policy_->used(index);
+  request.scans_ ? policy_->passed(index) : policy_->used(index);
   if (entry.state == Residency::resident) {
     request.ready_.push_back(index);
   } else {
@@ -135,9 +137,12 @@ void ExpertStore::issue(Request& request) {
     const int index = request.waiting_.back();
     Entry& entry = entries_[at(index)];
     if (entry.state == Residency::absent) {
-      auto slot = take_slot(slot_bytes(*entry.where), [](const Entry&) { return true; });
+      const std::uint64_t bytes = slot_bytes(*entry.where);
+      auto slot = take_slot(bytes, [](const Entry& other) { return !other.ahead; });
+      if (!slot) slot = take_slot(bytes, [](const Entry&) { return true; });
       if (!slot) return;
       begin(index, std::move(*slot), ReadPriority::demand);
+      request.scans_ ? policy_->passed(index) : policy_->used(index);
       ++entry.pins;
       request.reading_.push_back({index, true});
     } else {  // another request read it meanwhile
@@ -192,7 +197,6 @@ void ExpertStore::begin(int index, SlotPool::Slot slot, ReadPriority priority) {
   }
   entry.state = Residency::reading;
   ++reads_of(entry);
-  policy_->used(index);
 }
 
 void ExpertStore::submit(int index) {

@@ -101,6 +101,7 @@ class ExpertStore {
     Request(ExpertStore& store, const std::atomic<bool>& cancelled) : store_(store), cancelled_(cancelled) {}
     ExpertStore& store_;
     const std::atomic<bool>& cancelled_;
+    bool scans_ = false;
     std::vector<int> ready_;  // entries pinned for us, last first
     struct Read {
       int entry;
@@ -148,6 +149,11 @@ class ExpertStore {
   };
 
   const Row& row(int layer) const;
+  // A step that wants most of a layer wants most of every layer, one after the other: what is there already
+  // serves the next such step better than what it reads in passing.
+  static bool is_scan(const Row& row, std::size_t experts) noexcept {
+    return 2 * experts > static_cast<std::size_t>(row.count);
+  }
   int entry_of(const Row& row, int expert) const;  // Error{invalid_argument}
   std::string name(const Entry& entry) const;
   void complete(int entry, std::exception_ptr error) noexcept;
@@ -186,6 +192,8 @@ class ExpertStore {
   int prefetch_reads_ = 0;
   std::vector<int> ahead_;  // entries that prefetch() asked for and has not come to, last first
   const Row* ahead_row_ = nullptr;
+  bool ahead_scans_ = false;
+  int passed_layer_ = -1;  // of the last request, if it was a scan
   std::vector<int> fill_;  // the same of fill()
   ExpertStatistics statistics_;
 };
