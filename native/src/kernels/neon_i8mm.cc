@@ -45,7 +45,7 @@ struct NeonI8mm : Neon {
     } else {
       constexpr int kPairs = M / 2;
       const std::size_t groups = tiles[0].padded / kActivationGroup;
-        float32x4_t sums[T][kStrips][2][kPairs] = {};
+      float32x4_t sums[T][kStrips][2][kPairs] = {};
       Prefetch<Bits, M, T> prefetch[T];
       for (int t = 0; t < T; ++t) prefetch[t] = Prefetch<Bits, M, T>(tiles[t]);
       for (std::size_t g = 0; g < groups; ++g) {
