@@ -29,6 +29,9 @@ class Efficiency:
     memory: float = 0.80
     storage: float = 0.97
     arithmetic: float = 0.42
+    arrival: float = (
+        0.27  # of memory's: what was read is checked and handed over, at a layer's end with nothing to read
+    )
 
 
 EFFICIENCY = Efficiency()
@@ -181,7 +184,8 @@ def expect_of_plan(
     decode = weights.decode(kv_bytes, missed_per_token)
     prefill = weights.prefill(run.prompt_tokens, prompt, missed[0])
     in_memory = decode.memory_bytes / reached.memory_bytes_per_s
-    in_storage = decode.storage_bytes / reached.storage_bytes_per_s
+    arrival = EFFICIENCY.arrival * speeds.memory_bytes_per_s
+    in_storage = decode.storage_bytes * (1 / reached.storage_bytes_per_s + 1 / arrival)
     return Expectation(
         memory_bytes=memory_bytes,
         resident=resident,

@@ -76,7 +76,7 @@ def test_with_two_slots_every_token_reads_its_experts_at_storage_speed() -> None
     assert found.hit_rate == pytest.approx(0.25, abs=0.1)
     slow = expectation(speeds(storage=1e4), divided(2))
     in_memory = 1 / expectation(speeds(), divided(8)).decode_tokens_per_s  # which comes on top
-    in_storage = slow.bytes_read_per_token / (EFFICIENCY.storage * 1e4)
+    in_storage = slow.bytes_read_per_token * (1 / (EFFICIENCY.storage * 1e4) + 1 / (EFFICIENCY.arrival * 1e6))
     assert slow.decode_tokens_per_s == pytest.approx(1 / (in_memory + in_storage))
     assert (slow.resident, slow.limit) == (False, "storage")
 
@@ -259,7 +259,7 @@ def test_a_device_stands_for_the_machine_that_is_not_here(
     (row,) = value["budgets"]
     board = load_device("raspberry-pi-5")
     bound = board.storage.random_read_mb_per_s * 1e6 / row["bytes_read_per_token"]
-    assert 0.7 * bound < row["decode_tokens_per_s"] < EFFICIENCY.storage * bound  # memory comes on top
+    assert 0.6 * bound < row["decode_tokens_per_s"] < EFFICIENCY.storage * bound  # memory comes on top
     assert value["machine"]["available_bytes"] == board.memory.total_mib * MIB * 7 // 8
 
 

@@ -181,7 +181,7 @@ def test_the_plan_stands_beside_what_was_measured(job: Job) -> None:
     assert decode["plan_deviation"] == pytest.approx(decode["plan_tokens_per_s"] / 1000 - 1)
     paged = rows.planned_speeds(job, [of_round(1e8, 1_600_000)])["decode"]
     slow = rows.planned_speeds(job, [of_round(1e6, 1_600_000)])["decode"]
-    assert paged / 100 <= slow < paged / 50  # storage takes all of the time, or most of it
+    assert paged / 100 <= slow < paged / 50  # storage takes nearly all of the time, or most of it
     assert rows.planned_speeds(job, [of_round(1e8, 1000)]) == {}
 
 
