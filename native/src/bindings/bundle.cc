@@ -19,9 +19,9 @@ py::dict open_bundle(const std::string& path) {
     const Bundle bundle = Bundle::open(path, DirectIo::off);
     dense = Weights::resident_bytes(bundle, recipe_of(bundle));
     for (const auto& layer : bundle.manifest().experts) {
-      count += layer.experts.size();
       for (const ExpertEntry& expert : layer.experts) experts += expert.extent.bytes;
     }
+    count = bundle.manifest().num_experts();
     manifest = read_manifest(path);
   }
   py::dict out;

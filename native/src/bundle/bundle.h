@@ -66,6 +66,11 @@ struct Manifest {
     std::vector<ExpertEntry> experts;
   };
   std::vector<ExpertLayer> experts;
+  std::size_t num_experts() const noexcept {
+    std::size_t count = 0;
+    for (const ExpertLayer& layer : experts) count += layer.experts.size();
+    return count;
+  }
   struct Asset {
     std::string name;
     std::uint64_t bytes = 0;

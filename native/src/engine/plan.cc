@@ -131,8 +131,8 @@ MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const R
   plan.token_bytes = experts.token;
 
   const std::uint64_t limit = runtime.budget()->limit_bytes();
-  const std::uint64_t fixed =
-      runtime.budget()->used_bytes() + plan.dense_bytes + plan.kv_bytes + plan.sampler_bytes;
+  const std::uint64_t fixed = runtime.budget()->used_bytes() + plan.dense_bytes + plan.kv_bytes +
+                              plan.sampler_bytes + ExpertStore::index_bytes(experts.count);
   const std::uint64_t two_slots = std::min<std::uint64_t>(2, experts.count) * experts.largest;
   const auto scratch = [&](int chunk) {
     return pages(Scratch::layout(recipe, {chunk, threads, plan.context, plan.kv_type}, nullptr).bytes);
@@ -150,7 +150,7 @@ MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const R
                     "): dense weights " + megabytes(plan.dense_bytes) + ", KV cache of " +
                     std::to_string(plan.context) + " tokens x " + std::to_string(options.parallel) + " " +
                     megabytes(plan.kv_bytes) + ", two expert slots " + megabytes(two_slots) +
-                    ", the rest scratch and tokenizer; a smaller context needs less");
+                    ", the rest scratch, tokenizer and the list of experts; a smaller context needs less");
   }
   if (options.chunk == 0) {
     const int chosen = choose_chunk(experts, scratch, limit - fixed, two_slots, longest);

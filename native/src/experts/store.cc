@@ -26,6 +26,11 @@ std::vector<std::uint64_t> slot_sizes(const Manifest& manifest) {
 
 }  // namespace
 
+std::uint64_t ExpertStore::index_bytes(std::size_t experts) noexcept {
+  constexpr std::size_t kPolicyBytes = 16;  // an expert's place in an eviction policy
+  return round_up(experts * (sizeof(Entry) + sizeof(ExpertEntry) + kPolicyBytes), page_size());
+}
+
 std::uint64_t ExpertStore::slot_bytes(const ExpertEntry& expert) noexcept {
   return round_up(expert.extent.bytes, std::max(File::kDirectAlignment, page_size()));
 }
@@ -34,7 +39,7 @@ ExpertStore::ExpertStore(const Bundle& bundle, std::shared_ptr<Budget> budget, R
                          std::uint64_t capacity_bytes, std::unique_ptr<EvictionPolicy> policy)
     : bundle_(bundle),
       capacity_(capacity_bytes),
-      charge_(std::move(budget), capacity_bytes, "expert slots"),
+      charge_(std::move(budget), capacity_bytes + index_bytes(bundle.manifest().num_experts()), "expert slots"),
       reader_(reader),
       policy_(std::move(policy)),
       process_(getpid()),

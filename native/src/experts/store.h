@@ -128,6 +128,8 @@ class ExpertStore {
   std::vector<std::vector<Residency>> residency() const;
 
   static std::uint64_t slot_bytes(const ExpertEntry& expert) noexcept;
+  // What knowing of so many experts takes beside their slots, the manifest's rows included.
+  static std::uint64_t index_bytes(std::size_t experts) noexcept;
 
  private:
   struct Entry {
