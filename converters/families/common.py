@@ -229,8 +229,11 @@ class _Assembler:
         if ffn["shared"] is not None:
             self.ffn(name + "shared.", source + "shared_expert.", ffn["shared"]["intermediate_size"])
             self.add(name + "shared.router", "exact", (1, self.hidden), source + "shared_expert_gate.weight")
-        fused = source + "experts.gate_up_proj" in self.tensors
-        experts = self.fused_experts if fused else self.separate_experts
+        experts = self.separate_experts
+        if source + "experts.gate_up_proj" in self.tensors:
+            experts = self.fused_experts
+        elif source + "experts.gate_proj" in self.tensors:
+            experts = self.stacked_experts
         experts(layer, source + "experts.", ffn["num_experts"], ffn["moe_intermediate_size"])
 
     def separate_experts(self, layer: int, source: str, count: int, width: int) -> None:
@@ -254,6 +257,22 @@ class _Assembler:
                     index,
                     Source(gate_up, first, width, self.hidden),
                     Source(gate_up, first + width, width, self.hidden),
+                    Source(down, self.hidden * index, self.hidden, width),
+                )
+            )
+
+    def stacked_experts(self, layer: int, source: str, count: int, width: int) -> None:
+        """Three tensors, each of all experts: [experts, width, hidden] twice and [experts, hidden, width]."""
+        gate = self.tensors.find(source + "gate_proj", (count, width, self.hidden))
+        up = self.tensors.find(source + "up_proj", (count, width, self.hidden))
+        down = self.tensors.find(source + "down_proj", (count, self.hidden, width))
+        for index in range(count):
+            self.decoder.experts.append(
+                Expert(
+                    layer,
+                    index,
+                    Source(gate, width * index, width, self.hidden),
+                    Source(up, width * index, width, self.hidden),
                     Source(down, self.hidden * index, self.hidden, width),
                 )
             )
