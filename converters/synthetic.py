@@ -96,7 +96,7 @@ def _fill_extent(
             checksum.update(packed)
             write_at(file, offset, packed)
             offset += len(packed)
-            advance(rows * part.source.row_bytes)
+            advance(rows * part.source.tensor.row_bytes)
     exact = tuple(Error(0.0, 0.0, 0.0) for _ in parts)
     return Packed(checksum.hexdigest(), exact, (None,) * len(parts))
 
