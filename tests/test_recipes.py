@@ -27,14 +27,14 @@ def test_layers_name_blocks(name: str) -> None:
     assert set(RECIPES[name]["layers"]) == set(range(len(RECIPES[name]["blocks"])))
 
 
-def test_granite_needs_nothing_new() -> None:
-    _native.check_recipe(json.dumps(RECIPES["granitemoe"]))
+@pytest.mark.parametrize("name", ["granitemoe", "glm4_moe"])
+def test_what_runs(name: str) -> None:
+    _native.check_recipe(json.dumps(RECIPES[name]))
 
 
 @pytest.mark.parametrize(
     ("name", "operation"),
     [
-        ("glm4_moe", "sigmoid"),
         ("deepseek_v3", "latent_attention"),
         ("gpt_oss", "sinks"),
         ("qwen3_next", "gated_delta"),
@@ -63,12 +63,4 @@ def test_each_new_key_is_refused_by_itself(key: str) -> None:
     with pytest.raises(
         UnsupportedError, match=value if isinstance(value, str) and key == "activation" else key
     ):
-        _native.check_recipe(json.dumps(changed))
-
-
-@pytest.mark.parametrize("key", ["bias", "groups"])
-def test_each_new_key_of_the_router_is_refused_by_itself(key: str) -> None:
-    changed = json.loads(json.dumps(RECIPES["granitemoe"]))
-    changed["blocks"][0]["ffn"]["router"][key] = RECIPES["deepseek_v3"]["blocks"][1]["ffn"]["router"][key]
-    with pytest.raises(UnsupportedError, match=key):
         _native.check_recipe(json.dumps(changed))

@@ -76,7 +76,8 @@ class Decoder {
     std::size_t row;    // of its rows in gate and up
   };
   void run_experts(std::span<const ExpertWork> group, std::size_t rows, const Activations& in,
-                   std::size_t width);
+                   std::size_t width, bool weighs_input);
+  void weigh_inner(std::span<const ExpertWork> group, std::size_t width);
   void combine(const FfnRecipe& recipe, const LayerWeights& weights, float residual_scale, std::size_t rows);
   void output(std::span<const BatchRow> rows, const StepControl& control, const LogitsSink& sink);
   Activations normed(const float* weight, float eps, std::size_t rows);

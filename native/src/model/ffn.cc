@@ -1,30 +1,16 @@
 // The feed-forward half of a layer: dense, or routed experts with an optional shared one.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numeric>
+#include <utility>
 
 #include "model/decoder.h"
+#include "model/router.h"
 
 namespace edgert {
 namespace {
 
 constexpr std::size_t kRowsAnExpert = 8;  // on average: then hardly one is left without any
-
-// The experts with the largest scores; of equal ones the lower id.
-void choose_best(std::span<const float> scores, std::span<std::int32_t> chosen) {
-  for (std::size_t n = 0; n < chosen.size(); ++n) {
-    std::int32_t best = -1;
-    for (std::size_t e = 0; e < scores.size(); ++e) {
-      const auto id = static_cast<std::int32_t>(e);
-      const auto end = chosen.begin() + static_cast<std::ptrdiff_t>(n);
-      const bool taken = std::find(chosen.begin(), end, id) != end;
-      if (!taken && (best < 0 || scores[e] > scores[static_cast<std::size_t>(best)])) best = id;
-    }
-    chosen[n] = best;
-  }
-  std::sort(chosen.begin(), chosen.end());
-}
 
 }  // namespace
 
@@ -67,23 +53,20 @@ void Decoder::route(int layer, std::span<const BatchRow> rows) {
   const FfnRecipe& recipe = recipe_.block(layer).ffn;
   const auto experts = static_cast<std::size_t>(recipe.num_experts);
   const auto top = static_cast<std::size_t>(recipe.num_experts_per_tok);
-  multiply(machine_, {product(weights_.layer(layer).router, {s_.normed, hidden(), rows.size(), {}}, s_.router,
-                              experts)});
+  const LayerWeights& w = weights_.layer(layer);
+  const float* logit_bias = recipe.router.bias == RouterBias::logits ? w.router_bias : nullptr;
+  const float* selection_bias = recipe.router.bias == RouterBias::selection ? w.router_bias : nullptr;
+  multiply(machine_,
+           {product(w.router, {s_.normed, hidden(), rows.size(), {}}, s_.router, experts, logit_bias)});
+  const std::size_t space = router_space(recipe);
   machine_.for_rows(rows.size(), [&](std::size_t i, int) {
-    const std::span scores(s_.router + i * experts, experts);
-    const std::span chosen(s_.pair_expert + i * top, top);
-    machine_.kernels.softmax(scores.data(), experts);
-    if (imposed_) {
-      const auto given = imposed_->experts(layer, rows[i].position);
-      std::copy(given.begin(), given.end(), chosen.begin());
-    } else {
-      choose_best(scores, chosen);
-    }
-    float sum = std::numeric_limits<float>::min();  // imposed experts may all have scores of zero
-    for (const std::int32_t id : chosen) sum += scores[static_cast<std::size_t>(id)];
-    const float factor = recipe.router.scale / (recipe.router.normalize ? sum : 1);
-    for (std::size_t n = 0; n < top; ++n)
-      s_.pair_weight[i * top + n] = scores[static_cast<std::size_t>(chosen[n])] * factor;
+    const RouterRow row{.logits = {s_.router + i * experts, experts},
+                        .selection_bias = selection_bias,
+                        .space = {s_.router_space + i * space, space},
+                        .experts = {s_.pair_expert + i * top, top},
+                        .weights = {s_.pair_weight + i * top, top}};
+    route_row(machine_.kernels, recipe.router, row,
+              imposed_ ? imposed_->experts(layer, rows[i].position) : std::span<const std::int32_t>());
   });
   const std::int32_t* last = s_.pair_expert + (rows.size() - 1) * top;
   std::copy(last, last + top, s_.last_experts + static_cast<std::size_t>(layer) * s_.most_per_token);
@@ -112,6 +95,7 @@ std::size_t Decoder::group_by_expert(const FfnRecipe& recipe, std::size_t rows) 
     const std::int32_t slot = first[s_.pair_expert[p]]++;
     s_.pair_slot[p] = slot;
     s_.grouped_rows[slot] = static_cast<std::int32_t>(p / top);
+    if (recipe.router.weighs_input) s_.grouped_weight[slot] = std::exchange(s_.pair_weight[p], 1.0F);
   }
   std::copy_backward(first, first + experts, first + experts + 1);
   first[0] = 0;
@@ -145,7 +129,7 @@ void Decoder::routed_experts(int layer, Activations& in, const StepControl& cont
     while (rows < s_.group_rows && add(request->next_ready())) {
     }
     control.check();
-    run_experts(group, rows, in, width);
+    run_experts(group, rows, in, width, recipe.router.weighs_input);
   }
 }
 
@@ -164,7 +148,7 @@ void Decoder::prefetch_after(int layer, std::size_t rows) {
 
 // Each expert's down(silu(gate(in)) * up(in)) into its rows of expert_out, in three parallel regions for all.
 void Decoder::run_experts(std::span<const ExpertWork> group, std::size_t rows, const Activations& in,
-                          std::size_t width) {
+                          std::size_t width, bool weighs_input) {
   const auto layout_of = [&](const ExpertWork& work) {
     return expert_layout(bundle_.manifest().expert_formats[work.lease.formats()], hidden(), width);
   };
@@ -183,6 +167,7 @@ void Decoder::run_experts(std::span<const ExpertWork> group, std::size_t rows, c
     integer = integer || any_integer({layout.formats.down});
   }
   multiply(machine_, products);
+  if (weighs_input) weigh_inner(group, width);
   const Activations inner = activate(width, rows, integer);
   products.clear();
   for (const ExpertWork& work : group) {
@@ -192,6 +177,19 @@ void Decoder::run_experts(std::span<const ExpertWork> group, std::size_t rows, c
         product(down, inner.slice(work.row, work.count), s_.expert_out + work.first * hidden(), hidden()));
   }
   multiply(machine_, products);
+}
+
+// The weight of an expert's input, which gate and up are linear in.
+void Decoder::weigh_inner(std::span<const ExpertWork> group, std::size_t width) {
+  for (const ExpertWork& work : group) {
+    machine_.for_rows(work.count, [&](std::size_t i, int) {
+      const float weight = s_.grouped_weight[work.first + i];
+      for (float* inner : {s_.gate, s_.up}) {
+        float* row = inner + (work.row + i) * width;
+        for (std::size_t j = 0; j < width; ++j) row[j] *= weight;
+      }
+    });
+  }
 }
 
 // x += residual_scale * (sum of weighted experts in ascending id + gated shared expert)

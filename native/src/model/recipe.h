@@ -36,9 +36,27 @@ struct AttentionRecipe {
   std::optional<RopeRecipe> rope;
 };
 
+enum class Scoring { softmax, sigmoid, sparsemixer };
+enum class RouterBias { none, logits, selection };
+enum class GroupScore { max, sum_of_top_2 };
+
+struct ExpertGroups {
+  int count = 1;
+  int keep = 1;
+  GroupScore score = GroupScore::max;
+};
+
 struct RouterRecipe {
+  Scoring scoring = Scoring::softmax;
+  RouterBias bias = RouterBias::none;
+  std::optional<ExpertGroups> groups;
   bool normalize = false;
+  float norm_epsilon = 0;
+  float norm_minimum = 0;
   float scale = 1;
+  float jitter = 0;           // of the sparsemixer
+  bool weighs_input = false;  // of an expert, instead of its output
+  bool chooses_apart() const noexcept { return bias == RouterBias::selection || groups; }
 };
 
 struct SharedExpertRecipe {

@@ -182,6 +182,8 @@ LayerWeights bind_layer(Binder& binder, const Recipe& recipe, int index) {
     return layer;
   }
   layer.router = binder.matrix(prefix + "router", ffn.num_experts, hidden, true);
+  layer.router_bias =
+      binder.vector_if(ffn.router.bias != RouterBias::none, prefix + "router.bias", ffn.num_experts);
   if (ffn.shared) {
     layer.dense = binder.gated_ffn(prefix + "shared.", hidden, ffn.shared->intermediate_size);
     if (ffn.shared->sigmoid_gate)

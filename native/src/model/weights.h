@@ -42,6 +42,7 @@ struct LayerWeights {
   const float* ffn_norm = nullptr;
   std::optional<GatedFfnWeights> dense;  // a dense ffn, or the shared expert
   Matrix router;                         // of an MoE
+  const float* router_bias = nullptr;    // null where the recipe has none
   std::optional<Matrix> shared_router;
 };
 
