@@ -108,6 +108,8 @@ class _Assembler:
         self.add(name + "o", "dense", (self.hidden, queries), source + "o_proj.weight")
         if mixer["output_bias"]:
             self.add(name + "o_bias", "exact", (self.hidden,), source + "o_proj.bias")
+        if mixer.get("sinks"):
+            self.add(name + "sinks", "exact", (mixer["num_heads"],), source + "sinks")
         if mixer["qk_norm"] is not None:
             per_head = mixer["qk_norm"] == "head"
             for part, rows in (("q", queries), ("k", keys)):

@@ -59,8 +59,11 @@ def sliding_window(config: Config) -> int:
     return config.integer("sliding_window", maximum=MAX_CONTEXT)
 
 
-def windows_by_type(config: Config, layers: int, default: list[bool]) -> list[int | None]:
-    """One window a layer: from `layer_types`, or from `default` where config.json does not list them."""
+def windows_by_type(
+    config: Config, layers: int, default: list[bool], switch: str | None = "use_sliding_window"
+) -> list[int | None]:
+    """One window a layer: from `layer_types`, or from `default` where config.json does not list them. `switch`: the flag
+    that turns windows on, if there is one."""
     sliding = default
     types = config.get("layer_types")
     if types is not None:
@@ -77,8 +80,8 @@ def windows_by_type(config: Config, layers: int, default: list[bool]) -> list[in
     if not any(sliding):
         config.get("sliding_window")
         return [None] * layers
-    if not config.flag("use_sliding_window", False):
-        config.fail("layer_types", "holds sliding_attention, but use_sliding_window is false")
+    if switch is not None and not config.flag(switch, False):
+        config.fail("layer_types", f"holds sliding_attention, but {switch} is false")
     return [sliding_window(config) if slides else None for slides in sliding]
 
 
