@@ -54,7 +54,8 @@ def load(
     context: int | str | None = None,
     **others: Any,
 ) -> "Model":
-    """Load a bundle: a path, a name (see `edgert list`), or None for the embedded model.
+    """Load a bundle: a path, a name (see `edgert list`), or None for the embedded model. A GGUF file is converted into
+    a bundle the first time, which is kept in the cache until the file changes.
 
     `memory` bounds all native memory and the tokenizer's: bytes, "10MiB", "1.5GB", or "auto" (what the machine can
     spare); `threads` and `context` (tokens) likewise take a number or "auto"; `others` are the remaining knobs, such as

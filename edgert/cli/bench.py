@@ -116,7 +116,7 @@ def _bundle(args: argparse.Namespace, knobs: dict[str, Any], tokens: int) -> Pat
         return _shape(args)
     if any(getattr(args, name) is not None for name in _FORMATS):
         raise InvalidArgumentError("--shape: formats are those of a shape, and no shape was named")
-    return args.model  # type: ignore[no-any-return]
+    return find_bundle(args.model)
 
 
 def _bandwidths(model: "Model") -> "Bandwidths | None":

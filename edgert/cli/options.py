@@ -3,8 +3,10 @@
 import argparse
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from edgert.cli.terminal import note, progress
 from edgert.sampling import SAMPLING
 from edgert.settings import Layers, Setting, knobs
 
@@ -16,8 +18,26 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "model",
         metavar="MODEL",
         nargs="?",
-        help="a bundle's path, or its name as `edgert list` says (default: the embedded one)",
+        help="a bundle's path or its name as `edgert list` says, or a GGUF file (default: the embedded one)",
     )
+
+
+def find_bundle(model: str | None) -> Path:
+    """The bundle that MODEL names. One that a GGUF file needs first is made, and said so."""
+    from edgert import gguf
+    from edgert.bundle import locate
+
+    if (
+        model is None
+        or not gguf.is_gguf(Path(model))
+        or (gguf.kept_bundle(Path(model)) / "manifest.json").exists()
+    ):
+        return locate(model)
+    note(f"edgert: converting {model}, once; what is already quantised is carried over as it is")
+    with progress("convert") as update:
+        bundle = locate(model, update)
+    note(f"edgert: kept as {bundle}")
+    return bundle
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

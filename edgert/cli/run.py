@@ -16,6 +16,7 @@ from edgert.cli.options import (
     add_knobs,
     add_model,
     add_sampling,
+    find_bundle,
     knob_flags,
     sampling_flags,
 )
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     sampling = sampling_flags(args)
     talking = args.prompt is None and args.file is None and not args.json and sys.stdin.isatty()
     prompt = "" if talking else _prompt(args)
-    with edgert.load(args.model, **knob_flags(args)) as model:
+    with edgert.load(find_bundle(args.model), **knob_flags(args)) as model:
         note(describe(model))
         warn_if_slow(model)
         if talking:
