@@ -123,9 +123,9 @@ class MachineProfile:
         except OSError:
             return {}
         knobs: dict[str, Any] = {"io_threads": self.storage.best_depth()}
-        # Otherwise auto, which takes the other where it is to be had: a container may forbid what won outside.
-        if self.storage.io_backend == "pread":
-            knobs["io_backend"] = "pread"
+        # A container may forbid what won outside.
+        if self.storage.io_backend in _native.usable_io_backends():
+            knobs["io_backend"] = self.storage.io_backend
         if self.storage.direct_io == "off":
             knobs["direct_io"] = "off"
         return knobs

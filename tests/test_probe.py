@@ -159,7 +159,7 @@ def test_speeds_between_those_measured_lie_between_them() -> None:
 def test_the_fewest_reads_in_flight_that_are_as_fast_as_any_are_taken(tmp_path: Path) -> None:
     profile = made({(1024, 1): 500.0, (1024, 4): 985.0, (1024, 16): 1000.0})
     here = dataclasses.replace(profile.storage, path=str(tmp_path))
-    assert dataclasses.replace(profile, storage=here).knobs(tmp_path) == {"io_threads": 4}
+    assert dataclasses.replace(profile, storage=here).knobs(tmp_path)["io_threads"] == 4
     other = dataclasses.replace(here, direct_io="off", io_backend="pread")
     assert dataclasses.replace(profile, storage=other).knobs(tmp_path) == {
         "io_threads": 1,
@@ -223,19 +223,23 @@ def test_loading_a_model_takes_what_was_found(
     assert [options["direct_io"] for options in asked] == ["off"] * 3
 
 
-def test_without_a_profile_io_uring_is_taken_where_it_works(home: Path, tiny_bundle: Path) -> None:
+def test_without_a_profile_reads_are_those_that_win_at_equal_speed(home: Path, tiny_bundle: Path) -> None:
     import edgert
 
+    equal = [BackendSpeed(backend, "on", 100.0, 1.0) for backend in ("io_uring", "pread")]
     with edgert.load(tiny_bundle) as model:
-        assert model.stats()["io_backend"] == _native.usable_io_backends()[-1]
+        assert model.stats()["io_backend"] == machine.winner(equal).io_backend
 
 
-def test_what_was_measured_may_not_be_had_here(home: Path, tiny_bundle: Path) -> None:
+def test_what_was_measured_may_not_be_had_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A container may forbid what won outside of it: no profile makes loading fail."""
-    storage = dataclasses.replace(made({(1024, 1): 500.0}).storage, path=str(tiny_bundle))
-    assert storage.io_backend == "io_uring"
+    storage = dataclasses.replace(made({(1024, 1): 500.0}).storage, path=str(tmp_path))
+    assert (storage.io_backend, storage.direct_io) == ("io_uring", "on")
     profile = made({(1024, 1): 500.0}, storage=storage)
-    assert "io_backend" not in profile.knobs(tiny_bundle) and "direct_io" not in profile.knobs(tiny_bundle)
+    for usable, expected in ((["pread", "io_uring"], "io_uring"), (["pread"], None)):
+        monkeypatch.setattr(_native, "usable_io_backends", lambda usable=usable: usable)
+        assert profile.knobs(tmp_path).get("io_backend") == expected
+        assert "direct_io" not in profile.knobs(tmp_path)
 
 
 # --- its file -----------------------------------------------------------------------------------------
