@@ -3,10 +3,12 @@
 docs/devices.md documents the file. It is read strictly, and only believed on the machine that it was measured on.
 """
 
+import errno
 import hashlib
 import math
 import os
 import platform
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,7 +18,7 @@ from typing import Any
 
 from edgert import _native, settings
 from edgert.devices import this_machine
-from edgert.errors import InvalidArgumentError
+from edgert.errors import InvalidArgumentError, StorageError
 from edgert.strict_toml import choice, dumps, number, read_toml, section
 
 VERSION = 2  # of the file; another one is measured anew
@@ -159,14 +161,26 @@ def measured() -> MachineProfile | None:
     return profile if profile is not None and profile.is_this_machine else None
 
 
+def check_writable(path: Path) -> None:
+    """Raise StorageError where save_machine() would fail; leaves nothing."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror}; name another file") from None
+
+
 def save_machine(profile: MachineProfile, path: Path) -> None:
     """Write `profile`, replacing a file in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        new.write_text(
-            "# Written by `edgert devices probe`; docs/devices.md explains it.\n" + dumps(profile), "utf-8"
-        )
+        with new.open("w", encoding="utf-8") as file:
+            file.write("# Written by `edgert devices probe`; docs/devices.md explains it.\n" + dumps(profile))
+            file.flush()
+            os.fsync(file.fileno())  # else a loss of power may leave an empty file under the name
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)

@@ -137,6 +137,30 @@ def test_a_directory_that_cannot_be_measured_is_named(tmp_path: Path) -> None:
         probe.probe(tmp_path, effort=endless)
 
 
+def test_what_cannot_be_read_back_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise StorageError(f"{name}: cannot be opened: Too many open files")
+
+    monkeypatch.setattr(_native, "ReadProbe", refuse)
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(StorageError, match="cannot be opened: Too many open files"):
+        probe.probe(tmp_path, effort=SMALL)
+    assert os.listdir(tmp_path) == [] and set(os.listdir("/proc/self/fd")) == before
+
+
+def test_an_instruction_set_that_is_not_here_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise InvalidArgumentError("instruction set 'wrong' is unknown")
+
+    monkeypatch.setattr(_native, "Runtime", refuse)
+    steps: list[int] = []
+    with pytest.raises(InvalidArgumentError, match="instruction set 'wrong'"):
+        probe.probe(tmp_path, effort=SMALL, progress=lambda done, total: steps.append(done))
+    assert steps == []
+
+
 def test_progress_reaches_its_end(tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     probe.probe(tmp_path, effort=SMALL, progress=lambda done, total: steps.append((done, total)))
@@ -347,3 +371,13 @@ def test_the_command_writes_elsewhere_where_it_is_told(
     assert main(["devices", "probe", "--path", str(tmp_path), "--output", str(file), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["path"] == str(file)
     assert load_machine(file) is not None and load_machine() is None
+
+
+def test_a_profile_that_cannot_be_written_is_refused_before_anything_is_measured(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "probe", lambda *arguments, **options: pytest.fail("it was measured"))
+    (tmp_path / "file").touch()
+    for output in ("/proc/machine.toml", tmp_path, tmp_path / "file/machine.toml"):
+        assert main(["devices", "probe", "--path", str(tmp_path), "--output", str(output)]) == 1
+        assert f"{output}: cannot be written: " in capsys.readouterr().err
