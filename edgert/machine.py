@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -156,8 +157,14 @@ def load_machine(path: Path | None = None) -> MachineProfile | None:
 
 
 def measured() -> MachineProfile | None:
-    """The profile of this very machine, if it has been probed; None for one that was copied from another."""
-    profile = load_machine()
+    """The profile of this very machine, if it has been probed; None for one that was copied from another, and with a
+    RuntimeWarning for one that cannot be read: it makes models faster, and none needs it to run."""
+    try:
+        profile = load_machine()
+    except (InvalidArgumentError, OSError) as error:
+        text = f"this machine counts as not measured: {error}"
+        warnings.warn(text, RuntimeWarning, stacklevel=1)  # always of one place, and so shown once
+        return None
     return profile if profile is not None and profile.is_this_machine else None
 
 

@@ -301,6 +301,24 @@ def test_a_file_from_another_machine_is_noticed(home: Path) -> None:
     assert load_machine() == load_machine(home / "machine.toml") and machine.measured() is None
 
 
+def test_a_file_that_cannot_be_read_is_told_once_and_keeps_no_model_from_running(
+    home: Path, tiny_bundle: Path
+) -> None:
+    save_machine(made({(1024, 1): 500.0}), home / "machine.toml")
+    file = home / "machine.toml"
+    file.write_text(file.read_text().replace(f"version = {machine.VERSION}", "version = 9"))
+    done = subprocess.run(
+        [sys.executable, "-m", "edgert", "run", str(tiny_bundle), "-p", "x", "--max-tokens", "1"],
+        env={**os.environ, "EDGERT_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (line,) = [line for line in done.stderr.splitlines() if "machine.toml" in line]
+    assert line.startswith("edgert: warning: this machine counts as not measured: ")
+    assert "key version: found 9" in line and "`edgert devices probe` writes the file anew" in line
+
+
 def test_age_is_counted_in_days() -> None:
     now = datetime.now(UTC)
     for days, words in ((0, "today"), (1, "yesterday"), (40, "40 days ago"), (-3, "today")):
