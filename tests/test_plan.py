@@ -263,6 +263,14 @@ def test_a_device_stands_for_the_machine_that_is_not_here(
     assert value["machine"]["available_bytes"] == board.memory.total_mib * MIB * 7 // 8
 
 
+def test_threads_beyond_a_device_s_cores_take_memory_and_give_no_speed() -> None:
+    device = load_device("phone")
+    usual, many = (plan.assumed_speeds(device, threads=n) for n in (0, 64))
+    assert (usual.threads, many.threads) == (device.cpu.cores, 64)
+    assert many.int8_operations_per_s == usual.int8_operations_per_s
+    assert many.memory_bytes_per_s == usual.memory_bytes_per_s
+
+
 def test_for_people_there_is_a_table_and_a_warning_where_nothing_was_measured(
     home: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
