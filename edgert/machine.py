@@ -118,12 +118,16 @@ class MachineProfile:
         days = self.age.days
         return "today" if days == 0 else "yesterday" if days == 1 else f"{days} days ago"
 
-    def knobs(self, bundle: Path) -> dict[str, Any]:
-        """Settings for a bundle: what won here, where it lies on the storage that was measured."""
+    def covers(self, bundle: Path) -> bool:
+        """Whether a bundle lies on the storage that was measured."""
         try:
-            if os.stat(self.storage.path).st_dev != bundle.stat().st_dev:
-                return {}
+            return os.stat(self.storage.path).st_dev == bundle.stat().st_dev
         except OSError:
+            return False
+
+    def knobs(self, bundle: Path) -> dict[str, Any]:
+        """Settings for a bundle: what won here, where they hold for it."""
+        if not self.covers(bundle):
             return {}
         knobs: dict[str, Any] = {"io_threads": self.storage.best_depth()}
         # A container may forbid what won outside.

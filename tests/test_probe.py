@@ -255,6 +255,20 @@ def test_without_a_profile_reads_are_those_that_win_at_equal_speed(home: Path, t
         assert model.stats()["io_backend"] == machine.winner(equal).io_backend
 
 
+@pytest.mark.parametrize(("measured", "expected"), [("here", True), ("/proc", False)])
+def test_a_roof_is_that_of_the_storage_that_the_bundle_lies_on(
+    home: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str], measured: str, expected: bool
+) -> None:
+    profile = made({(1024, 1): 500.0})
+    place = str(tiny_bundle) if measured == "here" else measured
+    here = dataclasses.replace(profile.storage, path=place)
+    save_machine(dataclasses.replace(profile, storage=here), home / "machine.toml")
+    lengths = ["--prompt-tokens", "2", "--decode-tokens", "2", "--repetitions", "1"]
+    assert main(["bench", str(tiny_bundle), *lengths, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [("roof_tokens_per_s" in row) for row in report["results"]] == [expected] * 2
+
+
 def test_what_was_measured_may_not_be_had_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A container may forbid what won outside of it: no profile makes loading fail."""
     storage = dataclasses.replace(made({(1024, 1): 500.0}).storage, path=str(tmp_path))

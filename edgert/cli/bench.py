@@ -120,14 +120,14 @@ def _bundle(args: argparse.Namespace, knobs: dict[str, Any], tokens: int) -> Pat
 
 
 def _bandwidths(model: "Model") -> "Bandwidths | None":
-    """Of this machine, if it has been measured."""
+    """Of this machine, if it has been measured with the storage that the bundle lies on."""
     from edgert.bundle import Bundle
     from edgert.machine import measured
     from edgert.plan import measured_speeds
     from edgert.roof import Footprint
 
     profile = measured()
-    if profile is None:
+    if profile is None or not profile.covers(model.path):
         return None
     speeds = measured_speeds(profile, threads=model.stats()["threads"])
     return speeds.limits(
