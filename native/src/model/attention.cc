@@ -24,6 +24,18 @@ void rotate_head(float* x, const float* cosine, const float* sine, std::size_t h
   }
 }
 
+// The first position of the chunk that `position` lies in.
+std::int64_t chunk_start(const AttentionRecipe& a, std::int64_t position) {
+  return a.chunk ? position / *a.chunk * *a.chunk : 0;
+}
+
+// Of the queries at a position; grows with every `floor` positions.
+float temperature(const AttentionRecipe& a, std::int64_t position) {
+  if (!a.temperature) return 1;
+  const float steps = std::floor((static_cast<float>(position) + 1) / a.temperature->floor);
+  return std::log1p(steps) * a.temperature->scale + 1;
+}
+
 }  // namespace
 
 void Decoder::attention(int layer, std::span<const BatchRow> rows) {
@@ -32,7 +44,7 @@ void Decoder::attention(int layer, std::span<const BatchRow> rows) {
   const LayerWeights& w = weights_.layer(layer);
   const auto width = static_cast<std::size_t>(a.num_heads * a.head_dim);
 
-  Activations in = normed(w.attention_norm, block.norm_eps, rows.size());
+  Activations in = normed(w.attention_norm, block, rows.size());
   if (any_integer({w.attention.q.format, w.attention.k.format, w.attention.v.format}))
     quantize(machine_, in, hidden());
   multiply(machine_, {product(w.attention.q, in, s_.q, width, w.attention.q_bias),
@@ -58,7 +70,7 @@ void Decoder::project_qkv(const AttentionRecipe& a, const AttentionWeights& w, f
     float* k = s_.k + i * w.k.rows;
     float* v = s_.v + i * w.v.rows;
     const auto norm = [&](float* x, std::size_t n, const float* weight) {
-      const std::size_t width = a.qk_norm == QkNorm::head ? dim : n;
+      const std::size_t width = a.qk_norm == QkNorm::row ? n : dim;
       for (std::size_t at = 0; at < n; at += width) {
         machine_.kernels.rms_norm(x + at, weight, width, norm_eps, x + at);
       }
@@ -97,7 +109,8 @@ void Decoder::rotate(const AttentionRecipe& a, std::span<const BatchRow> rows) {
       for (std::size_t h = 0; h < heads; ++h) rotate_head(q + h * dim, cosine, sine, half, a.rope->layout);
       for (std::size_t h = 0; h < kv_heads; ++h) rotate_head(k + h * dim, cosine, sine, half, a.rope->layout);
     }
-    for (std::size_t j = 0; j < heads * dim; ++j) q[j] *= a.scale;
+    const float scale = a.scale * temperature(a, rows[i].position);
+    for (std::size_t j = 0; j < heads * dim; ++j) q[j] *= scale;
   });
 }
 
@@ -105,6 +118,7 @@ void Decoder::attend(int layer, const AttentionRecipe& a, std::span<const BatchR
   const auto dim = static_cast<std::size_t>(a.head_dim);
   const auto kv_heads = static_cast<std::size_t>(a.num_kv_heads);
   const auto group = static_cast<std::size_t>(a.num_heads) / kv_heads;
+  const float* sinks = weights_.layer(layer).attention.sinks;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     std::byte* block = rows[i].sequence->block(rows[i].position);
     for (std::size_t h = 0; h < kv_heads; ++h) {
@@ -120,6 +134,7 @@ void Decoder::attend(int layer, const AttentionRecipe& a, std::span<const BatchR
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const bool follows = i > 0 && rows[i].sequence == rows[i - 1].sequence &&
                          rows[i].position == rows[i - 1].position + 1 &&
+                         chunk_start(a, rows[i].position) == chunk_start(a, rows[i - 1].position) &&
                          attended_.back().count < attention_rows(a.num_heads / a.num_kv_heads);
     if (follows) {
       ++attended_.back().count;
@@ -146,6 +161,8 @@ void Decoder::attend(int layer, const AttentionRecipe& a, std::span<const BatchR
       work.value_offset = kv_.value_offset(layer, static_cast<int>(h));
       work.end = rows[first].position + 1;
       work.window = a.window.value_or(0);
+      work.start = chunk_start(a, rows[first].position);
+      if (sinks != nullptr) work.sinks = sinks + h * group;
       work.scratch = s_.attention + static_cast<std::size_t>(worker) * s_.attention_floats;
       work.out = s_.mixed + at;
       work.out_stride = work.query_stride;

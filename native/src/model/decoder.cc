@@ -48,9 +48,14 @@ void Decoder::embed(std::span<const BatchRow> rows) {
   });
 }
 
-Activations Decoder::normed(const float* weight, float eps, std::size_t rows) {
+void Decoder::norm(Norm kind, const NormWeights& w, float eps, const float* x, float* y) const {
+  if (kind == Norm::rms) return machine_.kernels.rms_norm(x, w.weight, hidden(), eps, y);
+  machine_.kernels.layer_norm(x, w.weight, w.bias, hidden(), eps, y);
+}
+
+Activations Decoder::normed(const NormWeights& weights, const BlockRecipe& block, std::size_t rows) {
   machine_.for_rows(rows, [&](std::size_t i, int) {
-    machine_.kernels.rms_norm(s_.x + i * hidden(), weight, hidden(), eps, s_.normed + i * hidden());
+    norm(block.norm, weights, block.norm_eps, s_.x + i * hidden(), s_.normed + i * hidden());
   });
   return {s_.normed, hidden(), rows, s_.inputs};
 }
@@ -76,12 +81,12 @@ void Decoder::output(std::span<const BatchRow> rows, const StepControl& control,
     if (count == 0) return;
     control.check();
     for (std::size_t i = 0; i < count; ++i) {
-      machine_.kernels.rms_norm(s_.x + wanted[i] * hidden(), weights_.final_norm(), hidden(),
-                                recipe_.final_norm_eps, s_.normed + i * hidden());
+      norm(recipe_.final_norm, weights_.final_norm(), recipe_.final_norm_eps, s_.x + wanted[i] * hidden(),
+           s_.normed + i * hidden());
     }
     Activations in{s_.normed, hidden(), count, s_.inputs};
     if (any_integer({head.format})) quantize(machine_, in, hidden());
-    multiply(machine_, {product(head, in, s_.logits, vocab)});
+    multiply(machine_, {product(head, in, s_.logits, vocab, weights_.output_bias())});
     for (std::size_t i = 0; i < count; ++i) {
       const std::span logits(s_.logits + i * vocab, vocab);
       if (recipe_.output_scale != 1) {

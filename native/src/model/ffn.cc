@@ -17,8 +17,8 @@ constexpr std::size_t kRowsAnExpert = 8;  // on average: then hardly one is left
 void Decoder::ffn(int layer, std::span<const BatchRow> rows, const StepControl& control) {
   const BlockRecipe& block = recipe_.block(layer);
   const LayerWeights& w = weights_.layer(layer);
-  Activations in = normed(w.ffn_norm, block.norm_eps, rows.size());
-  if (w.dense) gated_ffn(*w.dense, in, s_.projected);
+  Activations in = normed(w.ffn_norm, block, rows.size());
+  if (w.dense) gated_ffn(block.ffn, *w.dense, in, s_.projected);
   if (!block.ffn.is_moe()) {
     add_residual(s_.projected, block.residual_scale, rows.size());
     return;
@@ -28,21 +28,33 @@ void Decoder::ffn(int layer, std::span<const BatchRow> rows, const StepControl& 
   combine(block.ffn, w, block.residual_scale, rows.size());
 }
 
-// out = down(silu(gate(in)) * up(in))
-void Decoder::gated_ffn(const GatedFfnWeights& w, Activations& in, float* out) {
+// out = down(activation(gate(in), up(in)))
+void Decoder::gated_ffn(const FfnRecipe& recipe, const GatedFfnWeights& w, Activations& in, float* out) {
   const std::size_t width = w.gate.rows;
   if (any_integer({w.gate.format, w.up.format})) quantize(machine_, in, hidden());
   multiply(machine_, {product(w.gate, in, s_.gate, width), product(w.up, in, s_.up, width)});
-  const Activations inner = activate(width, in.rows, any_integer({w.down.format}));
+  const Activations inner = activate(recipe, width, in.rows, any_integer({w.down.format}));
   multiply(machine_, {product(w.down, inner, out, hidden())});
 }
 
-// silu(gate) * up, in place of gate; quantised where an integer product wants it.
-Activations Decoder::activate(std::size_t width, std::size_t rows, bool integer) {
+// In place of gate; quantised where an integer product wants it.
+Activations Decoder::activate(const FfnRecipe& recipe, std::size_t width, std::size_t rows, bool integer) {
   Activations inner{s_.gate, width, rows, s_.inner};
   inner.quantized.padded = round_up(width, kMaxGroup);
   machine_.for_rows(rows, [&](std::size_t i, int) {
-    machine_.kernels.silu_mul(s_.gate + i * width, s_.up + i * width, width);
+    float* gate = s_.gate + i * width;
+    const float* up = s_.up + i * width;
+    switch (recipe.activation) {
+      case Activation::silu:
+        machine_.kernels.silu_mul(gate, up, width);
+        break;
+      case Activation::gelu_tanh:
+        machine_.kernels.gelu_tanh_mul(gate, up, width);
+        break;
+      case Activation::clamped_swiglu:
+        machine_.kernels.clamped_swiglu(gate, up, width, recipe.activation_alpha, recipe.activation_limit);
+        break;
+    }
     if (integer) quantize_row(machine_, inner, width, i);
   });
   return inner;
@@ -104,7 +116,6 @@ std::size_t Decoder::group_by_expert(const FfnRecipe& recipe, std::size_t rows) 
 
 void Decoder::routed_experts(int layer, Activations& in, const StepControl& control) {
   const FfnRecipe& recipe = recipe_.block(layer).ffn;
-  const auto width = static_cast<std::size_t>(recipe.intermediate_size);
   const std::size_t used = group_by_expert(recipe, in.rows);
   const auto& combinations = bundle_.manifest().expert_formats;
   const bool integer = std::any_of(combinations.begin(), combinations.end(), [](const ExpertFormats& f) {
@@ -129,7 +140,7 @@ void Decoder::routed_experts(int layer, Activations& in, const StepControl& cont
     while (rows < s_.group_rows && add(request->next_ready())) {
     }
     control.check();
-    run_experts(group, rows, in, width, recipe.router.weighs_input);
+    run_experts(recipe, group, rows, in);
   }
 }
 
@@ -146,35 +157,42 @@ void Decoder::prefetch_after(int layer, std::size_t rows) {
   store_.prefetch(layer + 1, all);
 }
 
-// Each expert's down(silu(gate(in)) * up(in)) into its rows of expert_out, in three parallel regions for all.
-void Decoder::run_experts(std::span<const ExpertWork> group, std::size_t rows, const Activations& in,
-                          std::size_t width, bool weighs_input) {
+// Each expert's down(activation(gate(in), up(in))) into its rows of expert_out, in three parallel regions for
+// all.
+void Decoder::run_experts(const FfnRecipe& recipe, std::span<const ExpertWork> group, std::size_t rows,
+                          const Activations& in) {
+  const auto width = static_cast<std::size_t>(recipe.intermediate_size);
   const auto layout_of = [&](const ExpertWork& work) {
-    return expert_layout(bundle_.manifest().expert_formats[work.lease.formats()], hidden(), width);
+    return expert_layout(bundle_.manifest().expert_formats[work.lease.formats()], hidden(), recipe);
+  };
+  const auto bias_of = [&](const ExpertWork& work, const ExpertLayout& layout, std::size_t first) {
+    return recipe.expert_bias ? reinterpret_cast<const float*>(work.lease.data() + layout.bias_offset) + first
+                              : nullptr;
   };
   bool integer = false;
   std::vector<MatMul> products;
   for (const ExpertWork& work : group) {
     const ExpertLayout layout = layout_of(work);
     const std::byte* data = work.lease.data();
-    for (const auto& [matrix, out] :
-         {std::pair(Matrix{layout.formats.gate, width, hidden(), data}, s_.gate),
-          std::pair(Matrix{layout.formats.up, width, hidden(), data + layout.up_offset}, s_.up)}) {
-      MatMul& p = products.emplace_back(product(matrix, in, out + work.row * width, width));
+    const Matrix gate{layout.formats.gate, width, hidden(), data};
+    const Matrix up{layout.formats.up, width, hidden(), data + layout.up_offset};
+    for (MatMul p : {product(gate, in, s_.gate + work.row * width, width, bias_of(work, layout, 0)),
+                     product(up, in, s_.up + work.row * width, width, bias_of(work, layout, width))}) {
       p.gather = s_.grouped_rows + work.first;
       p.m = work.count;
+      products.push_back(p);
     }
     integer = integer || any_integer({layout.formats.down});
   }
   multiply(machine_, products);
-  if (weighs_input) weigh_inner(group, width);
-  const Activations inner = activate(width, rows, integer);
+  if (recipe.router.weighs_input) weigh_inner(group, width);
+  const Activations inner = activate(recipe, width, rows, integer);
   products.clear();
   for (const ExpertWork& work : group) {
     const ExpertLayout layout = layout_of(work);
     const Matrix down{layout.formats.down, hidden(), width, work.lease.data() + layout.down_offset};
-    products.push_back(
-        product(down, inner.slice(work.row, work.count), s_.expert_out + work.first * hidden(), hidden()));
+    products.push_back(product(down, inner.slice(work.row, work.count), s_.expert_out + work.first * hidden(),
+                               hidden(), bias_of(work, layout, 2 * width)));
   }
   multiply(machine_, products);
 }

@@ -45,6 +45,20 @@ T one_of(JsonObject& object, std::string_view key, const std::string& what, T ab
   return object.has(key) ? one_of<T>(object.take(key), what, known) : absent;
 }
 
+bool flag(JsonObject& object, std::string_view key) { return object.has(key) && object.take(key).as_bool(); }
+
+Norm parse_norm(JsonObject& object, std::string_view key) {
+  return one_of<Norm>(object, key, "norm", Norm::rms, {{"rms", Norm::rms}, {"layer", Norm::layer}});
+}
+
+float non_negative(JsonObject& object, std::string_view key) {
+  if (!object.has(key)) return 0;
+  const JsonField field = object.take(key);
+  const float value = real(field);
+  if (value < 0) field.fail("a number that is not negative");
+  return value;
+}
+
 RopeRecipe parse_rope(const JsonField& field, int head_dim) {
   JsonObject object(field);
   RopeRecipe rope;
@@ -73,28 +87,37 @@ AttentionRecipe parse_attention(JsonObject object, const JsonField& kind) {
   a.qkv_bias = object.take("qkv_bias").as_bool();
   a.output_bias = object.take("output_bias").as_bool();
   if (const JsonField norm = object.take("qk_norm"); !norm.is_null()) {
-    a.qk_norm = one_of<QkNorm>(norm, "qk_norm", {{"head", QkNorm::head}, {"row", QkNorm::row}});
+    a.qk_norm = one_of<QkNorm>(norm, "qk_norm",
+                               {{"head", QkNorm::head}, {"row", QkNorm::row}, {"unit", QkNorm::unit}});
   }
   if (const JsonField clip = object.take("clip_qkv"); !clip.is_null()) {
     a.clip_qkv = real(clip);
     if (*a.clip_qkv <= 0) clip.fail("a positive number or null");
   }
   if (const JsonField window = object.take("window"); !window.is_null()) a.window = positive(window, 1 << 30);
+  if (object.has("chunk")) a.chunk = positive(object.take("chunk"), 1 << 30);
+  a.sinks = flag(object, "sinks");
+  if (object.has("temperature")) {
+    JsonObject temperature(object.take("temperature"));
+    a.temperature = {.floor = static_cast<float>(positive(temperature.take("floor"), 1 << 30)),
+                     .scale = real(temperature.take("scale"))};
+    temperature.finish();
+  }
   if (const JsonField rope = object.take("rope"); !rope.is_null()) a.rope = parse_rope(rope, a.head_dim);
   object.finish();
   return a;
 }
 
-void require_silu(const JsonField& activation) {
-  if (activation.as_string() != "silu") unsupported(activation, "activation", "silu");
-}
-
-float non_negative(JsonObject& object, std::string_view key) {
-  if (!object.has(key)) return 0;
-  const JsonField field = object.take(key);
-  const float value = real(field);
-  if (value < 0) field.fail("a number that is not negative");
-  return value;
+void parse_activation(JsonObject& object, FfnRecipe& ffn) {
+  ffn.activation = one_of<Activation>(object.take("activation"), "activation",
+                                      {{"silu", Activation::silu},
+                                       {"gelu_tanh", Activation::gelu_tanh},
+                                       {"clamped_swiglu", Activation::clamped_swiglu}});
+  if (ffn.activation != Activation::clamped_swiglu) return;
+  ffn.activation_alpha = real(object.take("activation_alpha"));
+  const JsonField limit = object.take("activation_limit");
+  ffn.activation_limit = real(limit);
+  if (ffn.activation_limit <= 0) limit.fail("a positive number");
 }
 
 ExpertGroups parse_groups(const JsonField& field, const FfnRecipe& ffn) {
@@ -165,12 +188,16 @@ FfnRecipe parse_ffn(const JsonField& field) {
     ffn.intermediate_size = positive(object.take("moe_intermediate_size"));
     ffn.num_experts = positive(object.take("num_experts"), 1 << 16);
     ffn.num_experts_per_tok = positive(object.take("num_experts_per_tok"), ffn.num_experts);
-    ffn.router = parse_router(object.take("router"), ffn);
+    ffn.expert_bias = flag(object, "expert_bias");
+    const JsonField router = object.take("router");
+    ffn.router = parse_router(router, ffn);
+    if (ffn.expert_bias && ffn.router.weighs_input)
+      router.fail("experts without biases where it weighs their input");
     if (const JsonField shared = object.take("shared"); !shared.is_null()) ffn.shared = parse_shared(shared);
   } else {
     unsupported(kind, "ffn", "dense, moe");
   }
-  require_silu(object.take("activation"));
+  parse_activation(object, ffn);
   object.finish();
   return ffn;
 }
@@ -178,6 +205,7 @@ FfnRecipe parse_ffn(const JsonField& field) {
 BlockRecipe parse_block(const JsonField& field) {
   JsonObject object(field);
   BlockRecipe block;
+  block.norm = parse_norm(object, "norm");
   block.norm_eps = real(object.take("norm_eps"));
   block.residual_scale = real(object.take("residual_scale"));
   JsonObject mixer(object.take("mixer"));
@@ -210,7 +238,9 @@ Recipe parse_recipe(const Json& json, const std::string& where) {
   JsonObject output(root.take("output"));
   recipe.tied_output = output.take("tied").as_bool();
   recipe.output_scale = real(output.take("scale"));
+  recipe.output_bias = flag(output, "bias");
   output.finish();
+  recipe.final_norm = parse_norm(root, "final_norm");
   recipe.final_norm_eps = real(root.take("final_norm_eps"));
 
   const JsonField blocks = root.take("blocks");
