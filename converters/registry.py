@@ -16,6 +16,7 @@ from .families import (
     gpt_oss,
     granitemoe,
     llama,
+    llama4,
     mistral,
     mixtral,
     olmoe,
@@ -37,6 +38,8 @@ FAMILIES: dict[str, Family] = {
     "granitemoe": granitemoe.decoder,
     "granitemoeshared": granitemoe.decoder,
     "llama": llama.decoder,
+    "llama4": llama4.with_images,
+    "llama4_text": llama4.decoder,
     "mistral": mistral.decoder,
     "mixtral": mixtral.decoder,
     "olmoe": olmoe.decoder,
@@ -82,6 +85,9 @@ class _EveryTensor(SourceTensors):
     def __init__(self, dtype: str) -> None:
         super().__init__({}, "")
         self._dtype = {"float32": "F32", "float16": "F16"}.get(dtype, "BF16")
+
+    def within(self, prefix: str) -> SourceTensors:
+        return self
 
     def find(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         return TensorInfo(name, self._dtype, shape, 0, 0, Path())
