@@ -61,9 +61,13 @@ def _stacked(
     """Three tensors, each of all experts, and as many of biases."""
     matrices, biases = [], []
     for part, rows, cols in (("gate", width, hidden), ("up", width, hidden), ("down", hidden, width)):
-        matrices.append((tensors.find(f"{layout.module}experts.{part}_proj", (count, rows, cols)), rows, cols))
+        matrices.append(
+            (tensors.find(f"{layout.module}experts.{part}_proj", (count, rows, cols)), rows, cols)
+        )
         if layout.biased:
-            biases.append((tensors.elements(f"{layout.module}experts.{part}_proj_bias", (count, rows)), rows, 1))
+            biases.append(
+                (tensors.elements(f"{layout.module}experts.{part}_proj_bias", (count, rows)), rows, 1)
+            )
     for index in range(count):
         gate, up, down = (Source(all_, rows * index, rows, cols) for all_, rows, cols in matrices)
         own = tuple(Source(all_, rows * index, rows, cols) for all_, rows, cols in biases)
