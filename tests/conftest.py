@@ -21,6 +21,7 @@ for name in [name for name in os.environ if name.startswith(("EDGERT_", "XDG_"))
     if name != "EDGERT_REFERENCE_DIR":
         del os.environ[name]
 os.environ["EDGERT_CONFIG"] = os.devnull
+os.environ["EDGERT_HOME"] = os.devnull  # neither the developer's probe and bundles nor a place to leave some
 
 
 @pytest.fixture(scope="session")
