@@ -71,6 +71,14 @@ void silu_mul(float* gate, const float* up, std::size_t n) {
 }
 
 template <class V>
+void sigmoid_mul(float* x, const float* gate, std::size_t n) {
+  for_each_strip<V>(n, [&](std::size_t i, int, std::ptrdiff_t lanes) {
+    const auto g = V::load_partial(gate + i, lanes, 0.0f);
+    V::store_partial(x + i, V::load_partial(x + i, lanes, 0.0f) / (V::exp(-g) + 1.0f), lanes);
+  });
+}
+
+template <class V>
 void softmax(float* x, std::size_t n) {
   const float lowest = -__builtin_inff();
   typename V::Float largest[V::kStrips], sums[V::kStrips] = {};

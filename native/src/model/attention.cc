@@ -26,26 +26,38 @@ void rotate_head(float* x, const float* cosine, const float* sine, std::size_t h
 
 }  // namespace
 
-void Decoder::attention(int layer, std::span<const BatchRow> rows) {
-  const BlockRecipe& block = recipe_.block(layer);
-  const AttentionRecipe& a = block.attention;
-  const LayerWeights& w = weights_.layer(layer);
+void Decoder::mix(int layer, const AttentionRecipe& a, const AttentionWeights& w, Activations& in,
+                  std::span<const BatchRow> rows) {
   const auto width = static_cast<std::size_t>(a.num_heads * a.head_dim);
-
-  Activations in = normed(w.attention_norm, block.norm_eps, rows.size());
-  if (any_integer({w.attention.q.format, w.attention.k.format, w.attention.v.format}))
-    quantize(machine_, in, hidden());
-  multiply(machine_, {product(w.attention.q, in, s_.q, width, w.attention.q_bias),
-                      product(w.attention.k, in, s_.k, w.attention.k.rows, w.attention.k_bias),
-                      product(w.attention.v, in, s_.v, w.attention.v.rows, w.attention.v_bias)});
-  project_qkv(a, w.attention, block.norm_eps, rows.size());
+  if (any_integer({w.q.format, w.k.format, w.v.format})) quantize(machine_, in, hidden());
+  multiply(machine_,
+           {product(w.q, in, a.output_gate ? s_.wide : s_.q, w.q.rows, w.q_bias),
+            product(w.k, in, s_.k, w.k.rows, w.k_bias), product(w.v, in, s_.v, w.v.rows, w.v_bias)});
+  if (a.output_gate) take_queries(a, rows.size());
+  project_qkv(a, w, recipe_.block(layer).norm_eps, rows.size());
   rotate(a, rows);
   attend(layer, a, rows);
+  if (a.output_gate) gate_heads(a, rows.size());
 
   Activations mixed{s_.mixed, width, rows.size(), s_.inputs};
-  if (any_integer({w.attention.o.format})) quantize(machine_, mixed, width);
-  multiply(machine_, {product(w.attention.o, mixed, s_.projected, hidden(), w.attention.o_bias)});
-  add_residual(s_.projected, block.residual_scale, rows.size());
+  if (any_integer({w.o.format})) quantize(machine_, mixed, width);
+  multiply(machine_, {product(w.o, mixed, s_.projected, hidden(), w.o_bias)});
+}
+
+// Each head's query, of those that its gate follows.
+void Decoder::take_queries(const AttentionRecipe& a, std::size_t rows) {
+  const auto dim = static_cast<std::size_t>(a.head_dim);
+  const std::size_t heads = rows * static_cast<std::size_t>(a.num_heads);
+  for (std::size_t h = 0; h < heads; ++h) std::copy_n(s_.wide + 2 * h * dim, dim, s_.q + h * dim);
+}
+
+void Decoder::gate_heads(const AttentionRecipe& a, std::size_t rows) {
+  const auto dim = static_cast<std::size_t>(a.head_dim);
+  const auto heads = static_cast<std::size_t>(a.num_heads);
+  machine_.for_rows(rows, [&](std::size_t i, int) {
+    for (std::size_t h = i * heads; h < (i + 1) * heads; ++h)
+      machine_.kernels.sigmoid_mul(s_.mixed + h * dim, s_.wide + (2 * h + 1) * dim, dim);
+  });
 }
 
 // What stands between projection and rotation: norms and clipping.
@@ -54,48 +66,62 @@ void Decoder::project_qkv(const AttentionRecipe& a, const AttentionWeights& w, f
   if (a.qk_norm == QkNorm::none && !a.clip_qkv) return;
   const auto dim = static_cast<std::size_t>(a.head_dim);
   machine_.for_rows(rows, [&](std::size_t i, int) {
-    float* q = s_.q + i * w.q.rows;
+    const std::size_t width = static_cast<std::size_t>(a.num_heads) * dim;
+    float* q = s_.q + i * width;
     float* k = s_.k + i * w.k.rows;
     float* v = s_.v + i * w.v.rows;
     const auto norm = [&](float* x, std::size_t n, const float* weight) {
-      const std::size_t width = a.qk_norm == QkNorm::head ? dim : n;
-      for (std::size_t at = 0; at < n; at += width) {
-        machine_.kernels.rms_norm(x + at, weight, width, norm_eps, x + at);
+      const std::size_t step = a.qk_norm == QkNorm::head ? dim : n;
+      for (std::size_t at = 0; at < n; at += step) {
+        machine_.kernels.rms_norm(x + at, weight, step, norm_eps, x + at);
       }
     };
     if (a.qk_norm != QkNorm::none) {
-      norm(q, w.q.rows, w.q_norm);
+      norm(q, width, w.q_norm);
       norm(k, w.k.rows, w.k_norm);
     }
     if (a.clip_qkv) {
-      clamp(q, w.q.rows, *a.clip_qkv);
+      clamp(q, width, *a.clip_qkv);
       clamp(k, w.k.rows, *a.clip_qkv);
       clamp(v, w.v.rows, *a.clip_qkv);
     }
   });
 }
 
+// Each row's cosines and sines into rotation, unless the layer before had the same.
+void Decoder::find_angles(const RopeRecipe& rope, std::span<const BatchRow> rows) {
+  if (rotated_ == &rope) return;
+  rotated_ = &rope;
+  const std::size_t half = rope.inv_freq.size();
+  machine_.for_rows(rows.size(), [&](std::size_t i, int) {
+    float* cosine = s_.rotation + i * 2 * half;
+    float* sine = cosine + half;
+    for (std::size_t j = 0; j < half; ++j) {
+      // The angle is rounded to f32, as every framework does.
+      const float angle = static_cast<float>(rows[i].position) * rope.inv_freq[j];
+      cosine[j] = std::cos(angle) * rope.attention_factor;
+      sine[j] = std::sin(angle) * rope.attention_factor;
+    }
+  });
+}
+
+void Decoder::rotate(const RopeRecipe& rope, std::size_t row, float* x) const {
+  const std::size_t half = rope.inv_freq.size();
+  const float* cosine = s_.rotation + row * 2 * half;
+  rotate_head(x, cosine, cosine + half, half, rope.layout);
+}
+
 void Decoder::rotate(const AttentionRecipe& a, std::span<const BatchRow> rows) {
   const auto dim = static_cast<std::size_t>(a.head_dim);
   const auto heads = static_cast<std::size_t>(a.num_heads);
   const auto kv_heads = static_cast<std::size_t>(a.num_kv_heads);
-  const bool known = a.rope && rotated_ == &*a.rope;  // the layer before had the same angles
-  rotated_ = a.rope ? &*a.rope : nullptr;
+  if (a.rope) find_angles(*a.rope, rows);
   machine_.for_rows(rows.size(), [&](std::size_t i, int) {
     float* q = s_.q + i * heads * dim;
     float* k = s_.k + i * kv_heads * dim;
     if (a.rope) {
-      const std::size_t half = a.rope->inv_freq.size();
-      float* cosine = s_.rotation + i * round_up(dim, 2);
-      float* sine = cosine + half;
-      for (std::size_t j = 0; j < half && !known; ++j) {
-        // The angle is rounded to f32, as every framework does.
-        const float angle = static_cast<float>(rows[i].position) * a.rope->inv_freq[j];
-        cosine[j] = std::cos(angle) * a.rope->attention_factor;
-        sine[j] = std::sin(angle) * a.rope->attention_factor;
-      }
-      for (std::size_t h = 0; h < heads; ++h) rotate_head(q + h * dim, cosine, sine, half, a.rope->layout);
-      for (std::size_t h = 0; h < kv_heads; ++h) rotate_head(k + h * dim, cosine, sine, half, a.rope->layout);
+      for (std::size_t h = 0; h < heads; ++h) rotate(*a.rope, i, q + h * dim);
+      for (std::size_t h = 0; h < kv_heads; ++h) rotate(*a.rope, i, k + h * dim);
     }
     for (std::size_t j = 0; j < heads * dim; ++j) q[j] *= a.scale;
   });
@@ -116,17 +142,7 @@ void Decoder::attend(int layer, const AttentionRecipe& a, std::span<const BatchR
     }
   }
   // Rows that follow one another share the loads of keys and values.
-  attended_.clear();
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const bool follows = i > 0 && rows[i].sequence == rows[i - 1].sequence &&
-                         rows[i].position == rows[i - 1].position + 1 &&
-                         attended_.back().count < attention_rows(a.num_heads / a.num_kv_heads);
-    if (follows) {
-      ++attended_.back().count;
-    } else {
-      attended_.push_back({i, 1});
-    }
-  }
+  find_runs(rows, attention_rows(a.num_heads / a.num_kv_heads), attended_);
   machine_.pool.run(static_cast<int>(attended_.size() * kv_heads), 1, [&](int begin, int end, int worker) {
     for (int item = begin; item < end; ++item) {
       // One head after the other: its keys and values stay in a cache while the rows go by.

@@ -41,7 +41,7 @@ using LogitsSink = std::function<void(std::size_t row, std::span<float> logits)>
 class Decoder {
  public:
   Decoder(const Bundle& bundle, const Recipe& recipe, const Weights& weights, ExpertStore& store,
-          const KvLayout& kv, Machine machine, std::shared_ptr<Budget> budget, const ScratchShape& shape);
+          const KvPool& pool, Machine machine, std::shared_ptr<Budget> budget, const ScratchShape& shape);
 
   // REQUIRES rows.size() <= shape.rows and tokens inside the vocabulary. Throws what a read threw,
   // Error{cancelled}, or what poll threw; the sequences' lengths are the caller's to advance.
@@ -56,11 +56,36 @@ class Decoder {
   std::span<const std::int32_t> last_experts(int layer) const noexcept;
 
  private:
+  // Rows of a sequence at consecutive positions.
+  struct RowRun {
+    std::size_t first;
+    int count;
+  };
   void embed(std::span<const BatchRow> rows);
-  void attention(int layer, std::span<const BatchRow> rows);
+  // Sequence mixing of a layer: from normed rows to `projected`.
+  void mix(int layer, std::span<const BatchRow> rows);
+  void mix(int layer, const AttentionRecipe& a, const AttentionWeights& w, Activations& in,
+           std::span<const BatchRow> rows);
+  void mix(int layer, const LatentAttentionRecipe& a, const LatentAttentionWeights& w, Activations& in,
+           std::span<const BatchRow> rows);
+  void mix(int layer, const DeltaNetRecipe& d, const DeltaNetWeights& w, Activations& in,
+           std::span<const BatchRow> rows);
+  void mix(int layer, const ShortConvRecipe& c, const ShortConvWeights& w, Activations& in,
+           std::span<const BatchRow> rows);
+  void absorb_queries(const LatentAttentionRecipe& a, const LatentAttentionWeights& w, std::size_t rows);
+  void attend_latent(int layer, const LatentAttentionRecipe& a, std::span<const BatchRow> rows);
+  void convolve(Convolution work, std::size_t offset, std::span<const BatchRow> rows);
+  void delta_rule(const DeltaNetRecipe& d, std::size_t offset, std::span<const BatchRow> rows);
+  std::vector<MatMul> products_by_head(const Matrix& matrix, std::size_t heads, const Activations& in,
+                                       float* y, std::size_t y_stride);
   void project_qkv(const AttentionRecipe& recipe, const AttentionWeights& weights, float norm_eps,
                    std::size_t rows);
+  void take_queries(const AttentionRecipe& recipe, std::size_t rows);
+  void gate_heads(const AttentionRecipe& recipe, std::size_t rows);
+  void find_angles(const RopeRecipe& rope, std::span<const BatchRow> rows);
+  void rotate(const RopeRecipe& rope, std::size_t row, float* x) const;
   void rotate(const AttentionRecipe& recipe, std::span<const BatchRow> rows);
+  void find_runs(std::span<const BatchRow> rows, int at_most, std::vector<RowRun>& runs);
   void attend(int layer, const AttentionRecipe& recipe, std::span<const BatchRow> rows);
   void ffn(int layer, std::span<const BatchRow> rows, const StepControl& control);
   void gated_ffn(const GatedFfnWeights& weights, Activations& in, float* out);
@@ -89,14 +114,12 @@ class Decoder {
   const Weights& weights_;
   ExpertStore& store_;
   const KvLayout& kv_;
+  const StateLayout& state_;
   Machine machine_;
   ScratchShape shape_;
   std::shared_ptr<const ImposedRouting> imposed_;
-  struct RowRun {
-    std::size_t first;
-    int count;
-  };
   std::vector<RowRun> attended_;         // rows that attend together
+  std::vector<RowRun> runs_;             // whole ones, of this step
   const RopeRecipe* rotated_ = nullptr;  // whose angles of this step's rows are in s_.rotation
   Buffer memory_;
   Scratch s_;

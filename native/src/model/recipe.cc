@@ -3,20 +3,22 @@
 #include <cmath>
 #include <limits>
 
+#include "model/recipe_parse.h"
 #include "platform/error.h"
 
 namespace edgert {
 namespace {
 
-constexpr std::int64_t kMaxDimension = 1 << 24;
 constexpr std::int64_t kMaxLayers = 1 << 16;
 
-[[noreturn]] void unsupported(const JsonField& field, const std::string& what, const std::string& known) {
+}  // namespace
+
+void unsupported(const JsonField& field, const std::string& what, const std::string& known) {
   throw Error(ErrorKind::unsupported, field.path() + ": " + what + " '" + excerpt(field.as_string()) +
                                           "' is not built in this version of edgert; known: " + known);
 }
 
-int positive(const JsonField& field, std::int64_t maximum = kMaxDimension) {
+int positive(const JsonField& field, std::int64_t maximum) {
   return static_cast<int>(field.as_integer(1, maximum));
 }
 
@@ -48,8 +50,7 @@ RopeRecipe parse_rope(const JsonField& field, int head_dim) {
   return rope;
 }
 
-AttentionRecipe parse_attention(JsonObject object, const JsonField& kind) {
-  if (kind.as_string() != "attention") unsupported(kind, "sequence mixing", "attention");
+AttentionRecipe parse_attention(JsonObject object) {
   AttentionRecipe a;
   a.num_heads = positive(object.take("num_heads"), 1 << 12);
   const JsonField kv_heads = object.take("num_kv_heads");
@@ -75,6 +76,7 @@ AttentionRecipe parse_attention(JsonObject object, const JsonField& kind) {
   }
   if (const JsonField window = object.take("window"); !window.is_null()) a.window = positive(window, 1 << 30);
   if (const JsonField rope = object.take("rope"); !rope.is_null()) a.rope = parse_rope(rope, a.head_dim);
+  if (object.has("output_gate")) a.output_gate = object.take("output_gate").as_bool();
   object.finish();
   return a;
 }
@@ -82,6 +84,8 @@ AttentionRecipe parse_attention(JsonObject object, const JsonField& kind) {
 void require_silu(const JsonField& activation) {
   if (activation.as_string() != "silu") unsupported(activation, "activation", "silu");
 }
+
+namespace {
 
 RouterRecipe parse_router(const JsonField& field) {
   JsonObject object(field);
@@ -132,9 +136,7 @@ BlockRecipe parse_block(const JsonField& field) {
   BlockRecipe block;
   block.norm_eps = real(object.take("norm_eps"));
   block.residual_scale = real(object.take("residual_scale"));
-  JsonObject mixer(object.take("mixer"));
-  const JsonField kind = mixer.take("kind");
-  block.attention = parse_attention(std::move(mixer), kind);
+  block.mixer = parse_mixer(object.take("mixer"));
   block.ffn = parse_ffn(object.take("ffn"));
   object.finish();
   return block;

@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "bundle/bundle.h"
@@ -34,7 +35,44 @@ struct AttentionRecipe {
   std::optional<float> clip_qkv;
   std::optional<int> window;
   std::optional<RopeRecipe> rope;
+  bool output_gate = false;  // each head's query is followed by its gate
 };
+
+// Attention over one latent row and one rotated key part a token, shared by all heads.
+struct LatentAttentionRecipe {
+  int num_heads = 0;
+  std::optional<int> q_lora_rank;
+  int kv_lora_rank = 0;
+  int qk_nope_head_dim = 0;
+  int qk_rope_head_dim = 0;
+  int v_head_dim = 0;
+  float scale = 1;
+  bool bias = false;
+  float latent_norm_eps = 1e-6F;
+  RopeRecipe rope;
+
+  int query_dim() const noexcept { return qk_nope_head_dim + qk_rope_head_dim; }  // of a head, as projected
+  int key_dim() const noexcept { return kv_lora_rank + qk_rope_head_dim; }        // as attended to
+};
+
+struct DeltaNetRecipe {
+  int num_key_heads = 0;
+  int num_value_heads = 0;
+  int key_head_dim = 0;
+  int value_head_dim = 0;
+  int conv_width = 0;
+
+  int keys() const noexcept { return num_key_heads * key_head_dim; }  // of a row; as many queries
+  int values() const noexcept { return num_value_heads * value_head_dim; }
+  int channels() const noexcept { return 2 * keys() + values(); }  // of the convolution
+};
+
+struct ShortConvRecipe {
+  int width = 0;
+  bool bias = false;
+};
+
+using MixerRecipe = std::variant<AttentionRecipe, LatentAttentionRecipe, DeltaNetRecipe, ShortConvRecipe>;
 
 struct RouterRecipe {
   bool normalize = false;
@@ -58,7 +96,7 @@ struct FfnRecipe {
 struct BlockRecipe {
   float norm_eps = 1e-6F;
   float residual_scale = 1;
-  AttentionRecipe attention;
+  MixerRecipe mixer;
   FfnRecipe ffn;
 };
 

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <functional>
 #include <optional>
+#include <variant>
 #include <vector>
 
 #include "bundle/bundle.h"
@@ -32,13 +33,46 @@ struct AttentionWeights {
   const float* k_norm = nullptr;
 };
 
+struct LatentAttentionWeights {
+  Matrix q;  // from the hidden state, or from q_a's normed rows
+  Matrix q_a, kv_a;
+  Matrix k_b;  // each head's [kv_lora_rank, qk_nope_head_dim], one below the other
+  Matrix v_b;  // each head's [v_head_dim, kv_lora_rank]
+  Matrix o;
+  const float* q_a_norm = nullptr;  // null where there is no q_a
+  const float* kv_a_norm = nullptr;
+  const float* q_a_bias = nullptr;  // null where the recipe has none
+  const float* kv_a_bias = nullptr;
+  const float* o_bias = nullptr;
+};
+
+struct DeltaNetWeights {
+  Matrix qkv, z, out;
+  Matrix a, b;         // f32
+  Matrix convolution;  // f32
+  const float* decay_rate = nullptr;
+  const float* dt_bias = nullptr;
+  const float* norm = nullptr;
+};
+
+struct ShortConvWeights {
+  Matrix in, out;
+  Matrix convolution;  // f32
+  const float* in_bias = nullptr;
+  const float* bias = nullptr;
+  const float* out_bias = nullptr;
+};
+
+using MixerWeights =
+    std::variant<AttentionWeights, LatentAttentionWeights, DeltaNetWeights, ShortConvWeights>;
+
 struct GatedFfnWeights {
   Matrix gate, up, down;
 };
 
 struct LayerWeights {
   const float* attention_norm = nullptr;
-  AttentionWeights attention;
+  MixerWeights mixer;
   const float* ffn_norm = nullptr;
   std::optional<GatedFfnWeights> dense;  // a dense ffn, or the shared expert
   Matrix router;                         // of an MoE

@@ -1,0 +1,76 @@
+// The kinds of sequence mixing beside attention, as the recipe states them.
+#include "kernels/kernels.h"
+#include "model/recipe_parse.h"
+
+namespace edgert {
+
+namespace {
+
+constexpr std::int64_t kMaxHeads = 1 << 12;
+constexpr std::int64_t kMaxHeadDim = 512;
+constexpr std::int64_t kMaxLatent = 4096;
+
+// Heads' slabs of a packed matrix begin with a tile.
+int whole_tiles(const JsonField& field, std::int64_t maximum) {
+  const int rows = positive(field, maximum);
+  if (rows % kTileRows != 0) field.fail("a multiple of " + std::to_string(kTileRows));
+  return rows;
+}
+
+LatentAttentionRecipe parse_latent_attention(JsonObject object) {
+  LatentAttentionRecipe a;
+  a.num_heads = positive(object.take("num_heads"), kMaxHeads);
+  if (const JsonField rank = object.take("q_lora_rank"); !rank.is_null()) a.q_lora_rank = positive(rank);
+  a.kv_lora_rank = whole_tiles(object.take("kv_lora_rank"), kMaxLatent);
+  a.qk_nope_head_dim = positive(object.take("qk_nope_head_dim"), kMaxHeadDim);
+  a.qk_rope_head_dim = positive(object.take("qk_rope_head_dim"), kMaxHeadDim);
+  a.v_head_dim = whole_tiles(object.take("v_head_dim"), kMaxHeadDim);
+  a.scale = real(object.take("scale"));
+  a.bias = object.take("bias").as_bool();
+  a.latent_norm_eps = real(object.take("latent_norm_eps"));
+  a.rope = parse_rope(object.take("rope"), a.qk_rope_head_dim);
+  object.finish();
+  return a;
+}
+
+int convolution_width(const JsonField& field) {
+  return static_cast<int>(field.as_integer(2, kMaxConvolution));
+}
+
+DeltaNetRecipe parse_delta_net(JsonObject object) {
+  DeltaNetRecipe d;
+  d.num_key_heads = positive(object.take("num_key_heads"), kMaxHeads);
+  const JsonField value_heads = object.take("num_value_heads");
+  d.num_value_heads = positive(value_heads, kMaxHeads);
+  if (d.num_value_heads % d.num_key_heads != 0)
+    value_heads.fail("a multiple of num_key_heads = " + std::to_string(d.num_key_heads));
+  d.key_head_dim = positive(object.take("key_head_dim"), kMaxHeadDim);
+  d.value_head_dim = positive(object.take("value_head_dim"), kMaxHeadDim);
+  d.conv_width = convolution_width(object.take("conv_width"));
+  require_silu(object.take("activation"));
+  object.finish();
+  return d;
+}
+
+ShortConvRecipe parse_short_conv(JsonObject object) {
+  ShortConvRecipe c;
+  c.width = convolution_width(object.take("width"));
+  c.bias = object.take("bias").as_bool();
+  object.finish();
+  return c;
+}
+
+}  // namespace
+
+MixerRecipe parse_mixer(const JsonField& field) {
+  JsonObject object(field);
+  const JsonField kind = object.take("kind");
+  const std::string& name = kind.as_string();
+  if (name == "attention") return parse_attention(std::move(object));
+  if (name == "latent_attention") return parse_latent_attention(std::move(object));
+  if (name == "delta_net") return parse_delta_net(std::move(object));
+  if (name == "short_conv") return parse_short_conv(std::move(object));
+  unsupported(kind, "sequence mixing", "attention, latent_attention, delta_net, short_conv");
+}
+
+}  // namespace edgert
