@@ -65,7 +65,7 @@ def _pack_all(
 ) -> list[Packed]:
     """The results in the order of the layout, whatever order the threads finish in."""
     extents = [*layout.dense, *layout.experts]
-    total = sum(part.source.rows * part.source.row_bytes for extent in extents for part in extent.parts)
+    total = sum(part.source.bytes for extent in extents for part in extent.parts)
     remainder_file = None if layout.remainder_file is None else files[layout.remainder_file]
     counter = _Counter()
     stop = threading.Event()

@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 from edgert.errors import CorruptError, NotFoundError, UnsupportedError
 
 from . import safetensors
-from .safetensors import TensorInfo
 from .strict_json import read_json_object
+from .tensor import Tensor, TensorInfo
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -26,7 +26,7 @@ class Checkpoint:
 
     path: Path
     config: dict[str, Any]
-    tensors: Mapping[str, TensorInfo]
+    tensors: Mapping[str, Tensor]
     files: tuple[tuple[str, Path], ...]  # the weights: name in the directory, real path
 
     def asset(self, name: str) -> Path | None:

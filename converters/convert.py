@@ -1,6 +1,7 @@
 """The conversion of a checkpoint into a device bundle."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,6 @@ from .assets import read_assets
 from .bundle import write_bundle
 from .checkpoint import Checkpoint, open_checkpoint
 from .decoder import Decoder
-from .files import InputFile
 from .formats import Defaults, ExpertFormat, ExpertFormats, Formats, choose_formats
 from .layout import DEFAULT_ALIGNMENT, Layout, plan_layout
 from .output import SPARE_BYTES, BundleOutput
@@ -23,7 +23,7 @@ from .registry import read_decoder
 
 _MAX_THREADS = 1024
 _MAX_WORKERS = 64  # each holds a slab of source and of packed data
-_COMPARED_BYTES = 16 << 20  # at a time
+_COMPARED_WEIGHTS = 4 << 20  # at a time
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ def convert(
             expert_formats,
             _defaults(profile),
             tied=decoder.recipe["output"]["tied"],
+            quantised=decoder.quantised,
         )
         _check_expert_keys(formats, decoder)
         layout = plan_layout(
@@ -133,6 +134,7 @@ def layout_of(
         None,
         _defaults(profile),
         tied=decoder.recipe["output"]["tied"],
+        quantised=decoder.quantised,
     )
     return plan_layout(decoder, formats, alignment=_alignment(None, profile), remainders=False)
 
@@ -164,10 +166,12 @@ def _check_expert_keys(formats: Formats, decoder: Decoder) -> None:
 def _check_same(decoder: Decoder) -> None:
     """Tensors that config.json ties must agree where the checkpoint has both."""
     for first, second in decoder.same:
-        with InputFile(first.path) as a, InputFile(second.path) as b:
-            for done in range(0, first.end - first.begin, _COMPARED_BYTES):
-                length = min(_COMPARED_BYTES, first.end - first.begin - done)
-                if a.read(first.begin + done, length) != b.read(second.begin + done, length):
+        rows = math.prod(first.shape[:-1])
+        step = max(1, _COMPARED_WEIGHTS // first.shape[-1])
+        with first.open() as a, second.open() as b:
+            for row in range(0, rows, step):
+                count = min(step, rows - row)
+                if a.floats(row, count) != b.floats(row, count):
                     raise CorruptError(
                         f"{second.path}: tensor {second.name!r} differs from {first.name!r}, but config.json "
                         "ties them (tie_word_embeddings); set it to what is right"
@@ -207,7 +211,7 @@ def _report(
         bundle_id=manifest["bundle_id"],
         architecture=decoder.recipe["architecture"],
         bytes=layout.bytes,
-        source_bytes=sum(part.source.rows * part.source.row_bytes for part in parts),
+        source_bytes=sum(part.source.bytes for part in parts),
         weights=sum(part.source.rows * part.source.cols for part in parts),
         dense_bytes=sum(extent.bytes for extent in layout.dense),
         expert_bytes=sum(extent.bytes for extent in layout.experts),

@@ -6,13 +6,10 @@ from typing import Any, Literal
 
 from edgert.errors import CorruptError, UnsupportedError
 
-from .safetensors import TensorInfo
+from .tensor import Tensor
 
 # The kinds choose formats separately; "exact" is always f32 (router, shared-expert gate, norms, biases).
 Kind = Literal["embedding", "output", "dense", "exact"]
-
-WEIGHT_DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,18 +17,15 @@ class Source:
     """Rows of a checkpoint tensor: all of them, or `rows` from `first_row` on. Every dimension but the last
     counts as rows."""
 
-    tensor: TensorInfo
+    tensor: Tensor
     first_row: int
     rows: int
     cols: int
 
     @property
-    def begin(self) -> int:
-        return self.tensor.begin + self.first_row * self.row_bytes
-
-    @property
-    def row_bytes(self) -> int:
-        return self.cols * ELEMENT_BYTES[self.tensor.dtype]
+    def bytes(self) -> int:
+        """In the checkpoint."""
+        return self.rows * self.tensor.row_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +46,10 @@ class Expert:
     up: Source
     down: Source
 
+    @property
+    def sources(self) -> tuple[Source, Source, Source]:
+        return self.gate, self.up, self.down
+
 
 @dataclass
 class Decoder:
@@ -61,14 +59,21 @@ class Decoder:
     dense: list[DenseTensor] = field(default_factory=list)
     experts: list[Expert] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    same: list[tuple[TensorInfo, TensorInfo]] = field(default_factory=list)  # must hold equal bytes
+    same: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # must hold equal weights
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the checkpoint holds a format that can be kept."""
+        sources = [tensor.source for tensor in self.dense]
+        sources += [source for expert in self.experts for source in expert.sources]
+        return any(source.tensor.stored_format is not None for source in sources)
 
 
 class SourceTensors:
     """Hands out the tensors of a checkpoint with the shape that the configuration demands, and in the end
     refuses those that nobody asked for: a tensor left over is an operation left out."""
 
-    def __init__(self, tensors: Mapping[str, TensorInfo], where: str) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], where: str) -> None:
         self._tensors = tensors
         self._where = where
         self._used: set[str] = set()
@@ -76,8 +81,9 @@ class SourceTensors:
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
-    def find(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
-        """Raises CorruptError when missing or of another shape, UnsupportedError for another dtype."""
+    def find(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Raises CorruptError when missing or of another shape, UnsupportedError for elements that are not
+        read."""
         tensor = self._tensors.get(name)
         if tensor is None:
             raise CorruptError(f"{self._where}: tensor {name!r} is missing; config.json demands it")
@@ -86,11 +92,7 @@ class SourceTensors:
                 f"{tensor.path}: tensor {name!r}: shape {list(tensor.shape)}; "
                 f"config.json demands {list(shape)}"
             )
-        if tensor.dtype not in WEIGHT_DTYPES:
-            raise UnsupportedError(
-                f"{tensor.path}: tensor {name!r}: weights of dtype {tensor.dtype} are not read by this "
-                f"version; {', '.join(WEIGHT_DTYPES)} are"
-            )
+        tensor.check()
         self._used.add(name)
         return tensor
 

@@ -7,7 +7,7 @@ from typing import Any
 from edgert import _native
 from edgert.errors import InvalidArgumentError
 
-from .decoder import Kind
+from .decoder import Expert, Kind, Source
 
 ExpertFormat = str | Sequence[str]  # one format, or one each for gate, up and down
 ExpertFormats = Mapping[str, ExpertFormat] | Callable[[int, int], ExpertFormat | None]
@@ -33,9 +33,12 @@ class Formats:
     output: str
     expert: Triple
     experts: ExpertFormats | None = None
+    stored: frozenset[str] = frozenset()  # the kinds that keep the format that they are stored in, if any
 
-    def of(self, kind: Kind) -> str:
+    def of(self, kind: Kind, source: Source) -> str:
         """Router, gates, norms and biases are always f32."""
+        if kind in self.stored and source.tensor.stored_format is not None:
+            return source.tensor.stored_format
         return {"dense": self.dense, "embedding": self.embedding, "output": self.output, "exact": "f32"}[kind]
 
     def options(self) -> dict[str, Any]:
@@ -46,18 +49,29 @@ class Formats:
             "output_format": self.output,
             "expert_format": list(self.expert),
             "mixed_experts": self.experts is not None,
+            **({"stored_formats": sorted(self.stored)} if self.stored else {}),
         }
 
-    def of_expert(self, layer: int, expert: int) -> Triple:
-        """The first of "layer.expert", "layer.*", "*.expert" that is listed, else the default."""
+    def of_expert(self, expert: Expert) -> Triple:
+        """The first of "layer.expert", "layer.*", "*.expert" that is listed, else as stored, else the default."""
+        listed = self._listed(expert.layer, expert.index)
+        if listed is not None or "expert" not in self.stored:
+            return listed or self.expert
+        gate, up, down = (
+            source.tensor.stored_format or default
+            for source, default in zip(expert.sources, self.expert, strict=True)
+        )
+        return gate, up, down
+
+    def _listed(self, layer: int, expert: int) -> Triple | None:
         if self.experts is None:
-            return self.expert
+            return None
         if callable(self.experts):
             chosen = self.experts(layer, expert)
         else:
             keys = (f"{layer}.{expert}", f"{layer}.*", f"*.{expert}")
             chosen = next((self.experts[key] for key in keys if key in self.experts), None)
-        return self.expert if chosen is None else _triple(f"expert_formats: expert {layer}.{expert}", chosen)
+        return None if chosen is None else _triple(f"expert_formats: expert {layer}.{expert}", chosen)
 
     def check_experts(self, num_experts: Sequence[int]) -> None:
         """Refuse keys that name no expert; `num_experts` by layer, 0 where there are none."""
@@ -88,8 +102,14 @@ def choose_formats(
     defaults: Defaults,
     *,
     tied: bool,
+    quantised: bool = False,
 ) -> Formats:
-    """Embedding and output follow `dense` where it is given and they are not. Raises InvalidArgumentError."""
+    """Embedding and output follow `dense` where it is given and they are not. Of a checkpoint that is `quantised` already
+    every kind that is not given keeps the format that it is stored in. Raises InvalidArgumentError."""
+    given = {"dense": dense, "embedding": embedding or dense, "output": output or dense, "expert": expert}
+    if tied:
+        given["output"] = given["embedding"]
+    stored = frozenset(kind for kind, name in given.items() if name is None) if quantised else frozenset()
     if dense is not None:
         _checked("dense_format", dense)
     embedding = _checked("embedding_format", embedding or dense or defaults.embedding_format)
@@ -105,6 +125,7 @@ def choose_formats(
         output or embedding,
         _triple("expert_format", expert or defaults.expert_format),
         experts,
+        stored,
     )
 
 

@@ -7,6 +7,7 @@ from edgert.errors import InvalidArgumentError, UnsupportedError
 from .decoder import Decoder, Expert, Source
 from .formats import Formats
 from .pack import Part
+from .tensor import FLOAT_FORMATS
 
 MAX_EXPERT_FILE_BYTES = 16 << 30
 MIN_ALIGNMENT, MAX_ALIGNMENT, DEFAULT_ALIGNMENT = 4096, 1 << 20, 16384
@@ -66,7 +67,10 @@ class _Planner:
         file = self._new_file("dense.bin")
         for tensor in decoder.dense:
             part = self._part(
-                tensor.name, tensor.source, formats.of(tensor.kind), is_vector=len(tensor.shape) == 1
+                tensor.name,
+                tensor.source,
+                formats.of(tensor.kind, tensor.source),
+                is_vector=len(tensor.shape) == 1,
             )
             extent = Extent((part,), 0, _up(file.bytes, _TENSOR_ALIGNMENT), tensor.shape)
             file.bytes = extent.offset + extent.bytes
@@ -83,8 +87,8 @@ class _Planner:
 
     def _expert_parts(self, expert: Expert, formats: Formats) -> tuple[Part, ...]:
         prefix = f"layers.{expert.layer}.experts.{expert.index}."
-        names = formats.of_expert(expert.layer, expert.index)
-        sources = (("gate", expert.gate), ("up", expert.up), ("down", expert.down))
+        names = formats.of_expert(expert)
+        sources = zip(("gate", "up", "down"), expert.sources, strict=True)
         return tuple(
             self._part(prefix + name, source, format_name)
             for (name, source), format_name in zip(sources, names, strict=True)
@@ -109,7 +113,8 @@ class _Planner:
 
     def _part(self, name: str, source: Source, format_name: str, *, is_vector: bool = False) -> Part:
         offset = None
-        if self._remainders is not None and format_name not in ("f32", "f16", "bf16"):
+        exact = format_name in FLOAT_FORMATS or format_name == source.tensor.stored_format
+        if self._remainders is not None and not exact:
             offset = _up(self._remainders.bytes, _TENSOR_ALIGNMENT)
             self._remainders.bytes = offset + source.rows * source.cols
         return Part(name, source, format_name, is_vector, offset)

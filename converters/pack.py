@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from edgert import _native
 from edgert.errors import CancelledError, CorruptError, InvalidArgumentError
 
-from .decoder import WEIGHT_DTYPES, Source
-from .files import InputFile
+from .decoder import Source
+from .tensor import FLOAT_FORMATS, TensorReader
 
 TILE_ROWS = 16
 SLAB_BYTES = 4 << 20  # of source or of packed data, whichever is larger
@@ -27,6 +27,11 @@ class Part:
     format: str
     is_vector: bool = False
     remainder_offset: int | None = None
+
+    @property
+    def carried(self) -> bool:
+        """Whether codes are taken over as they are, rather than weights packed."""
+        return self.format == self.source.tensor.stored_format and self.format not in FLOAT_FORMATS
 
     @property
     def bytes(self) -> int:
@@ -68,8 +73,8 @@ def pack_extent(
     errors = []
     remainder_checksums: list[str | None] = []
     for part in parts:
-        with InputFile(part.source.tensor.path) as input_file:
-            packer = _PartPacker(part, input_file, remainder_file)
+        with part.source.tensor.open() as reader:
+            packer = _PartPacker(part, reader, remainder_file)
             for first_row, rows in slabs(part):
                 if stop.is_set():
                     raise CancelledError("the conversion was cancelled")
@@ -77,48 +82,63 @@ def pack_extent(
                 checksum.update(packed)
                 write_at(file, offset, packed)
                 offset += len(packed)
-                advance(rows * part.source.row_bytes)
+                advance(rows * part.source.tensor.row_bytes)
         errors.append(packer.error())
         remainder_checksums.append(packer.remainder_checksum())
     return Packed(checksum.hexdigest(), tuple(errors), tuple(remainder_checksums))
 
 
 class _PartPacker:
-    def __init__(self, part: Part, input_file: InputFile, remainder_file: int | None) -> None:
+    def __init__(self, part: Part, reader: TensorReader, remainder_file: int | None) -> None:
         self._part = part
-        self._input = input_file
+        self._reader = reader
         self._remainder_file = remainder_file if part.remainder_offset is not None else None
         self._remainder_hash = _native.Xxh64()
         self._sums = [0.0, 0.0, 0.0]
 
     def pack(self, first_row: int, rows: int) -> memoryview:
-        source = self._part.source
-        raw = bytearray(rows * source.row_bytes)
-        self._input.read_into(source.begin + first_row * source.row_bytes, memoryview(raw))
+        """`first_row` counts from the part's."""
         # A column of f32 packs to itself, padded: so vectors take the way of the matrices.
-        shape = (source.cols, 1) if self._part.is_vector else (rows, source.cols)
+        cols = self._part.source.cols
+        shape = (cols, 1) if self._part.is_vector else (rows, cols)
         packed = bytearray(_native.packed_bytes(self._part.format, *shape))
-        remainder = None if self._remainder_file is None else bytearray(rows * source.cols)
+        first_row += self._part.source.first_row
+        if self._part.carried:
+            self._carry(first_row, rows, packed)
+        else:
+            self._quantize(first_row, rows, shape, packed)
+        return memoryview(packed)[: self._part.bytes] if self._part.is_vector else memoryview(packed)
+
+    def _carry(self, first_row: int, rows: int, packed: bytearray) -> None:
+        try:
+            self._reader.carry(first_row, rows, packed)
+        except InvalidArgumentError as error:
+            raise self._explain(error, *self._reader.floats(first_row, rows), first_row) from None
+
+    def _quantize(self, first_row: int, rows: int, shape: tuple[int, int], packed: bytearray) -> None:
+        raw, dtype = self._reader.floats(first_row, rows)
+        cols = self._part.source.cols
+        remainder = None if self._remainder_file is None else bytearray(rows * cols)
         try:
             squared, weight, largest = _native.pack(
                 self._part.format,
                 raw,
-                WEIGHT_DTYPES[source.tensor.dtype],
+                dtype,
                 *shape,
                 destination=packed,
                 remainder=remainder,
                 threads=1,
             )
         except InvalidArgumentError as error:
-            raise self._explain(error, raw, first_row) from None
+            raise self._explain(error, raw, dtype, first_row) from None
         self._sums[0] += squared
         self._sums[1] += weight
         self._sums[2] = max(self._sums[2], largest)
         if remainder is not None and self._remainder_file is not None:
             self._remainder_hash.update(remainder)
             assert self._part.remainder_offset is not None
-            write_at(self._remainder_file, self._part.remainder_offset + first_row * source.cols, remainder)
-        return memoryview(packed)[: self._part.bytes] if self._part.is_vector else memoryview(packed)
+            begin = self._part.remainder_offset + (first_row - self._part.source.first_row) * cols
+            write_at(self._remainder_file, begin, remainder)
 
     def error(self) -> Error:
         return Error(*self._sums)
@@ -126,18 +146,19 @@ class _PartPacker:
     def remainder_checksum(self) -> str | None:
         return None if self._remainder_file is None else self._remainder_hash.hexdigest()
 
-    def _explain(self, error: InvalidArgumentError, raw: bytearray, first_row: int) -> CorruptError:
+    def _explain(
+        self, error: InvalidArgumentError, raw: bytes | bytearray, dtype: str, first_row: int
+    ) -> CorruptError:
         """Name the tensor and where in it the weight is; the native message counts from the slab."""
-        source = self._part.source
-        position = _first_not_finite(raw, WEIGHT_DTYPES[source.tensor.dtype])
-        where = f"{source.tensor.path}: tensor {source.tensor.name!r}"
+        tensor, cols = self._part.source.tensor, self._part.source.cols
+        position = _first_not_finite(raw, dtype)
+        where = f"{tensor.path}: tensor {tensor.name!r}"
         if position is None:
-            return CorruptError(f"{where}: rows from {source.first_row + first_row} on: {error}")
-        element = (source.first_row + first_row) * source.cols + position
-        width = source.row_bytes // source.cols
+            return CorruptError(f"{where}: rows from {first_row} on: {error}")
+        row, column = first_row + position // cols, position % cols
         return CorruptError(
-            f"{where}: element {element} (row {element // source.cols}, column {element % source.cols}), "
-            f"byte {source.tensor.begin + element * width}: NaN or infinity; a weight is a finite number"
+            f"{where}: element {row * cols + column} (row {row}, column {column}), "
+            f"{tensor.address(row, column)}: NaN or infinity; a weight is a finite number"
         )
 
 
@@ -146,7 +167,9 @@ def slabs(part: Part) -> list[tuple[int, int]]:
     source = part.source
     if part.is_vector:
         return [(0, 1)]
-    tile = max(TILE_ROWS * source.row_bytes, _native.packed_bytes(part.format, TILE_ROWS, source.cols))
+    tile = max(TILE_ROWS * source.tensor.row_bytes, _native.packed_bytes(part.format, TILE_ROWS, source.cols))
+    if source.tensor.stored_format is not None and not part.carried:
+        tile = max(tile, TILE_ROWS * source.cols * 4)  # dequantised in between
     step = max(1, SLAB_BYTES // tile) * TILE_ROWS
     return [(first, min(step, source.rows - first)) for first in range(0, source.rows, step)]
 
@@ -159,7 +182,7 @@ def write_at(file: int, offset: int, data: bytearray | memoryview) -> None:
         view, offset = view[written:], offset + written
 
 
-def _first_not_finite(raw: bytearray, dtype: str) -> int | None:
+def _first_not_finite(raw: bytes | bytearray, dtype: str) -> int | None:
     exponent = {"f32": 0x7F800000, "f16": 0x7C00, "bf16": 0x7F80}[dtype]
     elements = memoryview(raw).cast("I" if dtype == "f32" else "H")
     return next((index for index, bits in enumerate(elements) if bits & exponent == exponent), None)

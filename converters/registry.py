@@ -10,7 +10,7 @@ from .checkpoint import Checkpoint
 from .config import Config
 from .decoder import Decoder, SourceTensors
 from .families import llama, mixtral, olmoe, qwen2_moe, qwen3, qwen3_moe
-from .safetensors import TensorInfo
+from .tensor import TensorInfo
 
 Family = Callable[[Config, SourceTensors], Decoder]
 

@@ -6,13 +6,13 @@ MAX_HEADER_BYTES and MAX_TENSORS whatever it holds. Data is read by offset into 
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from edgert.errors import CorruptError, UnsupportedError
 
 from .files import InputFile
+from .tensor import TensorInfo
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 1 << 17
@@ -30,18 +30,6 @@ _SPACE = re.compile(rb"[ \t\r\n]*+")
 _STRING = re.compile(rb'"(?:[^"\\\x00-\x1f]|\\["\\/bfnrtu])*+"')
 _ENTRY = re.compile(rb"\{[^{}]*+\}")
 _LFS = b"version https://git-lfs.github.com/spec/"
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One tensor as stored: its bytes are [begin, end) of the file, row-major, little-endian."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-    path: Path
 
 
 def read_header(path: Path) -> list[TensorInfo]:

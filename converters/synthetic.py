@@ -96,15 +96,15 @@ def _fill_extent(
             checksum.update(packed)
             write_at(file, offset, packed)
             offset += len(packed)
-            advance(rows * part.source.row_bytes)
+            advance(rows * part.source.tensor.row_bytes)
     exact = tuple(Error(0.0, 0.0, 0.0) for _ in parts)
     return Packed(checksum.hexdigest(), exact, (None,) * len(parts))
 
 
 def _random(part: Part, rows: int, seed: int) -> bytearray:
     cols = part.source.cols
-    if part.is_vector:  # the weights of a norm
-        return bytearray(b"\0\0\x80\x3f" * cols)
+    if part.is_vector:
+        return bytearray((b"\0\0\x80\x3f" if part.name.endswith("norm") else b"\0\0\0\0") * cols)
     packed = bytearray(_native.packed_bytes(part.format, rows, cols))
     kind = part.name.rpartition(".")[2]
     deviation = _PRODUCT_DEVIATION.get(kind, 1.0)

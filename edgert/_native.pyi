@@ -48,6 +48,15 @@ def fill_random(
 def unpack(format: str, packed: Buffer, rows: int, cols: int) -> bytes:
     """The matrix back as row-major f32 bytes."""
 
+def block_types() -> list[dict[str, Any]]:
+    """ggml's block types that a weight format holds: name, elements, bytes, format."""
+
+def repack(type: str, source: Buffer, rows: int, cols: int, *, destination: Buffer, threads: int = 0) -> None:
+    """ggml's blocks, row-major, as packed tiles of the type's format, bit for bit. Without the GIL."""
+
+def dequantize(type: str, source: Buffer, rows: int, cols: int) -> bytes:
+    """ggml's blocks as row-major f32, equal to ggml's own values."""
+
 def xxh64(data: Buffer) -> str:
     """XXH64, seed 0, as 16 hexadecimal digits."""
 

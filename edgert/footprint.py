@@ -78,14 +78,14 @@ def sizes_of_config(
     layout = layout_of(decoder, device=device, **formats)
     sources = [tensor.source for tensor in decoder.dense]
     for expert in decoder.experts:
-        sources += [expert.gate, expert.up, expert.down]
+        sources += expert.sources
     page = _native.page_size()
     return _sizes(
         name,
         _manifest(decoder, layout),
         dense_bytes=-(-layout.files[0].bytes // page) * page,
         disk_bytes=layout.bytes,
-        checkpoint_bytes=sum(source.rows * source.row_bytes for source in sources),
+        checkpoint_bytes=sum(source.bytes for source in sources),
     )
 
 

@@ -213,13 +213,25 @@ class Oracle:
             x, *(self.matrix(f"layers.{layer}.ffn.{part}") for part in ("gate", "up", "down"))
         )
 
-    def moe(self, x: np.ndarray, ffn: dict[str, Any], layer: int) -> np.ndarray:
-        scores = softmax(self.matrix(f"layers.{layer}.router")(x))
-        chosen = np.argsort(-scores, axis=-1, kind="stable")[:, : ffn["num_experts_per_tok"]]
+    def route(self, x: np.ndarray, ffn: dict[str, Any], layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """Experts [n, num_experts_per_tok] and their weights."""
+        router, prefix = ffn["router"], f"layers.{layer}.router"
+        logits = self.matrix(prefix)(x)
+        if router.get("bias") == "logits":
+            logits = logits + self.vector(prefix + ".bias")
+        scores = softmax(logits) if router["scoring"] == "softmax" else sigmoid(logits)
+        values = scores + self.vector(prefix + ".bias") if router.get("bias") == "selection" else scores
+        if router.get("groups") is not None:
+            values = best_groups(values, router["groups"])
+        chosen = np.argsort(-values, axis=-1, kind="stable")[:, : ffn["num_experts_per_tok"]]
         gates = np.take_along_axis(scores, chosen, axis=-1)
-        if ffn["router"]["normalize"]:
-            gates = gates / gates.sum(-1, keepdims=True)
-        gates = gates * ffn["router"]["scale"]
+        if router["normalize"]:
+            total = gates.sum(-1, keepdims=True) + router.get("norm_epsilon", 0)
+            gates = gates / np.maximum(total, router.get("norm_minimum", 0))
+        return chosen, gates * router["scale"]
+
+    def moe(self, x: np.ndarray, ffn: dict[str, Any], layer: int) -> np.ndarray:
+        chosen, gates = self.route(x, ffn, layer)
         out = np.zeros_like(x)
         for e in np.unique(chosen):
             rows, slots = np.nonzero(chosen == e)
@@ -233,6 +245,16 @@ class Oracle:
                 shared *= sigmoid(self.matrix(f"layers.{layer}.shared.router")(x))
             out += shared
         return out
+
+
+def best_groups(values: np.ndarray, groups: dict[str, Any]) -> np.ndarray:
+    """The values of experts outside the best groups become -inf."""
+    grouped = values.reshape(len(values), groups["count"], -1)
+    best = np.sort(grouped, axis=-1)[:, :, -2 if groups["score"] == "sum_of_top_2" else -1 :].sum(-1)
+    kept = np.argsort(-best, axis=-1, kind="stable")[:, : groups["keep"]]
+    mask = np.zeros(best.shape, bool)
+    np.put_along_axis(mask, kept, True, axis=-1)
+    return np.where(mask[:, :, None], grouped, -np.inf).reshape(values.shape)
 
 
 def rotate(x: np.ndarray, rope: dict[str, Any]) -> np.ndarray:

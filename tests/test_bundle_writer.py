@@ -23,6 +23,7 @@ from edgert.converters.convert import ConversionReport, convert
 from edgert.converters.formats import Defaults, choose_formats
 from edgert.converters.layout import plan_layout
 from edgert.converters.registry import read_decoder
+from edgert.converters.tensor import TensorInfo
 from edgert.errors import (
     CorruptError,
     InvalidArgumentError,
@@ -302,9 +303,11 @@ def test_offsets_past_4_gib(tmp_path: Path) -> None:
     decoder = read_decoder(open_checkpoint(tmp_path))
     last = decoder.experts[-1]
     values = np.random.default_rng(0).standard_normal((width, hidden), np.float32)
+    assert isinstance(last.up.tensor, TensorInfo)
+    begin = last.up.tensor.begin + last.up.first_row * last.up.tensor.row_bytes
     with last.up.tensor.path.open("r+b") as shard:
-        assert last.up.begin > 4 << 30
-        shard.seek(last.up.begin)
+        assert begin > 4 << 30
+        shard.seek(begin)
         shard.write(values.tobytes())
     formats = choose_formats("f32", "f32", None, None, None, Defaults(), tied=True)
     layout = plan_layout(decoder, formats, alignment=16384, remainders=False)

@@ -12,7 +12,7 @@ from edgert.converters.config import Config
 from edgert.converters.decoder import Decoder, SourceTensors
 from edgert.converters.registry import FAMILIES
 from edgert.converters.rope import rope_from
-from edgert.converters.safetensors import TensorInfo
+from edgert.converters.tensor import TensorInfo
 from edgert.errors import CorruptError, EdgertError, UnsupportedError
 
 BASE: dict[str, Any] = {
@@ -249,7 +249,7 @@ def test_fused_experts_are_slices() -> None:
     assert (expert.gate.first_row, expert.gate.rows, expert.gate.cols) == (5 * 96, 48, 64)
     assert (expert.up.first_row, expert.up.rows) == (5 * 96 + 48, 48)
     assert (expert.down.first_row, expert.down.rows, expert.down.cols) == (5 * 64, 64, 48)
-    assert expert.up.begin == 1000 + (5 * 96 + 48) * 64 * 2
+    assert expert.up.tensor.address(expert.up.first_row, 0) == f"byte {1000 + (5 * 96 + 48) * 64 * 2}"
 
 
 REFUSED: list[tuple[str, dict[str, Any], type[EdgertError], str]] = [

@@ -1,6 +1,7 @@
 """What decoder families share; they differ in a handful of values, stated in their own files."""
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from ..config import Config
@@ -92,20 +93,54 @@ def dense_ffn(config: Config) -> Recipe:
     }
 
 
-def moe_ffn(config: Config, *, width_key: str, normalize: bool, shared: Recipe | None = None) -> Recipe:
-    both = [config.get("num_experts"), config.get("num_local_experts")]
-    if None not in both and both[0] != both[1]:
-        config.fail("num_local_experts", f"{str(both[1])[:80]}, but num_experts is {str(both[0])[:80]}")
-    experts = config.integer("num_experts" if both[1] is None else "num_local_experts", maximum=_MAX_EXPERTS)
+def softmax_router(*, normalize: bool, **more: Any) -> Recipe:
+    return {"scoring": "softmax", "normalize": normalize, "scale": 1.0, **more}
+
+
+def corrected_router(config: Config, experts: int) -> Recipe:
+    """DeepSeek-V3's: sigmoid scores, experts chosen with a correction bias and inside the best groups."""
+    router: Recipe = {
+        "scoring": "sigmoid",
+        "normalize": config.flag("norm_topk_prob", True),
+        "norm_epsilon": 1e-20,
+        "scale": config.number("routed_scaling_factor", 1.0, minimum=0.0),
+        "bias": "selection",
+    }
+    count = config.integer("n_group", 1, maximum=experts)
+    keep = config.integer("topk_group", 1, maximum=count)
+    if experts % count:
+        config.fail("n_group", f"{count} does not divide the number of experts, {experts}")
+    if keep < count:
+        router["groups"] = {"count": count, "keep": keep, "score": "sum_of_top_2"}
+    return router
+
+
+def moe_ffn(
+    config: Config,
+    *,
+    width_key: str,
+    router: Recipe,
+    experts: int | None = None,
+    shared: Recipe | None = None,
+) -> Recipe:
+    """`experts`: their number, where config.json does not say it as num_experts or num_local_experts."""
+    experts = experts or num_experts(config)
     return {
         "kind": "moe",
         "num_experts": experts,
         "num_experts_per_tok": config.integer("num_experts_per_tok", maximum=experts),
         "moe_intermediate_size": config.integer(width_key, maximum=_MAX_WIDTH),
         "activation": config.choice("hidden_act", "silu", ("silu",)),
-        "router": {"scoring": "softmax", "normalize": normalize, "scale": 1.0},
+        "router": router,
         "shared": shared,
     }
+
+
+def num_experts(config: Config) -> int:
+    both = [config.get("num_experts"), config.get("num_local_experts")]
+    if None not in both and both[0] != both[1]:
+        config.fail("num_local_experts", f"{str(both[1])[:80]}, but num_experts is {str(both[0])[:80]}")
+    return config.integer("num_experts" if both[1] is None else "num_local_experts", maximum=_MAX_EXPERTS)
 
 
 def sparse_layers(config: Config, layers: int, moe: Recipe) -> list[Recipe]:
@@ -117,17 +152,30 @@ def sparse_layers(config: Config, layers: int, moe: Recipe) -> list[Recipe]:
     return [moe if is_sparse else dense_ffn(config) for is_sparse in sparse]
 
 
+@dataclass(frozen=True)
+class Names:
+    """What a family calls the parts of a layer, where families differ."""
+
+    moe: tuple[str, ...] = ("mlp",)  # any of these
+    router: str = "gate"
+    router_bias: str = "gate.bias"
+    experts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    shared: str = "shared_expert"
+    shared_router: str = "shared_expert_gate"
+
+
+CORRECTED = Names(router_bias="gate.e_score_correction_bias", shared="shared_experts")
+
+
 def assemble(
     config: Config,
     tensors: SourceTensors,
     mixer: Recipe,
     windows: list[int | None],
     ffns: list[Recipe],
-    *,
-    moe_names: tuple[str, ...] = ("mlp",),
-    expert_names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    names: Names | None = None,
 ) -> Decoder:
-    """The recipe and every tensor, layer by layer. `moe_names`: what the module may be called."""
+    """The recipe and every tensor, layer by layer."""
     hidden = config.integer("hidden_size", maximum=_MAX_WIDTH)
     eps = config.number("rms_norm_eps", minimum=0.0, maximum=1.0)
     tied = config.flag("tie_word_embeddings", False)
@@ -152,24 +200,16 @@ def assemble(
             "layers": [numbers[key] for key in keys],
         }
     )
-    _Assembler(decoder, tensors, hidden, moe_names, expert_names).add_all(blocks)
+    _Assembler(decoder, tensors, hidden, names or Names()).add_all(blocks)
     return decoder
 
 
 class _Assembler:
-    def __init__(
-        self,
-        decoder: Decoder,
-        tensors: SourceTensors,
-        hidden: int,
-        moe_names: tuple[str, ...],
-        expert_names: tuple[str, str, str],
-    ) -> None:
+    def __init__(self, decoder: Decoder, tensors: SourceTensors, hidden: int, names: Names) -> None:
         self.decoder = decoder
         self.tensors = tensors
         self.hidden = hidden
-        self.moe_names = moe_names
-        self.expert_names = expert_names
+        self.names = names
 
     def add_all(self, blocks: list[Recipe]) -> None:
         self.ends()
@@ -221,14 +261,18 @@ class _Assembler:
         self.add(name + "down", "dense", (self.hidden, width), source + "down_proj.weight")
 
     def moe(self, layer: int, name: str, source: str, ffn: Recipe) -> None:
-        candidates = [f"{source}{module}." for module in self.moe_names]
-        source = next(
-            (prefix for prefix in candidates if prefix + "gate.weight" in self.tensors), candidates[0]
-        )
-        self.add(name + "router", "exact", (ffn["num_experts"], self.hidden), source + "gate.weight")
+        names, experts = self.names, ffn["num_experts"]
+        candidates = [f"{source}{module}." for module in names.moe]
+        router = f"{names.router}.weight"
+        source = next((prefix for prefix in candidates if prefix + router in self.tensors), candidates[0])
+        self.add(name + "router", "exact", (experts, self.hidden), source + router)
+        if "bias" in ffn["router"]:
+            self.add(name + "router.bias", "exact", (experts,), source + names.router_bias)
         if ffn["shared"] is not None:
-            self.ffn(name + "shared.", source + "shared_expert.", ffn["shared"]["intermediate_size"])
-            self.add(name + "shared.router", "exact", (1, self.hidden), source + "shared_expert_gate.weight")
+            self.ffn(name + "shared.", f"{source}{names.shared}.", ffn["shared"]["intermediate_size"])
+            if ffn["shared"]["gate"] is not None:
+                gate = f"{source}{names.shared_router}.weight"
+                self.add(name + "shared.router", "exact", (1, self.hidden), gate)
         fused = source + "experts.gate_up_proj" in self.tensors
         experts = self.fused_experts if fused else self.separate_experts
         experts(layer, source + "experts.", ffn["num_experts"], ffn["moe_intermediate_size"])
@@ -238,7 +282,7 @@ class _Assembler:
         for index in range(count):
             gate, up, down = (
                 self.tensors.whole(f"{source}{index}.{part}.weight", shape)
-                for part, shape in zip(self.expert_names, shapes, strict=True)
+                for part, shape in zip(self.names.experts, shapes, strict=True)
             )
             self.decoder.experts.append(Expert(layer, index, gate, up, down))
 

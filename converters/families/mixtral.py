@@ -2,20 +2,19 @@
 
 from ..config import Config
 from ..decoder import Decoder, SourceTensors
-from .common import assemble, attention, moe_ffn, num_layers, sliding_window
+from .common import Names, assemble, attention, moe_ffn, num_layers, sliding_window, softmax_router
 
 
 def decoder(config: Config, tensors: SourceTensors) -> Decoder:
     layers = num_layers(config)
     mixer = attention(config, rope_theta=1e6)
     window = None if config.get("sliding_window") is None else sliding_window(config)
-    moe = moe_ffn(config, width_key="intermediate_size", normalize=True)
+    moe = moe_ffn(config, width_key="intermediate_size", router=softmax_router(normalize=True))
     return assemble(
         config,
         tensors,
         mixer,
         [window] * layers,
         [moe] * layers,
-        moe_names=("block_sparse_moe", "mlp"),
-        expert_names=("w1", "w3", "w2"),
+        names=Names(moe=("block_sparse_moe", "mlp"), experts=("w1", "w3", "w2")),
     )

@@ -2,7 +2,7 @@
 
 from ..config import Config
 from ..decoder import Decoder, SourceTensors
-from .common import assemble, attention, moe_ffn, num_layers
+from .common import assemble, attention, moe_ffn, num_layers, softmax_router
 
 
 def decoder(config: Config, tensors: SourceTensors) -> Decoder:
@@ -10,5 +10,9 @@ def decoder(config: Config, tensors: SourceTensors) -> Decoder:
     bias = config.flag("attention_bias", False)
     clip = config.number("clip_qkv", 0.0, minimum=0.0) or None
     mixer = attention(config, qk_norm="row", qkv_bias=bias, output_bias=bias, clip_qkv=clip)
-    moe = moe_ffn(config, width_key="intermediate_size", normalize=config.flag("norm_topk_prob", False))
+    moe = moe_ffn(
+        config,
+        width_key="intermediate_size",
+        router=softmax_router(normalize=config.flag("norm_topk_prob", False)),
+    )
     return assemble(config, tensors, mixer, [None] * layers, [moe] * layers)

@@ -2,7 +2,7 @@
 
 from ..config import Config
 from ..decoder import Decoder, SourceTensors
-from .common import assemble, attention, moe_ffn, num_layers, sparse_layers, windows_by_type
+from .common import assemble, attention, moe_ffn, num_layers, softmax_router, sparse_layers, windows_by_type
 
 
 def decoder(config: Config, tensors: SourceTensors) -> Decoder:
@@ -15,7 +15,7 @@ def decoder(config: Config, tensors: SourceTensors) -> Decoder:
     moe = moe_ffn(
         config,
         width_key="moe_intermediate_size",
-        normalize=config.flag("norm_topk_prob", False),
+        router=softmax_router(normalize=config.flag("norm_topk_prob", False)),
         shared={"intermediate_size": shared_width, "gate": "sigmoid"},
     )
     return assemble(config, tensors, mixer, windows, sparse_layers(config, layers, moe))

@@ -2,7 +2,7 @@
 
 from ..config import Config
 from ..decoder import Decoder, SourceTensors
-from .common import assemble, attention, moe_ffn, num_layers, sliding_window, sparse_layers
+from .common import assemble, attention, moe_ffn, num_layers, sliding_window, softmax_router, sparse_layers
 
 
 def decoder(config: Config, tensors: SourceTensors) -> Decoder:
@@ -14,6 +14,10 @@ def decoder(config: Config, tensors: SourceTensors) -> Decoder:
     config.get("max_window_layers")  # older tools write it; a window is every layer's
     if not config.flag("use_qk_norm", True):  # Qwen3-Coder states it
         config.fail("use_qk_norm", "false; this model type always has QK-norm")
-    moe = moe_ffn(config, width_key="moe_intermediate_size", normalize=config.flag("norm_topk_prob", False))
+    moe = moe_ffn(
+        config,
+        width_key="moe_intermediate_size",
+        router=softmax_router(normalize=config.flag("norm_topk_prob", False)),
+    )
     windows = [sliding_window(config) if slides else None] * layers
     return assemble(config, tensors, mixer, windows, sparse_layers(config, layers, moe))

@@ -149,7 +149,8 @@ struct Cache {
 // Of `rows` rows, [rows][group][value_dim]; the first attends to [begin, end), each other to a window as long
 // that ends one position later.
 std::vector<float> attend(const KernelTable& table, const Cache& cache, std::span<const float> queries,
-                          int group, std::int64_t begin, std::int64_t end, int rows = 1) {
+                          int group, std::int64_t begin, std::int64_t end, int rows = 1,
+                          const float* sinks = nullptr, std::int64_t start = 0) {
   Attention work;
   work.queries = queries.data();
   work.query_stride = static_cast<std::size_t>(group * cache.head_dim);
@@ -163,6 +164,8 @@ std::vector<float> attend(const KernelTable& table, const Cache& cache, std::spa
   work.value_offset = cache.value_offset;
   work.end = end;
   work.window = begin == 0 ? 0 : end - begin;
+  work.start = start;
+  work.sinks = sinks;
   std::vector<float> scratch(attention_scratch(work), kNan);
   std::vector<float> out(static_cast<std::size_t>(rows * group * cache.value_dim), kNan);
   work.scratch = scratch.data();
@@ -220,6 +223,47 @@ TEST_CASE("attention sees exactly the positions of its window, whatever lies bes
           CAPTURE(window.end);
           const auto out = attend(table, cache, queries, shape.group, window.begin, window.end);
           check_attention(cache, queries, shape.group, window.begin, window.end, out);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a sink takes its share of the softmax, and a start hides what lies before it") {
+  Random random(9);
+  constexpr int kGroup = 3, kDim = 24, kRows = 5;
+  constexpr std::size_t kRow = kGroup * kDim;
+  constexpr std::int64_t kStart = 37, kEnd = 60;
+  const float sinks[kGroup] = {-2, 1, 30};
+  KvType type{};
+  SUBCASE("f32") { type = KvType::f32; }
+  SUBCASE("f16") { type = KvType::f16; }
+  SUBCASE("int8") { type = KvType::int8; }
+  for (std::string_view name : runnable_kernels()) {
+    CAPTURE(name);
+    const KernelTable& table = kernels(name);
+    const Cache cache(table, kDim, kDim, type, 70, random);
+    const std::vector<float> queries = random_vector(kRows * kRow, -1, 1, random);
+    const auto all = attend(table, cache, queries, kGroup, 0, kEnd, kRows, sinks, kStart);
+    for (std::size_t row = 0; row < kRows; ++row) {
+      const std::int64_t end = kEnd + static_cast<std::int64_t>(row);
+      const std::span<const float> query = std::span(queries).subspan(row * kRow, kRow);
+      const auto alone = attend(table, cache, query, kGroup, 0, end, 1, sinks, kStart);
+      const auto first = all.begin() + static_cast<std::ptrdiff_t>(row * kRow);
+      CHECK(same_bits(alone, {first, first + static_cast<std::ptrdiff_t>(kRow)}));
+      const auto plain = attend(table, cache, query, kGroup, kStart, end);
+      for (std::size_t head = 0; head < kGroup; ++head) {
+        double sum = 0;
+        for (auto t = static_cast<std::size_t>(kStart); t < static_cast<std::size_t>(end); ++t) {
+          double score = 0;
+          for (std::size_t i = 0; i < kDim; ++i)
+            score += static_cast<double>(query[head * kDim + i]) * cache.keys[t][i];
+          sum += std::exp(score);
+        }
+        const double kept = sum / (sum + std::exp(static_cast<double>(sinks[head])));
+        for (std::size_t i = 0; i < kDim; ++i) {
+          const double error = alone[head * kDim + i] - kept * static_cast<double>(plain[head * kDim + i]);
+          CHECK(std::fabs(error) < (type == KvType::int8 ? 1e-2 : 1e-5));  // int8 scores are not exact
         }
       }
     }

@@ -39,7 +39,8 @@ ExpertStore::ExpertStore(const Bundle& bundle, std::shared_ptr<Budget> budget, R
                          std::uint64_t capacity_bytes, std::unique_ptr<EvictionPolicy> policy)
     : bundle_(bundle),
       capacity_(capacity_bytes),
-      charge_(std::move(budget), capacity_bytes + index_bytes(bundle.manifest().num_experts()), "expert slots"),
+      charge_(std::move(budget), capacity_bytes + index_bytes(bundle.manifest().num_experts()),
+              "expert slots"),
       reader_(reader),
       policy_(std::move(policy)),
       process_(getpid()),

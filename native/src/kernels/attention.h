@@ -81,7 +81,8 @@ class AttentionOver {
     }
     for (std::size_t q = 0; q < queries_; ++q) {
       const auto count = static_cast<std::size_t>(end(q) - begin(q));
-      softmax<V>(scores(q, begin(q)), count);
+      softmax_with<V>(scores(q, begin(q)), count,
+                      work_.sinks == nullptr ? nullptr : work_.sinks + q % group_);
       for (std::size_t i = 0; i < value_dim_; ++i) out(q)[i] = 0.0f;
     }
     for (std::int64_t b = work_.first_block(); b < work_.end_block(); ++b) {

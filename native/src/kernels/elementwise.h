@@ -57,7 +57,27 @@ void rms_norm(const float* x, const float* weight, std::size_t n, float eps, flo
   const float scale = 1.0f / __builtin_sqrtf(V::sum(squares) / static_cast<float>(n) + eps);
   for_each_strip<V>(n, [&](std::size_t i, int, std::ptrdiff_t lanes) {
     const auto v = V::load_partial(x + i, lanes, 0.0f) * scale;
-    V::store_partial(y + i, v * V::load_partial(weight + i, lanes, 0.0f), lanes);
+    const auto w = weight != nullptr ? V::load_partial(weight + i, lanes, 0.0f) : V::splat(1.0f);
+    V::store_partial(y + i, v * w, lanes);
+  });
+}
+
+template <class V>
+void layer_norm(const float* x, const float* weight, const float* bias, std::size_t n, float eps, float* y) {
+  typename V::Float sums[V::kStrips] = {}, squares[V::kStrips] = {};
+  for_each_strip<V>(n, [&](std::size_t i, int strip, std::ptrdiff_t lanes) {
+    sums[strip] += V::load_partial(x + i, lanes, 0.0f);
+  });
+  const float mean = V::sum(sums) / static_cast<float>(n);
+  for_each_strip<V>(n, [&](std::size_t i, int strip, std::ptrdiff_t lanes) {
+    const auto v = V::load_partial(x + i, lanes, mean) - mean;
+    squares[strip] = V::madd(v, v, squares[strip]);
+  });
+  const float scale = 1.0f / __builtin_sqrtf(V::sum(squares) / static_cast<float>(n) + eps);
+  for_each_strip<V>(n, [&](std::size_t i, int, std::ptrdiff_t lanes) {
+    const auto v = (V::load_partial(x + i, lanes, mean) - mean) * scale;
+    const auto w = V::load_partial(weight + i, lanes, 0.0f);
+    V::store_partial(y + i, V::madd(v, w, V::load_partial(bias + i, lanes, 0.0f)), lanes);
   });
 }
 
@@ -78,24 +98,53 @@ void sigmoid_mul(float* x, const float* gate, std::size_t n) {
   });
 }
 
+// 0.5 (1 + tanh(z)) is the sigmoid of 2z.
 template <class V>
-void softmax(float* x, std::size_t n) {
+void gelu_tanh_mul(float* gate, const float* up, std::size_t n) {
+  for_each_strip<V>(n, [&](std::size_t i, int, std::ptrdiff_t lanes) {
+    const auto g = V::load_partial(gate + i, lanes, 0.0f);
+    const auto twice = g * (V::madd(g * g, V::splat(0.044715f), V::splat(1.0f)) * -1.5957691216f);
+    V::store_partial(gate + i, g / (V::exp(twice) + 1.0f) * V::load_partial(up + i, lanes, 0.0f), lanes);
+  });
+}
+
+template <class V>
+void clamped_swiglu(float* gate, const float* up, std::size_t n, float alpha, float limit) {
+  const auto highest = V::splat(limit);
+  for_each_strip<V>(n, [&](std::size_t i, int, std::ptrdiff_t lanes) {
+    const auto g = V::min(highest, V::load_partial(gate + i, lanes, 0.0f));
+    const auto u = V::max(-highest, V::min(highest, V::load_partial(up + i, lanes, 0.0f)));
+    V::store_partial(gate + i, g / (V::exp(g * -alpha) + 1.0f) * (u + 1.0f), lanes);
+  });
+}
+
+// Over x and `sink`, a logit more that may be null; its share is dropped.
+template <class V>
+void softmax_with(float* x, std::size_t n, const float* sink) {
   const float lowest = -__builtin_inff();
   typename V::Float largest[V::kStrips], sums[V::kStrips] = {};
   for (auto& v : largest) v = V::splat(lowest);
   for_each_strip<V>(n, [&](std::size_t i, int strip, std::ptrdiff_t lanes) {
     largest[strip] = V::max(V::load_partial(x + i, lanes, lowest), largest[strip]);
   });
-  const float max = V::max(largest);
+  float max = V::max(largest);
+  if (sink != nullptr && *sink > max) max = *sink;
   for_each_strip<V>(n, [&](std::size_t i, int strip, std::ptrdiff_t lanes) {
     const auto v = V::exp(V::load_partial(x + i, lanes, lowest) - max);
     V::store_partial(x + i, v, lanes);
     sums[strip] += v;
   });
-  const float scale = 1.0f / V::sum(sums);
+  float sum = V::sum(sums);
+  if (sink != nullptr) sum += V::exp(V::splat(*sink - max))[0];
+  const float scale = 1.0f / sum;
   for_each_strip<V>(n, [&](std::size_t i, int, std::ptrdiff_t lanes) {
     V::store_partial(x + i, V::load_partial(x + i, lanes, 0.0f) * scale, lanes);
   });
+}
+
+template <class V>
+void softmax(float* x, std::size_t n) {
+  softmax_with<V>(x, n, nullptr);
 }
 
 }  // namespace edgert

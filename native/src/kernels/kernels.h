@@ -65,14 +65,17 @@ struct Attention {
   const std::byte* const* blocks = nullptr;  // block table of the sequence
   std::size_t key_offset = 0;
   std::size_t value_offset = 0;
-  std::int64_t end = 0;      // past the last position of row 0
-  std::int64_t window = 0;   // positions that a row attends to at most; 0: all
+  std::int64_t end = 0;     // past the last position of row 0
+  std::int64_t window = 0;  // positions that a row attends to at most; 0: all
+  std::int64_t start = 0;   // the first position that any row attends to; before end
+  const float* sinks =
+      nullptr;               // [group], a logit more in each head's softmax, whose share is dropped; or null
   float* scratch = nullptr;  // attention_scratch(*this) floats
   float* out = nullptr;      // [rows, out_stride apart][group][value_dim]
   std::size_t out_stride = 0;
 
   std::int64_t begin(int row) const noexcept {
-    return window == 0 || end + row < window ? 0 : end + row - window;
+    return window == 0 || end + row < start + window ? start : end + row - window;
   }
   std::int64_t first_block() const noexcept { return begin(0) / kKvBlockTokens; }
   std::int64_t end_block() const noexcept { return (end + rows - 1 + kKvBlockTokens - 1) / kKvBlockTokens; }
@@ -127,8 +130,14 @@ struct KernelTable {
   // One row to int8: codes[padded], scales and sums [padded / kActivationGroup].
   void (*quantize)(const float* x, std::size_t cols, std::size_t padded, std::int8_t* codes, float* scales,
                    std::int32_t* sums);
-  void (*rms_norm)(const float* x, const float* weight, std::size_t n, float eps, float* y);  // x may be y
-  void (*silu_mul)(float* gate, const float* up, std::size_t n);    // gate = silu(gate) * up
+  // x may be y; a null weight is one.
+  void (*rms_norm)(const float* x, const float* weight, std::size_t n, float eps, float* y);
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, std::size_t n, float eps,
+                     float* y);                                        // x may be y
+  void (*silu_mul)(float* gate, const float* up, std::size_t n);       // gate = silu(gate) * up
+  void (*gelu_tanh_mul)(float* gate, const float* up, std::size_t n);  // likewise, in gelu's tanh form
+  // gate = g * sigmoid(alpha * g) * (u + 1), with g = min(gate, limit) and u = clamp(up, -limit, limit)
+  void (*clamped_swiglu)(float* gate, const float* up, std::size_t n, float alpha, float limit);
   void (*sigmoid_mul)(float* x, const float* gate, std::size_t n);  // x *= sigmoid(gate)
   void (*softmax)(float* x, std::size_t n);                         // in place
   void (*attention)(const Attention& work);

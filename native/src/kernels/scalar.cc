@@ -108,7 +108,16 @@ void rms_norm(const float* x, const float* weight, std::size_t n, float eps, flo
   float squares = 0;
   for (std::size_t i = 0; i < n; ++i) squares += x[i] * x[i];
   const float scale = 1.0f / std::sqrt(squares / static_cast<float>(n) + eps);
-  for (std::size_t i = 0; i < n; ++i) y[i] = x[i] * scale * weight[i];
+  for (std::size_t i = 0; i < n; ++i) y[i] = x[i] * scale * (weight != nullptr ? weight[i] : 1);
+}
+
+void layer_norm(const float* x, const float* weight, const float* bias, std::size_t n, float eps, float* y) {
+  float sum = 0, squares = 0;
+  for (std::size_t i = 0; i < n; ++i) sum += x[i];
+  const float mean = sum / static_cast<float>(n);
+  for (std::size_t i = 0; i < n; ++i) squares += (x[i] - mean) * (x[i] - mean);
+  const float scale = 1.0f / std::sqrt(squares / static_cast<float>(n) + eps);
+  for (std::size_t i = 0; i < n; ++i) y[i] = (x[i] - mean) * scale * weight[i] + bias[i];
 }
 
 void silu_mul(float* gate, const float* up, std::size_t n) {
@@ -119,12 +128,31 @@ void sigmoid_mul(float* x, const float* gate, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) x[i] /= 1.0f + std::exp(-gate[i]);
 }
 
-void softmax(float* x, std::size_t n) {
-  const float largest = *std::max_element(x, x + n);
+// 0.5 (1 + tanh(z)) is the sigmoid of 2z.
+void gelu_tanh_mul(float* gate, const float* up, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) {
+    const float g = gate[i];
+    gate[i] = g / (1.0f + std::exp(-1.5957691216f * g * (1.0f + 0.044715f * g * g))) * up[i];
+  }
+}
+
+void clamped_swiglu(float* gate, const float* up, std::size_t n, float alpha, float limit) {
+  for (std::size_t i = 0; i < n; ++i) {
+    const float g = gate[i] > limit ? limit : gate[i];
+    gate[i] = g / (1.0f + std::exp(-alpha * g)) * (std::clamp(up[i], -limit, limit) + 1);
+  }
+}
+
+void softmax_with(float* x, std::size_t n, const float* sink) {
+  float largest = *std::max_element(x, x + n);
+  if (sink != nullptr) largest = std::max(largest, *sink);
   float sum = 0;
   for (std::size_t i = 0; i < n; ++i) sum += x[i] = std::exp(x[i] - largest);
+  if (sink != nullptr) sum += std::exp(*sink - largest);
   for (std::size_t i = 0; i < n; ++i) x[i] /= sum;
 }
+
+void softmax(float* x, std::size_t n) { softmax_with(x, n, nullptr); }
 
 // Scores of one query over positions [begin, end).
 void score(const Attention& work, const float* query, std::int64_t begin, std::int64_t end) {
@@ -162,10 +190,10 @@ float value_at(const Attention& work, std::int64_t position, std::size_t i) {
          load_element(FormatId::f32, scales, slot * groups + i / kActivationGroup);
 }
 
-void attention_row(const Attention& work, int row, const float* query, float* out) {
+void attention_row(const Attention& work, int row, const float* query, const float* sink, float* out) {
   const std::int64_t begin = work.begin(row), end = work.end + row;
   score(work, query, begin, end);
-  softmax(work.scratch, static_cast<std::size_t>(end - begin));
+  softmax_with(work.scratch, static_cast<std::size_t>(end - begin), sink);
   for (std::size_t i = 0; i < static_cast<std::size_t>(work.value_dim); ++i) {
     float sum = 0;
     for (std::int64_t at = begin; at < end; ++at) sum += work.scratch[at - begin] * value_at(work, at, i);
@@ -178,7 +206,8 @@ void attention(const Attention& work) {
     const float* queries = work.queries + static_cast<std::size_t>(row) * work.query_stride;
     float* out = work.out + static_cast<std::size_t>(row) * work.out_stride;
     for (int head = 0; head < work.group; ++head) {
-      attention_row(work, row, queries + head * work.head_dim, out + head * work.value_dim);
+      attention_row(work, row, queries + head * work.head_dim,
+                    work.sinks == nullptr ? nullptr : work.sinks + head, out + head * work.value_dim);
     }
   }
 }
@@ -298,8 +327,20 @@ std::uint64_t dot_rounds(std::uint64_t rounds) {
 
 }  // namespace
 
-constinit const KernelTable scalar_table = {"scalar", matmul,      quantize,   rms_norm,
-                                            silu_mul, sigmoid_mul, softmax,    attention,
-                                            store_kv, convolution, delta_rule, dot_rounds};
+constinit const KernelTable scalar_table = {.name = "scalar",
+                                            .matmul = matmul,
+                                            .quantize = quantize,
+                                            .rms_norm = rms_norm,
+                                            .layer_norm = layer_norm,
+                                            .silu_mul = silu_mul,
+                                            .gelu_tanh_mul = gelu_tanh_mul,
+                                            .clamped_swiglu = clamped_swiglu,
+                                            .sigmoid_mul = sigmoid_mul,
+                                            .softmax = softmax,
+                                            .attention = attention,
+                                            .store_kv = store_kv,
+                                            .convolution = convolution,
+                                            .delta_rule = delta_rule,
+                                            .dot_rounds = dot_rounds};
 
 }  // namespace edgert

@@ -11,8 +11,21 @@ namespace edgert {
 
 template <class V>
 constexpr KernelTable table_of(std::string_view name) {
-  return {name,       matmul<V>,    quantize<V>, rms_norm<V>,    silu_mul<V>,   sigmoid_mul<V>,
-          softmax<V>, attention<V>, store_kv<V>, convolution<V>, delta_rule<V>, dot_rounds<V>};
+  return {.name = name,
+          .matmul = matmul<V>,
+          .quantize = quantize<V>,
+          .rms_norm = rms_norm<V>,
+          .layer_norm = layer_norm<V>,
+          .silu_mul = silu_mul<V>,
+          .gelu_tanh_mul = gelu_tanh_mul<V>,
+          .clamped_swiglu = clamped_swiglu<V>,
+          .sigmoid_mul = sigmoid_mul<V>,
+          .softmax = softmax<V>,
+          .attention = attention<V>,
+          .store_kv = store_kv<V>,
+          .convolution = convolution<V>,
+          .delta_rule = delta_rule<V>,
+          .dot_rounds = dot_rounds<V>};
 }
 
 }  // namespace edgert

@@ -24,6 +24,18 @@ void rotate_head(float* x, const float* cosine, const float* sine, std::size_t h
   }
 }
 
+// The first position of the chunk that `position` lies in.
+std::int64_t chunk_start(const AttentionRecipe& a, std::int64_t position) {
+  return a.chunk ? position / *a.chunk * *a.chunk : 0;
+}
+
+// Of the queries at a position; grows with every `floor` positions.
+float temperature(const AttentionRecipe& a, std::int64_t position) {
+  if (!a.temperature) return 1;
+  const float steps = std::floor((static_cast<float>(position) + 1) / a.temperature->floor);
+  return std::log1p(steps) * a.temperature->scale + 1;
+}
+
 }  // namespace
 
 void Decoder::mix(int layer, const AttentionRecipe& a, const AttentionWeights& w, Activations& in,
@@ -36,7 +48,7 @@ void Decoder::mix(int layer, const AttentionRecipe& a, const AttentionWeights& w
   if (a.output_gate) take_queries(a, rows.size());
   project_qkv(a, w, recipe_.block(layer).norm_eps, rows.size());
   rotate(a, rows);
-  attend(layer, a, rows);
+  attend(layer, a, w.sinks, rows);
   if (a.output_gate) gate_heads(a, rows.size());
 
   Activations mixed{s_.mixed, width, rows.size(), s_.inputs};
@@ -71,7 +83,7 @@ void Decoder::project_qkv(const AttentionRecipe& a, const AttentionWeights& w, f
     float* k = s_.k + i * w.k.rows;
     float* v = s_.v + i * w.v.rows;
     const auto norm = [&](float* x, std::size_t n, const float* weight) {
-      const std::size_t step = a.qk_norm == QkNorm::head ? dim : n;
+      const std::size_t step = a.qk_norm == QkNorm::row ? n : dim;
       for (std::size_t at = 0; at < n; at += step) {
         machine_.kernels.rms_norm(x + at, weight, step, norm_eps, x + at);
       }
@@ -123,11 +135,13 @@ void Decoder::rotate(const AttentionRecipe& a, std::span<const BatchRow> rows) {
       for (std::size_t h = 0; h < heads; ++h) rotate(*a.rope, i, q + h * dim);
       for (std::size_t h = 0; h < kv_heads; ++h) rotate(*a.rope, i, k + h * dim);
     }
-    for (std::size_t j = 0; j < heads * dim; ++j) q[j] *= a.scale;
+    const float scale = a.scale * temperature(a, rows[i].position);
+    for (std::size_t j = 0; j < heads * dim; ++j) q[j] *= scale;
   });
 }
 
-void Decoder::attend(int layer, const AttentionRecipe& a, std::span<const BatchRow> rows) {
+void Decoder::attend(int layer, const AttentionRecipe& a, const float* sinks,
+                     std::span<const BatchRow> rows) {
   const auto dim = static_cast<std::size_t>(a.head_dim);
   const auto kv_heads = static_cast<std::size_t>(a.num_kv_heads);
   const auto group = static_cast<std::size_t>(a.num_heads) / kv_heads;
@@ -142,7 +156,9 @@ void Decoder::attend(int layer, const AttentionRecipe& a, std::span<const BatchR
     }
   }
   // Rows that follow one another share the loads of keys and values.
-  find_runs(rows, attention_rows(a.num_heads / a.num_kv_heads), attended_);
+  find_runs(rows, attention_rows(a.num_heads / a.num_kv_heads), attended_, [&](std::size_t i) {
+    return chunk_start(a, rows[i].position) == chunk_start(a, rows[i - 1].position);
+  });
   machine_.pool.run(static_cast<int>(attended_.size() * kv_heads), 1, [&](int begin, int end, int worker) {
     for (int item = begin; item < end; ++item) {
       // One head after the other: its keys and values stay in a cache while the rows go by.
@@ -162,6 +178,8 @@ void Decoder::attend(int layer, const AttentionRecipe& a, std::span<const BatchR
       work.value_offset = kv_.value_offset(layer, static_cast<int>(h));
       work.end = rows[first].position + 1;
       work.window = a.window.value_or(0);
+      work.start = chunk_start(a, rows[first].position);
+      if (sinks != nullptr) work.sinks = sinks + h * group;
       work.scratch = s_.attention + static_cast<std::size_t>(worker) * s_.attention_floats;
       work.out = s_.mixed + at;
       work.out_stride = work.query_stride;

@@ -29,7 +29,7 @@ void StepControl::check() const {
 void Decoder::run(std::span<const BatchRow> rows, const StepControl& control, const LogitsSink& sink) {
   embed(rows);
   rotated_ = nullptr;
-  find_runs(rows, shape_.rows, runs_);
+  find_runs(rows, shape_.rows, runs_, [](std::size_t) { return true; });
   for (int layer = 0; layer < recipe_.num_layers(); ++layer) {
     control.check();
     mix(layer, rows);
@@ -38,22 +38,9 @@ void Decoder::run(std::span<const BatchRow> rows, const StepControl& control, co
   output(rows, control, sink);
 }
 
-void Decoder::find_runs(std::span<const BatchRow> rows, int at_most, std::vector<RowRun>& runs) {
-  runs.clear();
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const bool follows = i > 0 && rows[i].sequence == rows[i - 1].sequence &&
-                         rows[i].position == rows[i - 1].position + 1 && runs.back().count < at_most;
-    if (follows) {
-      ++runs.back().count;
-    } else {
-      runs.push_back({i, 1});
-    }
-  }
-}
-
 void Decoder::mix(int layer, std::span<const BatchRow> rows) {
   const BlockRecipe& block = recipe_.block(layer);
-  Activations in = normed(weights_.layer(layer).attention_norm, block.norm_eps, rows.size());
+  Activations in = normed(weights_.layer(layer).attention_norm, block, rows.size());
   std::visit(
       [&](const auto& recipe, const auto& weights) {
         // Weights are bound by their recipe: other pairs do not occur.
@@ -76,9 +63,14 @@ void Decoder::embed(std::span<const BatchRow> rows) {
   });
 }
 
-Activations Decoder::normed(const float* weight, float eps, std::size_t rows) {
+void Decoder::norm(Norm kind, const NormWeights& w, float eps, const float* x, float* y) const {
+  if (kind == Norm::rms) return machine_.kernels.rms_norm(x, w.weight, hidden(), eps, y);
+  machine_.kernels.layer_norm(x, w.weight, w.bias, hidden(), eps, y);
+}
+
+Activations Decoder::normed(const NormWeights& weights, const BlockRecipe& block, std::size_t rows) {
   machine_.for_rows(rows, [&](std::size_t i, int) {
-    machine_.kernels.rms_norm(s_.x + i * hidden(), weight, hidden(), eps, s_.normed + i * hidden());
+    norm(block.norm, weights, block.norm_eps, s_.x + i * hidden(), s_.normed + i * hidden());
   });
   return {s_.normed, hidden(), rows, s_.inputs};
 }
@@ -104,12 +96,12 @@ void Decoder::output(std::span<const BatchRow> rows, const StepControl& control,
     if (count == 0) return;
     control.check();
     for (std::size_t i = 0; i < count; ++i) {
-      machine_.kernels.rms_norm(s_.x + wanted[i] * hidden(), weights_.final_norm(), hidden(),
-                                recipe_.final_norm_eps, s_.normed + i * hidden());
+      norm(recipe_.final_norm, weights_.final_norm(), recipe_.final_norm_eps, s_.x + wanted[i] * hidden(),
+           s_.normed + i * hidden());
     }
     Activations in{s_.normed, hidden(), count, s_.inputs};
     if (any_integer({head.format})) quantize(machine_, in, hidden());
-    multiply(machine_, {product(head, in, s_.logits, vocab)});
+    multiply(machine_, {product(head, in, s_.logits, vocab, weights_.output_bias())});
     for (std::size_t i = 0; i < count; ++i) {
       const std::span logits(s_.logits + i * vocab, vocab);
       if (recipe_.output_scale != 1) {

@@ -85,11 +85,23 @@ class Decoder {
   void find_angles(const RopeRecipe& rope, std::span<const BatchRow> rows);
   void rotate(const RopeRecipe& rope, std::size_t row, float* x) const;
   void rotate(const AttentionRecipe& recipe, std::span<const BatchRow> rows);
-  void find_runs(std::span<const BatchRow> rows, int at_most, std::vector<RowRun>& runs);
-  void attend(int layer, const AttentionRecipe& recipe, std::span<const BatchRow> rows);
+  template <typename Joins>  // joins(i): row i goes with row i - 1, which is the one before it in its sequence
+  void find_runs(std::span<const BatchRow> rows, int at_most, std::vector<RowRun>& runs, Joins&& joins) const {
+    runs.clear();
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      const bool follows = i > 0 && rows[i].sequence == rows[i - 1].sequence &&
+                           rows[i].position == rows[i - 1].position + 1 && runs.back().count < at_most;
+      if (follows && joins(i)) {
+        ++runs.back().count;
+      } else {
+        runs.push_back({i, 1});
+      }
+    }
+  }
+  void attend(int layer, const AttentionRecipe& recipe, const float* sinks, std::span<const BatchRow> rows);
   void ffn(int layer, std::span<const BatchRow> rows, const StepControl& control);
-  void gated_ffn(const GatedFfnWeights& weights, Activations& in, float* out);
-  Activations activate(std::size_t width, std::size_t rows, bool integer);
+  void gated_ffn(const FfnRecipe& recipe, const GatedFfnWeights& weights, Activations& in, float* out);
+  Activations activate(const FfnRecipe& recipe, std::size_t width, std::size_t rows, bool integer);
   void route(int layer, std::span<const BatchRow> rows);
   std::size_t group_by_expert(const FfnRecipe& recipe, std::size_t rows);
   void routed_experts(int layer, Activations& in, const StepControl& control);
@@ -100,11 +112,13 @@ class Decoder {
     std::size_t count;  // of its rows
     std::size_t row;    // of its rows in gate and up
   };
-  void run_experts(std::span<const ExpertWork> group, std::size_t rows, const Activations& in,
-                   std::size_t width);
+  void run_experts(const FfnRecipe& recipe, std::span<const ExpertWork> group, std::size_t rows,
+                   const Activations& in);
+  void weigh_inner(std::span<const ExpertWork> group, std::size_t width);
   void combine(const FfnRecipe& recipe, const LayerWeights& weights, float residual_scale, std::size_t rows);
   void output(std::span<const BatchRow> rows, const StepControl& control, const LogitsSink& sink);
-  Activations normed(const float* weight, float eps, std::size_t rows);
+  void norm(Norm kind, const NormWeights& weights, float eps, const float* x, float* y) const;
+  Activations normed(const NormWeights& weights, const BlockRecipe& block, std::size_t rows);
   void add_residual(const float* y, float scale, std::size_t rows);
 
   std::size_t hidden() const noexcept { return static_cast<std::size_t>(recipe_.hidden_size); }

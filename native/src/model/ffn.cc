@@ -1,38 +1,24 @@
 // The feed-forward half of a layer: dense, or routed experts with an optional shared one.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numeric>
+#include <utility>
 
 #include "model/decoder.h"
+#include "model/router.h"
 
 namespace edgert {
 namespace {
 
 constexpr std::size_t kRowsAnExpert = 8;  // on average: then hardly one is left without any
 
-// The experts with the largest scores; of equal ones the lower id.
-void choose_best(std::span<const float> scores, std::span<std::int32_t> chosen) {
-  for (std::size_t n = 0; n < chosen.size(); ++n) {
-    std::int32_t best = -1;
-    for (std::size_t e = 0; e < scores.size(); ++e) {
-      const auto id = static_cast<std::int32_t>(e);
-      const auto end = chosen.begin() + static_cast<std::ptrdiff_t>(n);
-      const bool taken = std::find(chosen.begin(), end, id) != end;
-      if (!taken && (best < 0 || scores[e] > scores[static_cast<std::size_t>(best)])) best = id;
-    }
-    chosen[n] = best;
-  }
-  std::sort(chosen.begin(), chosen.end());
-}
-
 }  // namespace
 
 void Decoder::ffn(int layer, std::span<const BatchRow> rows, const StepControl& control) {
   const BlockRecipe& block = recipe_.block(layer);
   const LayerWeights& w = weights_.layer(layer);
-  Activations in = normed(w.ffn_norm, block.norm_eps, rows.size());
-  if (w.dense) gated_ffn(*w.dense, in, s_.projected);
+  Activations in = normed(w.ffn_norm, block, rows.size());
+  if (w.dense) gated_ffn(block.ffn, *w.dense, in, s_.projected);
   if (!block.ffn.is_moe()) {
     add_residual(s_.projected, block.residual_scale, rows.size());
     return;
@@ -42,21 +28,33 @@ void Decoder::ffn(int layer, std::span<const BatchRow> rows, const StepControl& 
   combine(block.ffn, w, block.residual_scale, rows.size());
 }
 
-// out = down(silu(gate(in)) * up(in))
-void Decoder::gated_ffn(const GatedFfnWeights& w, Activations& in, float* out) {
+// out = down(activation(gate(in), up(in)))
+void Decoder::gated_ffn(const FfnRecipe& recipe, const GatedFfnWeights& w, Activations& in, float* out) {
   const std::size_t width = w.gate.rows;
   if (any_integer({w.gate.format, w.up.format})) quantize(machine_, in, hidden());
   multiply(machine_, {product(w.gate, in, s_.gate, width), product(w.up, in, s_.up, width)});
-  const Activations inner = activate(width, in.rows, any_integer({w.down.format}));
+  const Activations inner = activate(recipe, width, in.rows, any_integer({w.down.format}));
   multiply(machine_, {product(w.down, inner, out, hidden())});
 }
 
-// silu(gate) * up, in place of gate; quantised where an integer product wants it.
-Activations Decoder::activate(std::size_t width, std::size_t rows, bool integer) {
+// In place of gate; quantised where an integer product wants it.
+Activations Decoder::activate(const FfnRecipe& recipe, std::size_t width, std::size_t rows, bool integer) {
   Activations inner{s_.gate, width, rows, s_.inner};
   inner.quantized.padded = round_up(width, kMaxGroup);
   machine_.for_rows(rows, [&](std::size_t i, int) {
-    machine_.kernels.silu_mul(s_.gate + i * width, s_.up + i * width, width);
+    float* gate = s_.gate + i * width;
+    const float* up = s_.up + i * width;
+    switch (recipe.activation) {
+      case Activation::silu:
+        machine_.kernels.silu_mul(gate, up, width);
+        break;
+      case Activation::gelu_tanh:
+        machine_.kernels.gelu_tanh_mul(gate, up, width);
+        break;
+      case Activation::clamped_swiglu:
+        machine_.kernels.clamped_swiglu(gate, up, width, recipe.activation_alpha, recipe.activation_limit);
+        break;
+    }
     if (integer) quantize_row(machine_, inner, width, i);
   });
   return inner;
@@ -67,23 +65,20 @@ void Decoder::route(int layer, std::span<const BatchRow> rows) {
   const FfnRecipe& recipe = recipe_.block(layer).ffn;
   const auto experts = static_cast<std::size_t>(recipe.num_experts);
   const auto top = static_cast<std::size_t>(recipe.num_experts_per_tok);
-  multiply(machine_, {product(weights_.layer(layer).router, {s_.normed, hidden(), rows.size(), {}}, s_.router,
-                              experts)});
+  const LayerWeights& w = weights_.layer(layer);
+  const float* logit_bias = recipe.router.bias == RouterBias::logits ? w.router_bias : nullptr;
+  const float* selection_bias = recipe.router.bias == RouterBias::selection ? w.router_bias : nullptr;
+  multiply(machine_,
+           {product(w.router, {s_.normed, hidden(), rows.size(), {}}, s_.router, experts, logit_bias)});
+  const std::size_t space = router_space(recipe);
   machine_.for_rows(rows.size(), [&](std::size_t i, int) {
-    const std::span scores(s_.router + i * experts, experts);
-    const std::span chosen(s_.pair_expert + i * top, top);
-    machine_.kernels.softmax(scores.data(), experts);
-    if (imposed_) {
-      const auto given = imposed_->experts(layer, rows[i].position);
-      std::copy(given.begin(), given.end(), chosen.begin());
-    } else {
-      choose_best(scores, chosen);
-    }
-    float sum = std::numeric_limits<float>::min();  // imposed experts may all have scores of zero
-    for (const std::int32_t id : chosen) sum += scores[static_cast<std::size_t>(id)];
-    const float factor = recipe.router.scale / (recipe.router.normalize ? sum : 1);
-    for (std::size_t n = 0; n < top; ++n)
-      s_.pair_weight[i * top + n] = scores[static_cast<std::size_t>(chosen[n])] * factor;
+    const RouterRow row{.logits = {s_.router + i * experts, experts},
+                        .selection_bias = selection_bias,
+                        .space = {s_.router_space + i * space, space},
+                        .experts = {s_.pair_expert + i * top, top},
+                        .weights = {s_.pair_weight + i * top, top}};
+    route_row(machine_.kernels, recipe.router, row,
+              imposed_ ? imposed_->experts(layer, rows[i].position) : std::span<const std::int32_t>());
   });
   const std::int32_t* last = s_.pair_expert + (rows.size() - 1) * top;
   std::copy(last, last + top, s_.last_experts + static_cast<std::size_t>(layer) * s_.most_per_token);
@@ -112,6 +107,7 @@ std::size_t Decoder::group_by_expert(const FfnRecipe& recipe, std::size_t rows) 
     const std::int32_t slot = first[s_.pair_expert[p]]++;
     s_.pair_slot[p] = slot;
     s_.grouped_rows[slot] = static_cast<std::int32_t>(p / top);
+    if (recipe.router.weighs_input) s_.grouped_weight[slot] = std::exchange(s_.pair_weight[p], 1.0F);
   }
   std::copy_backward(first, first + experts, first + experts + 1);
   first[0] = 0;
@@ -120,7 +116,6 @@ std::size_t Decoder::group_by_expert(const FfnRecipe& recipe, std::size_t rows) 
 
 void Decoder::routed_experts(int layer, Activations& in, const StepControl& control) {
   const FfnRecipe& recipe = recipe_.block(layer).ffn;
-  const auto width = static_cast<std::size_t>(recipe.intermediate_size);
   const std::size_t used = group_by_expert(recipe, in.rows);
   const auto& combinations = bundle_.manifest().expert_formats;
   const bool integer = std::any_of(combinations.begin(), combinations.end(), [](const ExpertFormats& f) {
@@ -145,7 +140,7 @@ void Decoder::routed_experts(int layer, Activations& in, const StepControl& cont
     while (rows < s_.group_rows && add(request->next_ready())) {
     }
     control.check();
-    run_experts(group, rows, in, width);
+    run_experts(recipe, group, rows, in);
   }
 }
 
@@ -162,36 +157,57 @@ void Decoder::prefetch_after(int layer, std::size_t rows) {
   store_.prefetch(layer + 1, all);
 }
 
-// Each expert's down(silu(gate(in)) * up(in)) into its rows of expert_out, in three parallel regions for all.
-void Decoder::run_experts(std::span<const ExpertWork> group, std::size_t rows, const Activations& in,
-                          std::size_t width) {
+// Each expert's down(activation(gate(in), up(in))) into its rows of expert_out, in three parallel regions for
+// all.
+void Decoder::run_experts(const FfnRecipe& recipe, std::span<const ExpertWork> group, std::size_t rows,
+                          const Activations& in) {
+  const auto width = static_cast<std::size_t>(recipe.intermediate_size);
   const auto layout_of = [&](const ExpertWork& work) {
-    return expert_layout(bundle_.manifest().expert_formats[work.lease.formats()], hidden(), width);
+    return expert_layout(bundle_.manifest().expert_formats[work.lease.formats()], hidden(), recipe);
+  };
+  const auto bias_of = [&](const ExpertWork& work, const ExpertLayout& layout, std::size_t first) {
+    return recipe.expert_bias ? reinterpret_cast<const float*>(work.lease.data() + layout.bias_offset) + first
+                              : nullptr;
   };
   bool integer = false;
   std::vector<MatMul> products;
   for (const ExpertWork& work : group) {
     const ExpertLayout layout = layout_of(work);
     const std::byte* data = work.lease.data();
-    for (const auto& [matrix, out] :
-         {std::pair(Matrix{layout.formats.gate, width, hidden(), data}, s_.gate),
-          std::pair(Matrix{layout.formats.up, width, hidden(), data + layout.up_offset}, s_.up)}) {
-      MatMul& p = products.emplace_back(product(matrix, in, out + work.row * width, width));
+    const Matrix gate{layout.formats.gate, width, hidden(), data};
+    const Matrix up{layout.formats.up, width, hidden(), data + layout.up_offset};
+    for (MatMul p : {product(gate, in, s_.gate + work.row * width, width, bias_of(work, layout, 0)),
+                     product(up, in, s_.up + work.row * width, width, bias_of(work, layout, width))}) {
       p.gather = s_.grouped_rows + work.first;
       p.m = work.count;
+      products.push_back(p);
     }
     integer = integer || any_integer({layout.formats.down});
   }
   multiply(machine_, products);
-  const Activations inner = activate(width, rows, integer);
+  if (recipe.router.weighs_input) weigh_inner(group, width);
+  const Activations inner = activate(recipe, width, rows, integer);
   products.clear();
   for (const ExpertWork& work : group) {
     const ExpertLayout layout = layout_of(work);
     const Matrix down{layout.formats.down, hidden(), width, work.lease.data() + layout.down_offset};
-    products.push_back(
-        product(down, inner.slice(work.row, work.count), s_.expert_out + work.first * hidden(), hidden()));
+    products.push_back(product(down, inner.slice(work.row, work.count), s_.expert_out + work.first * hidden(),
+                               hidden(), bias_of(work, layout, 2 * width)));
   }
   multiply(machine_, products);
+}
+
+// The weight of an expert's input, which gate and up are linear in.
+void Decoder::weigh_inner(std::span<const ExpertWork> group, std::size_t width) {
+  for (const ExpertWork& work : group) {
+    machine_.for_rows(work.count, [&](std::size_t i, int) {
+      const float weight = s_.grouped_weight[work.first + i];
+      for (float* inner : {s_.gate, s_.up}) {
+        float* row = inner + (work.row + i) * width;
+        for (std::size_t j = 0; j < width; ++j) row[j] *= weight;
+      }
+    });
+  }
 }
 
 // x += residual_scale * (sum of weighted experts in ascending id + gated shared expert)

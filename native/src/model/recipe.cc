@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "model/recipe_parse.h"
 #include "platform/error.h"
@@ -29,17 +30,46 @@ float real(const JsonField& field) {
   return static_cast<float>(value);
 }
 
+namespace {
+
+template <typename T>
+using Names = std::initializer_list<std::pair<std::string_view, T>>;
+
+template <typename T>
+T one_of(const JsonField& field, const std::string& what, Names<T> known) {
+  std::string names;
+  for (const auto& [name, value] : known) {
+    if (field.as_string() == name) return value;
+    names += (names.empty() ? "" : ", ") + std::string(name);
+  }
+  unsupported(field, what, names);
+}
+template <typename T>
+T one_of(JsonObject& object, std::string_view key, const std::string& what, T absent, Names<T> known) {
+  return object.has(key) ? one_of<T>(object.take(key), what, known) : absent;
+}
+
+bool flag(JsonObject& object, std::string_view key) { return object.has(key) && object.take(key).as_bool(); }
+
+Norm parse_norm(JsonObject& object, std::string_view key) {
+  return one_of<Norm>(object, key, "norm", Norm::rms, {{"rms", Norm::rms}, {"layer", Norm::layer}});
+}
+
+float non_negative(JsonObject& object, std::string_view key) {
+  if (!object.has(key)) return 0;
+  const JsonField field = object.take(key);
+  const float value = real(field);
+  if (value < 0) field.fail("a number that is not negative");
+  return value;
+}
+
+}  // namespace
+
 RopeRecipe parse_rope(const JsonField& field, int head_dim) {
   JsonObject object(field);
   RopeRecipe rope;
-  const JsonField layout = object.take("layout");
-  if (layout.as_string() == "half") {
-    rope.layout = RopeLayout::half;
-  } else if (layout.as_string() == "interleaved") {
-    rope.layout = RopeLayout::interleaved;
-  } else {
-    unsupported(layout, "rope layout", "half, interleaved");
-  }
+  rope.layout = one_of<RopeLayout>(object.take("layout"), "rope layout",
+                                   {{"half", RopeLayout::half}, {"interleaved", RopeLayout::interleaved}});
   const JsonField frequencies = object.take("inv_freq");
   if (frequencies.size() == 0 || 2 * frequencies.size() > static_cast<std::size_t>(head_dim)) {
     frequencies.fail("1 to head_dim/2 = " + std::to_string(head_dim / 2) + " frequencies");
@@ -62,39 +92,84 @@ AttentionRecipe parse_attention(JsonObject object) {
   a.qkv_bias = object.take("qkv_bias").as_bool();
   a.output_bias = object.take("output_bias").as_bool();
   if (const JsonField norm = object.take("qk_norm"); !norm.is_null()) {
-    if (norm.as_string() == "head") {
-      a.qk_norm = QkNorm::head;
-    } else if (norm.as_string() == "row") {
-      a.qk_norm = QkNorm::row;
-    } else {
-      unsupported(norm, "qk_norm", "head, row, null");
-    }
+    a.qk_norm = one_of<QkNorm>(norm, "qk_norm",
+                               {{"head", QkNorm::head}, {"row", QkNorm::row}, {"unit", QkNorm::unit}});
   }
   if (const JsonField clip = object.take("clip_qkv"); !clip.is_null()) {
     a.clip_qkv = real(clip);
     if (*a.clip_qkv <= 0) clip.fail("a positive number or null");
   }
   if (const JsonField window = object.take("window"); !window.is_null()) a.window = positive(window, 1 << 30);
+  if (object.has("chunk")) a.chunk = positive(object.take("chunk"), 1 << 30);
+  a.sinks = flag(object, "sinks");
+  if (object.has("temperature")) {
+    JsonObject temperature(object.take("temperature"));
+    a.temperature = {.floor = static_cast<float>(positive(temperature.take("floor"), 1 << 30)),
+                     .scale = real(temperature.take("scale"))};
+    temperature.finish();
+  }
   if (const JsonField rope = object.take("rope"); !rope.is_null()) a.rope = parse_rope(rope, a.head_dim);
-  if (object.has("output_gate")) a.output_gate = object.take("output_gate").as_bool();
+  a.output_gate = flag(object, "output_gate");
   object.finish();
   return a;
 }
 
-void require_silu(const JsonField& activation) {
-  if (activation.as_string() != "silu") unsupported(activation, "activation", "silu");
-}
-
 namespace {
 
-RouterRecipe parse_router(const JsonField& field) {
+void parse_activation(JsonObject& object, FfnRecipe& ffn) {
+  ffn.activation = one_of<Activation>(object.take("activation"), "activation",
+                                      {{"silu", Activation::silu},
+                                       {"gelu_tanh", Activation::gelu_tanh},
+                                       {"clamped_swiglu", Activation::clamped_swiglu}});
+  if (ffn.activation != Activation::clamped_swiglu) return;
+  ffn.activation_alpha = real(object.take("activation_alpha"));
+  const JsonField limit = object.take("activation_limit");
+  ffn.activation_limit = real(limit);
+  if (ffn.activation_limit <= 0) limit.fail("a positive number");
+}
+
+ExpertGroups parse_groups(const JsonField& field, const FfnRecipe& ffn) {
+  JsonObject object(field);
+  ExpertGroups groups;
+  const JsonField count = object.take("count");
+  groups.count = positive(count, ffn.num_experts);
+  if (ffn.num_experts % groups.count != 0)
+    count.fail("a divisor of num_experts = " + std::to_string(ffn.num_experts));
+  const int size = ffn.num_experts / groups.count;
+  const JsonField keep = object.take("keep");
+  groups.keep = positive(keep, groups.count);
+  if (groups.keep * size < ffn.num_experts_per_tok)
+    keep.fail("groups that hold num_experts_per_tok = " + std::to_string(ffn.num_experts_per_tok));
+  groups.score = one_of<GroupScore>(object.take("score"), "score of a group",
+                                    {{"max", GroupScore::max}, {"sum_of_top_2", GroupScore::sum_of_top_2}});
+  if (groups.score == GroupScore::sum_of_top_2 && size < 2) count.fail("groups of two experts or more");
+  object.finish();
+  return groups;
+}
+
+RouterRecipe parse_router(const JsonField& field, const FfnRecipe& ffn) {
   JsonObject object(field);
   RouterRecipe router;
-  if (const JsonField scoring = object.take("scoring"); scoring.as_string() != "softmax") {
-    unsupported(scoring, "router scoring", "softmax");
+  router.scoring = one_of<Scoring>(
+      object.take("scoring"), "router scoring",
+      {{"softmax", Scoring::softmax}, {"sigmoid", Scoring::sigmoid}, {"sparsemixer", Scoring::sparsemixer}});
+  router.bias = one_of<RouterBias>(object, "bias", "bias of a router", RouterBias::none,
+                                   {{"logits", RouterBias::logits}, {"selection", RouterBias::selection}});
+  if (object.has("groups")) {
+    if (const JsonField groups = object.take("groups"); !groups.is_null())
+      router.groups = parse_groups(groups, ffn);
   }
   router.normalize = object.take("normalize").as_bool();
+  router.norm_epsilon = non_negative(object, "norm_epsilon");
+  router.norm_minimum = non_negative(object, "norm_minimum");
   router.scale = real(object.take("scale"));
+  router.weighs_input =
+      one_of<bool>(object, "weighs", "what a router weighs", false, {{"output", false}, {"input", true}});
+  if (router.scoring == Scoring::sparsemixer) {
+    router.jitter = real(object.take("jitter"));
+    if (ffn.num_experts_per_tok != 2 || router.chooses_apart() || router.normalize)
+      field.fail("for sparsemixer 2 experts a token, and neither selection bias, groups nor normalize");
+  }
   object.finish();
   return router;
 }
@@ -121,12 +196,16 @@ FfnRecipe parse_ffn(const JsonField& field) {
     ffn.intermediate_size = positive(object.take("moe_intermediate_size"));
     ffn.num_experts = positive(object.take("num_experts"), 1 << 16);
     ffn.num_experts_per_tok = positive(object.take("num_experts_per_tok"), ffn.num_experts);
-    ffn.router = parse_router(object.take("router"));
+    ffn.expert_bias = flag(object, "expert_bias");
+    const JsonField router = object.take("router");
+    ffn.router = parse_router(router, ffn);
+    if (ffn.expert_bias && ffn.router.weighs_input)
+      router.fail("experts without biases where it weighs their input");
     if (const JsonField shared = object.take("shared"); !shared.is_null()) ffn.shared = parse_shared(shared);
   } else {
     unsupported(kind, "ffn", "dense, moe");
   }
-  require_silu(object.take("activation"));
+  parse_activation(object, ffn);
   object.finish();
   return ffn;
 }
@@ -134,6 +213,7 @@ FfnRecipe parse_ffn(const JsonField& field) {
 BlockRecipe parse_block(const JsonField& field) {
   JsonObject object(field);
   BlockRecipe block;
+  block.norm = parse_norm(object, "norm");
   block.norm_eps = real(object.take("norm_eps"));
   block.residual_scale = real(object.take("residual_scale"));
   block.mixer = parse_mixer(object.take("mixer"));
@@ -164,7 +244,9 @@ Recipe parse_recipe(const Json& json, const std::string& where) {
   JsonObject output(root.take("output"));
   recipe.tied_output = output.take("tied").as_bool();
   recipe.output_scale = real(output.take("scale"));
+  recipe.output_bias = flag(output, "bias");
   output.finish();
+  recipe.final_norm = parse_norm(root, "final_norm");
   recipe.final_norm_eps = real(root.take("final_norm_eps"));
 
   const JsonField blocks = root.take("blocks");

@@ -14,7 +14,7 @@
 
 namespace edgert {
 
-enum class QkNorm { none, head, row };
+enum class QkNorm { none, head, row, unit };
 enum class RopeLayout { half, interleaved };
 
 struct RopeRecipe {
@@ -34,6 +34,13 @@ struct AttentionRecipe {
   QkNorm qk_norm = QkNorm::none;
   std::optional<float> clip_qkv;
   std::optional<int> window;
+  std::optional<int> chunk;
+  bool sinks = false;
+  struct Temperature {
+    float floor = 1;
+    float scale = 0;
+  };
+  std::optional<Temperature> temperature;
   std::optional<RopeRecipe> rope;
   bool output_gate = false;  // each head's query is followed by its gate
 };
@@ -74,9 +81,27 @@ struct ShortConvRecipe {
 
 using MixerRecipe = std::variant<AttentionRecipe, LatentAttentionRecipe, DeltaNetRecipe, ShortConvRecipe>;
 
+enum class Scoring { softmax, sigmoid, sparsemixer };
+enum class RouterBias { none, logits, selection };
+enum class GroupScore { max, sum_of_top_2 };
+
+struct ExpertGroups {
+  int count = 1;
+  int keep = 1;
+  GroupScore score = GroupScore::max;
+};
+
 struct RouterRecipe {
+  Scoring scoring = Scoring::softmax;
+  RouterBias bias = RouterBias::none;
+  std::optional<ExpertGroups> groups;
   bool normalize = false;
+  float norm_epsilon = 0;
+  float norm_minimum = 0;
   float scale = 1;
+  float jitter = 0;           // of the sparsemixer
+  bool weighs_input = false;  // of an expert, instead of its output
+  bool chooses_apart() const noexcept { return bias == RouterBias::selection || groups; }
 };
 
 struct SharedExpertRecipe {
@@ -84,16 +109,25 @@ struct SharedExpertRecipe {
   bool sigmoid_gate = false;
 };
 
+enum class Activation { silu, gelu_tanh, clamped_swiglu };
+
 struct FfnRecipe {
   int intermediate_size = 0;  // of the dense ffn, or of one expert
   int num_experts = 0;        // 0: dense
   int num_experts_per_tok = 0;
+  Activation activation = Activation::silu;
+  float activation_alpha = 1;  // of clamped_swiglu
+  float activation_limit = 0;
+  bool expert_bias = false;
   RouterRecipe router;
   std::optional<SharedExpertRecipe> shared;
   bool is_moe() const noexcept { return num_experts > 0; }
 };
 
+enum class Norm { rms, layer };
+
 struct BlockRecipe {
+  Norm norm = Norm::rms;
   float norm_eps = 1e-6F;
   float residual_scale = 1;
   MixerRecipe mixer;
@@ -108,6 +142,8 @@ struct Recipe {
   float embedding_scale = 1;
   bool tied_output = false;
   float output_scale = 1;
+  bool output_bias = false;
+  Norm final_norm = Norm::rms;
   float final_norm_eps = 1e-6F;
   std::vector<BlockRecipe> blocks;
   std::vector<int> layers;  // index into blocks

@@ -47,7 +47,6 @@ DeltaNetRecipe parse_delta_net(JsonObject object) {
   d.key_head_dim = positive(object.take("key_head_dim"), kMaxHeadDim);
   d.value_head_dim = positive(object.take("value_head_dim"), kMaxHeadDim);
   d.conv_width = convolution_width(object.take("conv_width"));
-  require_silu(object.take("activation"));
   object.finish();
   return d;
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "model/router.h"
 #include "platform/memory.h"
 
 namespace edgert {
@@ -39,6 +40,7 @@ class Layout {
 struct Widths {
   std::size_t q = 0, kv = 0, wide = 0, mixed = 0, input = 0, rotated = 0, key = 0, queries = 0;
   std::size_t inner = 0, experts = 0, per_token = 0, gates = 0, heads = 0;
+  std::size_t router_space = 0, weighed = 0;
 };
 
 void grow(std::size_t& to, std::size_t value) { to = std::max(to, value); }
@@ -100,6 +102,8 @@ Widths widths(const Recipe& recipe, const ScratchShape& shape) {
     if (block.ffn.shared) grow(w.inner, block.ffn.shared->intermediate_size);
     grow(w.experts, block.ffn.num_experts);
     grow(w.per_token, block.ffn.num_experts_per_tok);
+    w.router_space = std::max(w.router_space, router_space(block.ffn));
+    if (block.ffn.router.weighs_input) grow(w.weighed, block.ffn.num_experts_per_tok);
   }
   return w;
 }
@@ -147,11 +151,13 @@ Scratch Scratch::layout(const Recipe& recipe, const ScratchShape& shape, std::by
   s.up = layout.take<float>(inner_rows * w.inner);
   s.projected = layout.take<float>(rows * hidden);
   s.router = layout.take<float>(rows * w.experts);
+  s.router_space = layout.take<float>(rows * w.router_space);
   s.expert_out = layout.take<float>(pairs * hidden);
   s.pair_weight = layout.take<float>(pairs);
   s.pair_expert = layout.take<std::int32_t>(pairs);
   s.pair_slot = layout.take<std::int32_t>(pairs);
   s.grouped_rows = layout.take<std::int32_t>(pairs);
+  s.grouped_weight = layout.take<float>(rows * w.weighed);
   s.expert_first = layout.take<std::int32_t>(w.experts + 1);
   s.expert_ids = layout.take<std::int32_t>(w.experts);
   s.most_per_token = w.per_token;

@@ -47,11 +47,13 @@ struct Scratch {
   float* up = nullptr;                   // likewise
   float* projected = nullptr;            // [rows][hidden]
   float* router = nullptr;               // [rows][experts]
+  float* router_space = nullptr;         // [rows][router_space]
   float* expert_out = nullptr;           // [rows * per_token][hidden]
   float* pair_weight = nullptr;          // [rows * per_token], by row, ascending expert id
   std::int32_t* pair_expert = nullptr;   // [rows * per_token], likewise
   std::int32_t* pair_slot = nullptr;     // [rows * per_token], row of expert_out, likewise
   std::int32_t* grouped_rows = nullptr;  // [rows * per_token], activation rows grouped by expert
+  float* grouped_weight = nullptr;       // [rows * per_token], likewise; where a router weighs the input
   std::int32_t* expert_first = nullptr;  // [experts + 1], start of each expert's group
   std::int32_t* expert_ids = nullptr;    // [experts], those in use
   std::int32_t* last_experts = nullptr;  // [layers][most_per_token], of the last row

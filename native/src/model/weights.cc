@@ -55,8 +55,7 @@ void check_experts(const Bundle& bundle, const Recipe& recipe) {
     }
     for (std::size_t e = 0; e < experts.size(); ++e) {
       const auto layout = expert_layout(manifest.expert_formats[experts[e].formats],
-                                        static_cast<std::size_t>(recipe.hidden_size),
-                                        static_cast<std::size_t>(ffn.intermediate_size));
+                                        static_cast<std::size_t>(recipe.hidden_size), ffn);
       if (experts[e].extent.bytes != layout.bytes) {
         fail(layer + ": expert " + std::to_string(e) + " has " + std::to_string(experts[e].extent.bytes) +
              " bytes, its shape and formats need " + std::to_string(layout.bytes));
@@ -70,8 +69,8 @@ void check_experts(const Bundle& bundle, const Recipe& recipe) {
 
 }  // namespace
 
-ExpertLayout expert_layout(const ExpertFormats& formats, std::size_t hidden_size,
-                           std::size_t intermediate_size) {
+ExpertLayout expert_layout(const ExpertFormats& formats, std::size_t hidden_size, const FfnRecipe& ffn) {
+  const auto intermediate_size = static_cast<std::size_t>(ffn.intermediate_size);
   ExpertLayout layout;
   layout.formats = formats;
   layout.up_offset =
@@ -79,7 +78,10 @@ ExpertLayout expert_layout(const ExpertFormats& formats, std::size_t hidden_size
   layout.down_offset =
       layout.up_offset +
       round_up(packed_bytes(format(formats.up), intermediate_size, hidden_size), kMatrixAlignment);
-  layout.bytes = layout.down_offset + packed_bytes(format(formats.down), hidden_size, intermediate_size);
+  layout.bias_offset =
+      layout.down_offset + packed_bytes(format(formats.down), hidden_size, intermediate_size);
+  layout.bytes = layout.bias_offset;
+  if (ffn.expert_bias) layout.bytes += (2 * intermediate_size + hidden_size) * sizeof(float);
   return layout;
 }
 
@@ -109,6 +111,10 @@ class Weights::Binder {
   }
   const float* vector_if(bool wanted, const std::string& name, int size) {
     return wanted ? vector(name, size) : nullptr;
+  }
+
+  NormWeights norm(Norm kind, const std::string& name, int size) {
+    return {vector(name, size), vector_if(kind == Norm::layer, name + "_bias", size)};
   }
 
   GatedFfnWeights gated_ffn(const std::string& prefix, int hidden, int intermediate) {
@@ -157,7 +163,7 @@ AttentionWeights bind_mixer(Binder& binder, const AttentionRecipe& a, const std:
   const int q_rows = a.num_heads * a.head_dim;
   const int kv_rows = a.num_kv_heads * a.head_dim;
   const int gated_rows = a.output_gate ? 2 * q_rows : q_rows;
-  const bool normed = a.qk_norm != QkNorm::none;
+  const bool normed = a.qk_norm == QkNorm::head || a.qk_norm == QkNorm::row;
   const bool by_row = a.qk_norm == QkNorm::row;
   return {.q = binder.matrix(prefix + "q", gated_rows, hidden),
           .k = binder.matrix(prefix + "k", kv_rows, hidden),
@@ -168,7 +174,8 @@ AttentionWeights bind_mixer(Binder& binder, const AttentionRecipe& a, const std:
           .v_bias = binder.vector_if(a.qkv_bias, prefix + "v_bias", kv_rows),
           .o_bias = binder.vector_if(a.output_bias, prefix + "o_bias", hidden),
           .q_norm = binder.vector_if(normed, prefix + "q_norm", by_row ? q_rows : a.head_dim),
-          .k_norm = binder.vector_if(normed, prefix + "k_norm", by_row ? kv_rows : a.head_dim)};
+          .k_norm = binder.vector_if(normed, prefix + "k_norm", by_row ? kv_rows : a.head_dim),
+          .sinks = binder.vector_if(a.sinks, prefix + "sinks", a.num_heads)};
 }
 
 template <typename Binder>
@@ -225,16 +232,18 @@ LayerWeights bind_layer(Binder& binder, const Recipe& recipe, int index) {
   const int hidden = recipe.hidden_size;
   const std::string prefix = "layers." + std::to_string(index) + ".";
   LayerWeights layer;
-  layer.attention_norm = binder.vector(prefix + "attention_norm", hidden);
+  layer.attention_norm = binder.norm(block.norm, prefix + "attention_norm", hidden);
   layer.mixer =
       std::visit([&](const auto& mixer) -> MixerWeights { return bind_mixer(binder, mixer, prefix, hidden); },
                  block.mixer);
-  layer.ffn_norm = binder.vector(prefix + "ffn_norm", hidden);
+  layer.ffn_norm = binder.norm(block.norm, prefix + "ffn_norm", hidden);
   if (!ffn.is_moe()) {
     layer.dense = binder.gated_ffn(prefix + "ffn.", hidden, ffn.intermediate_size);
     return layer;
   }
   layer.router = binder.matrix(prefix + "router", ffn.num_experts, hidden, true);
+  layer.router_bias =
+      binder.vector_if(ffn.router.bias != RouterBias::none, prefix + "router.bias", ffn.num_experts);
   if (ffn.shared) {
     layer.dense = binder.gated_ffn(prefix + "shared.", hidden, ffn.shared->intermediate_size);
     if (ffn.shared->sigmoid_gate)
@@ -249,7 +258,8 @@ std::uint64_t Weights::resident_bytes(const Bundle& bundle, const Recipe& recipe
   Binder binder(bundle, nullptr);
   binder.matrix("embedding", recipe.vocab_size, recipe.hidden_size);
   if (!recipe.tied_output) binder.matrix("output", recipe.vocab_size, recipe.hidden_size);
-  binder.vector("final_norm", recipe.hidden_size);
+  binder.vector_if(recipe.output_bias, "output_bias", recipe.vocab_size);
+  binder.norm(recipe.final_norm, "final_norm", recipe.hidden_size);
   for (int i = 0; i < recipe.num_layers(); ++i) bind_layer(binder, recipe, i);
   binder.finish();
   check_experts(bundle, recipe);
@@ -267,7 +277,8 @@ Weights::Weights(const Bundle& bundle, const Recipe& recipe, std::shared_ptr<Bud
   Binder binder(bundle, &files_);
   embedding_ = binder.matrix("embedding", recipe.vocab_size, recipe.hidden_size);
   output_ = recipe.tied_output ? embedding_ : binder.matrix("output", recipe.vocab_size, recipe.hidden_size);
-  final_norm_ = binder.vector("final_norm", recipe.hidden_size);
+  output_bias_ = binder.vector_if(recipe.output_bias, "output_bias", recipe.vocab_size);
+  final_norm_ = binder.norm(recipe.final_norm, "final_norm", recipe.hidden_size);
   for (int i = 0; i < recipe.num_layers(); ++i) layers_.push_back(bind_layer(binder, recipe, i));
 }
 

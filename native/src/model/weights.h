@@ -31,6 +31,7 @@ struct AttentionWeights {
   const float* o_bias = nullptr;
   const float* q_norm = nullptr;
   const float* k_norm = nullptr;
+  const float* sinks = nullptr;
 };
 
 struct LatentAttentionWeights {
@@ -70,12 +71,18 @@ struct GatedFfnWeights {
   Matrix gate, up, down;
 };
 
+struct NormWeights {
+  const float* weight = nullptr;
+  const float* bias = nullptr;  // of a layer norm
+};
+
 struct LayerWeights {
-  const float* attention_norm = nullptr;
+  NormWeights attention_norm;
   MixerWeights mixer;
-  const float* ffn_norm = nullptr;
+  NormWeights ffn_norm;
   std::optional<GatedFfnWeights> dense;  // a dense ffn, or the shared expert
   Matrix router;                         // of an MoE
+  const float* router_bias = nullptr;    // null where the recipe has none
   std::optional<Matrix> shared_router;
 };
 
@@ -84,10 +91,10 @@ struct ExpertLayout {
   ExpertFormats formats;
   std::size_t up_offset = 0;
   std::size_t down_offset = 0;
+  std::size_t bias_offset = 0;  // of gate, up and down, one after the other, where the recipe has them
   std::size_t bytes = 0;
 };
-ExpertLayout expert_layout(const ExpertFormats& formats, std::size_t hidden_size,
-                           std::size_t intermediate_size);
+ExpertLayout expert_layout(const ExpertFormats& formats, std::size_t hidden_size, const FfnRecipe& ffn);
 
 class Weights {
  public:
@@ -102,7 +109,8 @@ class Weights {
 
   const Matrix& embedding() const noexcept { return embedding_; }
   const Matrix& output() const noexcept { return output_; }
-  const float* final_norm() const noexcept { return final_norm_; }
+  const float* output_bias() const noexcept { return output_bias_; }
+  const NormWeights& final_norm() const noexcept { return final_norm_; }
   const LayerWeights& layer(int i) const { return layers_[static_cast<std::size_t>(i)]; }
   std::uint64_t bytes_read() const noexcept { return bytes_read_; }
 
@@ -113,7 +121,8 @@ class Weights {
 
   std::vector<Buffer> files_;  // by file index; empty where a file holds no dense tensor
   Matrix embedding_, output_;
-  const float* final_norm_ = nullptr;
+  const float* output_bias_ = nullptr;
+  NormWeights final_norm_;
   std::vector<LayerWeights> layers_;
   std::uint64_t bytes_read_ = 0;
 };
