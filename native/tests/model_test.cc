@@ -445,10 +445,10 @@ TEST_CASE("sizes that no memory holds are refused, not wrapped around") {
   recipe.layers.assign(1 << 16, 0);
   const KvPool::Shape shape{std::int64_t{1} << 30, 1 << 12};
   CHECK(KvPool::kv_bytes(KvLayout(recipe, KvType::f32), shape) == kUnaddressable);
-  DeltaNetRecipe delta;
+  GatedDeltaRecipe delta;
   delta.num_key_heads = delta.num_value_heads = 1 << 12;
   delta.key_head_dim = delta.value_head_dim = 512;
-  delta.conv_width = 4;
+  delta.conv_kernel = 4;
   recipe.blocks[0].mixer = delta;
   CHECK(KvPool::state_bytes(StateLayout(recipe), shape) == kUnaddressable);
 }

@@ -41,35 +41,25 @@ float temperature(const AttentionRecipe& a, std::int64_t position) {
 void Decoder::mix(int layer, const AttentionRecipe& a, const AttentionWeights& w, Activations& in,
                   std::span<const BatchRow> rows) {
   const auto width = static_cast<std::size_t>(a.num_heads * a.head_dim);
-  if (any_integer({w.q.format, w.k.format, w.v.format})) quantize(machine_, in, hidden());
-  multiply(machine_,
-           {product(w.q, in, a.output_gate ? s_.wide : s_.q, w.q.rows, w.q_bias),
-            product(w.k, in, s_.k, w.k.rows, w.k_bias), product(w.v, in, s_.v, w.v.rows, w.v_bias)});
-  if (a.output_gate) take_queries(a, rows.size());
+  if (any_integer({w.q.format, w.k.format, w.v.format}) || (w.gate && any_integer({w.gate->format})))
+    quantize(machine_, in, hidden());
+  std::vector<MatMul> products{product(w.q, in, s_.q, width, w.q_bias),
+                               product(w.k, in, s_.k, w.k.rows, w.k_bias),
+                               product(w.v, in, s_.v, w.v.rows, w.v_bias)};
+  if (w.gate) products.push_back(product(*w.gate, in, s_.wide, width, w.gate_bias));
+  multiply(machine_, products);
   project_qkv(a, w, recipe_.block(layer).norm_eps, rows.size());
   rotate(a, rows);
   attend(layer, a, w.sinks, rows);
-  if (a.output_gate) gate_heads(a, rows.size());
 
   Activations mixed{s_.mixed, width, rows.size(), s_.inputs};
+  if (w.gate) {
+    machine_.for_rows(rows.size(), [&](std::size_t i, int) {
+      machine_.kernels.sigmoid_mul(s_.mixed + i * width, s_.wide + i * width, width);
+    });
+  }
   if (any_integer({w.o.format})) quantize(machine_, mixed, width);
   multiply(machine_, {product(w.o, mixed, s_.projected, hidden(), w.o_bias)});
-}
-
-// Each head's query, of those that its gate follows.
-void Decoder::take_queries(const AttentionRecipe& a, std::size_t rows) {
-  const auto dim = static_cast<std::size_t>(a.head_dim);
-  const std::size_t heads = rows * static_cast<std::size_t>(a.num_heads);
-  for (std::size_t h = 0; h < heads; ++h) std::copy_n(s_.wide + 2 * h * dim, dim, s_.q + h * dim);
-}
-
-void Decoder::gate_heads(const AttentionRecipe& a, std::size_t rows) {
-  const auto dim = static_cast<std::size_t>(a.head_dim);
-  const auto heads = static_cast<std::size_t>(a.num_heads);
-  machine_.for_rows(rows, [&](std::size_t i, int) {
-    for (std::size_t h = i * heads; h < (i + 1) * heads; ++h)
-      machine_.kernels.sigmoid_mul(s_.mixed + h * dim, s_.wide + (2 * h + 1) * dim, dim);
-  });
 }
 
 // What stands between projection and rotation: norms and clipping.
@@ -78,22 +68,21 @@ void Decoder::project_qkv(const AttentionRecipe& a, const AttentionWeights& w, f
   if (a.qk_norm == QkNorm::none && !a.clip_qkv) return;
   const auto dim = static_cast<std::size_t>(a.head_dim);
   machine_.for_rows(rows, [&](std::size_t i, int) {
-    const std::size_t width = static_cast<std::size_t>(a.num_heads) * dim;
-    float* q = s_.q + i * width;
+    float* q = s_.q + i * w.q.rows;
     float* k = s_.k + i * w.k.rows;
     float* v = s_.v + i * w.v.rows;
     const auto norm = [&](float* x, std::size_t n, const float* weight) {
-      const std::size_t step = a.qk_norm == QkNorm::row ? n : dim;
-      for (std::size_t at = 0; at < n; at += step) {
-        machine_.kernels.rms_norm(x + at, weight, step, norm_eps, x + at);
+      const std::size_t width = a.qk_norm == QkNorm::row ? n : dim;
+      for (std::size_t at = 0; at < n; at += width) {
+        machine_.kernels.rms_norm(x + at, weight, width, norm_eps, x + at);
       }
     };
     if (a.qk_norm != QkNorm::none) {
-      norm(q, width, w.q_norm);
+      norm(q, w.q.rows, w.q_norm);
       norm(k, w.k.rows, w.k_norm);
     }
     if (a.clip_qkv) {
-      clamp(q, width, *a.clip_qkv);
+      clamp(q, w.q.rows, *a.clip_qkv);
       clamp(k, w.k.rows, *a.clip_qkv);
       clamp(v, w.v.rows, *a.clip_qkv);
     }

@@ -68,25 +68,25 @@ class Decoder {
            std::span<const BatchRow> rows);
   void mix(int layer, const LatentAttentionRecipe& a, const LatentAttentionWeights& w, Activations& in,
            std::span<const BatchRow> rows);
-  void mix(int layer, const DeltaNetRecipe& d, const DeltaNetWeights& w, Activations& in,
+  void mix(int layer, const GatedDeltaRecipe& d, const GatedDeltaWeights& w, Activations& in,
            std::span<const BatchRow> rows);
   void mix(int layer, const ShortConvRecipe& c, const ShortConvWeights& w, Activations& in,
            std::span<const BatchRow> rows);
   void absorb_queries(const LatentAttentionRecipe& a, const LatentAttentionWeights& w, std::size_t rows);
   void attend_latent(int layer, const LatentAttentionRecipe& a, std::span<const BatchRow> rows);
   void convolve(Convolution work, std::size_t offset, std::span<const BatchRow> rows);
-  void delta_rule(const DeltaNetRecipe& d, std::size_t offset, std::span<const BatchRow> rows);
+  void delta_rule(const GatedDeltaRecipe& d, std::size_t offset, std::span<const BatchRow> rows);
   std::vector<MatMul> products_by_head(const Matrix& matrix, std::size_t heads, const Activations& in,
                                        float* y, std::size_t y_stride);
   void project_qkv(const AttentionRecipe& recipe, const AttentionWeights& weights, float norm_eps,
                    std::size_t rows);
-  void take_queries(const AttentionRecipe& recipe, std::size_t rows);
-  void gate_heads(const AttentionRecipe& recipe, std::size_t rows);
   void find_angles(const RopeRecipe& rope, std::span<const BatchRow> rows);
   void rotate(const RopeRecipe& rope, std::size_t row, float* x) const;
   void rotate(const AttentionRecipe& recipe, std::span<const BatchRow> rows);
-  template <typename Joins>  // joins(i): row i goes with row i - 1, which is the one before it in its sequence
-  void find_runs(std::span<const BatchRow> rows, int at_most, std::vector<RowRun>& runs, Joins&& joins) const {
+  template <typename Joins>  // joins(i): row i goes with row i - 1, which is the one before it in its
+                             // sequence
+                             void find_runs(std::span<const BatchRow> rows, int at_most,
+                                            std::vector<RowRun>& runs, Joins&& joins) const {
     runs.clear();
     for (std::size_t i = 0; i < rows.size(); ++i) {
       const bool follows = i > 0 && rows[i].sequence == rows[i - 1].sequence &&

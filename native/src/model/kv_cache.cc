@@ -12,7 +12,7 @@ KvLayout::KvLayout(const Recipe& recipe, KvType kv_type) : type(kv_type) {
     if (const auto* a = std::get_if<AttentionRecipe>(&mixer)) {
       add(static_cast<std::size_t>(a->num_kv_heads), a->head_dim, a->head_dim);
     } else if (const auto* latent = std::get_if<LatentAttentionRecipe>(&mixer)) {
-      add(1, latent->key_dim(), latent->kv_lora_rank);
+      add(1, latent->key_dim(), latent->kv_rank);
     } else {
       layers_.emplace_back();
     }

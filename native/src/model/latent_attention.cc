@@ -9,20 +9,20 @@ namespace edgert {
 
 void Decoder::mix(int layer, const LatentAttentionRecipe& a, const LatentAttentionWeights& w, Activations& in,
                   std::span<const BatchRow> rows) {
-  const auto rank = static_cast<std::size_t>(a.kv_lora_rank);
+  const auto rank = static_cast<std::size_t>(a.kv_rank);
   const auto key_dim = static_cast<std::size_t>(a.key_dim());
-  const std::size_t q_rank = w.q_a_norm != nullptr ? w.q_a.rows : 0;
-  const Matrix& from_hidden = q_rank != 0 ? w.q_a : w.q;
+  const std::size_t q_rank = w.q_a ? w.q_a->rows : 0;
+  const Matrix& from_hidden = w.q_a ? *w.q_a : w.q;
   if (any_integer({from_hidden.format, w.kv_a.format})) quantize(machine_, in, hidden());
   multiply(machine_, {product(from_hidden, in, q_rank != 0 ? s_.mixed : s_.q, from_hidden.rows, w.q_a_bias),
                       product(w.kv_a, in, s_.k, key_dim, w.kv_a_bias)});
   find_angles(a.rope, rows);
   machine_.for_rows(rows.size(), [&](std::size_t i, int) {
     float* latent = s_.k + i * key_dim;
-    machine_.kernels.rms_norm(latent, w.kv_a_norm, rank, a.latent_norm_eps, latent);
+    machine_.kernels.rms_norm(latent, w.kv_a_norm, rank, a.norm_eps, latent);
     rotate(a.rope, i, latent + rank);
     float* q = s_.mixed + i * q_rank;
-    if (q_rank != 0) machine_.kernels.rms_norm(q, w.q_a_norm, q_rank, a.latent_norm_eps, q);
+    if (q_rank != 0) machine_.kernels.rms_norm(q, w.q_a_norm, q_rank, a.norm_eps, q);
   });
   if (q_rank != 0) {
     Activations low{s_.mixed, q_rank, rows.size(), s_.inputs};
@@ -33,7 +33,7 @@ void Decoder::mix(int layer, const LatentAttentionRecipe& a, const LatentAttenti
   attend_latent(layer, a, rows);
 
   const auto heads = static_cast<std::size_t>(a.num_heads);
-  const std::size_t width = heads * static_cast<std::size_t>(a.v_head_dim);
+  const std::size_t width = heads * static_cast<std::size_t>(a.value_head_dim);
   Activations gathered{s_.mixed, rank, rows.size() * heads, s_.inputs};
   if (any_integer({w.v_b.format})) quantize(machine_, gathered, rank);
   multiply(machine_, products_by_head(w.v_b, heads, gathered, s_.q, width));
@@ -63,9 +63,9 @@ std::vector<MatMul> Decoder::products_by_head(const Matrix& matrix, std::size_t 
 void Decoder::absorb_queries(const LatentAttentionRecipe& a, const LatentAttentionWeights& w,
                              std::size_t rows) {
   const auto heads = static_cast<std::size_t>(a.num_heads);
-  const auto nope = static_cast<std::size_t>(a.qk_nope_head_dim);
-  const auto rope = static_cast<std::size_t>(a.qk_rope_head_dim);
-  const auto rank = static_cast<std::size_t>(a.kv_lora_rank);
+  const auto nope = static_cast<std::size_t>(a.nope_head_dim);
+  const auto rope = static_cast<std::size_t>(a.rope_head_dim);
+  const auto rank = static_cast<std::size_t>(a.kv_rank);
   Activations queries{s_.q, nope + rope, rows * heads, s_.inputs};
   if (any_integer({w.k_b.format})) quantize(machine_, queries, nope);
   multiply(machine_, products_by_head(w.k_b, heads, queries, s_.wide, heads * (rank + rope)));
@@ -81,13 +81,13 @@ void Decoder::absorb_queries(const LatentAttentionRecipe& a, const LatentAttenti
 
 void Decoder::attend_latent(int layer, const LatentAttentionRecipe& a, std::span<const BatchRow> rows) {
   const auto heads = static_cast<std::size_t>(a.num_heads);
-  const auto rank = static_cast<std::size_t>(a.kv_lora_rank);
+  const auto rank = static_cast<std::size_t>(a.kv_rank);
   const auto key_dim = static_cast<std::size_t>(a.key_dim());
   const std::size_t key_offset = kv_.key_offset(layer, 0), value_offset = kv_.value_offset(layer, 0);
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const float* latent = s_.k + i * key_dim;
     std::byte* block = rows[i].sequence->block(rows[i].position);
-    machine_.kernels.store_kv(latent, latent, a.key_dim(), a.kv_lora_rank, kv_.type,
+    machine_.kernels.store_kv(latent, latent, a.key_dim(), a.kv_rank, kv_.type,
                               static_cast<int>(rows[i].position % kKvBlockTokens), block + key_offset,
                               block + value_offset);
   }
@@ -103,7 +103,7 @@ void Decoder::attend_latent(int layer, const LatentAttentionRecipe& a, std::span
       work.query_stride = heads * key_dim;
       work.group = static_cast<int>(std::min(group, heads - first));
       work.head_dim = a.key_dim();
-      work.value_dim = a.kv_lora_rank;
+      work.value_dim = a.kv_rank;
       work.kv_type = kv_.type;
       work.blocks = rows[row].sequence->blocks();
       work.key_offset = key_offset;

@@ -30,6 +30,8 @@ float real(const JsonField& field) {
   return static_cast<float>(value);
 }
 
+bool flag(JsonObject& object, std::string_view key) { return object.has(key) && object.take(key).as_bool(); }
+
 namespace {
 
 template <typename T>
@@ -48,8 +50,6 @@ template <typename T>
 T one_of(JsonObject& object, std::string_view key, const std::string& what, T absent, Names<T> known) {
   return object.has(key) ? one_of<T>(object.take(key), what, known) : absent;
 }
-
-bool flag(JsonObject& object, std::string_view key) { return object.has(key) && object.take(key).as_bool(); }
 
 Norm parse_norm(JsonObject& object, std::string_view key) {
   return one_of<Norm>(object, key, "norm", Norm::rms, {{"rms", Norm::rms}, {"layer", Norm::layer}});
@@ -109,7 +109,8 @@ AttentionRecipe parse_attention(JsonObject object) {
     temperature.finish();
   }
   if (const JsonField rope = object.take("rope"); !rope.is_null()) a.rope = parse_rope(rope, a.head_dim);
-  a.output_gate = flag(object, "output_gate");
+  if (object.has("output_gate"))
+    a.output_gate = one_of<bool>(object.take("output_gate"), "gate of attention", {{"sigmoid", true}});
   object.finish();
   return a;
 }

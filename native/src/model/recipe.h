@@ -42,32 +42,34 @@ struct AttentionRecipe {
   };
   std::optional<Temperature> temperature;
   std::optional<RopeRecipe> rope;
-  bool output_gate = false;  // each head's query is followed by its gate
+  bool output_gate = false;  // the heads' output is multiplied by a sigmoid
 };
 
 // Attention over one latent row and one rotated key part a token, shared by all heads.
 struct LatentAttentionRecipe {
   int num_heads = 0;
-  std::optional<int> q_lora_rank;
-  int kv_lora_rank = 0;
-  int qk_nope_head_dim = 0;
-  int qk_rope_head_dim = 0;
-  int v_head_dim = 0;
+  std::optional<int> q_rank;
+  int kv_rank = 0;
+  int nope_head_dim = 0;
+  int rope_head_dim = 0;
+  int value_head_dim = 0;
   float scale = 1;
-  bool bias = false;
-  float latent_norm_eps = 1e-6F;
+  bool qkv_bias = false;
+  bool output_bias = false;
+  float norm_eps = 1e-6F;
   RopeRecipe rope;
 
-  int query_dim() const noexcept { return qk_nope_head_dim + qk_rope_head_dim; }  // of a head, as projected
-  int key_dim() const noexcept { return kv_lora_rank + qk_rope_head_dim; }        // as attended to
+  int query_dim() const noexcept { return nope_head_dim + rope_head_dim; }  // of a head, as projected
+  int key_dim() const noexcept { return kv_rank + rope_head_dim; }          // as attended to
 };
 
-struct DeltaNetRecipe {
+struct GatedDeltaRecipe {
   int num_key_heads = 0;
   int num_value_heads = 0;
   int key_head_dim = 0;
   int value_head_dim = 0;
-  int conv_width = 0;
+  int conv_kernel = 0;
+  float norm_eps = 1e-6F;
 
   int keys() const noexcept { return num_key_heads * key_head_dim; }  // of a row; as many queries
   int values() const noexcept { return num_value_heads * value_head_dim; }
@@ -75,11 +77,11 @@ struct DeltaNetRecipe {
 };
 
 struct ShortConvRecipe {
-  int width = 0;
+  int conv_kernel = 0;
   bool bias = false;
 };
 
-using MixerRecipe = std::variant<AttentionRecipe, LatentAttentionRecipe, DeltaNetRecipe, ShortConvRecipe>;
+using MixerRecipe = std::variant<AttentionRecipe, LatentAttentionRecipe, GatedDeltaRecipe, ShortConvRecipe>;
 
 enum class Scoring { softmax, sigmoid, sparsemixer };
 enum class RouterBias { none, logits, selection };

@@ -20,25 +20,26 @@ int whole_tiles(const JsonField& field, std::int64_t maximum) {
 LatentAttentionRecipe parse_latent_attention(JsonObject object) {
   LatentAttentionRecipe a;
   a.num_heads = positive(object.take("num_heads"), kMaxHeads);
-  if (const JsonField rank = object.take("q_lora_rank"); !rank.is_null()) a.q_lora_rank = positive(rank);
-  a.kv_lora_rank = whole_tiles(object.take("kv_lora_rank"), kMaxLatent);
-  a.qk_nope_head_dim = positive(object.take("qk_nope_head_dim"), kMaxHeadDim);
-  a.qk_rope_head_dim = positive(object.take("qk_rope_head_dim"), kMaxHeadDim);
-  a.v_head_dim = whole_tiles(object.take("v_head_dim"), kMaxHeadDim);
+  if (const JsonField rank = object.take("q_rank"); !rank.is_null()) a.q_rank = positive(rank);
+  a.kv_rank = whole_tiles(object.take("kv_rank"), kMaxLatent);
+  a.nope_head_dim = positive(object.take("nope_head_dim"), kMaxHeadDim);
+  a.rope_head_dim = positive(object.take("rope_head_dim"), kMaxHeadDim);
+  a.value_head_dim = whole_tiles(object.take("value_head_dim"), kMaxHeadDim);
   a.scale = real(object.take("scale"));
-  a.bias = object.take("bias").as_bool();
-  a.latent_norm_eps = real(object.take("latent_norm_eps"));
-  a.rope = parse_rope(object.take("rope"), a.qk_rope_head_dim);
+  a.norm_eps = real(object.take("norm_eps"));
+  a.rope = parse_rope(object.take("rope"), a.rope_head_dim);
+  a.qkv_bias = flag(object, "qkv_bias");
+  a.output_bias = flag(object, "output_bias");
   object.finish();
   return a;
 }
 
-int convolution_width(const JsonField& field) {
-  return static_cast<int>(field.as_integer(2, kMaxConvolution));
+int conv_kernel(JsonObject& object) {
+  return static_cast<int>(object.take("conv_kernel").as_integer(2, kMaxConvolution));
 }
 
-DeltaNetRecipe parse_delta_net(JsonObject object) {
-  DeltaNetRecipe d;
+GatedDeltaRecipe parse_gated_delta(JsonObject object) {
+  GatedDeltaRecipe d;
   d.num_key_heads = positive(object.take("num_key_heads"), kMaxHeads);
   const JsonField value_heads = object.take("num_value_heads");
   d.num_value_heads = positive(value_heads, kMaxHeads);
@@ -46,15 +47,16 @@ DeltaNetRecipe parse_delta_net(JsonObject object) {
     value_heads.fail("a multiple of num_key_heads = " + std::to_string(d.num_key_heads));
   d.key_head_dim = positive(object.take("key_head_dim"), kMaxHeadDim);
   d.value_head_dim = positive(object.take("value_head_dim"), kMaxHeadDim);
-  d.conv_width = convolution_width(object.take("conv_width"));
+  d.conv_kernel = conv_kernel(object);
+  d.norm_eps = real(object.take("norm_eps"));
   object.finish();
   return d;
 }
 
 ShortConvRecipe parse_short_conv(JsonObject object) {
   ShortConvRecipe c;
-  c.width = convolution_width(object.take("width"));
-  c.bias = object.take("bias").as_bool();
+  c.conv_kernel = conv_kernel(object);
+  c.bias = flag(object, "bias");
   object.finish();
   return c;
 }
@@ -67,9 +69,9 @@ MixerRecipe parse_mixer(const JsonField& field) {
   const std::string& name = kind.as_string();
   if (name == "attention") return parse_attention(std::move(object));
   if (name == "latent_attention") return parse_latent_attention(std::move(object));
-  if (name == "delta_net") return parse_delta_net(std::move(object));
+  if (name == "gated_delta") return parse_gated_delta(std::move(object));
   if (name == "short_conv") return parse_short_conv(std::move(object));
-  unsupported(kind, "sequence mixing", "attention, latent_attention, delta_net, short_conv");
+  unsupported(kind, "sequence mixing", "attention, latent_attention, gated_delta, short_conv");
 }
 
 }  // namespace edgert

@@ -55,7 +55,7 @@ void add(Widths& w, const AttentionRecipe& a, const ScratchShape& shape) {
   grow(w.q, a.num_heads * a.head_dim);
   grow(w.kv, a.num_kv_heads * a.head_dim);
   grow(w.mixed, a.num_heads * a.head_dim);
-  if (a.output_gate) grow(w.wide, 2 * a.num_heads * a.head_dim);
+  if (a.output_gate) grow(w.wide, a.num_heads * a.head_dim);
   grow(w.input, padded(1, a.num_heads * a.head_dim));
   grow(w.rotated, a.head_dim);
   grow(w.key, a.head_dim);
@@ -64,22 +64,22 @@ void add(Widths& w, const AttentionRecipe& a, const ScratchShape& shape) {
 }
 
 void add(Widths& w, const LatentAttentionRecipe& a, const ScratchShape& shape) {
-  const int rank = a.q_lora_rank.value_or(0);
-  grow(w.q, a.num_heads * std::max(a.query_dim(), a.v_head_dim));
+  const int rank = a.q_rank.value_or(0);
+  grow(w.q, a.num_heads * std::max(a.query_dim(), a.value_head_dim));
   grow(w.kv, a.key_dim());
   grow(w.wide, a.num_heads * a.key_dim());
-  grow(w.mixed, std::max(rank, a.num_heads * a.kv_lora_rank));
+  grow(w.mixed, std::max(rank, a.num_heads * a.kv_rank));
   grow(w.input, padded(1, rank));
-  grow(w.input, padded(a.num_heads, a.qk_nope_head_dim));
-  grow(w.input, padded(a.num_heads, a.kv_lora_rank));
-  grow(w.input, padded(1, a.num_heads * a.v_head_dim));
-  grow(w.rotated, a.qk_rope_head_dim);
+  grow(w.input, padded(a.num_heads, a.nope_head_dim));
+  grow(w.input, padded(a.num_heads, a.kv_rank));
+  grow(w.input, padded(1, a.num_heads * a.value_head_dim));
+  grow(w.rotated, a.rope_head_dim);
   grow(w.key, a.key_dim());
   grow(w.queries, latent_group(a.num_heads, shape.threads));
   grow(w.heads, a.num_heads);
 }
 
-void add(Widths& w, const DeltaNetRecipe& d, const ScratchShape&) {
+void add(Widths& w, const GatedDeltaRecipe& d, const ScratchShape&) {
   grow(w.q, d.channels());
   grow(w.mixed, d.channels());
   grow(w.kv, d.values());

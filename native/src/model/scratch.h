@@ -33,9 +33,9 @@ struct Scratch {
   float* q = nullptr;  // [rows][heads * head_dim], the largest layer's; likewise what other mixers project
   float* k = nullptr;
   float* v = nullptr;
-  float* wide = nullptr;   // [rows][...], queries with their gates, or absorbed into a latent space
-  float* mixed = nullptr;  // [rows][heads * head_dim], or what another mixer makes
-  float* gates = nullptr;  // [rows][2][value heads], of a delta net: decay and beta
+  float* wide = nullptr;              // [rows][...], gates of the heads, or queries in a latent space
+  float* mixed = nullptr;             // [rows][heads * head_dim], or what another mixer makes
+  float* gates = nullptr;             // [rows][2][value heads], of a delta net: decay and beta
   std::int32_t* head_rows = nullptr;  // [heads][rows], of latent attention: row * heads + head
   float* rotation = nullptr;          // [rows][2][head_dim / 2], cos and sin
   float* attention = nullptr;         // [threads][attention_floats]

@@ -24,9 +24,9 @@ StateLayout::StateLayout(const Recipe& recipe) {
     layer.history = floats;
     const MixerRecipe& mixer = recipe.block(i).mixer;
     if (const auto* conv = std::get_if<ShortConvRecipe>(&mixer)) {
-      floats += history_floats(conv->width, recipe.hidden_size);
-    } else if (const auto* delta = std::get_if<DeltaNetRecipe>(&mixer)) {
-      floats += history_floats(delta->conv_width, delta->channels());
+      floats += history_floats(conv->conv_kernel, recipe.hidden_size);
+    } else if (const auto* delta = std::get_if<GatedDeltaRecipe>(&mixer)) {
+      floats += history_floats(delta->conv_kernel, delta->channels());
       layer.recurrence = floats;
       floats += lines(static_cast<std::size_t>(delta->num_value_heads) *
                       delta_state_floats(delta->key_head_dim, delta->value_head_dim));

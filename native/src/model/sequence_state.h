@@ -21,7 +21,7 @@ struct StateLayout {
   explicit StateLayout(const Recipe& recipe);
 
   struct Layer {
-    std::size_t history = 0;     // [conv_width - 1][channels]
+    std::size_t history = 0;     // [conv_kernel - 1][channels]
     std::size_t recurrence = 0;  // [value heads][delta_state_floats]
   };
   std::vector<Layer> layers;

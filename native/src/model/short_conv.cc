@@ -19,9 +19,9 @@ void Decoder::mix(int layer, const ShortConvRecipe& c, const ShortConvWeights& w
   Convolution work;
   work.x = s_.q;
   work.x_stride = width;
-  work.width = c.width;
+  work.width = c.conv_kernel;
   work.channels = hidden();
-  work.weights = reinterpret_cast<const float*>(w.convolution.data);
+  work.weights = reinterpret_cast<const float*>(w.conv.data);
   work.bias = w.bias;
   work.y = s_.mixed;
   work.y_stride = hidden();
@@ -29,14 +29,14 @@ void Decoder::mix(int layer, const ShortConvRecipe& c, const ShortConvWeights& w
 
   Activations mixed{s_.mixed, hidden(), rows.size(), s_.inputs};
   mixed.quantized.padded = round_up(hidden(), kMaxGroup);
-  const bool integer = any_integer({w.out.format});
+  const bool integer = any_integer({w.o.format});
   machine_.for_rows(rows.size(), [&](std::size_t i, int) {
     const float* gate = s_.q + i * width + hidden();
     float* y = s_.mixed + i * hidden();
     for (std::size_t j = 0; j < hidden(); ++j) y[j] *= gate[j];
     if (integer) quantize_row(machine_, mixed, hidden(), i);
   });
-  multiply(machine_, {product(w.out, mixed, s_.projected, hidden(), w.out_bias)});
+  multiply(machine_, {product(w.o, mixed, s_.projected, hidden(), w.o_bias)});
 }
 
 // `work` for each sequence's rows, whose history is at `offset` of its state. x and y are those of all rows.

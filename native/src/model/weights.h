@@ -25,47 +25,49 @@ struct Matrix {
 
 struct AttentionWeights {
   Matrix q, k, v, o;
+  std::optional<Matrix> gate;
   const float* q_bias = nullptr;  // null where the recipe has none
   const float* k_bias = nullptr;
   const float* v_bias = nullptr;
   const float* o_bias = nullptr;
+  const float* gate_bias = nullptr;
   const float* q_norm = nullptr;
   const float* k_norm = nullptr;
   const float* sinks = nullptr;
 };
 
 struct LatentAttentionWeights {
-  Matrix q;  // from the hidden state, or from q_a's normed rows
-  Matrix q_a, kv_a;
-  Matrix k_b;  // each head's [kv_lora_rank, qk_nope_head_dim], one below the other
-  Matrix v_b;  // each head's [v_head_dim, kv_lora_rank]
+  std::optional<Matrix> q_a;
+  Matrix q;  // q_b where there is q_a
+  Matrix kv_a;
+  Matrix k_b;  // each head's [kv_rank, nope_head_dim], one below the other
+  Matrix v_b;  // each head's [value_head_dim, kv_rank]
   Matrix o;
-  const float* q_a_norm = nullptr;  // null where there is no q_a
+  const float* q_a_norm = nullptr;
   const float* kv_a_norm = nullptr;
   const float* q_a_bias = nullptr;  // null where the recipe has none
   const float* kv_a_bias = nullptr;
   const float* o_bias = nullptr;
 };
 
-struct DeltaNetWeights {
-  Matrix qkv, z, out;
-  Matrix a, b;         // f32
-  Matrix convolution;  // f32
-  const float* decay_rate = nullptr;
+struct GatedDeltaWeights {
+  Matrix q, k, v, z, o;
+  Matrix a, b, conv;  // f32
+  const float* decay = nullptr;
   const float* dt_bias = nullptr;
   const float* norm = nullptr;
 };
 
 struct ShortConvWeights {
-  Matrix in, out;
-  Matrix convolution;  // f32
+  Matrix in, o;
+  Matrix conv;  // f32
   const float* in_bias = nullptr;
   const float* bias = nullptr;
-  const float* out_bias = nullptr;
+  const float* o_bias = nullptr;
 };
 
 using MixerWeights =
-    std::variant<AttentionWeights, LatentAttentionWeights, DeltaNetWeights, ShortConvWeights>;
+    std::variant<AttentionWeights, LatentAttentionWeights, GatedDeltaWeights, ShortConvWeights>;
 
 struct GatedFfnWeights {
   Matrix gate, up, down;

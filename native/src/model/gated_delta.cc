@@ -22,7 +22,7 @@ float softplus(float x) { return x > 20 ? x : std::log1p(std::exp(x)); }
 
 }  // namespace
 
-void Decoder::mix(int layer, const DeltaNetRecipe& d, const DeltaNetWeights& w, Activations& in,
+void Decoder::mix(int layer, const GatedDeltaRecipe& d, const GatedDeltaWeights& w, Activations& in,
                   std::span<const BatchRow> rows) {
   const auto channels = static_cast<std::size_t>(d.channels());
   const auto values = static_cast<std::size_t>(d.values());
@@ -30,15 +30,17 @@ void Decoder::mix(int layer, const DeltaNetRecipe& d, const DeltaNetWeights& w, 
   const auto key_dim = static_cast<std::size_t>(d.key_head_dim);
   const auto value_dim = static_cast<std::size_t>(d.value_head_dim);
   const StateLayout::Layer& state = state_.layers[static_cast<std::size_t>(layer)];
-  if (any_integer({w.qkv.format, w.z.format})) quantize(machine_, in, hidden());
-  multiply(machine_, {product(w.qkv, in, s_.q, channels), product(w.z, in, s_.v, values),
+  const auto keys = static_cast<std::size_t>(d.keys());
+  if (any_integer({w.q.format, w.k.format, w.v.format, w.z.format})) quantize(machine_, in, hidden());
+  multiply(machine_, {product(w.q, in, s_.q, channels), product(w.k, in, s_.q + keys, channels),
+                      product(w.v, in, s_.q + 2 * keys, channels), product(w.z, in, s_.v, values),
                       product(w.a, in, s_.gates, 2 * heads), product(w.b, in, s_.gates + heads, 2 * heads)});
   Convolution work;
   work.x = s_.q;
   work.x_stride = channels;
-  work.width = d.conv_width;
+  work.width = d.conv_kernel;
   work.channels = channels;
-  work.weights = reinterpret_cast<const float*>(w.convolution.data);
+  work.weights = reinterpret_cast<const float*>(w.conv.data);
   work.silu = true;
   work.y = s_.mixed;
   work.y_stride = channels;
@@ -51,7 +53,7 @@ void Decoder::mix(int layer, const DeltaNetRecipe& d, const DeltaNetWeights& w, 
     float* decay = s_.gates + i * 2 * heads;
     float* beta = decay + heads;
     for (std::size_t h = 0; h < heads; ++h) {
-      decay[h] = std::exp(w.decay_rate[h] * softplus(decay[h] + w.dt_bias[h]));
+      decay[h] = std::exp(w.decay[h] * softplus(decay[h] + w.dt_bias[h]));
       beta[h] = 1 / (1 + std::exp(-beta[h]));
     }
   });
@@ -59,18 +61,18 @@ void Decoder::mix(int layer, const DeltaNetRecipe& d, const DeltaNetWeights& w, 
 
   Activations mixed{s_.v, values, rows.size(), s_.inputs};
   mixed.quantized.padded = round_up(values, kMaxGroup);
-  const bool integer = any_integer({w.out.format});
+  const bool integer = any_integer({w.o.format});
   machine_.for_rows(rows.size(), [&](std::size_t i, int) {
     for (std::size_t at = i * values; at < (i + 1) * values; at += value_dim)
-      machine_.kernels.rms_norm(s_.k + at, w.norm, value_dim, recipe_.block(layer).norm_eps, s_.k + at);
+      machine_.kernels.rms_norm(s_.k + at, w.norm, value_dim, d.norm_eps, s_.k + at);
     machine_.kernels.silu_mul(s_.v + i * values, s_.k + i * values, values);
     if (integer) quantize_row(machine_, mixed, values, i);
   });
-  multiply(machine_, {product(w.out, mixed, s_.projected, hidden())});
+  multiply(machine_, {product(w.o, mixed, s_.projected, hidden())});
 }
 
 // Of the convolved rows, into s_.k; each sequence's states are at `offset` of what it keeps.
-void Decoder::delta_rule(const DeltaNetRecipe& d, std::size_t offset, std::span<const BatchRow> rows) {
+void Decoder::delta_rule(const GatedDeltaRecipe& d, std::size_t offset, std::span<const BatchRow> rows) {
   const auto channels = static_cast<std::size_t>(d.channels());
   const auto keys = static_cast<std::size_t>(d.keys());
   const auto heads = static_cast<std::size_t>(d.num_value_heads);
