@@ -111,6 +111,12 @@ class Config:
             )
         return str(value)
 
+    def same(self, key: str, other: str) -> None:
+        """Refuse two names of one value that disagree; `key` may be absent."""
+        value, expected = self.get(key), self.get(other)
+        if value is not None and value != expected:
+            self.fail(key, f"{str(value)[:80]}, but {other} is {str(expected)[:80]}")
+
     def fail(self, key: str, message: str) -> NoReturn:
         raise CorruptError(f"{self.where}: {key}: {message}")
 

@@ -1,12 +1,12 @@
 """What a family says about a model: the recipe, and where each of its tensors is in the checkpoint."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from edgert.errors import CorruptError, UnsupportedError
 
-from .tensor import Tensor
+from .tensor import Tensor, TensorInfo, TransposedTensor
 
 # The kinds choose formats separately; "exact" is always f32 (router, shared-expert gate, norms, biases).
 Kind = Literal["embedding", "output", "dense", "exact"]
@@ -14,13 +14,14 @@ Kind = Literal["embedding", "output", "dense", "exact"]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Rows of a checkpoint tensor: all of them, or `rows` from `first_row` on. Every dimension but the last
-    counts as rows."""
+    """Rows of a checkpoint tensor: all of them, or `rows` from `first_row` on, each `step` after the one before. Every
+    dimension but the last counts as rows."""
 
     tensor: Tensor
     first_row: int
     rows: int
     cols: int
+    step: int = 1
 
     @property
     def bytes(self) -> int:
@@ -45,6 +46,7 @@ class Expert:
     gate: Source
     up: Source
     down: Source
+    biases: tuple[Source, ...] = ()  # of gate, up and down, where it has them
 
     @property
     def sources(self) -> tuple[Source, Source, Source]:
@@ -99,6 +101,25 @@ class SourceTensors:
     def whole(self, name: str, shape: tuple[int, ...]) -> Source:
         rows = shape[0] if len(shape) == 2 else 1
         return Source(self.find(name, shape), 0, rows, shape[-1])
+
+    def is_plain(self, name: str) -> bool:
+        """Whether the checkpoint has this tensor as floats."""
+        return isinstance(self._tensors.get(name), TensorInfo)
+
+    def transposed(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The tensor of this shape that the checkpoint holds with its last two dimensions exchanged."""
+        *outer, outputs, inputs = shape
+        return TransposedTensor(self._floats(name, (*outer, inputs, outputs)))
+
+    def elements(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The tensor with each element as a row of its own."""
+        return replace(self._floats(name, shape), shape=(*shape, 1))
+
+    def _floats(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
+        tensor = self.find(name, shape)
+        if not isinstance(tensor, TensorInfo):
+            raise UnsupportedError(f"{tensor.path}: tensor {name!r}: is quantised; only floats are read here")
+        return tensor
 
     def finish(self, without_effect: Collection[str] = ()) -> None:
         """Refuse what is left over. `without_effect`: endings of names that may be."""

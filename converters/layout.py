@@ -16,7 +16,7 @@ _TENSOR_ALIGNMENT = 64
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A dense tensor, or one expert's gate, up and down, at `offset` of a file."""
+    """A dense tensor, or one expert's gate, up and down and then their biases, at `offset` of a file."""
 
     parts: tuple[Part, ...]
     file: int
@@ -89,9 +89,13 @@ class _Planner:
         prefix = f"layers.{expert.layer}.experts.{expert.index}."
         names = formats.of_expert(expert)
         sources = zip(("gate", "up", "down"), expert.sources, strict=True)
-        return tuple(
+        matrices = [
             self._part(prefix + name, source, format_name)
             for (name, source), format_name in zip(sources, names, strict=True)
+        ]
+        biases = zip(("gate_bias", "up_bias", "down_bias"), expert.biases, strict=False)
+        return *matrices, *(
+            self._part(prefix + name, source, "f32", is_vector=True) for name, source in biases
         )
 
     def _place_expert(self, layer: int, index: int, parts: tuple[Part, ...]) -> None:

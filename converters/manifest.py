@@ -29,7 +29,7 @@ def build_manifest(
     by_layer: dict[int, list[list[Any]]] = {}
     for extent, result in zip(layout.experts, experts, strict=True):
         assert extent.expert is not None
-        gate, up, down = (part.format for part in extent.parts)
+        gate, up, down = (part.format for part in extent.parts[:3])
         number = combinations.setdefault((gate, up, down), len(combinations))
         row = [extent.file, extent.offset, extent.bytes, result.checksum, number]
         by_layer.setdefault(extent.expert[0], []).append(row)

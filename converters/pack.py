@@ -36,7 +36,7 @@ class Part:
     @property
     def bytes(self) -> int:
         if self.is_vector:
-            return 4 * self.source.cols
+            return 4 * self.source.rows * self.source.cols
         return _native.packed_bytes(self.format, self.source.rows, self.source.cols)
 
 
@@ -100,9 +100,8 @@ class _PartPacker:
         """`first_row` counts from the part's."""
         # A column of f32 packs to itself, padded: so vectors take the way of the matrices.
         cols = self._part.source.cols
-        shape = (cols, 1) if self._part.is_vector else (rows, cols)
+        shape = (rows * cols, 1) if self._part.is_vector else (rows, cols)
         packed = bytearray(_native.packed_bytes(self._part.format, *shape))
-        first_row += self._part.source.first_row
         if self._part.carried:
             self._carry(first_row, rows, packed)
         else:
@@ -110,13 +109,14 @@ class _PartPacker:
         return memoryview(packed)[: self._part.bytes] if self._part.is_vector else memoryview(packed)
 
     def _carry(self, first_row: int, rows: int, packed: bytearray) -> None:
+        source = self._part.source
         try:
-            self._reader.carry(first_row, rows, packed)
+            self._reader.carry(self._row(first_row), rows, packed, source.step)
         except InvalidArgumentError as error:
-            raise self._explain(error, *self._reader.floats(first_row, rows), first_row) from None
+            raise self._explain(error, *self._floats(first_row, rows), first_row) from None
 
     def _quantize(self, first_row: int, rows: int, shape: tuple[int, int], packed: bytearray) -> None:
-        raw, dtype = self._reader.floats(first_row, rows)
+        raw, dtype = self._floats(first_row, rows)
         cols = self._part.source.cols
         remainder = None if self._remainder_file is None else bytearray(rows * cols)
         try:
@@ -137,8 +137,14 @@ class _PartPacker:
         if remainder is not None and self._remainder_file is not None:
             self._remainder_hash.update(remainder)
             assert self._part.remainder_offset is not None
-            begin = self._part.remainder_offset + (first_row - self._part.source.first_row) * cols
-            write_at(self._remainder_file, begin, remainder)
+            write_at(self._remainder_file, self._part.remainder_offset + first_row * cols, remainder)
+
+    def _row(self, row: int) -> int:
+        """In the tensor."""
+        return self._part.source.first_row + row * self._part.source.step
+
+    def _floats(self, first_row: int, rows: int) -> tuple[bytes | bytearray, str]:
+        return self._reader.floats(self._row(first_row), rows, self._part.source.step)
 
     def error(self) -> Error:
         return Error(*self._sums)
@@ -154,8 +160,8 @@ class _PartPacker:
         position = _first_not_finite(raw, dtype)
         where = f"{tensor.path}: tensor {tensor.name!r}"
         if position is None:
-            return CorruptError(f"{where}: rows from {first_row} on: {error}")
-        row, column = first_row + position // cols, position % cols
+            return CorruptError(f"{where}: rows from {self._row(first_row)} on: {error}")
+        row, column = self._row(first_row + position // cols), position % cols
         return CorruptError(
             f"{where}: element {row * cols + column} (row {row}, column {column}), "
             f"{tensor.address(row, column)}: NaN or infinity; a weight is a finite number"
@@ -166,7 +172,7 @@ def slabs(part: Part) -> list[tuple[int, int]]:
     """(first row, rows) of each piece to handle at a time: whole tiles, and at least one."""
     source = part.source
     if part.is_vector:
-        return [(0, 1)]
+        return [(0, source.rows)]
     tile = max(TILE_ROWS * source.tensor.row_bytes, _native.packed_bytes(part.format, TILE_ROWS, source.cols))
     if source.tensor.stored_format is not None and not part.carried:
         tile = max(tile, TILE_ROWS * source.cols * 4)  # dequantised in between

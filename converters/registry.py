@@ -9,12 +9,13 @@ from edgert.errors import CorruptError, UnsupportedError
 from .checkpoint import Checkpoint
 from .config import Config
 from .decoder import Decoder, SourceTensors
-from .families import llama, mixtral, olmoe, qwen2_moe, qwen3, qwen3_moe
+from .families import gpt_oss, llama, mixtral, olmoe, qwen2_moe, qwen3, qwen3_moe
 from .tensor import TensorInfo
 
 Family = Callable[[Config, SourceTensors], Decoder]
 
 FAMILIES: dict[str, Family] = {
+    "gpt_oss": gpt_oss.decoder,
     "llama": llama.decoder,
     "mixtral": mixtral.decoder,
     "olmoe": olmoe.decoder,

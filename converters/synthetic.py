@@ -104,7 +104,7 @@ def _fill_extent(
 def _random(part: Part, rows: int, seed: int) -> bytearray:
     cols = part.source.cols
     if part.is_vector:
-        return bytearray((b"\0\0\x80\x3f" if part.name.endswith("norm") else b"\0\0\0\0") * cols)
+        return bytearray((b"\0\0\x80\x3f" if part.name.endswith("norm") else b"\0\0\0\0") * rows * cols)
     packed = bytearray(_native.packed_bytes(part.format, rows, cols))
     kind = part.name.rpartition(".")[2]
     deviation = _PRODUCT_DEVIATION.get(kind, 1.0)

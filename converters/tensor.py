@@ -22,10 +22,11 @@ class TensorReader(Protocol):
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *exception: object) -> None: ...
-    def floats(self, first_row: int, rows: int) -> tuple[bytes | bytearray, str]:
-        """The weights of these rows, row-major, and their element type: f32, f16 or bf16."""
+    def floats(self, first_row: int, rows: int, step: int = 1) -> tuple[bytes | bytearray, str]:
+        """The weights of `rows` rows, each `step` after the one before, row-major, and their element type: f32, f16 or
+        bf16."""
 
-    def carry(self, first_row: int, rows: int, destination: bytearray) -> None:
+    def carry(self, first_row: int, rows: int, destination: bytearray, step: int = 1) -> None:
         """The same rows packed in the tensor's stored_format, code for code. Only for formats that are not floats; raises
         InvalidArgumentError where the format cannot hold them."""
 
@@ -109,12 +110,91 @@ class _FloatReader:
     def __exit__(self, *exception: object) -> None:
         self._file.close()
 
-    def floats(self, first_row: int, rows: int) -> tuple[bytes | bytearray, str]:
+    def floats(self, first_row: int, rows: int, step: int = 1) -> tuple[bytes | bytearray, str]:
         row_bytes = self._tensor.row_bytes
-        raw = self._file.read(self._tensor.begin + first_row * row_bytes, rows * row_bytes)
+        raw = _read_rows(self._file, self._tensor.begin + first_row * row_bytes, row_bytes, rows, step)
         return raw, _FLOATS[self._tensor.dtype][0]
 
-    def carry(self, first_row: int, rows: int, destination: bytearray) -> None:
+    def carry(self, first_row: int, rows: int, destination: bytearray, step: int = 1) -> None:
+        raise NotImplementedError("floats are packed from floats()")
+
+
+def _read_rows(file: InputFile, offset: int, row_bytes: int, rows: int, step: int) -> bytes | bytearray:
+    """`rows` rows from `offset` on, each `step` after the one before."""
+    raw = file.read(offset, ((rows - 1) * step + 1) * row_bytes)
+    if step == 1:
+        return raw
+    view = memoryview(raw)
+    return b"".join(view[at : at + row_bytes] for at in range(0, len(raw), step * row_bytes))
+
+
+@dataclass(frozen=True, slots=True)
+class TransposedTensor:
+    """Matrices [.., outputs, inputs] of which the checkpoint has [.., inputs, outputs]: its columns are rows here."""
+
+    stored: TensorInfo
+
+    @property
+    def name(self) -> str:
+        return self.stored.name
+
+    @property
+    def path(self) -> Path:
+        return self.stored.path
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        *outer, inputs, outputs = self.stored.shape
+        return *outer, outputs, inputs
+
+    @property
+    def row_bytes(self) -> int:
+        return self.shape[-1] * self.stored.element_bytes
+
+    @property
+    def stored_format(self) -> str | None:
+        return self.stored.stored_format
+
+    def check(self) -> None:
+        self.stored.check()
+
+    def offset(self, row: int, column: int) -> int:
+        outputs, inputs = self.shape[-2:]
+        matrix, output = divmod(row, outputs)
+        element = (matrix * inputs + column) * outputs + output
+        return self.stored.begin + element * self.stored.element_bytes
+
+    def address(self, row: int, column: int) -> str:
+        return f"byte {self.offset(row, column)}"
+
+    def open(self) -> TensorReader:
+        return _TransposedReader(self)
+
+
+class _TransposedReader:
+    def __init__(self, tensor: TransposedTensor) -> None:
+        self._tensor = tensor
+        self._file = InputFile(tensor.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def floats(self, first_row: int, rows: int, step: int = 1) -> tuple[bytes | bytearray, str]:
+        """REQUIRES rows of one matrix."""
+        dtype, element_bytes = _FLOATS[self._tensor.stored.dtype]
+        inputs = self._tensor.shape[-1]
+        span = (rows - 1) * step + 1  # elements of a stored row
+        raw = memoryview(bytearray(inputs * span * element_bytes))
+        for column in range(inputs):
+            part = raw[column * span * element_bytes :][: span * element_bytes]
+            self._file.read_into(self._tensor.offset(first_row, column), part)
+        elements = raw.cast("I" if element_bytes == 4 else "H")
+        return b"".join(elements[row::span].tobytes() for row in range(0, span, step)), dtype
+
+    def carry(self, first_row: int, rows: int, destination: bytearray, step: int = 1) -> None:
         raise NotImplementedError("floats are packed from floats()")
 
 
@@ -173,16 +253,16 @@ class _BlockReader:
     def __exit__(self, *exception: object) -> None:
         self._file.close()
 
-    def floats(self, first_row: int, rows: int) -> tuple[bytes | bytearray, str]:
-        raw = self._read(first_row, rows)
+    def floats(self, first_row: int, rows: int, step: int = 1) -> tuple[bytes | bytearray, str]:
+        raw = self._read(first_row, rows, step)
         return _native.dequantize(self._tensor.block.name, raw, rows, self._tensor.shape[-1]), "f32"
 
-    def carry(self, first_row: int, rows: int, destination: bytearray) -> None:
-        raw = self._read(first_row, rows)
+    def carry(self, first_row: int, rows: int, destination: bytearray, step: int = 1) -> None:
+        raw = self._read(first_row, rows, step)
         _native.repack(
             self._tensor.block.name, raw, rows, self._tensor.shape[-1], destination=destination, threads=1
         )
 
-    def _read(self, first_row: int, rows: int) -> bytearray:
+    def _read(self, first_row: int, rows: int, step: int) -> bytes | bytearray:
         row_bytes = self._tensor.row_bytes
-        return self._file.read(self._tensor.begin + first_row * row_bytes, rows * row_bytes)
+        return _read_rows(self._file, self._tensor.begin + first_row * row_bytes, row_bytes, rows, step)

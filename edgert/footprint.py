@@ -78,7 +78,7 @@ def sizes_of_config(
     layout = layout_of(decoder, device=device, **formats)
     sources = [tensor.source for tensor in decoder.dense]
     for expert in decoder.experts:
-        sources += expert.sources
+        sources += (*expert.sources, *expert.biases)
     page = _native.page_size()
     return _sizes(
         name,

@@ -251,6 +251,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmoe": {"num_experts": 9, "num_experts_per_tok": 3, "intermediate_size": 40},
     "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 40},
     "llama": {"intermediate_size": 100},
+    "gpt_oss": {
+        "num_local_experts": 8,
+        "num_experts_per_tok": 3,
+        "intermediate_size": 40,
+        "head_dim": 16,
+        "sliding_window": 11,
+    },
     "qwen3": {"intermediate_size": 100, "head_dim": 16},
 }
 
@@ -264,6 +271,17 @@ _LLAMA3 = _rope(
     "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64
 )
 _YARN = _rope("yarn", factor=4.0, original_max_position_embeddings=64)
+_GPT_OSS_YARN = {
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 150000.0,
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 32,
+    }
+}
 _YARN_ALL = _rope(
     "yarn",
     factor=4.0,
@@ -330,6 +348,10 @@ VARIANTS = [
     Variant("llama-bias-MHA-linear_rope-old_config", "llama", {
         "attention_bias": True, "num_key_value_heads": 4, **_LINEAR}, old_config=True),
     Variant("llama-head_dim-MQA-f16", "llama", {"head_dim": 32, "num_key_value_heads": 1}, dtype="float16"),
+    Variant("gpt_oss", "gpt_oss", _GPT_OSS_YARN),
+    Variant("gpt_oss-bf16-shards-full_attention-tied", "gpt_oss", {
+        "layer_types": ["full_attention"] * 2 + ["sliding_attention"], "tie_word_embeddings": True},
+        dtype="bfloat16", shards=True),
     Variant("qwen3", "qwen3", {"tie_word_embeddings": True}, dtype="bfloat16"),
     Variant("qwen3-mixed_windows-bias-yarn", "qwen3", {
         "use_sliding_window": True, "sliding_window": 10, "max_window_layers": 1, "attention_bias": True, **_YARN}),

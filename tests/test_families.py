@@ -27,6 +27,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3_moe": BASE | MOE | {"head_dim": 32},
     "qwen2_moe": BASE | MOE | {"shared_expert_intermediate_size": 80},
     "olmoe": BASE | {"num_experts": 8, "num_experts_per_tok": 2},
+    "gpt_oss": BASE
+    | {"num_local_experts": 8, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 128},
     "mixtral": BASE | {"num_local_experts": 8, "num_experts_per_tok": 2},
 }
 

@@ -2,7 +2,8 @@
 
 from ..config import Config
 from ..decoder import Decoder, SourceTensors
-from .common import assemble, attention, dense_ffn, num_layers
+from .assembly import assemble
+from .common import attention, dense_ffn, num_layers
 
 
 def decoder(config: Config, tensors: SourceTensors) -> Decoder:

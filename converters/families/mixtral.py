@@ -2,7 +2,8 @@
 
 from ..config import Config
 from ..decoder import Decoder, SourceTensors
-from .common import Names, assemble, attention, moe_ffn, num_layers, sliding_window, softmax_router
+from .assembly import Names, assemble
+from .common import attention, moe_ffn, num_layers, sliding_window, softmax_router
 
 
 def decoder(config: Config, tensors: SourceTensors) -> Decoder:

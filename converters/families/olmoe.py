@@ -2,7 +2,8 @@
 
 from ..config import Config
 from ..decoder import Decoder, SourceTensors
-from .common import assemble, attention, moe_ffn, num_layers, softmax_router
+from .assembly import assemble
+from .common import attention, moe_ffn, num_layers, softmax_router
 
 
 def decoder(config: Config, tensors: SourceTensors) -> Decoder:

@@ -2,7 +2,8 @@
 
 from ..config import Config
 from ..decoder import Decoder, SourceTensors
-from .common import assemble, attention, moe_ffn, num_layers, sliding_window, softmax_router, sparse_layers
+from .assembly import assemble
+from .common import attention, moe_ffn, num_layers, sliding_window, softmax_router, sparse_layers
 
 
 def decoder(config: Config, tensors: SourceTensors) -> Decoder:

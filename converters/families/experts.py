@@ -1,0 +1,83 @@
+"""Where the experts of a layer are in a checkpoint: one by one, all in a tensor, and gate and up apart or as one."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..decoder import Expert, Source, SourceTensors
+from ..tensor import Tensor
+
+# How a tensor of all experts' gate and up has them: "rows": [experts, gate rows then up rows, hidden], with down
+# [experts, hidden, width]; "columns": both with the last two dimensions exchanged; "interleaved": as columns, gate and up
+# by turns, but by rows where the tensors are quantised.
+Fused = Literal["rows", "columns", "interleaved"]
+
+
+@dataclass(frozen=True)
+class ExpertLayout:
+    prefix: str
+    names: tuple[str, str, str]  # of gate, up and down, where each expert has its own
+    fused: Fused
+    biased: bool
+
+
+def experts_of(
+    tensors: SourceTensors, layout: ExpertLayout, layer: int, ffn: dict[str, Any], hidden: int
+) -> Iterator[Expert]:
+    """The experts of `layer`, whose recipe is `ffn`."""
+    count, width = ffn["num_experts"], ffn["moe_intermediate_size"]
+    if layout.prefix + "gate_up_proj" in tensors:
+        finder = _Fused(tensors, layout, count, width, hidden)
+        return (finder.expert(layer, index) for index in range(count))
+    return _separate(tensors, layout, layer, count, width, hidden)
+
+
+def _separate(
+    tensors: SourceTensors, layout: ExpertLayout, layer: int, count: int, width: int, hidden: int
+) -> Iterator[Expert]:
+    shapes = ((width, hidden), (width, hidden), (hidden, width))
+    for index in range(count):
+        gate, up, down = (
+            tensors.whole(f"{layout.prefix}{index}.{part}.weight", shape)
+            for part, shape in zip(layout.names, shapes, strict=True)
+        )
+        yield Expert(layer, index, gate, up, down)
+
+
+class _Fused:
+    """All experts in one tensor of gate and up, and one of down."""
+
+    def __init__(
+        self, tensors: SourceTensors, layout: ExpertLayout, count: int, width: int, hidden: int
+    ) -> None:
+        self.width = width
+        self.hidden = hidden
+        # Where up follows gate, and how far the next row of the same is.
+        self.up, self.step = (1, 2) if layout.fused == "interleaved" else (width, 1)
+        exchanged = layout.fused != "rows" and tensors.is_plain(layout.prefix + "gate_up_proj")
+        find = tensors.transposed if exchanged else tensors.find
+        self.gate_up = find(layout.prefix + "gate_up_proj", (count, 2 * width, hidden))
+        self.down = find(layout.prefix + "down_proj", (count, hidden, width))
+        self.biases: tuple[Tensor, Tensor] | None = None
+        if layout.biased:
+            self.biases = (
+                tensors.elements(layout.prefix + "gate_up_proj_bias", (count, 2 * width)),
+                tensors.elements(layout.prefix + "down_proj_bias", (count, hidden)),
+            )
+
+    def expert(self, layer: int, index: int) -> Expert:
+        biases: tuple[Source, ...] = ()
+        if self.biases is not None:
+            gate_up, down = self.biases
+            biases = (*self.halves(gate_up, index, 1), Source(down, self.hidden * index, self.hidden, 1))
+        gate, up = self.halves(self.gate_up, index, self.hidden)
+        return Expert(
+            layer, index, gate, up, Source(self.down, self.hidden * index, self.hidden, self.width), biases
+        )
+
+    def halves(self, gate_up: Tensor, index: int, cols: int) -> tuple[Source, Source]:
+        first = 2 * self.width * index
+        return (
+            Source(gate_up, first, self.width, cols, self.step),
+            Source(gate_up, first + self.up, self.width, cols, self.step),
+        )
