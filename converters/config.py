@@ -74,6 +74,10 @@ class Config:
         value = self._values.get(key)
         return default if value is None else value
 
+    def stated(self, key: str) -> bool:
+        """Whether config.json has the key, be it null."""
+        return key in self._values
+
     def integer(self, key: str, default: int | object = _MISSING, *, minimum: int = 1, maximum: int) -> int:
         value = self._required(key, default)
         if type(value) is not int or not minimum <= value <= maximum:

@@ -121,6 +121,13 @@ class SourceTensors:
             raise UnsupportedError(f"{tensor.path}: tensor {name!r}: is quantised; only floats are read here")
         return tensor
 
+    def leave_out(self, prefix: str, what: str, notes: list[str]) -> None:
+        """Tensors that this version does without, of which `notes` will tell."""
+        names = [name for name in self._tensors if name.startswith(prefix)]
+        self._used.update(names)
+        if names:
+            notes.append(f"{what} is left out: {len(names)} tensors, {prefix}*")
+
     def finish(self, without_effect: Collection[str] = ()) -> None:
         """Refuse what is left over. `without_effect`: endings of names that may be."""
         for name, tensor in self._tensors.items():

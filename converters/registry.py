@@ -9,19 +9,27 @@ from edgert.errors import CorruptError, UnsupportedError
 from .checkpoint import Checkpoint
 from .config import Config
 from .decoder import Decoder, SourceTensors
-from .families import gpt_oss, llama, mixtral, olmoe, qwen2_moe, qwen3, qwen3_moe
+from .families import deepseek, gpt_oss, lfm2, llama, mixtral, olmoe, qwen2_moe, qwen3, qwen3_moe, qwen3_next
 from .tensor import TensorInfo
 
 Family = Callable[[Config, SourceTensors], Decoder]
 
 FAMILIES: dict[str, Family] = {
+    "deepseek_v2": deepseek.v2,
+    "deepseek_v3": deepseek.v3,
+    "glm4_moe_lite": deepseek.glm4_moe_lite,
     "gpt_oss": gpt_oss.decoder,
+    "kimi_k2": deepseek.v3,
+    "lfm2": lfm2.lfm2,
+    "lfm2_moe": lfm2.moe,
     "llama": llama.decoder,
     "mixtral": mixtral.decoder,
     "olmoe": olmoe.decoder,
     "qwen2_moe": qwen2_moe.decoder,
     "qwen3": qwen3.decoder,
+    "qwen3_5_moe_text": qwen3_next.qwen3_5_moe_text,
     "qwen3_moe": qwen3_moe.decoder,
+    "qwen3_next": qwen3_next.decoder,
 }
 
 # Buffers that older checkpoints carry and that the configuration determines.

@@ -14,9 +14,12 @@ from .config import Config
 _KINDS = ("default", "linear", "llama3", "yarn")
 
 
-def rope_from(config: Config, head_dim: int, default_theta: float = 10000.0) -> dict[str, Any]:
+def rope_from(
+    config: Config, head_dim: int, default_theta: float = 10000.0, partial: float | None = None
+) -> dict[str, Any]:
     """The recipe's `rope` from `rope_theta` and `rope_scaling`, or from the newer `rope_parameters`.
 
+    `partial`: the share of a head that rotates where config.json is silent; None: the model type knows no such share.
     Raises UnsupportedError for a kind of scaling or a key that is not understood.
     """
     if head_dim % 2:
@@ -25,7 +28,12 @@ def rope_from(config: Config, head_dim: int, default_theta: float = 10000.0) -> 
     outer_theta = config.number("rope_theta", default_theta, minimum=1.001, maximum=1e12)
     theta = scaling.number("rope_theta", outer_theta, minimum=1.001, maximum=1e12)
     kind = scaling.choice("rope_type", scaling.choice("type", "default", _KINDS), _KINDS)
-    if scaling.number("partial_rotary_factor", 1.0, minimum=0.0) != 1.0:
+    if partial is not None:
+        share = config.number("partial_rotary_factor", partial, minimum=0.0, maximum=1.0)
+        head_dim = int(head_dim * scaling.number("partial_rotary_factor", share, minimum=0.0, maximum=1.0))
+        if head_dim < 2 or head_dim % 2:
+            config.fail("partial_rotary_factor", f"{head_dim} elements of a head; an even number is needed")
+    elif scaling.number("partial_rotary_factor", 1.0, minimum=0.0) != 1.0:
         raise UnsupportedError(
             f"{scaling.where}: partial_rotary_factor: only 1.0 is supported for this model_type"
         )
@@ -41,6 +49,15 @@ def rope_from(config: Config, head_dim: int, default_theta: float = 10000.0) -> 
         frequencies, attention_factor = _yarn(config, scaling, powers, theta)
     scaling.finish()
     return {"layout": "half", "inv_freq": frequencies, "attention_factor": attention_factor}
+
+
+def query_scale(config: Config) -> float:
+    """What yarn's `mscale_all_dim` multiplies scores with where a model type heeds it."""
+    scaling = _scaling(config)
+    all_dim = scaling.number("mscale_all_dim", 0.0, minimum=0.0)
+    if not all_dim or scaling.get("rope_type", scaling.get("type", "default")) == "default":
+        return 1.0
+    return _yarn_scale(scaling.number("factor", minimum=1e-3, maximum=1e6), all_dim) ** 2
 
 
 def _scaling(config: Config) -> Config:

@@ -28,8 +28,10 @@ def attention(
     clip_qkv: float | None = None,
     head_dim: int | None = None,
     rope_theta: float = 10000.0,
+    partial_rotary: float | None = None,
 ) -> Recipe:
-    """The mixer, without its window. `head_dim` and `rope_theta` count where config.json is silent."""
+    """The mixer, without its window. `head_dim` and `rope_theta` count where config.json is silent; `partial_rotary` too,
+    and without it heads rotate whole."""
     heads = config.integer("num_attention_heads", maximum=MAX_WIDTH)
     kv_heads = config.integer("num_key_value_heads", heads, maximum=heads)
     if heads % kv_heads:
@@ -51,7 +53,7 @@ def attention(
         "qk_norm": qk_norm,
         "clip_qkv": clip_qkv,
         "window": None,
-        "rope": rope_from(config, size, rope_theta),
+        "rope": rope_from(config, size, rope_theta, partial_rotary),
     }
 
 
@@ -64,25 +66,26 @@ def windows_by_type(
 ) -> list[int | None]:
     """One window a layer: from `layer_types`, or from `default` where config.json does not list them. `switch`: the flag
     that turns windows on, if there is one."""
-    sliding = default
-    types = config.get("layer_types")
-    if types is not None:
-        if not isinstance(types, list) or len(types) != layers:
-            config.fail(
-                "layer_types", f"{str(types)[:80]}; one entry for each of the {layers} layers is needed"
-            )
-        for kind in types:
-            if kind not in ("full_attention", "sliding_attention"):
-                config.fail(
-                    "layer_types", f"{str(kind)[:80]!r}; full_attention and sliding_attention are allowed"
-                )
-        sliding = [kind == "sliding_attention" for kind in types]
+    kinds = ("full_attention", "sliding_attention")
+    types = layer_types(config, layers, [kinds[slides] for slides in default], kinds)
+    sliding = [kind == "sliding_attention" for kind in types]
     if not any(sliding):
         config.get("sliding_window")
         return [None] * layers
     if switch is not None and not config.flag(switch, False):
         config.fail("layer_types", f"holds sliding_attention, but {switch} is false")
     return [sliding_window(config) if slides else None for slides in sliding]
+
+
+def layer_types(config: Config, layers: int, default: list[str], allowed: tuple[str, str]) -> list[str]:
+    """`layer_types`, or `default` where config.json does not list them."""
+    types = config.get("layer_types", default)
+    if not isinstance(types, list) or len(types) != layers:
+        config.fail("layer_types", f"{str(types)[:80]}; one entry for each of the {layers} layers is needed")
+    for kind in types:
+        if kind not in allowed:
+            config.fail("layer_types", f"{str(kind)[:80]!r}; {' and '.join(allowed)} are allowed")
+    return types
 
 
 def dense_ffn(config: Config) -> Recipe:
