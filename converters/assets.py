@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from edgert.errors import CorruptError
@@ -11,8 +10,7 @@ from edgert.sampling import defaults_from
 from edgert.tokenizer import Tokenizer
 
 from .checkpoint import Checkpoint
-from .files import read_small_file
-from .strict_json import parse_json, read_json_object
+from .strict_json import parse_json, parse_json_object
 
 _MAX_TOKENIZER_BYTES = 64 << 20
 _MAX_TOKENIZER_VALUES = 1 << 22
@@ -44,16 +42,15 @@ def read_assets(checkpoint: Checkpoint, vocab_size: int) -> Assets:
     checkpoint without a tokenizer.json gives a bundle that takes token ids only.
     """
     assets = Assets()
-    tokenizer = checkpoint.asset("tokenizer.json")
-    if tokenizer is not None:
-        content = bytes(read_small_file(tokenizer, _MAX_TOKENIZER_BYTES))
-        check_tokenizer(content, str(tokenizer), vocab_size)
+    content = checkpoint.asset("tokenizer.json", _MAX_TOKENIZER_BYTES)
+    if content is not None:
+        check_tokenizer(content, _place(checkpoint, "tokenizer.json"), vocab_size)
         assets.files["tokenizer.json"] = content
     else:
         assets.notes.append("tokenizer.json: none; the bundle takes and gives token ids only")
     settings = _read_settings(checkpoint, "tokenizer_config.json")
     template = _chat_template(checkpoint, settings)
-    if tokenizer is not None:
+    if content is not None:
         kept = {key: _token_text(settings.get(key)) for key in _TOKEN_KEYS}
         kept |= {key: settings.get(key) for key in _TOKENIZER_FLAGS if isinstance(settings.get(key), bool)}
         kept = {key: value for key, value in kept.items() if value is not None}
@@ -61,7 +58,7 @@ def read_assets(checkpoint: Checkpoint, vocab_size: int) -> Assets:
         Tokenizer(content, kept, template)  # what cannot be run is better refused now
     if template is not None:
         assets.files["chat_template.jinja"] = template.encode()
-    generation = _generation_config(checkpoint, vocab_size, strict=tokenizer is not None, notes=assets.notes)
+    generation = _generation_config(checkpoint, vocab_size, strict=content is not None, notes=assets.notes)
     assets.files["generation_config.json"] = _compact(generation)
     return assets
 
@@ -126,19 +123,17 @@ def _is_scored(entry: object) -> bool:
 
 
 def _read_settings(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    path = checkpoint.asset(name)
-    if path is None:
-        return {}
-    return read_json_object(path, max_bytes=_MAX_SETTINGS_BYTES, max_values=1 << 20)
+    content, where = checkpoint.asset(name, _MAX_SETTINGS_BYTES), _place(checkpoint, name)
+    return {} if content is None else parse_json_object(content, where, max_values=1 << 20)
 
 
 def _chat_template(checkpoint: Checkpoint, settings: dict[str, Any]) -> str | None:
     """From chat_template.jinja, chat_template.json or tokenizer_config.json; of several, the default."""
-    file = checkpoint.asset("chat_template.jinja")
-    where = str(file or checkpoint.path / "tokenizer_config.json")
+    content = checkpoint.asset("chat_template.jinja", _MAX_TEMPLATE_BYTES)
+    where = _place(checkpoint, "tokenizer_config.json" if content is None else "chat_template.jinja")
     template: Any
-    if file is not None:
-        template = _text(file)
+    if content is not None:
+        template = _text(content, where)
     else:
         template = _read_settings(checkpoint, "chat_template.json").get(
             "chat_template", settings.get("chat_template")
@@ -159,11 +154,15 @@ def _chat_template(checkpoint: Checkpoint, settings: dict[str, Any]) -> str | No
     return template
 
 
-def _text(path: Path) -> str:
+def _text(content: bytes, where: str) -> str:
     try:
-        return read_small_file(path, _MAX_TEMPLATE_BYTES).decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CorruptError(f"{path}: byte {error.start}: not UTF-8") from None
+        raise CorruptError(f"{where}: byte {error.start}: not UTF-8") from None
+
+
+def _place(checkpoint: Checkpoint, name: str) -> str:
+    return str(checkpoint.path / name)
 
 
 def _token_text(token: object) -> str | None:

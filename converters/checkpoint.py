@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint directory: config.json and safetensors weights, in one file or in shards."""
+"""Checkpoints: Hugging Face directories (config.json and safetensors, in one file or in shards) and GGUF files."""
 
 import os
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from edgert.errors import CorruptError, NotFoundError, UnsupportedError
 
 from . import safetensors
+from .files import read_small_file
 from .strict_json import read_json_object
 from .tensor import Tensor, TensorInfo
 
@@ -22,30 +23,57 @@ _MAX_TENSORS = 1 << 18
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint directory holds; the data itself is read later, by offset."""
+    """What a checkpoint holds, in the keys and names of Hugging Face; the data itself is read later, by offset."""
 
     path: Path
     config: dict[str, Any]
     tensors: Mapping[str, Tensor]
     files: tuple[tuple[str, Path], ...]  # the weights: name in the directory, real path
 
-    def asset(self, name: str) -> Path | None:
-        """The real path of a file beside the weights, or None. Raises CorruptError for a link leading out."""
-        return resolve(self.path, name) if os.path.lexists(self.path / name) else None
+    @property
+    def config_name(self) -> str:
+        """What states the configuration, for messages."""
+        return "config.json"
+
+    @property
+    def config_place(self) -> str:
+        return str(self.path / self.config_name)
+
+    def config_key(self, key: str) -> str:
+        """A key of the configuration as the checkpoint spells it, for messages."""
+        return key
+
+    def tensor_name(self, name: str) -> str:
+        """A tensor's name as the checkpoint spells it, for messages."""
+        return name
+
+    def asset(self, name: str, max_bytes: int) -> bytes | None:
+        """The content of a file beside the weights, or None. Raises CorruptError for one that is larger and for a link
+        that leads out."""
+        if not os.path.lexists(self.path / name):
+            return None
+        return bytes(read_small_file(resolve(self.path, name), max_bytes))
+
+    def provenance(self) -> dict[str, Any]:
+        """What the manifest says of it; no times and no paths."""
+        files = [{"name": name, "bytes": path.stat().st_size} for name, path in self.files]
+        return {"model_type": self.config.get("model_type"), "files": files}
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read configuration and headers.
+    """Read configuration and headers of a Hugging Face directory or of a GGUF file.
 
-    Raises NotFoundError, CorruptError or UnsupportedError; nothing in the directory is ever executed.
+    Raises NotFoundError, CorruptError or UnsupportedError; nothing in the checkpoint is ever executed.
     """
     directory = Path(path)
     if not directory.is_dir():
         if directory.suffix == ".gguf":
-            raise UnsupportedError(
-                f"{directory}: GGUF files are not read by this version; give a Hugging Face directory"
-            )
-        raise NotFoundError(f"{directory}: no such directory; give a Hugging Face checkpoint directory")
+            from .gguf_checkpoint import open_gguf
+
+            return open_gguf(directory)
+        raise NotFoundError(
+            f"{directory}: no such directory; give a Hugging Face checkpoint directory or a GGUF file"
+        )
     if not os.path.lexists(directory / "config.json"):
         raise NotFoundError(f"{directory / 'config.json'}: missing; a checkpoint directory has one")
     config = read_json_object(resolve(directory, "config.json"), max_bytes=_MAX_CONFIG_BYTES)

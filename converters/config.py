@@ -1,7 +1,7 @@
 """Typed, exhaustive reading of config.json: what a family does not read is refused, never ignored."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from edgert.errors import CorruptError, UnsupportedError
@@ -63,9 +63,13 @@ class Config:
     UnsupportedError for a key that nobody read and that is not known to be without effect.
     """
 
-    def __init__(self, values: dict[str, Any], where: str) -> None:
+    def __init__(
+        self, values: dict[str, Any], where: str, spelled: Callable[[str], str] = lambda key: key
+    ) -> None:
+        """`spelled` gives a key as the checkpoint itself has it, for messages."""
         self.where = where
         self._values = values
+        self._spelled = spelled
         self._read: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -110,7 +114,7 @@ class Config:
         value = self.get(key, default)
         if value not in allowed:
             raise UnsupportedError(
-                f"{self.where}: {key}: {str(value)[:80]!r} is not supported; "
+                f"{self.where}: {self._spelled(key)}: {str(value)[:80]!r} is not supported; "
                 f"this version has {', '.join(allowed)}"
             )
         return str(value)
@@ -122,7 +126,7 @@ class Config:
             self.fail(key, f"{str(value)[:80]}, but {other} is {str(expected)[:80]}")
 
     def fail(self, key: str, message: str) -> NoReturn:
-        raise CorruptError(f"{self.where}: {key}: {message}")
+        raise CorruptError(f"{self.where}: {self._spelled(key)}: {message}")
 
     def finish(self) -> None:
         """Refuse what was not understood."""
@@ -134,7 +138,7 @@ class Config:
             ):
                 continue
             raise UnsupportedError(
-                f"{self.where}: {key}: {str(value)[:80]!r} is not understood for model_type "
+                f"{self.where}: {self._spelled(key)}: {str(value)[:80]!r} is not understood for model_type "
                 f"{self._values.get('model_type')!r} and may change what the model computes, "
                 "so it is not ignored"
             )

@@ -58,7 +58,7 @@ def convert(
     threads: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> ConversionReport:
-    """Convert the Hugging Face checkpoint directory `source` into the bundle `output`.
+    """Convert the checkpoint `source`, a Hugging Face directory or a GGUF file, into the bundle `output`.
 
     `device` names a profile whose formats, alignment, context and memory are the defaults; without one dense
     weights are int8 and experts int4. Embedding and output follow a dense format that is given, unless they
@@ -185,13 +185,8 @@ def _about(checkpoint: Checkpoint, decoder: Decoder, profile: Device | None) -> 
         defaults["context"] = min(profile.bundle.context_tokens, decoder.recipe["context_length"])
         if profile.bundle.memory_mib is not None:
             defaults["memory"] = profile.bundle.memory_mib << 20
-    files = [{"name": name, "bytes": path.stat().st_size} for name, path in checkpoint.files]
     return {
-        "provenance": {
-            "converter": f"edgert {_native.__version__}",
-            "model_type": checkpoint.config.get("model_type"),
-            "files": files,
-        },
+        "provenance": {"converter": f"edgert {_native.__version__}", **checkpoint.provenance()},
         "device": None if profile is None else profile.name,
         "defaults": defaults,
     }

@@ -1,6 +1,6 @@
 """What a family says about a model: the recipe, and where each of its tensors is in the checkpoint."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -75,9 +75,18 @@ class SourceTensors:
     """Hands out the tensors of a checkpoint with the shape that the configuration demands, and in the end
     refuses those that nobody asked for: a tensor left over is an operation left out."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], where: str) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        where: str,
+        config_name: str = "config.json",
+        spelled: Callable[[str], str] = lambda name: name,
+    ) -> None:
+        """`config_name` states the configuration; `spelled` gives a name as the checkpoint itself has it."""
         self._tensors = tensors
         self._where = where
+        self._config_name = config_name
+        self._spelled = spelled
         self._used: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
@@ -88,11 +97,13 @@ class SourceTensors:
         read."""
         tensor = self._tensors.get(name)
         if tensor is None:
-            raise CorruptError(f"{self._where}: tensor {name!r} is missing; config.json demands it")
+            raise CorruptError(
+                f"{self._where}: tensor {self._spelled(name)!r} is missing; {self._config_name} demands it"
+            )
         if tensor.shape != shape:
             raise CorruptError(
-                f"{tensor.path}: tensor {name!r}: shape {list(tensor.shape)}; "
-                f"config.json demands {list(shape)}"
+                f"{tensor.path}: tensor {tensor.name!r}: shape {list(tensor.shape)}; "
+                f"{self._config_name} demands {list(shape)}"
             )
         tensor.check()
         self._used.add(name)
@@ -133,6 +144,7 @@ class SourceTensors:
         for name, tensor in self._tensors.items():
             if name not in self._used and not name.endswith(tuple(without_effect)):
                 raise UnsupportedError(
-                    f"{tensor.path}: tensor {name!r} is not part of this model as config.json describes it; "
+                    f"{tensor.path}: tensor {tensor.name!r} is not part of this model as {self._config_name} "
+                    "describes it; "
                     "it is not ignored, for it may change what the model computes"
                 )

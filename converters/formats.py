@@ -140,7 +140,9 @@ def _triple(what: str, value: ExpertFormat) -> Triple:
 
 
 def _checked(what: str, name: str) -> str:
-    known = [row["name"] for row in _native.formats()]
+    known = [
+        row["name"] for row in _native.formats() if row["packs_floats"]
+    ]  # the others are only carried over
     if name not in known:
         raise InvalidArgumentError(f"{what}: {str(name)[:80]!r}; known are {', '.join(known)}")
     return name

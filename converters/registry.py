@@ -42,8 +42,11 @@ def read_decoder(checkpoint: Checkpoint) -> Decoder:
     Raises UnsupportedError, naming it, for a model type, configuration key or tensor that is not understood;
     CorruptError for what is missing, mis-shaped or out of range.
     """
-    where = str(checkpoint.path / "config.json")
-    decoder = _decoder(checkpoint.config, where, SourceTensors(checkpoint.tensors, str(checkpoint.path)))
+    tensors = SourceTensors(
+        checkpoint.tensors, str(checkpoint.path), checkpoint.config_name, checkpoint.tensor_name
+    )
+    config = Config(checkpoint.config, checkpoint.config_place, checkpoint.config_key)
+    decoder = _decoder(checkpoint.config, config, tensors)
     if "auto_map" in checkpoint.config:
         decoder.notes.append(
             "config.json: auto_map names code, which is not run: this model type is built in"
@@ -54,7 +57,8 @@ def read_decoder(checkpoint: Checkpoint) -> Decoder:
 def expected_decoder(values: Mapping[str, Any], where: str) -> Decoder:
     """What a checkpoint with this config.json has to hold; its sources name no file. Raises as read_decoder does, naming
     `where`."""
-    return _decoder(dict(values), where, _EveryTensor(str(values.get("dtype", values.get("torch_dtype")))))
+    config = Config(dict(values), where)
+    return _decoder(dict(values), config, _EveryTensor(str(values.get("dtype", values.get("torch_dtype")))))
 
 
 class _EveryTensor(SourceTensors):
@@ -68,8 +72,8 @@ class _EveryTensor(SourceTensors):
         return TensorInfo(name, self._dtype, shape, 0, 0, Path())
 
 
-def _decoder(values: dict[str, Any], where: str, tensors: SourceTensors) -> Decoder:
-    model_type = values.get("model_type")
+def _decoder(values: dict[str, Any], config: Config, tensors: SourceTensors) -> Decoder:
+    model_type, where = values.get("model_type"), config.where
     if not isinstance(model_type, str):
         raise CorruptError(f"{where}: model_type: {str(model_type)[:80]}; the name of a model type is needed")
     if values.get("quantization_config"):
@@ -83,7 +87,6 @@ def _decoder(values: dict[str, Any], where: str, tensors: SourceTensors) -> Deco
             f"{where}: model_type {model_type[:80]!r} is not supported{custom}; "
             f"known are {', '.join(FAMILIES)}"
         )
-    config = Config(values, where)
     decoder = FAMILIES[model_type](config, tensors)
     config.finish()
     tensors.finish(_DERIVED)

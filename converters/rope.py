@@ -11,7 +11,7 @@ from edgert.errors import UnsupportedError
 
 from .config import Config
 
-_KINDS = ("default", "linear", "llama3", "yarn")
+_KINDS = ("default", "linear", "llama3", "yarn", "factors")
 
 
 def rope_from(
@@ -47,8 +47,11 @@ def rope_from(
         frequencies = _llama3(config, scaling, frequencies)
     elif kind == "yarn":
         frequencies, attention_factor = _yarn(config, scaling, powers, theta)
+    elif kind == "factors":
+        frequencies = _divided(scaling, frequencies)
     scaling.finish()
-    return {"layout": "half", "inv_freq": frequencies, "attention_factor": attention_factor}
+    layout = "interleaved" if config.flag("rope_interleaved", False) else "half"
+    return {"layout": layout, "inv_freq": frequencies, "attention_factor": attention_factor}
 
 
 def query_scale(config: Config) -> float:
@@ -66,6 +69,16 @@ def _scaling(config: Config) -> Config:
     if not isinstance(values, dict):
         config.fail(key, f"{str(values)[:80]}; an object is allowed")
     return Config(values, f"{config.where}: {key}")
+
+
+def _divided(scaling: Config, frequencies: list[float]) -> list[float]:
+    """GGUF files state what each frequency is divided by."""
+    factors = scaling.get("factors")
+    if not isinstance(factors, list) or len(factors) != len(frequencies):
+        scaling.fail("factors", f"{str(factors)[:80]}; {len(frequencies)} numbers are needed")
+    if not all(isinstance(factor, float) and 1e-6 <= factor <= 1e6 for factor in factors):
+        scaling.fail("factors", f"{str(factors)[:80]}; numbers from 1e-6 to 1e6 are allowed")
+    return [_f32(frequency / factor) for frequency, factor in zip(frequencies, factors, strict=True)]
 
 
 def _original_context(config: Config, scaling: Config) -> int:

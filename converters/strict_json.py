@@ -22,11 +22,17 @@ def read_json_object(
     Raises CorruptError naming file and place for what is too large, too deep, not UTF-8, not JSON, not an
     object, has a key twice, or holds NaN or Infinity.
     """
-    value = parse_json(
-        bytes(read_small_file(path, max_bytes)), str(path), max_depth=max_depth, max_values=max_values
-    )
+    raw = bytes(read_small_file(path, max_bytes))
+    return parse_json_object(raw, str(path), max_depth=max_depth, max_values=max_values)
+
+
+def parse_json_object(
+    raw: bytes, where: str, *, max_depth: int = 64, max_values: int = 1 << 16
+) -> dict[str, Any]:
+    """parse_json() of what has to be an object."""
+    value = parse_json(raw, where, max_depth=max_depth, max_values=max_values)
     if not isinstance(value, dict):
-        raise CorruptError(f"{path}: holds a JSON {type(value).__name__}; an object is needed")
+        raise CorruptError(f"{where}: holds a JSON {type(value).__name__}; an object is needed")
     return value
 
 

@@ -21,7 +21,10 @@ def knobs() -> list[dict[str, Any]]:
 
 # --- weight formats ---------------------------------------------------------------------------------
 def formats() -> list[dict[str, Any]]:
-    """The format table: name, bits, group, scale, zero, bits_per_weight."""
+    """The format table: name, bits, group, block, scale, zero, codebook, packs_floats, bits_per_weight."""
+
+def block_types() -> list[dict[str, Any]]:
+    """ggml's types of quantised blocks that can be carried over: name, elements, bytes, format."""
 
 def packed_bytes(format: str, rows: int, cols: int) -> int: ...
 def pack(
@@ -45,17 +48,34 @@ def fill_random(
     """Fill `destination`, packed_bytes(...) long, with random weights of mean zero and this standard deviation, the same
     for the same seed. InvalidArgumentError where cols is not a multiple of the format's group. Without the GIL."""
 
-def unpack(format: str, packed: Buffer, rows: int, cols: int) -> bytes:
-    """The matrix back as row-major f32 bytes."""
-
-def block_types() -> list[dict[str, Any]]:
-    """ggml's block types that a weight format holds: name, elements, bytes, format."""
-
 def repack(type: str, source: Buffer, rows: int, cols: int, *, destination: Buffer, threads: int = 0) -> None:
-    """ggml's blocks, row-major, as packed tiles of the type's format, bit for bit. Without the GIL."""
+    """Carry ggml blocks, row-major, over into packed tiles of the type's format, no number changed. cols is a multiple
+    of the type's elements. Slabs of a multiple of 16 rows pack apart. InvalidArgumentError by row and column for a
+    scale that is not finite. Without the GIL."""
 
 def dequantize(type: str, source: Buffer, rows: int, cols: int) -> bytes:
-    """ggml's blocks as row-major f32, equal to ggml's own values."""
+    """ggml blocks as row-major f32 bytes, equal to ggml's own values."""
+
+def pack_codes(
+    format: str,
+    codes: Buffer,
+    scales: Buffer,
+    zeros: Buffer | None,
+    rows: int,
+    cols: int,
+    *,
+    destination: Buffer,
+    threads: int = 0,
+) -> None:
+    """Carry over weights whose codes uint8 [rows, cols] and scales f32 [rows, groups] a checkpoint holds apart.
+
+    `zeros` are uint8 [rows, groups] or f32 minima [rows, groups], as the format has them, else None: a weight is
+    scale * (code - zero) or scale * code - minimum. For mxfp4 `scales` are its exponents, uint8 [rows, groups].
+    UnsupportedError for formats with blocks; InvalidArgumentError by row and column where the format does not hold a
+    scale, a minimum or a code exactly. Without the GIL."""
+
+def unpack(format: str, packed: Buffer, rows: int, cols: int) -> bytes:
+    """The matrix back as row-major f32 bytes."""
 
 def xxh64(data: Buffer) -> str:
     """XXH64, seed 0, as 16 hexadecimal digits."""

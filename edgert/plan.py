@@ -136,16 +136,17 @@ _OPERATIONS_A_CYCLE = {  # int8, of a core
 
 
 def assumed_speeds(device: Device, *, threads: int = 0, reads_in_flight: int = 0) -> Speeds:
-    """Estimates from a device profile; `reads_in_flight` 0: the knob's default."""
-    count = min(threads, device.cpu.cores) or device.cpu.cores
-    share = min(1.0, count / (_CORES_FOR_ALL * device.cpu.cores))
+    """Estimates from a device profile; `threads` 0: its cores, `reads_in_flight` 0: the knob's default."""
+    count = threads or device.cpu.cores
+    busy = min(count, device.cpu.cores)
+    share = min(1.0, busy / (_CORES_FOR_ALL * device.cpu.cores))
     return Speeds(
         source=f"estimated from the device profile {device.name}",
         measured=False,
         threads=count,
         reads_in_flight=reads_in_flight or _reads_in_flight(),
         memory_bytes_per_s=_SUSTAINED * share * device.memory.bandwidth_mb_per_s * 1e6,
-        int8_operations_per_s=count * _CLOCK_HZ * _OPERATIONS_A_CYCLE[device.cpu.isa],
+        int8_operations_per_s=busy * _CLOCK_HZ * _OPERATIONS_A_CYCLE[device.cpu.isa],
         read=lambda size, depth: device.storage.random_read_mb_per_s * 1e6,
     )
 

@@ -16,11 +16,55 @@ import numpy as np
 from bundles import read_manifest
 
 FLOATS = {"f32": (4, "<f4"), "f16": (2, "<f2"), "bf16": (2, "<u2")}
+
+
+@dataclass(frozen=True)
+class Integers:
+    """A row of the table: bits of the planes, columns of a group and a block, types of scale and zero, codebook."""
+
+    planes: tuple[int, ...]
+    group: int
+    scale: str = "f16"
+    zero: str = "none"
+    codebook: tuple[int, ...] = ()
+    block: int = 0
+
+    def parts(self) -> dict[str, tuple[str, int]]:
+        """The parts after the codes in their order: type, and columns that share an element."""
+        block = self.block or self.group
+        parts = {"scales": ("u1" if self.scale == "e8m0" else "<f2", block)}
+        if self.block:
+            parts["group_scales"] = ("i1" if self.scale == "i8" else "u1", self.group)
+        if self.zero != "none":
+            parts["zeros"] = ("u1" if self.zero == "u8" else "<f2", block)
+        if self.zero == "min_u8":
+            parts["group_minima"] = ("u1", self.group)
+        return parts
+
+    def padded(self, cols: int) -> int:
+        return round_up(cols, self.block or self.group)
+
+
+IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 INTEGERS = {
-    "int8": ([8], 32, False),
-    "int4": ([4], 64, True),
-    "int3": ([2, 1], 64, True),
-    "int2": ([2], 32, True),
+    "int8": Integers((8,), 32),
+    "int4": Integers((4,), 64, zero="u8"),
+    "int3": Integers((2, 1), 64, zero="u8"),
+    "int2": Integers((2,), 32, zero="u8"),
+    "int4_32": Integers((4,), 32, zero="u8"),
+    "q4_0": Integers((4,), 32),
+    "q4_1": Integers((4,), 32, zero="min_f16"),
+    "q5_0": Integers((4, 1), 32),
+    "q5_1": Integers((4, 1), 32, zero="min_f16"),
+    "q2_k": Integers((2,), 16, "u4", "min_u4", block=256),
+    "q3_k": Integers((2, 1), 16, "i8", block=256),
+    "q4_k": Integers((4,), 32, "i8", "min_u8", block=256),
+    "q5_k": Integers((4, 1), 32, "i8", "min_u8", block=256),
+    "q6_k": Integers((4, 2), 16, "i8", block=256),
+    "iq4_nl": Integers((4,), 32, codebook=IQ4_NL),
+    "iq4_xs": Integers((4,), 32, "i8", codebook=IQ4_NL, block=256),
+    "mxfp4": Integers((4,), 32, "e8m0", codebook=E2M1),
 }
 TILE_ROWS = 16
 
@@ -32,10 +76,10 @@ def round_up(n: int, multiple: int) -> int:
 def tile_bytes(format: str, cols: int) -> int:
     if format in FLOATS:
         return round_up(TILE_ROWS * cols * FLOATS[format][0], 64)
-    planes, group, zeros = INTEGERS[format]
-    padded = round_up(cols, group)
-    codes = TILE_ROWS * padded * sum(planes) // 8
-    return round_up(codes + TILE_ROWS * (padded // group) * (3 if zeros else 2), 64)
+    row = INTEGERS[format]
+    padded = row.padded(cols)
+    parts = sum(padded // shared * np.dtype(dtype).itemsize for dtype, shared in row.parts().values())
+    return round_up(TILE_ROWS * (padded * sum(row.planes) // 8 + parts), 64)
 
 
 def packed_bytes(format: str, rows: int, cols: int) -> int:
@@ -56,22 +100,38 @@ def unpack_tile(format: str, data: np.ndarray, cols: int) -> np.ndarray:
         if format == "bf16":
             elements = (elements.astype("<u4") << 16).view("<f4")
         return elements.reshape(cols, TILE_ROWS).T.astype(np.float64)
-    planes, group, has_zeros = INTEGERS[format]
-    padded = round_up(cols, group)
-    codes, at, shift = np.zeros((TILE_ROWS, padded)), 0, 0
-    for bits in planes:
+    row = INTEGERS[format]
+    padded = row.padded(cols)
+    codes, at, shift = np.zeros((TILE_ROWS, padded), np.int64), 0, 0
+    for bits in row.planes:
         length = TILE_ROWS * padded * bits // 8
-        codes += plane(data[at : at + length], bits).astype(np.float64) * (1 << shift)
+        codes += plane(data[at : at + length], bits).astype(np.int64) << shift
         at, shift = at + length, shift + bits
-    groups = padded // group
-    scales = (
-        data[at : at + 2 * TILE_ROWS * groups].view("<f2").reshape(groups, TILE_ROWS).T.astype(np.float64)
-    )
-    at += 2 * TILE_ROWS * groups
-    zeros: np.ndarray | float = float(1 << (sum(planes) - 1))
-    if has_zeros:
-        zeros = data[at : at + TILE_ROWS * groups].reshape(groups, TILE_ROWS).T.repeat(group, axis=1)
-    return np.asarray(scales.repeat(group, axis=1) * (codes - zeros))[:, :cols]
+    parts: dict[str, np.ndarray] = {}  # [16, padded]
+    for name, (dtype, shared) in row.parts().items():
+        length = TILE_ROWS * (padded // shared) * np.dtype(dtype).itemsize
+        parts[name] = data[at : at + length].view(dtype).reshape(-1, TILE_ROWS).T.repeat(shared, axis=1)
+        at += length
+    scales = parts["scales"].astype(np.float64)
+    if row.scale == "e8m0":
+        scales = 2.0 ** (scales - 128)
+    elif row.scale == "u4":
+        scales = scales * (parts["group_scales"] & 15)
+    elif row.scale == "i8":
+        scales = scales * parts["group_scales"]
+    if row.zero.startswith("min"):
+        minima = parts["zeros"].astype(np.float64)
+        if row.zero == "min_u4":
+            minima = minima * (parts["group_scales"] >> 4)
+        elif row.zero == "min_u8":
+            minima = minima * parts["group_minima"]
+        # Each product and the difference are rounded to f32, as the weight is.
+        weights = (scales * codes).astype(np.float32) - minima.astype(np.float32)
+        return np.asarray(weights.astype(np.float64))[:, :cols]
+    values = np.array(row.codebook)[codes] if row.codebook else codes - (1 << (sum(row.planes) - 1))
+    if row.zero == "u8":
+        values = codes - parts["zeros"]
+    return np.asarray(scales * values)[:, :cols]
 
 
 def unpack(format: str, data: np.ndarray, rows: int, cols: int) -> np.ndarray:

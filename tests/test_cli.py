@@ -246,6 +246,8 @@ def test_bench_measures_a_shape_under_a_routing(edgert: Shell) -> None:
     assert done.stdout.startswith("| PHASE | TOKENS |") and "routing: uniform" in done.stdout
     assert_fails(edgert("bench", "tiny", "--shape", "tiny"), "--shape: found the model tiny too")
     assert_fails(edgert("bench", "--dense-format", "int8"), "no shape was named")
+    edgert.variables["EDGERT_CONTEXT"] = "64"
+    assert edgert.json("bench", "--shape", "tiny", *flags)["context"] == 64
     done = edgert("bench", "--shape", "tiny", "--routing", "best", *flags)
     assert done.returncode == 1 and "allowed are uniform and trace:FILE" in done.stderr
 

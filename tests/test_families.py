@@ -45,6 +45,8 @@ class Requests(SourceTensors):
     def __contains__(self, name: str) -> bool:
         if name.endswith("experts.gate_up_proj"):
             return self._fused
+        if name.endswith("experts.gate_proj"):
+            return False
         return name in self._present or name.startswith("model.")
 
     def find(self, name: str, shape: tuple[int, ...]) -> TensorInfo:

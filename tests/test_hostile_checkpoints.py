@@ -400,9 +400,9 @@ def test_links_within_the_checkpoint_are_followed(sound: Path, tmp_path: Path) -
 
 
 def test_a_file_in_place_of_a_directory(tmp_path: Path) -> None:
-    (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    with pytest.raises(UnsupportedError, match="GGUF"):
-        convert(tmp_path / "x.gguf", tmp_path / "model.edgert")
+    (tmp_path / "x.pth").write_bytes(b"PK")
+    with pytest.raises(NotFoundError, match="no such directory"):
+        convert(tmp_path / "x.pth", tmp_path / "model.edgert")
     with pytest.raises(NotFoundError, match="nowhere"):
         convert(tmp_path / "nowhere", tmp_path / "model.edgert")
 

@@ -16,12 +16,13 @@ from edgert.errors import InvalidArgumentError, UnsupportedError
 
 Floats = npt.NDArray[np.float32]
 
-FORMATS = ["f32", "f16", "bf16", "int8", "int4", "int3", "int2"]
-INTEGERS = ["int8", "int4", "int3", "int2"]
+TABLE = {row["name"]: row for row in _native.formats()}
+FORMATS = [name for name, row in TABLE.items() if row["packs_floats"]]
+INTEGERS = [name for name in FORMATS if TABLE[name]["scale"] != "none"]
 SHAPES = [(1, 1), (15, 31), (16, 32), (17, 33), (5, 1408), (3, 2880)]
-BITS = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4, "int3": 3, "int2": 2}
-GROUP = {"int8": 32, "int4": 64, "int3": 64, "int2": 32}
-PLANES = {"int8": [8], "int4": [4], "int3": [2, 1], "int2": [2]}
+BITS = {name: int(row["bits"]) for name, row in TABLE.items()}
+GROUP = {name: int(row["group"]) for name, row in TABLE.items()}
+PLANES = {8: [8], 6: [4, 2], 5: [4, 1], 4: [4], 3: [2, 1], 2: [2]}
 
 
 def weights_like_a_layer(rows: int, cols: int, seed: int = 0) -> Floats:
@@ -97,15 +98,15 @@ def decode(name: str, packed: bytes, rows: int, cols: int) -> tuple[Floats, Floa
     for tile in raw:
         codes = np.zeros((16, padded), np.int64)
         at = shift = 0
-        for bits in PLANES[name]:
+        for bits in PLANES[BITS[name]]:
             count = padded * 16 * bits // 8
             codes |= decode_plane(tile[at : at + count], bits) << shift
             at += count
             shift += bits
         scales = tile[at : at + groups * 32].view(np.float16).reshape(groups, 16).T.astype(np.float32)
         at += groups * 32
-        zeros = np.full((16, groups), 128)
-        if name != "int8":
+        zeros = np.full((16, groups), 1 << (BITS[name] - 1))
+        if TABLE[name]["zero"] == "u8":
             zeros = tile[at : at + groups * 16].reshape(groups, 16).T.astype(np.int64)
             at += groups * 16
         assert len(tile) == round_up(at, 64)
@@ -123,9 +124,10 @@ def absmax_error(name: str, weights: Floats) -> float:
     padded = np.zeros((rows, round_up(cols, group)))
     padded[:, :cols] = weights
     groups = padded.reshape(rows, -1, group)
-    if name == "int8":
-        scale = np.abs(groups).max(-1, keepdims=True) / 127
-        zero, low, high = np.zeros_like(scale), -127, 127
+    if TABLE[name]["zero"] == "none":
+        most = levels // 2
+        scale = np.abs(groups).max(-1, keepdims=True) / most
+        zero, low, high = np.zeros_like(scale), -most, most
     else:
         bottom = np.minimum(groups.min(-1, keepdims=True), 0)
         scale = (np.maximum(groups.max(-1, keepdims=True), 0) - bottom) / levels
@@ -136,13 +138,19 @@ def absmax_error(name: str, weights: Floats) -> float:
 
 
 def test_the_table_lists_every_format() -> None:
-    table = {row["name"]: row for row in _native.formats()}
-    assert list(table) == FORMATS
-    assert table["int4"] == {
-        "name": "int4", "bits": 4, "group": 64, "scale": "f16", "zero": "u8", "bits_per_weight": 4.375,
+    assert list(TABLE) == [
+        "f32", "f16", "bf16", "int8", "int4", "int3", "int2", "int4_32", "q4_0", "q4_1", "q5_0", "q5_1",
+        "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4",
+    ]  # fmt: skip
+    assert TABLE["int4"] == {
+        "name": "int4", "bits": 4, "group": 64, "block": 64, "scale": "f16", "zero": "u8", "codebook": "none",
+        "packs_floats": True, "bits_per_weight": 4.375,
     }  # fmt: skip
-    assert table["bf16"]["scale"] == table["bf16"]["zero"] == "none"
-    assert {name: table[name]["bits"] for name in FORMATS} == BITS
+    assert TABLE["q4_k"] == {
+        "name": "q4_k", "bits": 4, "group": 32, "block": 256, "scale": "i8", "zero": "min_u8", "codebook": "none",
+        "packs_floats": False, "bits_per_weight": 4.625,
+    }  # fmt: skip
+    assert TABLE["bf16"]["scale"] == TABLE["bf16"]["zero"] == "none"
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -29,6 +29,8 @@ def experts_of(
     if layout.prefix + "gate_up_proj" in tensors:
         finder = _Fused(tensors, layout, count, width, hidden)
         return (finder.expert(layer, index) for index in range(count))
+    if layout.prefix + "gate_proj" in tensors:
+        return _stacked(tensors, layout, layer, count, width, hidden)
     return _separate(tensors, layout, layer, count, width, hidden)
 
 
@@ -42,6 +44,21 @@ def _separate(
             for part, shape in zip(layout.names, shapes, strict=True)
         )
         yield Expert(layer, index, gate, up, down)
+
+
+def _stacked(
+    tensors: SourceTensors, layout: ExpertLayout, layer: int, count: int, width: int, hidden: int
+) -> Iterator[Expert]:
+    """Three tensors, each of all experts, and as many of biases."""
+    matrices, biases = [], []
+    for part, rows, cols in (("gate", width, hidden), ("up", width, hidden), ("down", hidden, width)):
+        matrices.append((tensors.find(f"{layout.prefix}{part}_proj", (count, rows, cols)), rows, cols))
+        if layout.biased:
+            biases.append((tensors.elements(f"{layout.prefix}{part}_proj_bias", (count, rows)), rows, 1))
+    for index in range(count):
+        gate, up, down = (Source(all_, rows * index, rows, cols) for all_, rows, cols in matrices)
+        own = tuple(Source(all_, rows * index, rows, cols) for all_, rows, cols in biases)
+        yield Expert(layer, index, gate, up, down, own)
 
 
 class _Fused:

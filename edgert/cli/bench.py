@@ -110,8 +110,11 @@ def _cold(args: argparse.Namespace, options: dict[str, Any], knobs: dict[str, An
 
 def _bundle(args: argparse.Namespace, knobs: dict[str, Any], tokens: int) -> Path | None:
     """What is measured; `knobs` get the context that a shape needs for `tokens`."""
+    from edgert.model import knob_values
+
     if args.shape is not None:
-        if knobs["context"] is None:  # memory that the measurement does not need would be the experts' loss
+        # Memory that the measurement does not need would be the experts' loss.
+        if knob_values(knobs)["context"] is None:
             knobs["context"] = tokens + 1
         return _shape(args)
     if any(getattr(args, name) is not None for name in _FORMATS):
@@ -120,14 +123,14 @@ def _bundle(args: argparse.Namespace, knobs: dict[str, Any], tokens: int) -> Pat
 
 
 def _bandwidths(model: "Model") -> "Bandwidths | None":
-    """Of this machine, if it has been measured."""
+    """Of this machine, if it has been measured with the storage that the bundle lies on."""
     from edgert.bundle import Bundle
     from edgert.machine import measured
     from edgert.plan import measured_speeds
     from edgert.roof import Footprint
 
     profile = measured()
-    if profile is None:
+    if profile is None or not profile.covers(model.path):
         return None
     speeds = measured_speeds(profile, threads=model.stats()["threads"])
     return speeds.limits(

@@ -15,6 +15,7 @@
 #include "kernels_support.h"
 #include "platform/cpu.h"
 #include "platform/error.h"
+#include "quant/layout.h"
 #include "quant/pack.h"
 
 namespace edgert {
@@ -22,7 +23,14 @@ namespace {
 
 constexpr std::size_t kRows[] = {1, 15, 16, 17, 100};
 constexpr std::size_t kCols[] = {1, 31, 33, 64, 100, 1408};
-constexpr FormatId kIntegerFormats[] = {FormatId::int8, FormatId::int4, FormatId::int3, FormatId::int2};
+
+std::vector<FormatId> integer_formats() {
+  std::vector<FormatId> ids;
+  for (const Format& f : formats()) {
+    if (!f.is_float()) ids.push_back(f.id);
+  }
+  return ids;
+}
 
 // A matrix packed as docs/bundle-format.md says, and its weights in double precision.
 struct Matrix {
@@ -30,10 +38,11 @@ struct Matrix {
   std::size_t rows, cols;
   std::vector<std::byte> packed;
   std::vector<double> weights;  // [rows][cols]
+  std::vector<double> minima;   // what has been subtracted from them; empty where nothing has
 };
 
 Matrix random_float_matrix(FormatId id, std::size_t rows, std::size_t cols, Random& random) {
-  Matrix matrix{id, rows, cols, std::vector<std::byte>(packed_bytes(format(id), rows, cols)), {}};
+  Matrix matrix{id, rows, cols, std::vector<std::byte>(packed_bytes(format(id), rows, cols)), {}, {}};
   const std::size_t size = id == FormatId::f32 ? 4 : 2;
   for (std::size_t row = 0; row < rows; ++row) {
     std::byte* tile = matrix.packed.data() + row / 16 * tile_bytes(format(id), cols);
@@ -54,40 +63,68 @@ Matrix random_float_matrix(FormatId id, std::size_t rows, std::size_t cols, Rand
   return matrix;
 }
 
+// Scales, zeros and minima of every size that the format has.
+BlockRow random_scales(const Format& f, Random& random) {
+  BlockRow block;
+  const auto half = [&](float low, float high) { return float_to_half(random.uniform(low, high)); };
+  const bool centred = f.has_blocks() || f.codebook != Codebook::none;  // scales may be negative
+  block.scale = f.scale == ScaleType::e8m0 ? static_cast<std::uint16_t>(110 + random.below(20))
+                                           : half(centred ? -0.1f : 0.001f, 0.1f);
+  block.minimum = half(-0.5f, 0.5f);
+  for (std::int8_t& scale : block.group_scales) {
+    const unsigned low = f.scale == ScaleType::u4 ? random.below(16) : random.below(256);
+    scale = static_cast<std::int8_t>(low);
+  }
+  for (std::uint8_t& zero : block.zeros) {
+    zero = static_cast<std::uint8_t>(random.below(f.zero == ZeroType::min_u4 ? 16 : 256));
+  }
+  return block;
+}
+
+// What the numbers of a block stand for, without rounding.
+double exact_weight(const Format& f, const BlockRow& block, std::size_t column) {
+  const std::size_t group = column / static_cast<std::size_t>(f.group);
+  double scale = f.scale == ScaleType::e8m0 ? std::ldexp(1.0, block.scale - 128)
+                                            : static_cast<double>(half_to_float(block.scale));
+  if (f.has_blocks()) scale *= block.group_scales[group];
+  const int code = block.codes[column];
+  if (f.codebook != Codebook::none)
+    return scale * codebook_values(f.codebook)[static_cast<std::size_t>(code)];
+  if (f.has_minima()) return scale * code;
+  return scale * (code - (f.zero == ZeroType::u8 ? block.zeros[0] : 1 << (f.bits - 1)));
+}
+
+double exact_minimum(const Format& f, const BlockRow& block, std::size_t column) {
+  const double unit = half_to_float(block.minimum);
+  return f.has_blocks() ? unit * block.zeros[column / static_cast<std::size_t>(f.group)] : unit;
+}
+
 // `code(row, column)` gives the code of columns that exist; scales and zeros are random.
 template <class Code>
 Matrix integer_matrix(FormatId id, std::size_t rows, std::size_t cols, Random& random, Code&& code) {
   const Format& f = format(id);
-  Matrix matrix{id, rows, cols, std::vector<std::byte>(packed_bytes(f, rows, cols)), {}};
-  const std::size_t padded = padded_cols(f, cols), group = static_cast<std::size_t>(f.group);
-  for (std::size_t row = 0; row < rows; ++row) {
-    std::byte* tile = matrix.packed.data() + row / 16 * tile_bytes(f, cols);
-    const std::size_t r = row % 16;
-    std::byte* scales = tile + padded * 16 * static_cast<std::size_t>(f.bits) / 8;
-    std::byte* zeros = scales + padded / group * 16 * 2;
-    double scale = 0, zero = 0;
-    for (std::size_t k = 0; k < cols; ++k) {
-      if (k % group == 0) {
-        const std::uint16_t half = float_to_half(random.uniform(0.001f, 0.1f));
-        std::memcpy(scales + (k / group * 16 + r) * 2, &half, 2);
-        scale = half_to_float(half);
-        zero = 1 << (f.bits - 1);
-        if (f.zero == ZeroType::u8) {
-          zero = static_cast<double>(random.below(256));
-          zeros[k / group * 16 + r] = static_cast<std::byte>(zero);
+  Matrix matrix{id, rows, cols, std::vector<std::byte>(packed_bytes(f, rows, cols)), {}, {}};
+  matrix.weights.resize(rows * cols);
+  if (f.has_minima()) matrix.minima.resize(rows * cols);
+  const TileLayout layout(f, cols);
+  const auto width = static_cast<std::size_t>(f.block);
+  for (std::size_t b = 0; b < layout.blocks(); ++b) {
+    for (std::size_t first = 0; first < rows; first += kTileRows) {
+      std::vector<BlockRow> blocks(kTileRows);
+      for (std::size_t row = first; row < std::min(first + kTileRows, rows); ++row) {
+        BlockRow& block = blocks[row - first];
+        block = random_scales(f, random);
+        for (std::size_t k = b * width; k < std::min((b + 1) * width, cols); ++k) {
+          block.codes[k - b * width] = static_cast<std::uint8_t>(code(row, k));
+          double& weight = matrix.weights[row * cols + k];
+          weight = exact_weight(f, block, k - b * width);
+          if (!f.has_minima()) continue;
+          matrix.minima[row * cols + k] = exact_minimum(f, block, k - b * width);
+          weight -= matrix.minima[row * cols + k];
         }
       }
-      unsigned rest = code(row, k);
-      matrix.weights.push_back(scale * (rest - zero));
-      std::byte* plane = tile;
-      for (std::size_t width : {8u, 4u, 2u, 1u}) {
-        if (!(static_cast<std::size_t>(f.bits) & width)) continue;
-        const std::size_t columns = 32 / width, i = k % columns / 4, j = k % 4;
-        plane[k / columns * 64 + 4 * r + j] |=
-            static_cast<std::byte>((rest & ((1u << width) - 1)) << (width * i));
-        rest >>= width;
-        plane += padded * 16 * width / 8;
-      }
+      std::byte* const tile = matrix.packed.data() + first / kTileRows * layout.bytes();
+      layout.store_block(tile, b, std::span<const BlockRow, kTileRows>(blocks));
     }
   }
   return matrix;
@@ -110,7 +147,7 @@ struct Activations {
   Activations(const KernelTable& table, std::size_t rows, std::size_t columns, Random& random)
       : Activations(table, columns, random_vector(rows * columns, -3, 3, random)) {}
   Activations(const KernelTable& table, std::size_t columns, std::vector<float> values)
-      : m(values.size() / columns), cols(columns), x(std::move(values)), padded((columns + 63) / 64 * 64) {
+      : m(values.size() / columns), cols(columns), x(std::move(values)), padded((columns + 255) / 256 * 256) {
     codes.resize(m * padded);
     scales.resize(m * padded / 32);
     sums.resize(m * padded / 32);
@@ -168,6 +205,8 @@ void check_against_double(const Matrix& matrix, const Activations& a, const std:
         const double term = matrix.weights[row * matrix.cols + k] * a.value(is_float, r, k);
         expected += term;
         magnitude += std::fabs(term);
+        if (matrix.minima.empty()) continue;
+        magnitude += 2 * std::fabs(matrix.minima[row * matrix.cols + k] * a.value(is_float, r, k));
       }
       const double error = std::fabs(y[r * y_stride + row] - expected);
       CHECK_MESSAGE(error <= 2e-6 * magnitude, "m " << r << " row " << row << ": " << y[r * y_stride + row]);
@@ -200,7 +239,7 @@ TEST_CASE("every table multiplies every format and shape as double precision doe
 TEST_CASE("integer products equal the scalar table's bit for bit") {
   Random random(2);
   const KernelTable& scalar = kernels("scalar");
-  for (FormatId id : kIntegerFormats) {
+  for (FormatId id : integer_formats()) {
     for (std::size_t cols : kCols) {
       const Matrix matrix = random_matrix(id, 50, cols, random);
       Activations a(scalar, 31, cols, random);  // 16 + 8 + 4 + 2 + 1
@@ -217,7 +256,7 @@ TEST_CASE("integer products equal the scalar table's bit for bit") {
 TEST_CASE("largest codes times largest activations do not saturate") {
   Random random(3);
   const KernelTable& scalar = kernels("scalar");
-  for (FormatId id : kIntegerFormats) {
+  for (FormatId id : integer_formats()) {
     const unsigned largest = (1u << format(id).bits) - 1;
     for (float sign : {1.0f, -1.0f}) {
       const Matrix high =

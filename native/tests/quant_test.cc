@@ -44,6 +44,15 @@ Packed pack(const Format& format, const std::vector<float>& weights, std::size_t
   return packed;
 }
 
+// The formats that pack floats.
+std::vector<Format> packers() {
+  std::vector<Format> rows;
+  for (const Format& row : formats()) {
+    if (packs_floats(row)) rows.push_back(row);
+  }
+  return rows;
+}
+
 std::vector<float> unpack(const Format& format, const std::vector<std::byte>& packed, std::size_t rows,
                           std::size_t cols) {
   std::vector<float> weights(rows * cols);
@@ -75,9 +84,11 @@ TEST_CASE("the format table states the bits of the documentation") {
   CHECK(bits_per_weight(format("int2")) == 2.75);
   CHECK(packed_bytes(format("int4"), 17, 65) == 2 * 1152);  // 1024 codes, 64 scales, 32 zeros, 32 padding
   CHECK(packed_bytes(format("f16"), 1, 3) == 128);
-  CHECK_THROWS_WITH_AS(format("int5"),
-                       "weight format 'int5' is unknown; known are f32, f16, bf16, int8, int4, int3, int2",
-                       Error);
+  CHECK_THROWS_WITH_AS(
+      format("int5"),
+      "weight format 'int5' is unknown; known are f32, f16, bf16, int8, int4, int3, int2, int4_32, "
+      "q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4",
+      Error);
   CHECK_THROWS_AS(packed_bytes(format("f32"), 0, 1), Error);
   CHECK_THROWS_AS(packed_bytes(format("f32"), 1, std::size_t{1} << 31), Error);
 }
@@ -110,7 +121,7 @@ TEST_CASE("half and bfloat convert to the nearest, ties to even, and back exactl
 }
 
 TEST_CASE("every format and shape comes back within its own step") {
-  for (const Format& form : formats()) {
+  for (const Format& form : packers()) {
     for (const auto& shape : kShapes) {
       const std::size_t rows = shape[0], cols = shape[1];
       CAPTURE(form.name);
@@ -130,7 +141,7 @@ TEST_CASE("every format and shape comes back within its own step") {
       const double allowed = form.bits == 32   ? 0
                              : form.bits == 16 ? 0.002
                              : form.bits == 8  ? 0.006
-                                               : 1.4 / (1 << form.bits);
+                                               : 1.5 / (1 << form.bits);
       CHECK(relative <= allowed);
       CHECK(packed.report.squared_error == doctest::Approx(squared_error).epsilon(1e-4));
       CHECK(packed.report.squared_weight == doctest::Approx(squared_weight).epsilon(1e-4));
@@ -142,7 +153,7 @@ TEST_CASE("every format and shape comes back within its own step") {
 TEST_CASE("tiles packed apart are the tiles of the whole") {
   constexpr std::size_t rows = 50, cols = 100;
   const std::vector<float> weights = some_weights(rows * cols);
-  for (const Format& form : formats()) {
+  for (const Format& form : packers()) {
     const Packed whole = pack(form, weights, rows, cols);
     const std::size_t one = tile_bytes(form, cols);
     for (std::size_t tile = 0; tile < 4; ++tile) {
@@ -159,7 +170,7 @@ TEST_CASE("tiles packed apart are the tiles of the whole") {
 TEST_CASE("threads do not show: neither in the bytes nor in the report, and their errors arrive") {
   constexpr std::size_t rows = 150, cols = 70;
   std::vector<float> weights = some_weights(rows * cols);
-  for (const Format& form : formats()) {
+  for (const Format& form : packers()) {
     const Packed alone = pack(form, weights, rows, cols);
     for (const int threads : {0, 1, 2, 5}) {
       std::vector<std::byte> packed(alone.bytes.size());
@@ -182,7 +193,7 @@ TEST_CASE("threads do not show: neither in the bytes nor in the report, and thei
 TEST_CASE("groups at the edges of the range") {
   constexpr std::size_t cols = 64;
   const auto check = [](std::vector<float> weights, float tolerance) {
-    for (const Format& form : formats()) {
+    for (const Format& form : packers()) {
       if (form.is_float()) continue;
       const std::vector<float> back = unpack(form, pack(form, weights, 1, cols).bytes, 1, cols);
       for (std::size_t i = 0; i < cols; ++i) {
@@ -207,7 +218,7 @@ TEST_CASE("groups at the edges of the range") {
 
 TEST_CASE("padding dequantises to zero") {
   const std::vector<float> weights(17 * 33, 0.25F);
-  for (const Format& form : formats()) {
+  for (const Format& form : packers()) {
     const std::vector<std::byte> packed = pack(form, weights, 17, 33).bytes;
     const std::size_t padded = padded_cols(form, 33);
     const std::vector<float> all =
@@ -223,26 +234,27 @@ TEST_CASE("padding dequantises to zero") {
 TEST_CASE("what a format cannot hold is refused by row and column") {
   std::vector<float> weights = some_weights(20 * 70);
   weights[18 * 70 + 65] = std::numeric_limits<float>::quiet_NaN();
-  for (const Format& form : formats())
+  for (const Format& form : packers())
     CHECK(refusal(form, weights, 20, 70).starts_with("row 18, column 65 is nan"));
   weights[18 * 70 + 65] = -std::numeric_limits<float>::infinity();
-  for (const Format& form : formats())
+  for (const Format& form : packers())
     CHECK(refusal(form, weights, 20, 70).starts_with("row 18, column 65 is -inf"));
   weights[18 * 70 + 65] = std::numeric_limits<float>::max();
   CHECK(refusal(format("f32"), weights, 20, 70).empty());
-  for (const Format& form : formats().subspan(1)) {
+  for (const Format& form : packers()) {
+    if (form.id == FormatId::f32) continue;
     const std::string message = refusal(form, weights, 20, 70);
     CHECK(message.starts_with("row 18, column 65 is 3.4"));
     CHECK(message.ends_with("pack this tensor as f32"));
   }
   weights[18 * 70 + 65] = 65504.0F;
-  for (const Format& form : formats()) CHECK(refusal(form, weights, 20, 70).empty());
+  for (const Format& form : packers()) CHECK(refusal(form, weights, 20, 70).empty());
 }
 
 TEST_CASE("the remainder carries what rounding lost") {
   constexpr std::size_t rows = 17, cols = 70;
   const std::vector<float> weights = some_weights(rows * cols);
-  for (const Format& form : formats()) {
+  for (const Format& form : packers()) {
     std::vector<std::byte> packed(packed_bytes(form, rows, cols));
     std::vector<std::int8_t> remainder(rows * cols);
     const auto source = std::as_bytes(std::span(weights));

@@ -10,6 +10,7 @@
 #include <bit>
 
 #include "kernels/kernels.h"
+#include "kernels/tables.h"
 #include "kernels/vector.h"
 
 namespace edgert {
@@ -315,6 +316,8 @@ void matmul(const MatMul& work, std::size_t tile_begin, std::size_t tile_end) {
       return integer_matmul<V, 3>(work, tile_begin, tile_end);
     case FormatId::int2:
       return integer_matmul<V, 2>(work, tile_begin, tile_end);
+    default:
+      return scalar_table.matmul(work, tile_begin, tile_end);
   }
 }
 

@@ -45,24 +45,60 @@ int code_at(const std::byte* planes, int bits, std::size_t padded, std::size_t l
   return static_cast<int>(code);
 }
 
+int u8_at(const std::byte* data, std::size_t index) { return std::to_integer<int>(data[index]); }
+
+// 2^(code - 128), from its bits.
+float half_power(int code) {
+  return code < 2 ? std::ldexp(1.0f, code - 128) : std::bit_cast<float>((code - 1) << 23);
+}
+
+// What the code of one column stands for in steps of its scale, and what its group takes besides.
+struct Column {
+  int value;
+  int scale = 1;
+  int minimum = 1;
+};
+
+Column column_at(const Format& f, const TileParts& parts, const std::byte* tile, std::size_t lane,
+                 std::size_t padded, std::size_t column) {
+  const std::size_t at = column / static_cast<std::size_t>(f.group) * kTileRows + lane;
+  const int code = code_at(tile, f.bits, padded, lane, column);
+  Column c{code};
+  if (f.codebook != Codebook::none) c.value = codebook_values(f.codebook)[static_cast<std::size_t>(code)];
+  if (f.codebook == Codebook::none && f.zero == ZeroType::none) c.value -= 1 << (f.bits - 1);
+  if (f.zero == ZeroType::u8) c.value -= u8_at(tile + parts.zeros, at);
+  if (f.zero == ZeroType::min_u8) c.minimum = u8_at(tile + parts.group_minima, at);
+  if (f.zero == ZeroType::min_u4) c.minimum = u8_at(tile + parts.group_scales, at) >> 4;
+  if (f.scale == ScaleType::i8) c.scale = static_cast<std::int8_t>(u8_at(tile + parts.group_scales, at));
+  if (f.scale == ScaleType::u4) c.scale = u8_at(tile + parts.group_scales, at) & 15;
+  return c;
+}
+
 float integer_dot(const Format& f, const std::byte* tile, std::size_t lane, const QuantizedRows& x,
                   std::size_t x_row, std::size_t padded) {
-  const auto group_cols = static_cast<std::size_t>(f.group);
-  const std::byte* scales = tile + padded * kTileRows * static_cast<std::size_t>(f.bits) / 8;
-  const std::byte* zeros = scales + padded / group_cols * kTileRows * sizeof(std::uint16_t);
+  const TileParts parts = tile_parts(f, padded);
   const std::size_t x_groups = x.padded / kActivationGroup;
   float sum = 0;
   for (std::size_t group = 0; group < padded / kActivationGroup; ++group) {
-    const std::size_t at = group * kActivationGroup / group_cols * kTileRows + lane;
-    const float scale = load_element(FormatId::f16, scales, at);
-    const int zero = f.zero == ZeroType::u8 ? std::to_integer<int>(zeros[at]) : 1 << (f.bits - 1);
-    std::int32_t dot = 0;
+    const std::size_t block = group * kActivationGroup / static_cast<std::size_t>(f.block) * kTileRows + lane;
+    std::int32_t dot = 0, minima = 0;
     for (std::size_t i = 0; i < kActivationGroup; ++i) {
       const std::size_t column = group * kActivationGroup + i;
-      dot += code_at(tile, f.bits, padded, lane, column) * x.codes[x_row * x.padded + column];
+      const Column c = column_at(f, parts, tile, lane, padded, column);
+      const int code = x.codes[x_row * x.padded + column];
+      dot += c.scale * c.value * code;
+      minima += c.minimum * code;
     }
-    const std::size_t x_group = x_row * x_groups + group;
-    sum += (scale * x.scales[x_group]) * static_cast<float>(dot - zero * x.sums[x_group]);
+    const float scale = f.scale == ScaleType::e8m0 ? half_power(u8_at(tile + parts.scales, block))
+                                                   : load_element(FormatId::f16, tile + parts.scales, block);
+    const float x_scale = x.scales[x_row * x_groups + group];
+    const float product = (scale * x_scale) * static_cast<float>(dot);
+    if (f.has_minima()) {
+      const float minimum = load_element(FormatId::f16, tile + parts.zeros, block);
+      sum += product - (minimum * x_scale) * static_cast<float>(minima);
+    } else {
+      sum += product;
+    }
   }
   return sum;
 }

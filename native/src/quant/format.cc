@@ -1,6 +1,5 @@
 #include "quant/format.h"
 
-#include <array>
 #include <bit>
 #include <string>
 
@@ -12,19 +11,11 @@ static_assert(std::endian::native == std::endian::little, "packed weights are re
 
 namespace {
 
-constexpr std::array kFormats{
-    Format{FormatId::f32, "f32", 32, 1, ScaleType::none, ZeroType::none},
-    Format{FormatId::f16, "f16", 16, 1, ScaleType::none, ZeroType::none},
-    Format{FormatId::bf16, "bf16", 16, 1, ScaleType::none, ZeroType::none},
-    Format{FormatId::int8, "int8", 8, 32, ScaleType::f16, ZeroType::none},
-    Format{FormatId::int4, "int4", 4, 64, ScaleType::f16, ZeroType::u8},
-    Format{FormatId::int3, "int3", 3, 64, ScaleType::f16, ZeroType::u8},
-    Format{FormatId::int2, "int2", 2, 32, ScaleType::f16, ZeroType::u8},
-};
-
 constexpr bool rows_match_ids() {
   for (std::size_t i = 0; i < kFormats.size(); ++i) {
-    if (static_cast<std::size_t>(kFormats[i].id) != i || kFormats[i].group > kMaxGroup) return false;
+    const Format& row = kFormats[i];
+    if (static_cast<std::size_t>(row.id) != i || kMaxGroup % row.block != 0 || row.block % row.group != 0)
+      return false;
   }
   return true;
 }
@@ -43,16 +34,21 @@ constexpr std::size_t round_to(std::size_t n, std::size_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-// Scales and zeros of 16 rows of one group.
-constexpr std::size_t group_overhead(const Format& format) {
-  return kTileRows * ((format.scale == ScaleType::f16 ? 2U : 0U) + (format.zero == ZeroType::u8 ? 1U : 0U));
+// Bytes for one row: of a block's scale and zero or minimum, and of those of each group in it.
+struct Overhead {
+  std::size_t scale, group_scale, zero, group_minimum;
+};
+
+constexpr Overhead overhead(const Format& format) {
+  Overhead bytes{};
+  bytes.scale = format.scale == ScaleType::none ? 0 : format.scale == ScaleType::e8m0 ? 1 : 2;
+  bytes.group_scale = format.has_blocks() ? 1 : 0;
+  bytes.zero = format.zero == ZeroType::none ? 0 : format.zero == ZeroType::u8 ? 1 : 2;
+  bytes.group_minimum = format.zero == ZeroType::min_u8 ? 1 : 0;
+  return bytes;
 }
 
 }  // namespace
-
-std::span<const Format> formats() noexcept { return kFormats; }
-
-const Format& format(FormatId id) noexcept { return kFormats[static_cast<std::size_t>(id)]; }
 
 const Format& format(std::string_view name) {
   std::string known;
@@ -67,15 +63,24 @@ const Format& format(std::string_view name) {
 
 std::size_t padded_cols(const Format& format, std::size_t cols) {
   check_extent("columns", cols);
-  return round_to(cols, static_cast<std::size_t>(format.group));
+  return round_to(cols, static_cast<std::size_t>(format.block));
 }
 
-std::size_t tile_bytes(const Format& format, std::size_t cols) {
+TileParts tile_parts(const Format& format, std::size_t cols) {
   const std::size_t padded = padded_cols(format, cols);
-  const std::size_t codes = padded * kTileRows * static_cast<std::size_t>(format.bits) / 8;
-  const std::size_t groups = padded / static_cast<std::size_t>(format.group);
-  return round_to(codes + groups * group_overhead(format), kTileAlignment);
+  const std::size_t groups = padded / static_cast<std::size_t>(format.group) * kTileRows;
+  const std::size_t blocks = padded / static_cast<std::size_t>(format.block) * kTileRows;
+  const Overhead each = overhead(format);
+  TileParts parts;
+  parts.scales = padded * kTileRows * static_cast<std::size_t>(format.bits) / 8;
+  parts.group_scales = parts.scales + blocks * each.scale;
+  parts.zeros = parts.group_scales + groups * each.group_scale;
+  parts.group_minima = parts.zeros + blocks * each.zero;
+  parts.bytes = round_to(parts.group_minima + groups * each.group_minimum, kTileAlignment);
+  return parts;
 }
+
+std::size_t tile_bytes(const Format& format, std::size_t cols) { return tile_parts(format, cols).bytes; }
 
 std::size_t packed_bytes(const Format& format, std::size_t rows, std::size_t cols) {
   check_extent("rows", rows);
@@ -89,7 +94,9 @@ std::size_t packed_bytes(const Format& format, std::size_t rows, std::size_t col
 }
 
 double bits_per_weight(const Format& format) noexcept {
-  return format.bits + 8.0 * static_cast<double>(group_overhead(format)) / (kTileRows * format.group);
+  const Overhead each = overhead(format);
+  return format.bits + 8.0 * static_cast<double>(each.scale + each.zero) / format.block +
+         8.0 * static_cast<double>(each.group_scale + each.group_minimum) / format.group;
 }
 
 }  // namespace edgert

@@ -6,13 +6,16 @@
 #include <cstdint>
 #include <span>
 
+#include "quant/block.h"
 #include "quant/format.h"
 
 namespace edgert {
 
-// Codes of one group: byte 4*r + j of quads[q] is row r, column 4*q + j.
-struct GroupCodes {
-  alignas(64) std::uint8_t quads[kMaxGroup / 4][4 * kTileRows];
+inline constexpr std::size_t kChunkCols = 32;  // the columns of a vector of the narrowest plane
+
+// Codes of kChunkCols columns: byte 4*r + j of quads[q] is row r, column 4*q + j.
+struct ChunkCodes {
+  alignas(64) std::uint8_t quads[kChunkCols / 4][4 * kTileRows];
 };
 
 // REQUIRES an integer format.
@@ -20,18 +23,24 @@ class TileLayout {
  public:
   TileLayout(const Format& format, std::size_t cols);
 
-  std::size_t bytes() const noexcept { return bytes_; }
-  std::size_t groups() const noexcept { return groups_; }
-  std::size_t scale_offset(std::size_t group, std::size_t row) const noexcept {
-    return scales_ + 2 * (group * kTileRows + row);
+  std::size_t bytes() const noexcept { return parts_.bytes; }
+  std::size_t code_bytes() const noexcept { return parts_.scales; }  // at the beginning; a multiple of 64
+  std::size_t blocks() const noexcept { return blocks_; }
+  std::size_t scale_offset(std::size_t block, std::size_t row) const noexcept {
+    return parts_.scales + scale_bytes_ * (block * kTileRows + row);
   }
-  // REQUIRES a format with zeros.
+  // REQUIRES a format with zeros u8.
   std::size_t zero_offset(std::size_t group, std::size_t row) const noexcept {
-    return zeros_ + group * kTileRows + row;
+    return parts_.zeros + group * kTileRows + row;
   }
 
-  void store_codes(std::byte* tile, std::size_t group, const GroupCodes& codes) const noexcept;
-  int load_code(const std::byte* tile, std::size_t row, std::size_t col) const noexcept;
+  void store_codes(std::byte* tile, std::size_t chunk, const ChunkCodes& codes) const noexcept;
+
+  // The block of every row.
+  void store_block(std::byte* tile, std::size_t block,
+                   std::span<const BlockRow, kTileRows> rows) const noexcept;
+  void store_scales(std::byte* tile, std::size_t block, std::size_t row, const BlockRow& from) const noexcept;
+  void load_block(const std::byte* tile, std::size_t block, std::size_t row, BlockRow& to) const noexcept;
 
  private:
   struct Plane {
@@ -41,14 +50,17 @@ class TileLayout {
   };
   static constexpr std::size_t kVectorBytes = 64;
   std::span<const Plane> planes() const noexcept { return {planes_.data(), plane_count_}; }
+  void load_codes(const std::byte* tile, std::size_t block, std::size_t row,
+                  std::uint8_t* codes) const noexcept;
 
+  const Format& format_;
+  TileParts parts_;
   std::array<Plane, 3> planes_;
   std::size_t plane_count_ = 0;
-  std::size_t group_cols_;
-  std::size_t groups_;
-  std::size_t scales_;
-  std::size_t zeros_;
-  std::size_t bytes_;
+  std::size_t scale_bytes_;
+  std::size_t block_cols_;
+  std::size_t block_groups_;
+  std::size_t blocks_;
 };
 
 }  // namespace edgert

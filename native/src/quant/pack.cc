@@ -16,10 +16,12 @@ namespace {
 
 constexpr std::size_t kRows = kTileRows;
 
-void check_size(const char* what, std::size_t found, std::size_t wanted) {
-  if (found == wanted) return;
-  throw Error(ErrorKind::invalid_argument, std::string(what) + " has " + std::to_string(found) +
-                                               " bytes; needed are " + std::to_string(wanted));
+std::string float_packers() {
+  std::string names;
+  for (const Format& row : formats()) {
+    if (packs_floats(row)) names += (names.empty() ? "" : ", ") + std::string(row.name);
+  }
+  return names;
 }
 
 // The arguments of pack_tiles, checked; the tiles can then be packed in any order.
@@ -33,16 +35,21 @@ class Slab {
         tile_bytes_(tile_bytes(task.format, task.cols)),
         destination_(destination.data()),
         remainder_(remainder.empty() ? nullptr : remainder.data()) {
+    if (!packs_floats(task.format)) {
+      throw Error(ErrorKind::unsupported,
+                  std::string(task.format.name) +
+                      " holds weights that a file has in it; floats are packed as one of " + float_packers());
+    }
     const std::size_t tiles = packed_bytes(task.format, task.rows, task.cols) / tile_bytes_;
     if (tile_begin > tile_end || tile_end > tiles) {
       throw Error(ErrorKind::invalid_argument, "tiles " + std::to_string(tile_begin) + " to " +
                                                    std::to_string(tile_end) + " of " + std::to_string(tiles));
     }
     const std::size_t rows = std::min(tile_end * kRows, task.rows) - std::min(tile_begin * kRows, task.rows);
-    check_size("source", source.size(), rows * task.cols * source_bytes(task.type));
-    check_size("destination", destination.size(), (tile_end - tile_begin) * tile_bytes_);
+    check_bytes("source", source.size(), rows * task.cols * source_bytes(task.type));
+    check_bytes("destination", destination.size(), (tile_end - tile_begin) * tile_bytes_);
     if (remainder_ == nullptr) return;
-    check_size("remainder", remainder.size(), rows * task.cols);
+    check_bytes("remainder", remainder.size(), rows * task.cols);
     if (task.format.is_float()) {
       throw Error(ErrorKind::invalid_argument,
                   std::string(task.format.name) + " has no remainder; integer formats have one");
@@ -78,6 +85,10 @@ SourceType element_type(const Format& format) noexcept {
 }
 
 }  // namespace
+
+bool packs_floats(const Format& format) noexcept {
+  return !format.has_blocks() && !format.has_minima() && format.codebook == Codebook::none;
+}
 
 void PackReport::add(const PackReport& part) noexcept {
   squared_error += part.squared_error;
@@ -124,8 +135,8 @@ PackReport pack_matrix(const Format& format, SourceType type, std::span<const st
 
 void unpack_row(const Format& format, std::span<const std::byte> packed, std::size_t rows, std::size_t cols,
                 std::size_t row, std::span<float> out) {
-  check_size("packed matrix", packed.size(), packed_bytes(format, rows, cols));
-  check_size("row", out.size_bytes(), cols * sizeof(float));
+  check_bytes("packed matrix", packed.size(), packed_bytes(format, rows, cols));
+  check_bytes("row", out.size_bytes(), cols * sizeof(float));
   if (row >= rows) {
     throw Error(ErrorKind::invalid_argument,
                 "row " + std::to_string(row) + " of a matrix of " + std::to_string(rows) + " rows");
@@ -140,14 +151,14 @@ void unpack_row(const Format& format, std::span<const std::byte> packed, std::si
     return;
   }
   const TileLayout layout(format, cols);
-  const std::size_t width = static_cast<std::size_t>(format.group);
-  for (std::size_t group = 0; group < layout.groups(); ++group) {
-    const float scale = half_to_float(load<std::uint16_t>(tile + layout.scale_offset(group, r)));
-    const int zero = format.zero == ZeroType::none ? 1 << (format.bits - 1)
-                                                   : std::to_integer<int>(tile[layout.zero_offset(group, r)]);
-    for (std::size_t c = group * width; c < std::min((group + 1) * width, cols); ++c) {
-      out[c] = scale * static_cast<float>(layout.load_code(tile, r, c) - zero);
-    }
+  const std::size_t width = static_cast<std::size_t>(format.block);
+  BlockRow block;
+  float weights[kMaxGroup];
+  for (std::size_t b = 0; b < layout.blocks(); ++b) {
+    layout.load_block(tile, b, r, block);
+    dequantize(format, block, weights);
+    const std::size_t used = std::min(width, cols - b * width);
+    std::copy_n(weights, used, out.data() + b * width);
   }
 }
 

@@ -25,12 +25,17 @@ struct PackReport {
   void add(const PackReport& part) noexcept;
 };
 
+// Whether a matrix of floats can be packed in this format; the others hold what a file has in them
+// (repack.h).
+bool packs_floats(const Format& format) noexcept;
+
 // Packs tiles [tile_begin, tile_end) of a row-major matrix [rows, cols]. `source` starts at the first row
 // of tile_begin and holds the rows up to tile_end (or the last row); `destination` starts at tile_begin.
 // Integer formats search scale and zero of each group for the least squared error.
 // `remainder`, when not empty, receives (weight - dequantised weight) / scale in steps of 1/200, clamped to
 // int8, row-major [rows in these tiles, cols]; integer formats only.
 // The report is the sum of the tiles' own in their order.
+// Error{unsupported} for a format that does not pack floats;
 // Error{invalid_argument} on sizes that disagree; on NaN, Inf or values outside the format it names row
 // and column.
 PackReport pack_tiles(const Format& format, SourceType type, std::span<const std::byte> source,

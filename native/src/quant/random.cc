@@ -31,13 +31,6 @@ class Random {
   std::uint64_t state_;
 };
 
-// Of one weight, in steps of its scale.
-float code_deviation(const Format& format) noexcept {
-  const float codes = static_cast<float>(1 << format.bits);
-  const float of_zero = format.zero == ZeroType::none ? 0.0F : 0.25F;
-  return std::sqrt((codes * codes - 1) / 12 + of_zero);
-}
-
 void fill_float_tile(const Format& format, std::size_t present, std::size_t cols, float deviation,
                      Random& random, std::byte* tile) noexcept {
   const float step = deviation * std::sqrt(3.0F) * 0x1p-23F;
@@ -53,61 +46,103 @@ void fill_float_tile(const Format& format, std::size_t present, std::size_t cols
   }
 }
 
-void fill_integer_tile(const Format& format, const TileLayout& layout, std::size_t present,
-                       std::uint16_t scale, Random& random, std::byte* tile) noexcept {
-  const std::size_t code_bytes = layout.scale_offset(0, 0);  // a multiple of 64
-  for (std::size_t at = 0; at < code_bytes; at += sizeof(std::uint64_t)) store(tile + at, random.next());
-  if (format.zero == ZeroType::none) {
-    const auto middle = static_cast<std::byte>(1 << (format.bits - 1));
-    std::replace(tile, tile + code_bytes, std::byte{0}, middle);  // code 0 is unused
-  }
-  const unsigned below_middle = (1U << (format.bits - 1)) - 1;
-  for (std::size_t group = 0; group < layout.groups(); ++group) {
-    const std::uint64_t coins = random.next();
-    for (std::size_t row = 0; row < present; ++row) {
-      store(tile + layout.scale_offset(group, row), scale);
-      if (format.zero == ZeroType::none) continue;
-      tile[layout.zero_offset(group, row)] = static_cast<std::byte>(below_middle + ((coins >> row) & 1));
+// Scales of a block whose weights have the deviation asked for, once its codes are all alike.
+class BlockScales {
+ public:
+  BlockScales(const Format& format, std::size_t cols, float deviation) : format_(format) {
+    if (cols % static_cast<std::size_t>(format.block) != 0) {
+      throw Error(ErrorKind::invalid_argument, std::to_string(cols) + " columns of random " +
+                                                   std::string(format.name) + ": needed is a multiple of " +
+                                                   std::to_string(format.block));
     }
+    double sum = 0, squares = 0;
+    const int codes = 1 << format.bits;
+    for (int code = 0; code < codes; ++code) {
+      const bool is_index = format.codebook != Codebook::none;
+      const int value = is_index ? codebook_values(format.codebook)[static_cast<std::size_t>(code)]
+                        : format.has_minima() ? code
+                                              : code - codes / 2;
+      sum += value;
+      squares += value * value;
+    }
+    const double mean = sum / codes;
+    const double variance = squares / codes - (format.has_minima() ? mean * mean : 0.0);
+    const int integer = format.has_blocks() ? 8 : 1;  // of both scales and minima
+    const double scale = static_cast<double>(deviation) / std::sqrt(variance) / integer;
+    // So large that rounding stays under 1 %.
+    if (!(scale >= 0x1p-18 && scale * std::max(mean, 1.0) <= 65504)) {
+      std::ostringstream message;
+      message << "deviation: found " << deviation << ", which " << format.name << "'s scale does not hold";
+      throw Error(ErrorKind::invalid_argument, message.str());
+    }
+    if (format.scale == ScaleType::e8m0) {
+      const int power = std::ilogb(scale);
+      const double ratio = std::ldexp(scale, -power);
+      block_.scale = static_cast<std::uint16_t>(power + 128);
+      doubled_ = static_cast<std::uint32_t>((ratio * ratio - 1) / 3 * 0x1p32);
+    } else {
+      block_.scale = float_to_half(static_cast<float>(scale));
+    }
+    block_.minimum = float_to_half(static_cast<float>(scale * mean));
+    block_.group_scales.fill(static_cast<std::int8_t>(integer));
+    block_.zeros.fill(static_cast<std::uint8_t>(integer));
   }
-}
 
-std::uint16_t integer_scale(const Format& format, std::size_t cols, float deviation) {
-  if (cols % static_cast<std::size_t>(format.group) != 0) {
-    throw Error(ErrorKind::invalid_argument, std::to_string(cols) + " columns of random " +
-                                                 std::string(format.name) + ": needed is a multiple of " +
-                                                 std::to_string(format.group));
+  // Chance centres what has no middle: the zero is one of the two beside the mean, or a scale changes its
+  // sign. Powers of two double where chance says so, so that the squares have the mean asked for.
+  BlockRow draw(Random& random) const noexcept {
+    BlockRow block = block_;
+    const std::uint64_t coins = random.next();
+    const auto coin = [coins](std::size_t i) { return static_cast<int>(coins >> i & 1); };
+    if (format_.scale == ScaleType::e8m0) {
+      block.scale = static_cast<std::uint16_t>(block.scale + (coins >> 32 < doubled_ ? 1 : 0));
+    } else if (format_.zero == ZeroType::u8) {
+      block.zeros[0] = static_cast<std::uint8_t>((1 << (format_.bits - 1)) - coin(0));
+    } else if (!format_.has_minima() && format_.has_blocks()) {
+      for (std::size_t g = 0; g < block.group_scales.size(); ++g) {
+        if (coin(g) != 0) block.group_scales[g] = static_cast<std::int8_t>(-block.group_scales[g]);
+      }
+    } else if (!format_.has_minima()) {
+      block.scale = static_cast<std::uint16_t>(block.scale | coin(0) << 15);
+    }
+    return block;
   }
-  const std::uint16_t scale = float_to_half(deviation / code_deviation(format));
-  const float held = half_to_float(scale);
-  if (!(held >= 0x1p-14F && held <= 65504.0F)) {  // normal, so that rounding stays under 1 %
-    std::ostringstream message;
-    message << "deviation: found " << deviation << ", which " << format.name << "'s scale does not hold";
-    throw Error(ErrorKind::invalid_argument, message.str());
+
+ private:
+  const Format& format_;
+  BlockRow block_{};
+  std::uint32_t doubled_ = 0;  // of 2^32
+};
+
+void fill_integer_tile(const TileLayout& layout, const BlockScales& scales, std::size_t present,
+                       Random& random, std::byte* tile) noexcept {
+  for (std::size_t at = 0; at < layout.code_bytes(); at += sizeof(std::uint64_t))
+    store(tile + at, random.next());
+  for (std::size_t block = 0; block < layout.blocks(); ++block) {
+    for (std::size_t row = 0; row < present; ++row)
+      layout.store_scales(tile, block, row, scales.draw(random));
   }
-  return scale;
 }
 
 }  // namespace
 
 void fill_random(const Format& format, std::size_t rows, std::size_t cols, float deviation,
                  std::uint64_t seed, std::span<std::byte> destination) {
-  const std::size_t bytes = packed_bytes(format, rows, cols);
-  if (destination.size() != bytes) {
-    throw Error(ErrorKind::invalid_argument, "destination has " + std::to_string(destination.size()) +
-                                                 " bytes; needed are " + std::to_string(bytes));
-  }
-  const std::uint16_t scale = format.is_float() ? 0 : integer_scale(format, cols, deviation);
+  check_bytes("destination", destination.size(), packed_bytes(format, rows, cols));
   Random random(seed);
   std::fill(destination.begin(), destination.end(), std::byte{0});
   std::byte* tile = destination.data();
-  for (std::size_t row = 0; row < rows; row += kRows, tile += tile_bytes(format, cols)) {
-    const std::size_t present = std::min(kRows, rows - row);
-    if (format.is_float()) {
-      fill_float_tile(format, present, cols, deviation, random, tile);
-    } else {
-      fill_integer_tile(format, TileLayout(format, cols), present, scale, random, tile);
+  const auto fill_tiles = [&](auto&& fill) {
+    for (std::size_t row = 0; row < rows; row += kRows, tile += tile_bytes(format, cols)) {
+      fill(std::min(kRows, rows - row));
     }
+  };
+  if (format.is_float()) {
+    fill_tiles([&](std::size_t present) { fill_float_tile(format, present, cols, deviation, random, tile); });
+  } else {
+    const TileLayout layout(format, cols);
+    const BlockScales scales(format, cols, deviation);
+    fill_tiles([&](std::size_t present) { fill_integer_tile(layout, scales, present, random, tile); });
   }
 }
 

@@ -11,11 +11,10 @@
 
 namespace edgert {
 
-// Fills the packed matrix [rows, cols] with independent weights, uniform around a mean of zero, whose
-// standard deviation is within 1 % of `deviation`. Integer formats get every code alike and one scale; where
-// the codes have no middle, each group's zero is drawn from the two beside it, so that the errors of the mean
-// cancel. Error{invalid_argument} where the destination has another size, where cols is not a multiple of the
-// format's group, and for a deviation that the format's scale does not hold.
+// Fills the packed matrix [rows, cols] with independent weights, uniform over what the codes stand for around
+// a mean of zero, whose standard deviation is within 1 % of `deviation`. Integer formats get every code alike
+// and one scale. Error{invalid_argument} where the destination has another size, where cols is not a multiple
+// of the format's block, and for a deviation that the format's scale does not hold.
 void fill_random(const Format& format, std::size_t rows, std::size_t cols, float deviation,
                  std::uint64_t seed, std::span<std::byte> destination);
 

@@ -16,14 +16,15 @@ struct Grid {
   int reach;
 };
 
-constexpr Grid grid(int bits) noexcept {
-  switch (bits) {
+constexpr Grid grid(const Format& format) noexcept {
+  const int reach = format.zero == ZeroType::none ? 0 : 1;
+  switch (format.bits) {
     case 2:
-      return {0.10F, 7, 2};
+      return {0.10F, 7, 2 * reach};
     case 3:
-      return {0.06F, 8, 2};
+      return {0.06F, 8, 2 * reach};
     case 4:
-      return {0.05F, 7, 1};
+      return {0.05F, 7, reach};
     default:
       return {0.01F, 3, 0};
   }
@@ -79,7 +80,7 @@ struct Choice {
 
 // The best of the grid, each candidate judged by its codes with the best scale for them.
 Choice search_grid(const Format& format, const GroupWeights& weights, Lanes low, Lanes high, Choice best) {
-  const Grid candidates = grid(format.bits);
+  const Grid candidates = grid(format);
   const Lanes middle = best.zero;
   for (int offset = -candidates.reach; offset <= candidates.reach; ++offset) {
     const Lanes zero =

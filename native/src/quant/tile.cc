@@ -106,7 +106,17 @@ PackReport pack_float_tile(const TileTask& task, const std::byte* source, std::s
   return report;
 }
 
-// Four columns of four rows as the bytes of GroupCodes: lane r takes the low byte of columns[0..3][r].
+// Codes of the columns of one group, and one more byte a column.
+struct GroupCodes {
+  ChunkCodes chunks[kMaxGroup / kChunkCols];
+  std::uint8_t* quad(int q) noexcept { return chunks[0].quads[0] + q * 4 * kTileRows; }
+  std::uint8_t at(std::size_t row, std::size_t col) const noexcept {
+    return chunks[col / kChunkCols].quads[col % kChunkCols / 4][4 * row + col % 4];
+  }
+};
+static_assert(sizeof(GroupCodes) == std::size_t{kMaxGroup} * kTileRows);  // chunks without gaps
+
+// Four columns of four rows as the bytes of ChunkCodes: lane r takes the low byte of columns[0..3][r].
 void store_quad(std::uint8_t* to, const IntLanes (&columns)[4]) noexcept {
   const IntLanes byte = {255, 255, 255, 255};
   const IntLanes bytes =
@@ -132,8 +142,8 @@ void encode(const GroupFit& fit, const GroupWeights& weights, std::size_t first_
       remainder[j] =
           __builtin_convertvector(round(clamp(error * steps, lanes(-127.0F), lanes(127.0F))), IntLanes);
     }
-    store_quad(codes.quads[quad] + 4 * first_row, code);
-    if (remainders != nullptr) store_quad(remainders->quads[quad] + 4 * first_row, remainder);
+    store_quad(codes.quad(quad) + 4 * first_row, code);
+    if (remainders != nullptr) store_quad(remainders->quad(quad) + 4 * first_row, remainder);
   }
   for (int lane = 0; lane < kLanes; ++lane)
     report.add({squared_error[lane], squared_weight[lane], max_error[lane]});
@@ -147,7 +157,7 @@ PackReport pack_integer_tile(const TileTask& task, const TileLayout& layout, con
   GroupCodes codes, remainders;
   const std::size_t width = static_cast<std::size_t>(task.format.group);
   weights.count = task.format.group;
-  for (std::size_t group = 0; group < layout.groups(); ++group) {
+  for (std::size_t group = 0; group < layout.blocks(); ++group) {
     const std::size_t first = group * width;
     stretch.load(task.format, task.type, source, row, task.rows, first, task.cols, width);
     for (std::size_t r = 0; r < kRows; r += kLanes) {
@@ -164,12 +174,13 @@ PackReport pack_integer_tile(const TileTask& task, const TileLayout& layout, con
         tile[layout.zero_offset(group, r + lane)] = std::byte{static_cast<std::uint8_t>(fit.zero[lane])};
       }
     }
-    layout.store_codes(tile, group, codes);
+    for (std::size_t chunk = 0; chunk < width / kChunkCols; ++chunk) {
+      layout.store_codes(tile, group * (width / kChunkCols) + chunk, codes.chunks[chunk]);
+    }
     if (remainder == nullptr) continue;
     for (std::size_t r = 0; r < std::min(kRows, task.rows - row); ++r) {
       for (std::size_t c = 0; c < stretch.used(); ++c) {
-        remainder[r * task.cols + first + c] =
-            static_cast<std::int8_t>(remainders.quads[c / 4][4 * r + c % 4]);
+        remainder[r * task.cols + first + c] = static_cast<std::int8_t>(remainders.at(r, c));
       }
     }
   }
@@ -177,6 +188,12 @@ PackReport pack_integer_tile(const TileTask& task, const TileLayout& layout, con
 }
 
 }  // namespace
+
+void check_bytes(const char* what, std::size_t found, std::size_t wanted) {
+  if (found == wanted) return;
+  throw Error(ErrorKind::invalid_argument, std::string(what) + " has " + std::to_string(found) +
+                                               " bytes; needed are " + std::to_string(wanted));
+}
 
 void read_floats(SourceType type, const std::byte* from, std::size_t count, float* to) noexcept {
   switch (type) {

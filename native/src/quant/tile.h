@@ -26,6 +26,9 @@ PackReport pack_tile(const TileTask& task, const std::byte* source, std::size_t 
 // `count` consecutive elements, unaligned.
 void read_floats(SourceType type, const std::byte* from, std::size_t count, float* to) noexcept;
 
+// Error{invalid_argument} unless a buffer has the bytes that it needs.
+void check_bytes(const char* what, std::size_t found, std::size_t wanted);
+
 template <typename T>
 T load(const std::byte* from) noexcept {
   T value;
