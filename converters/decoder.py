@@ -102,6 +102,17 @@ class SourceTensors:
         rows = shape[0] if len(shape) == 2 else 1
         return Source(self.find(name, shape), 0, rows, shape[-1])
 
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """That of the checkpoint's tensor; None where it has none."""
+        tensor = self._tensors.get(name)
+        return None if tensor is None else tensor.shape
+
+    def leave_out(self, prefix: str) -> int:
+        """Do without the tensors of this prefix; returns how many there are."""
+        names = [name for name in self._tensors if name.startswith(prefix)]
+        self._used.update(names)
+        return len(names)
+
     def is_plain(self, name: str) -> bool:
         """Whether the checkpoint has this tensor as floats."""
         return isinstance(self._tensors.get(name), TensorInfo)
