@@ -51,6 +51,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "num_nextn_predict_layers": (0, None),
     "shared_expert_intermediate_size": (0, None),
     "use_mrope": (False, None),
+    "compression_ratio": (1.0, None),
 }
 
 _MISSING = object()
@@ -118,6 +119,9 @@ class Config:
                 f"this version has {', '.join(allowed)}"
             )
         return str(value)
+
+    def unsupported(self, key: str, message: str) -> NoReturn:
+        raise UnsupportedError(f"{self.where}: {key}: {str(self._values.get(key))[:80]}; {message}")
 
     def same(self, key: str, other: str) -> None:
         """Refuse two names of one value that disagree; `key` may be absent."""

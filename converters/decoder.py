@@ -113,6 +113,17 @@ class SourceTensors:
         rows = shape[0] if len(shape) == 2 else 1
         return Source(self.find(name, shape), 0, rows, shape[-1])
 
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """That of the checkpoint's tensor; None where it has none."""
+        tensor = self._tensors.get(name)
+        return None if tensor is None else tensor.shape
+
+    def leave_out(self, prefix: str) -> int:
+        """Do without the tensors of this prefix; returns how many there are."""
+        names = [name for name in self._tensors if name.startswith(prefix)]
+        self._used.update(names)
+        return len(names)
+
     def is_plain(self, name: str) -> bool:
         """Whether the checkpoint has this tensor as floats."""
         return isinstance(self._tensors.get(name), TensorInfo)
@@ -131,13 +142,6 @@ class SourceTensors:
         if not isinstance(tensor, TensorInfo):
             raise UnsupportedError(f"{tensor.path}: tensor {name!r}: is quantised; only floats are read here")
         return tensor
-
-    def leave_out(self, prefix: str, what: str, notes: list[str]) -> None:
-        """Tensors that this version does without, of which `notes` will tell."""
-        names = [name for name in self._tensors if name.startswith(prefix)]
-        self._used.update(names)
-        if names:
-            notes.append(f"{what} is left out: {len(names)} tensors, {prefix}*")
 
     def finish(self, without_effect: Collection[str] = ()) -> None:
         """Refuse what is left over. `without_effect`: endings of names that may be."""

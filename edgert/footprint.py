@@ -116,7 +116,9 @@ def _sizes(name: str, manifest: Mapping[str, Any], **sizes: Any) -> ModelSizes:
         name=name,
         recipe=manifest["recipe"],
         weights=roof.Footprint.of(manifest),
-        key_format=next((f for name, f in formats.items() if name.endswith((".attention.k", ".attention.kv_a"))), "f32"),
+        key_format=next(
+            (f for name, f in formats.items() if name.endswith((".attention.k", ".attention.kv_a"))), "f32"
+        ),
         extent_bytes=[[extent[2] for extent in layer["extents"]] for layer in manifest["experts"]],
         **sizes,
     )

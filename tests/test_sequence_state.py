@@ -73,7 +73,9 @@ def test_batches(bundle: Path) -> None:
         return _native.Sampler(options)
 
     def run(model: Any, seeds: list[int]) -> list[list[tuple[int, list[tuple[int, float]]]]]:
-        rows = [(model.sequence(), prompt_tokens(5 + 11 * seed, VOCAB, seed), sampler(seed)) for seed in seeds]
+        rows = [
+            (model.sequence(), prompt_tokens(5 + 11 * seed, VOCAB, seed), sampler(seed)) for seed in seeds
+        ]
         drawn: list[list[tuple[int, list[tuple[int, float]]]]] = [[] for _ in seeds]
         for _ in range(12):
             samples = model.step(rows)

@@ -1,12 +1,20 @@
 """DeepSeek-V2 and V3 and what is built like them (Kimi K2, Moonlight, GLM-4.7-Flash): latent attention, the first
 layers dense, and shared experts beside those routed to in groups."""
 
-from typing import Any
-
 from ..config import Config
 from ..decoder import Decoder, SourceTensors
-from .assembly import CORRECTED, Names, assemble_layers
-from .common import MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH, Recipe, corrected_router, dense_ffn, moe_ffn, num_layers
+from .assembly import CORRECTED, Names, assemble
+from .common import (
+    MAX_EXPERTS,
+    MAX_LAYERS,
+    Recipe,
+    corrected_router,
+    dense_ffn,
+    moe_ffn,
+    note_prediction,
+    num_layers,
+    shared_experts,
+)
 from .mixers import latent_attention
 
 
@@ -30,7 +38,7 @@ def v2(config: Config, tensors: SourceTensors) -> Decoder:
     layers = num_layers(config)
     dense = config.integer("first_k_dense_replace", 0, minimum=0, maximum=MAX_LAYERS)
     ffns = _ffns(config, layers, [index < dense for index in range(layers)], router)
-    return assemble_layers(config, tensors, [mixer] * layers, ffns, Names(shared="shared_experts"))
+    return assemble(config, tensors, [mixer] * layers, ffns, Names(shared="mlp.shared_experts"))
 
 
 def v3(config: Config, tensors: SourceTensors) -> Decoder:
@@ -56,10 +64,10 @@ def _corrected(config: Config, tensors: SourceTensors, dense: list[bool], *, q_r
     router = corrected_router(config, _routed_experts(config))
     mixer = latent_attention(config, q_rank=q_rank, interleaved=config.flag("rope_interleave", True))
     ffns = _ffns(config, len(dense), dense, router)
-    decoder = assemble_layers(config, tensors, [mixer] * len(dense), ffns, CORRECTED)
-    more = config.integer("num_nextn_predict_layers", 0, minimum=0, maximum=MAX_LAYERS)
-    for index in range(len(dense), len(dense) + more):
-        tensors.leave_out(f"model.layers.{index}.", "a layer for multi-token prediction", decoder.notes)
+    decoder = assemble(config, tensors, [mixer] * len(dense), ffns, CORRECTED)
+    further = config.integer("num_nextn_predict_layers", 0, minimum=0, maximum=MAX_LAYERS)
+    left_out = [tensors.leave_out(f"model.layers.{len(dense) + index}.") for index in range(further)]
+    note_prediction(decoder, sum(left_out))
     return decoder
 
 
@@ -68,17 +76,12 @@ def _routed_experts(config: Config) -> int:
 
 
 def _ffns(config: Config, layers: int, dense: list[bool], router: Recipe) -> list[Recipe]:
-    width = config.integer("moe_intermediate_size", maximum=MAX_WIDTH)
-    shared: dict[str, Any] = {
-        "intermediate_size": width * config.integer("n_shared_experts", 1, maximum=64),
-        "gate": None,
-    }
     moe = moe_ffn(
         config,
         width_key="moe_intermediate_size",
         router=router,
         experts=_routed_experts(config),
-        shared=shared,
+        shared=shared_experts(config, "n_shared_experts", "moe_intermediate_size"),
     )
     if config.integer("moe_layer_freq", 1, maximum=MAX_LAYERS) != 1:
         config.fail("moe_layer_freq", "only 1 is known")

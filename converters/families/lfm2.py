@@ -2,7 +2,7 @@
 
 from ..config import Config
 from ..decoder import Decoder, SourceTensors
-from .assembly import Names, assemble_layers
+from .assembly import Frame, Names, assemble
 from .common import MAX_LAYERS, MAX_WIDTH, Recipe, attention, layer_types, moe_ffn, num_layers
 from .mixers import short_conv
 
@@ -12,10 +12,10 @@ _NAMES = Names(
     final_norm="embedding_norm",
     output_projection="out_proj",
     qk_norms=("q_layernorm", "k_layernorm"),
-    ffn="feed_forward",
+    dense="feed_forward",
     ffn_parts=("w1", "w3", "w2"),
     moe=("feed_forward",),
-    router_bias="expert_bias",
+    router_bias=("expert_bias",),
     experts=("w1", "w3", "w2"),
 )
 
@@ -53,15 +53,8 @@ def _decoder(config: Config, tensors: SourceTensors, default: list[str], ffns: l
     full = attention(config, qk_norm="head", rope_theta=1e6)
     mixers = {"full_attention": full, "conv": short_conv(config)}
     tied = config.flag("tie_embedding", True)
-    return assemble_layers(
-        config,
-        tensors,
-        [mixers[kind] for kind in types],
-        ffns,
-        _NAMES,
-        eps_key="norm_eps",
-        tied_by_default=tied,
-    )
+    frame = Frame(eps_key="norm_eps", tied=tied)
+    return assemble(config, tensors, [mixers[kind] for kind in types], ffns, _NAMES, frame)
 
 
 def _ffn(width: int) -> Recipe:

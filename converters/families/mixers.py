@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from ..config import Config
-from ..decoder import DenseTensor, Source
+from ..decoder import DenseTensor, Kind, Source
 from ..derived import Mapped, PickedRows, TransposedHeads
 from ..rope import query_scale, rope_from
 from .common import MAX_HEAD_DIM, MAX_WIDTH, Recipe
@@ -30,7 +30,9 @@ def latent_attention(config: Config, *, q_rank: int | None, interleaved: bool) -
         if config.integer(key, size, maximum=MAX_HEAD_DIM) != size:
             config.fail(key, f"{config.get(key)}; {size} follows from qk_nope_head_dim and qk_rope_head_dim")
     if config.stated("q_lora_rank"):
-        q_rank = None if config.get("q_lora_rank") is None else config.integer("q_lora_rank", maximum=MAX_WIDTH)
+        q_rank = (
+            None if config.get("q_lora_rank") is None else config.integer("q_lora_rank", maximum=MAX_WIDTH)
+        )
     bias = config.flag("attention_bias", False)
     rope = rope_from(config, rotated)
     rope["layout"] = "interleaved" if interleaved else "half"
@@ -58,12 +60,12 @@ def add_latent_attention(assembler: "Assembler", layer: str, source: str, mixer:
         assembler.add(name + "q", "dense", (heads * (nope + rotated), hidden), source + "q_proj.weight")
     else:
         assembler.add(name + "q_a", "dense", (q_rank, hidden), source + "q_a_proj.weight")
-        assembler.norm(name + "q_a_norm", q_rank, source + "q_a_layernorm.weight")
+        assembler.norm(name + "q_a_norm", q_rank, source + "q_a_layernorm")
         if biased:
             assembler.add(name + "q_a_bias", "exact", (q_rank,), source + "q_a_proj.bias")
         assembler.add(name + "q_b", "dense", (heads * (nope + rotated), q_rank), source + "q_b_proj.weight")
     assembler.add(name + "kv_a", "dense", (rank + rotated, hidden), source + "kv_a_proj_with_mqa.weight")
-    assembler.norm(name + "kv_a_norm", rank, source + "kv_a_layernorm.weight")
+    assembler.norm(name + "kv_a_norm", rank, source + "kv_a_layernorm")
     if biased:
         assembler.add(name + "kv_a_bias", "exact", (rank + rotated,), source + "kv_a_proj_with_mqa.bias")
     stored = assembler.tensors.find(source + "kv_b_proj.weight", (heads * (nope + values), rank))
@@ -124,14 +126,15 @@ def _add_joined_projections(assembler: "Assembler", name: str, source: str, mixe
     key_heads, key_dim, hidden = mixer["num_key_heads"], mixer["key_head_dim"], assembler.hidden
     sharing = mixer["num_value_heads"] // key_heads
     value_dim = sharing * mixer["value_head_dim"]
-    for tensor, kind, parts in (
-        ("in_proj_qkvz", "dense", (("q", key_dim), ("k", key_dim), ("v", value_dim), ("z", value_dim))),
-        ("in_proj_ba", "exact", (("b", sharing), ("a", sharing))),
-    ):
-        period = sum(rows for _, rows in parts)
+    joined: tuple[tuple[str, Kind, dict[str, int]], ...] = (
+        ("in_proj_qkvz", "dense", {"q": key_dim, "k": key_dim, "v": value_dim, "z": value_dim}),
+        ("in_proj_ba", "exact", {"b": sharing, "a": sharing}),
+    )
+    for tensor, kind, parts in joined:
+        period = sum(parts.values())
         stored = assembler.tensors.find(f"{source}{tensor}.weight", (key_heads * period, hidden))
         first = 0
-        for part, rows in parts:
+        for part, rows in parts.items():
             assembler.add_rows(name + part, kind, PickedRows(stored, first, rows, period))
             first += rows
 

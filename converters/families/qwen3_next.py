@@ -3,8 +3,18 @@ shared expert behind a sigmoid gate beside the routed ones."""
 
 from ..config import Config
 from ..decoder import Decoder, SourceTensors
-from .assembly import Names, assemble_layers
-from .common import MAX_LAYERS, MAX_WIDTH, attention, layer_types, moe_ffn, num_layers, softmax_router, sparse_layers
+from .assembly import Names, assemble
+from .common import (
+    MAX_LAYERS,
+    MAX_WIDTH,
+    attention,
+    layer_types,
+    moe_ffn,
+    note_prediction,
+    num_layers,
+    softmax_router,
+    sparse_layers,
+)
 from .mixers import gated_delta
 
 
@@ -21,7 +31,7 @@ def _decoder(config: Config, tensors: SourceTensors, names: Names) -> Decoder:
     interval = config.integer("full_attention_interval", 4, maximum=MAX_LAYERS)
     default = ["full_attention" if (i + 1) % interval == 0 else "linear_attention" for i in range(layers)]
     types = layer_types(config, layers, default, ("full_attention", "linear_attention"))
-    gated = attention(config, qk_norm="head", head_dim=256, partial_rotary=0.25)
+    gated = attention(config, qk_norm="head", head_dim=256, partial=0.25)
     gated["output_gate"] = "sigmoid"
     mixers = {"full_attention": gated, "linear_attention": gated_delta(config)}
     shared_width = config.integer("shared_expert_intermediate_size", maximum=MAX_WIDTH)
@@ -32,6 +42,6 @@ def _decoder(config: Config, tensors: SourceTensors, names: Names) -> Decoder:
         shared={"intermediate_size": shared_width, "gate": "sigmoid"},
     )
     ffns = sparse_layers(config, layers, moe)
-    result = assemble_layers(config, tensors, [mixers[kind] for kind in types], ffns, names)
-    tensors.leave_out("mtp.", "multi-token prediction", result.notes)
+    result = assemble(config, tensors, [mixers[kind] for kind in types], ffns, names)
+    note_prediction(result, tensors.leave_out("mtp."))
     return result

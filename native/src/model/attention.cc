@@ -93,15 +93,19 @@ void Decoder::project_qkv(const AttentionRecipe& a, const AttentionWeights& w, f
 void Decoder::find_angles(const RopeRecipe& rope, std::span<const BatchRow> rows) {
   if (rotated_ == &rope) return;
   rotated_ = &rope;
-  const std::size_t half = rope.inv_freq.size();
+  const auto& longer = rope.long_context;
+  const bool use_long = longer && shape_.context > longer->beyond;
+  const std::vector<float>& inv_freq = use_long ? longer->inv_freq : rope.inv_freq;
+  const float factor = use_long ? longer->attention_factor : rope.attention_factor;
+  const std::size_t half = inv_freq.size();
   machine_.for_rows(rows.size(), [&](std::size_t i, int) {
     float* cosine = s_.rotation + i * 2 * half;
     float* sine = cosine + half;
     for (std::size_t j = 0; j < half; ++j) {
       // The angle is rounded to f32, as every framework does.
-      const float angle = static_cast<float>(rows[i].position) * rope.inv_freq[j];
-      cosine[j] = std::cos(angle) * rope.attention_factor;
-      sine[j] = std::sin(angle) * rope.attention_factor;
+      const float angle = static_cast<float>(rows[i].position) * inv_freq[j];
+      cosine[j] = std::cos(angle) * factor;
+      sine[j] = std::sin(angle) * factor;
     }
   });
 }

@@ -85,8 +85,8 @@ class Decoder {
   void rotate(const AttentionRecipe& recipe, std::span<const BatchRow> rows);
   template <typename Joins>  // joins(i): row i goes with row i - 1, which is the one before it in its
                              // sequence
-                             void find_runs(std::span<const BatchRow> rows, int at_most,
-                                            std::vector<RowRun>& runs, Joins&& joins) const {
+  void find_runs(std::span<const BatchRow> rows, int at_most, std::vector<RowRun>& runs,
+                 Joins&& joins) const {
     runs.clear();
     for (std::size_t i = 0; i < rows.size(); ++i) {
       const bool follows = i > 0 && rows[i].sequence == rows[i - 1].sequence &&
