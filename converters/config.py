@@ -120,6 +120,13 @@ class Config:
             )
         return str(value)
 
+    def inner(self, key: str) -> "Config":
+        """The configuration that `key` holds; its finish() is the caller's to call."""
+        values = self.get(key)
+        if not isinstance(values, dict):
+            self.fail(key, f"{str(values)[:80]}; an object is needed")
+        return Config(values, f"{self.where}: {key}")
+
     def unsupported(self, key: str, message: str) -> NoReturn:
         raise UnsupportedError(f"{self.where}: {key}: {str(self._values.get(key))[:80]}; {message}")
 

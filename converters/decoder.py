@@ -118,6 +118,16 @@ class SourceTensors:
         tensor = self._tensors.get(name)
         return None if tensor is None else tensor.shape
 
+    def within(self, prefix: str) -> "SourceTensors":
+        """Those whose name begins so, without it; their finish() is the caller's to call."""
+        inner = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in self._tensors.items()
+            if name.startswith(prefix)
+        }
+        self.leave_out(prefix)
+        return SourceTensors(inner, self._where)
+
     def leave_out(self, prefix: str) -> int:
         """Do without the tensors of this prefix; returns how many there are."""
         names = [name for name in self._tensors if name.startswith(prefix)]

@@ -18,6 +18,7 @@ from .families import (
     granitemoe,
     lfm2,
     llama,
+    llama4,
     mistral,
     mixtral,
     olmoe,
@@ -46,6 +47,8 @@ FAMILIES: dict[str, Family] = {
     "lfm2": lfm2.lfm2,
     "lfm2_moe": lfm2.moe,
     "llama": llama.decoder,
+    "llama4": llama4.with_images,
+    "llama4_text": llama4.decoder,
     "mistral": mistral.decoder,
     "mixtral": mixtral.decoder,
     "olmoe": olmoe.decoder,
@@ -93,6 +96,9 @@ class _EveryTensor(SourceTensors):
     def __init__(self, dtype: str) -> None:
         super().__init__({}, "")
         self._dtype = {"float32": "F32", "float16": "F16"}.get(dtype, "BF16")
+
+    def within(self, prefix: str) -> SourceTensors:
+        return self
 
     def find(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         return TensorInfo(name, self._dtype, shape, 0, 0, Path())

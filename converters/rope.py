@@ -50,8 +50,7 @@ def rope_from(
     if kind == "longrope":
         frequencies, attention_factor, long = _longrope(config, scaling, powers)
     scaling.finish()
-    if config.flag("rope_interleaved", False):
-        layout = "interleaved"
+    layout = "interleaved" if config.flag("rope_interleaved", layout == "interleaved") else "half"
     return {"layout": layout, "inv_freq": frequencies, "attention_factor": attention_factor, **long}
 
 

@@ -303,6 +303,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "shared_intermediate_size": 44,
         "residual_multiplier": 0.6,
     },
+    "llama4_text": {
+        "num_local_experts": 6,
+        "num_experts_per_tok": 1,
+        "intermediate_size": 40,
+        "intermediate_size_mlp": 56,
+        "head_dim": 16,
+        "attention_chunk_size": 13,
+        "floor_scale": 7,
+        "attn_scale": 0.5,
+        "no_rope_layer_interval": 2,
+    },
     "mistral": {"intermediate_size": 100},
     "phimoe": {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 40},
     "qwen2": {"intermediate_size": 100},
@@ -465,6 +476,10 @@ VARIANTS = [
     Variant("granitemoe", "granitemoe", seed=1),
     Variant("granitemoeshared-tied-bias-f16", "granitemoeshared", {
         "tie_word_embeddings": True, "attention_bias": True}, dtype="float16"),
+    Variant("llama4_text", "llama4_text"),
+    Variant("llama4_text-interleaved-no_qk_norm-top_2-bf16-shards", "llama4_text", {
+        "interleave_moe_layer_step": 2, "use_qk_norm": False, "num_experts_per_tok": 2, "num_hidden_layers": 4,
+        "attn_temperature_tuning": False, **_LLAMA3}, dtype="bfloat16", shards=True),
     Variant("mistral-window", "mistral", {"sliding_window": 12}),
     Variant("phimoe", "phimoe", {"attention_bias": True, "lm_head_bias": True, "router_jitter_noise": 0.2}),
     Variant("phimoe-longrope-window-fused", "phimoe", {"sliding_window": 21, "router_jitter_noise": 0.05, **_LONGROPE},

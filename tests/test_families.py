@@ -21,6 +21,7 @@ BASE: dict[str, Any] = {
     "hidden_act": "silu",
 }  # fmt: skip
 MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+LLAMA4 = {"num_local_experts": 8, "num_experts_per_tok": 1, "intermediate_size_mlp": 128, "head_dim": 16}
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": BASE,
     "qwen3": BASE | {"head_dim": 32},
@@ -40,6 +41,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mistral": BASE,
     "phimoe": BASE | {"num_local_experts": 8, "num_experts_per_tok": 2},
     "qwen2": BASE,
+    "llama4": {"text_config": BASE | LLAMA4, "vision_config": {"hidden_size": 3}},
+    "llama4_text": BASE | LLAMA4,
     "mixtral": BASE | {"num_local_experts": 8, "num_experts_per_tok": 2},
 }
 
@@ -56,9 +59,12 @@ class Requests(SourceTensors):
     def __contains__(self, name: str) -> bool:
         if name.endswith("experts.gate_up_proj"):
             return self._fused
-        if name.endswith("experts.gate_proj"):
+        if name.endswith("experts.gate_proj") or "input_linear" in name:
             return False
-        return name in self._present or (name.startswith("model.") and "input_linear" not in name)
+        return name in self._present or name.startswith("model.")
+
+    def within(self, prefix: str) -> Requests:
+        return self
 
     def find(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         self.shapes[name] = shape
@@ -319,6 +325,30 @@ def test_granite_scales() -> None:
     assert (recipe["blocks"][0]["residual_scale"], recipe["blocks"][0]["mixer"]["scale"]) == (0.25, 0.5)
 
 
+def test_llama4_layers() -> None:
+    decoder = describe(
+        "llama4_text", interleave_moe_layer_step=2, attention_chunk_size=64, floor_scale=32, attn_scale=0.2
+    )
+    attends = mixers(decoder)
+    assert [m.get("chunk") for m in attends] == [64, 64, 64, None]
+    assert [m["rope"] is None for m in attends] == [False, False, False, True]
+    assert [m["qk_norm"] for m in attends] == ["unit", "unit", "unit", None]
+    assert [m.get("temperature") for m in attends] == [None, None, None, {"floor": 32, "scale": 0.2}]
+    assert [(ffn["kind"], ffn.get("intermediate_size")) for ffn in ffns(decoder)][:1] == [("dense", 128)]
+    assert [ffn["kind"] for ffn in ffns(decoder)] == ["dense", "moe", "dense", "moe"]
+    assert ffns(decoder)[1]["shared"] == {"intermediate_size": 96, "gate": None}
+    older = describe("llama4_text", attn_temperature_tuning=0, no_rope_layers=[1, 0, 1, 0], moe_layers=[0])
+    assert [m["rope"] is None for m in mixers(older)] == [False, True, False, True]
+    assert not any("temperature" in m for m in mixers(older))
+    assert [ffn["kind"] for ffn in ffns(older)] == ["moe", "dense", "dense", "dense"]
+
+
+def test_llama4_with_images_is_its_text() -> None:
+    assert describe("llama4").recipe | {"architecture": "llama4_text"} == describe("llama4_text").recipe | {
+        "architecture": "llama4_text"
+    }
+
+
 REFUSED: list[tuple[str, dict[str, Any], type[EdgertError], str]] = [
     ("llama", {"mlp_bias": True}, UnsupportedError, "mlp_bias"),
     ("llama", {"sliding_window": 100}, UnsupportedError, "sliding_window"),
@@ -350,6 +380,10 @@ REFUSED: list[tuple[str, dict[str, Any], type[EdgertError], str]] = [
     ("granitemoe", {"logits_scaling": 0}, CorruptError, "logits_scaling"),
     ("granitemoe", {"position_embedding_type": "nope"}, UnsupportedError, "position_embedding_type"),
     ("phimoe", {"num_experts_per_tok": 3}, UnsupportedError, "num_experts_per_tok"),
+    ("llama4_text", {"layer_types": ["sliding_attention"] * 4}, CorruptError, "layer_types"),
+    ("llama4_text", {"no_rope_layers": [1]}, CorruptError, "no_rope_layers"),
+    ("llama4", {"tie_word_embeddings": True}, CorruptError, "tie_word_embeddings"),
+    ("llama4", {"text_config": None}, CorruptError, "text_config"),
     ("mistral", {"attention_bias": True}, UnsupportedError, "attention_bias"),
 ]  # fmt: skip
 
