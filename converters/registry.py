@@ -56,6 +56,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2": qwen2.decoder,
     "qwen2_moe": qwen2_moe.decoder,
     "qwen3": qwen3.decoder,
+    "qwen3_5_moe": qwen3_next.qwen3_5_moe,
     "qwen3_5_moe_text": qwen3_next.qwen3_5_moe_text,
     "qwen3_moe": qwen3_moe.decoder,
     "qwen3_next": qwen3_next.decoder,

@@ -21,9 +21,11 @@ def rope_from(
     *,
     partial: float | None = None,
     layout: str = "half",
+    unused: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """The recipe's `rope` from `rope_theta` and `rope_scaling`, or from the newer `rope_parameters`. `partial`: the share
-    of a head that rotates where config.json is silent; None for families that rotate all of it.
+    of a head that rotates where config.json is silent; None for families that rotate all of it. `unused`: keys that
+    change nothing in this family.
 
     Raises UnsupportedError for a kind of scaling or a key that is not understood.
     """
@@ -49,6 +51,8 @@ def rope_from(
     long: dict[str, Any] = {}
     if kind == "longrope":
         frequencies, attention_factor, long = _longrope(config, scaling, powers)
+    for key in unused:
+        scaling.get(key)
     scaling.finish()
     layout = "interleaved" if config.flag("rope_interleaved", layout == "interleaved") else "half"
     return {"layout": layout, "inv_freq": frequencies, "attention_factor": attention_factor, **long}

@@ -17,6 +17,7 @@ from .mixers import add_gated_delta, add_latent_attention, add_short_conv
 class Names:
     """What a family calls the parts of a layer, where families differ; of several names any one may be there."""
 
+    model: str = "model."
     attention_norm: str = "input_layernorm"
     ffn_norm: str = "post_attention_layernorm"
     final_norm: str = "norm"
@@ -104,7 +105,7 @@ class Assembler:
     def add_all(self, blocks: list[Recipe]) -> None:
         self.ends()
         for index, block in enumerate(blocks):
-            name, source = f"layers.{index}.", f"model.layers.{index}."
+            name, source = f"layers.{index}.", f"{self.names.model}layers.{index}."
             layer_norm = block.get("norm") == "layer"
             self.norm(name + "attention_norm", self.hidden, source + self.names.attention_norm, layer_norm)
             MIXERS[block["mixer"]["kind"]](self, name, source, block["mixer"])
@@ -130,7 +131,7 @@ class Assembler:
         return next((prefix + name for name in names if prefix + name in self.tensors), prefix + names[0])
 
     def ends(self) -> None:
-        embedding, output = "model.embed_tokens.weight", "lm_head.weight"
+        embedding, output = self.names.model + "embed_tokens.weight", "lm_head.weight"
         shape = (self.decoder.recipe["vocab_size"], self.hidden)
         if not self.decoder.recipe["output"]["tied"]:
             self.add("output", "output", shape, output)
@@ -145,7 +146,7 @@ class Assembler:
         self.norm(
             "final_norm",
             self.hidden,
-            "model." + self.names.final_norm,
+            self.names.model + self.names.final_norm,
             self.decoder.recipe.get("final_norm") == "layer",
         )
 

@@ -32,9 +32,10 @@ def attention(
     rope_theta: float = 10000.0,
     rope_layout: str = "half",
     partial: float | None = None,
+    rope_unused: tuple[str, ...] = (),
 ) -> Recipe:
-    """The mixer, without its window. `head_dim` and `rope_theta` count where config.json is silent; `partial`: see
-    rope_from()."""
+    """The mixer, without its window. `head_dim` and `rope_theta` count where config.json is silent; `partial` and
+    `rope_unused`: see rope_from()."""
     heads = config.integer("num_attention_heads", maximum=MAX_WIDTH)
     kv_heads = config.integer("num_key_value_heads", heads, maximum=heads)
     if heads % kv_heads:
@@ -56,7 +57,7 @@ def attention(
         "qk_norm": qk_norm,
         "clip_qkv": clip_qkv,
         "window": None,
-        "rope": rope_from(config, size, rope_theta, partial=partial, layout=rope_layout),
+        "rope": rope_from(config, size, rope_theta, partial=partial, layout=rope_layout, unused=rope_unused),
     }
 
 
