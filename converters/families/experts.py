@@ -52,7 +52,13 @@ def _separate(
             tensors.whole(f"{layout.module}experts.{index}.{part}.weight", shape)
             for part, shape in zip(layout.names, shapes, strict=True)
         )
-        yield Expert(layer, index, gate, up, down)
+        biases: tuple[Source, ...] = ()
+        if layout.biased:
+            biases = tuple(
+                Source(tensors.elements(f"{layout.prefix}{index}.{part}.bias", (rows,)), 0, rows, 1)
+                for part, (rows, _) in zip(layout.names, shapes, strict=True)
+            )
+        yield Expert(layer, index, gate, up, down, biases)
 
 
 def _stacked(
