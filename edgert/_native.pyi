@@ -127,7 +127,7 @@ def plan_memory(
     parallel: int = 1,
     chunk: int = 0,
     kv_format: str = "auto",
-    eviction: str = "lru",
+    eviction: str = "forecast",
 ) -> dict[str, int]:
     """How the runtime's budget would be divided for a bundle: context, chunk, dense_bytes, kv_bytes, scratch_bytes,
     slots_bytes, expert_bytes (of all experts), token_bytes (of one token's, at most), minimum_bytes, resident_bytes (from
@@ -145,7 +145,7 @@ def plan_weights(
     parallel: int = 1,
     chunk: int = 0,
     kv_format: str = "auto",
-    eviction: str = "lru",
+    eviction: str = "forecast",
 ) -> dict[str, int]:
     """plan_memory of weights that need not exist: the size of dense.bin, the format of layers.0.attention.k, and the size
     of every expert's extent by MoE layer. `name` stands in messages."""
@@ -191,7 +191,7 @@ class Model:
         parallel: int = 1,
         chunk: int = 0,
         kv_format: str = "auto",
-        eviction: str = "lru",
+        eviction: str = "forecast",
     ) -> None: ...
     context: int
     chunk: int
@@ -235,7 +235,7 @@ class StoreSimulation:
         self,
         sizes: Seq[Seq[int]],
         capacity_bytes: int,
-        eviction: str = "lru",
+        eviction: str = "forecast",
         *,
         future: Seq[Seq[Seq[int]]] | None = None,
     ) -> None: ...
