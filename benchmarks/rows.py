@@ -44,24 +44,14 @@ def warm(job: Job, setting: Setting, count: int, note: Note) -> list[Row]:
     memory = None if setting.share is None else int(setting.share * job.gguf.stat().st_size)
     budget = None if memory is None else memory - INTERPRETER_BYTES
     held = peers.limits(job, memory, setting.read)
-
-    def measure(command: peers.Command) -> dict[str, Any]:
-        return peers.run(command, held, job.files)
-
     found = _in_turns(
         peers.warm(job, memory, budget),
-        measure,
+        lambda command: peers.run(command, held, job.files),
         lambda: speeds(job, setting),
         count,
         lambda line: note(f"{setting}, {line}"),
     )
-    return [
-        {
-            **_place(peer, setting),
-            **(outcome if "failed" in outcome else warm_row(job, outcome["reports"])),
-        }
-        for peer, outcome in found.items()
-    ]
+    return _rows(found, setting, lambda reports: warm_row(job, reports))
 
 
 def cold(job: Job, setting: Setting, count: int, note: Note) -> list[Row]:
@@ -79,17 +69,24 @@ def cold(job: Job, setting: Setting, count: int, note: Note) -> list[Row]:
         count,
         lambda line: note(f"cold, {setting}, {line}"),
     )
+    return _rows(found, setting, cold_row)
+
+
+def _rows(
+    found: Mapping[str, dict[str, Any]],
+    setting: Setting,
+    row: Callable[[Sequence[Mapping[str, Any]]], Row],
+) -> list[Row]:
+    """A row a peer: where it was measured, and what `row` makes of its reports or how it failed."""
     return [
         {
-            **_place(peer, setting),
-            **(outcome if "failed" in outcome else cold_row(outcome["reports"])),
+            "peer": peer,
+            "share": setting.share,
+            "read_bytes_per_s": setting.read,
+            **(outcome if "failed" in outcome else row(outcome["reports"])),
         }
         for peer, outcome in found.items()
     ]
-
-
-def _place(peer: str, setting: Setting) -> Row:
-    return {"peer": peer, "share": setting.share, "read_bytes_per_s": setting.read}
 
 
 def _in_turns(

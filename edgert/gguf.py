@@ -33,7 +33,7 @@ def kept_bundle(path: Path) -> Path:
 def bundle_of(path: Path, progress: Callable[[int, int], None] | None = None) -> Path:
     """The bundle of a GGUF file, made if it is not there; progress(done, total) counts bytes of the file.
 
-    Bundles are kept in settings.cache()/gguf; the one of what the file was before is removed. Raises what converting it
+    Bundles are kept in settings.cache()/converted; the one of what the file was before is removed. Raises what converting it
     raises.
     """
     from edgert.converters.convert import convert
@@ -87,7 +87,7 @@ def _name(path: Path) -> str:
 
 
 def _folder() -> Path:
-    return settings.cache() / "gguf"
+    return settings.cache() / "converted"
 
 
 def _remove_if_empty(folder: Path) -> None:

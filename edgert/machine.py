@@ -3,10 +3,13 @@
 docs/devices.md documents the file. It is read strictly, and only believed on the machine that it was measured on.
 """
 
+import errno
 import hashlib
 import math
 import os
 import platform
+import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,7 +19,7 @@ from typing import Any
 
 from edgert import _native, settings
 from edgert.devices import this_machine
-from edgert.errors import InvalidArgumentError
+from edgert.errors import InvalidArgumentError, StorageError
 from edgert.strict_toml import choice, dumps, number, read_toml, section
 
 VERSION = 2  # of the file; another one is measured anew
@@ -115,17 +118,21 @@ class MachineProfile:
         days = self.age.days
         return "today" if days == 0 else "yesterday" if days == 1 else f"{days} days ago"
 
-    def knobs(self, bundle: Path) -> dict[str, Any]:
-        """Settings for a bundle: what won here, where it lies on the storage that was measured."""
+    def covers(self, bundle: Path) -> bool:
+        """Whether a bundle lies on the storage that was measured."""
         try:
-            if os.stat(self.storage.path).st_dev != bundle.stat().st_dev:
-                return {}
+            return os.stat(self.storage.path).st_dev == bundle.stat().st_dev
         except OSError:
+            return False
+
+    def knobs(self, bundle: Path) -> dict[str, Any]:
+        """Settings for a bundle: what won here, where they hold for it."""
+        if not self.covers(bundle):
             return {}
         knobs: dict[str, Any] = {"io_threads": self.storage.best_depth()}
-        # Otherwise auto, which takes the other where it is to be had: a container may forbid what won outside.
-        if self.storage.io_backend == "pread":
-            knobs["io_backend"] = "pread"
+        # A container may forbid what won outside.
+        if self.storage.io_backend in _native.usable_io_backends():
+            knobs["io_backend"] = self.storage.io_backend
         if self.storage.direct_io == "off":
             knobs["direct_io"] = "off"
         return knobs
@@ -154,9 +161,26 @@ def load_machine(path: Path | None = None) -> MachineProfile | None:
 
 
 def measured() -> MachineProfile | None:
-    """The profile of this very machine, if it has been probed; None for one that was copied from another."""
-    profile = load_machine()
+    """The profile of this very machine, if it has been probed; None for one that was copied from another, and with a
+    RuntimeWarning for one that cannot be read: it makes models faster, and none needs it to run."""
+    try:
+        profile = load_machine()
+    except (InvalidArgumentError, OSError) as error:
+        text = f"this machine counts as not measured: {error}"
+        warnings.warn(text, RuntimeWarning, stacklevel=1)  # always of one place, and so shown once
+        return None
     return profile if profile is not None and profile.is_this_machine else None
+
+
+def check_writable(path: Path) -> None:
+    """Raise StorageError where save_machine() would fail; leaves nothing."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror}; name another file") from None
 
 
 def save_machine(profile: MachineProfile, path: Path) -> None:
@@ -164,9 +188,10 @@ def save_machine(profile: MachineProfile, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        new.write_text(
-            "# Written by `edgert devices probe`; docs/devices.md explains it.\n" + dumps(profile), "utf-8"
-        )
+        with new.open("w", encoding="utf-8") as file:
+            file.write("# Written by `edgert devices probe`; docs/devices.md explains it.\n" + dumps(profile))
+            file.flush()
+            os.fsync(file.fileno())  # else a loss of power may leave an empty file under the name
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)

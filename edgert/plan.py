@@ -16,7 +16,7 @@ from edgert.devices import Device, resemble
 from edgert.errors import BudgetError
 from edgert.footprint import ModelSizes
 from edgert.machine import MachineProfile, ThreadSpeed, interpolate, measured
-from edgert.roof import Bandwidths, Footprint, LruSimulation, Step, chunks, roof
+from edgert.roof import Bandwidths, Footprint, Step, chunks, roof, sequence_bytes
 
 CONTEXT = PROMPT_TOKENS + DECODE_TOKENS + 1  # of the run
 SLOW_TOKENS_PER_S = 5.0  # below which `run` warns
@@ -136,16 +136,17 @@ _OPERATIONS_A_CYCLE = {  # int8, of a core
 
 
 def assumed_speeds(device: Device, *, threads: int = 0, reads_in_flight: int = 0) -> Speeds:
-    """Estimates from a device profile; `reads_in_flight` 0: the knob's default."""
-    count = min(threads, device.cpu.cores) or device.cpu.cores
-    share = min(1.0, count / (_CORES_FOR_ALL * device.cpu.cores))
+    """Estimates from a device profile; `threads` 0: its cores, `reads_in_flight` 0: the knob's default."""
+    count = threads or device.cpu.cores
+    busy = min(count, device.cpu.cores)
+    share = min(1.0, busy / (_CORES_FOR_ALL * device.cpu.cores))
     return Speeds(
         source=f"estimated from the device profile {device.name}",
         measured=False,
         threads=count,
         reads_in_flight=reads_in_flight or _reads_in_flight(),
         memory_bytes_per_s=_SUSTAINED * share * device.memory.bandwidth_mb_per_s * 1e6,
-        int8_operations_per_s=count * _CLOCK_HZ * _OPERATIONS_A_CYCLE[device.cpu.isa],
+        int8_operations_per_s=busy * _CLOCK_HZ * _OPERATIONS_A_CYCLE[device.cpu.isa],
         read=lambda size, depth: device.storage.random_read_mb_per_s * 1e6,
     )
 
@@ -171,11 +172,14 @@ def expect_of_plan(
     """`plan` is the division of the budget, as _native.plan_memory gives it."""
     weights, slots = model.weights, plan["slots_bytes"]
     resident = slots >= plan["expert_bytes"]
-    positions = _positions(tuple(routing.moe_layers(model.recipe)), run.prompt_tokens + run.decode_tokens)
-    prompt, answer = chunks(positions[: run.prompt_tokens], plan["chunk"]), positions[run.prompt_tokens :]
-    missed = (0, 0) if resident else _missed(weights, slots, prompt, answer)
+    tokens = run.prompt_tokens + run.decode_tokens
+    positions = _positions(tuple(routing.moe_layers(model.recipe)), 2 * tokens)
+    prompt = chunks(positions[tokens:][: run.prompt_tokens], plan["chunk"])
+    answer = positions[tokens:][run.prompt_tokens :]
+    before = [*chunks(positions[: run.prompt_tokens], plan["chunk"]), *positions[run.prompt_tokens : tokens]]
+    missed = (0, 0) if resident else _missed(weights, slots, before, prompt, answer)
     missed_per_token = missed[1] / run.decode_tokens
-    kv_bytes = plan["kv_bytes"] / plan["context"] * (run.prompt_tokens + run.decode_tokens / 2)
+    kv_bytes = sequence_bytes(plan, run.prompt_tokens + run.decode_tokens / 2)
 
     extent, used = weights.mean_expert_bytes, sum(weights.per_token)
     miss_rate = missed_per_token / weights.routed_bytes if used else 0.0
@@ -204,13 +208,12 @@ def _positions(layers: tuple[tuple[int, int], ...], count: int) -> routing.Table
 
 
 def _missed(
-    weights: Footprint, slots: int, prompt: Sequence[Step], answer: Sequence[Step]
+    weights: Footprint, slots: int, before: Sequence[Step], prompt: Sequence[Step], answer: Sequence[Step]
 ) -> tuple[int, int]:
-    """Bytes that the run misses in prefill and in decode, when it follows another one."""
-    store = LruSimulation(weights.experts, slots)
-    store.run(prompt)
-    store.run(answer)
-    return store.run(prompt), store.run(answer)
+    """Bytes that the run misses in prefill and in decode, when it follows the one `before`."""
+    store = _native.StoreSimulation(weights.experts, slots)
+    store.run(before)
+    return store.run(prompt)["bytes"], store.run(answer)["bytes"]
 
 
 # --- budgets ------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import psutil  # type: ignore[import-untyped]
 
 from edgert import _native
 from edgert.devices import this_machine
-from edgert.errors import NotFoundError, StorageError
+from edgert.errors import EdgertError, NotFoundError, StorageError
 from edgert.machine import (
     EXTENT_BYTES,
     VERSION,
@@ -63,6 +63,9 @@ def probe(
     effort = effort or Effort()
     if not directory.is_dir():
         raise NotFoundError(f"{directory}: no such directory to measure")
+    isa = _native.Runtime(
+        1 << 20, threads=1, io_threads=1
+    ).isa  # first: EDGERT_ISA may name one that is not here
     steps = _Steps(len(thread_counts()) + 1 + _measurements(effort), progress)
     machine = this_machine()
     with temporary_file(directory, effort) as (reads, file_bytes):
@@ -72,7 +75,7 @@ def probe(
     return MachineProfile(
         version=VERSION,
         probed=datetime.now(UTC).replace(microsecond=0),
-        isa=_native.Runtime(1 << 20, threads=1).isa,
+        isa=isa,
         machine=Identity(
             fingerprint(),
             machine.arch,
@@ -107,8 +110,13 @@ def temporary_file(directory: Path, effort: Effort) -> Iterator[tuple[_native.Re
             descriptor, name = tempfile.mkstemp(prefix=".edgert-probe-", dir=directory)
             try:
                 reads = _native.ReadProbe(name)
+            except EdgertError:
+                os.close(descriptor)
+                raise
             finally:
                 os.unlink(name)
+    except EdgertError:  # some of which are OSErrors, with a text of their own
+        raise
     except OSError as error:
         raise StorageError(f"{directory}: cannot be written: {error.strerror}") from None
     with os.fdopen(descriptor, "wb", buffering=0) as file:

@@ -46,6 +46,7 @@ def divided(slots: int, *, chunk: int = 128, kv_bytes: int = 0) -> dict[str, int
         "expert_bytes": 8 * 4096,
         "chunk": chunk,
         "kv_bytes": kv_bytes,
+        "state_bytes": 0,
         "context": 100,
     }
 
@@ -263,6 +264,14 @@ def test_a_device_stands_for_the_machine_that_is_not_here(
     assert value["machine"]["available_bytes"] == board.memory.total_mib * MIB * 7 // 8
 
 
+def test_threads_beyond_a_device_s_cores_take_memory_and_give_no_speed() -> None:
+    device = load_device("phone")
+    usual, many = (plan.assumed_speeds(device, threads=n) for n in (0, 64))
+    assert (usual.threads, many.threads) == (device.cpu.cores, 64)
+    assert many.int8_operations_per_s == usual.int8_operations_per_s
+    assert many.memory_bytes_per_s == usual.memory_bytes_per_s
+
+
 def test_for_people_there_is_a_table_and_a_warning_where_nothing_was_measured(
     home: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -271,7 +280,32 @@ def test_for_people_there_is_a_table_and_a_warning_where_nothing_was_measured(
     assert "DECODE TOK/S" in shown.out and "smallest budget" in shown.out and "next: edgert run" in shown.out
     assert "edgert devices probe" in shown.err
     assert main(["plan", str(tiny_bundle), "--memory", "1KiB"]) == 0
-    assert "too small" in capsys.readouterr().out
+    refused = capsys.readouterr().out
+    assert "too small" in refused and "are there; a budget between the two works" in refused
+
+
+def test_room_is_counted_where_the_next_command_writes(
+    home: Path,
+    tiny_source: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    asked: list[Path] = []
+    usage = shutil.disk_usage
+
+    def recorded(place: Path) -> Any:
+        asked.append(place)
+        return usage(place)
+
+    monkeypatch.setattr(shutil, "disk_usage", recorded)
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    home.mkdir()
+    for subject in (tiny_source, "tiny"):
+        assert main(["plan", str(subject)]) == 0
+    assert asked == [work, home]
 
 
 def test_run_warns_where_few_tokens_a_second_are_to_be_expected(

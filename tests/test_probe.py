@@ -137,6 +137,30 @@ def test_a_directory_that_cannot_be_measured_is_named(tmp_path: Path) -> None:
         probe.probe(tmp_path, effort=endless)
 
 
+def test_what_cannot_be_read_back_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise StorageError(f"{name}: cannot be opened: Too many open files")
+
+    monkeypatch.setattr(_native, "ReadProbe", refuse)
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(StorageError, match="cannot be opened: Too many open files"):
+        probe.probe(tmp_path, effort=SMALL)
+    assert os.listdir(tmp_path) == [] and set(os.listdir("/proc/self/fd")) == before
+
+
+def test_an_instruction_set_that_is_not_here_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise InvalidArgumentError("instruction set 'wrong' is unknown")
+
+    monkeypatch.setattr(_native, "Runtime", refuse)
+    steps: list[int] = []
+    with pytest.raises(InvalidArgumentError, match="instruction set 'wrong'"):
+        probe.probe(tmp_path, effort=SMALL, progress=lambda done, total: steps.append(done))
+    assert steps == []
+
+
 def test_progress_reaches_its_end(tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     probe.probe(tmp_path, effort=SMALL, progress=lambda done, total: steps.append((done, total)))
@@ -159,7 +183,7 @@ def test_speeds_between_those_measured_lie_between_them() -> None:
 def test_the_fewest_reads_in_flight_that_are_as_fast_as_any_are_taken(tmp_path: Path) -> None:
     profile = made({(1024, 1): 500.0, (1024, 4): 985.0, (1024, 16): 1000.0})
     here = dataclasses.replace(profile.storage, path=str(tmp_path))
-    assert dataclasses.replace(profile, storage=here).knobs(tmp_path) == {"io_threads": 4}
+    assert dataclasses.replace(profile, storage=here).knobs(tmp_path)["io_threads"] == 4
     other = dataclasses.replace(here, direct_io="off", io_backend="pread")
     assert dataclasses.replace(profile, storage=other).knobs(tmp_path) == {
         "io_threads": 1,
@@ -223,19 +247,37 @@ def test_loading_a_model_takes_what_was_found(
     assert [options["direct_io"] for options in asked] == ["off"] * 3
 
 
-def test_without_a_profile_io_uring_is_taken_where_it_works(home: Path, tiny_bundle: Path) -> None:
+def test_without_a_profile_reads_are_those_that_win_at_equal_speed(home: Path, tiny_bundle: Path) -> None:
     import edgert
 
+    equal = [BackendSpeed(backend, "on", 100.0, 1.0) for backend in ("io_uring", "pread")]
     with edgert.load(tiny_bundle) as model:
-        assert model.stats()["io_backend"] == _native.usable_io_backends()[-1]
+        assert model.stats()["io_backend"] == machine.winner(equal).io_backend
 
 
-def test_what_was_measured_may_not_be_had_here(home: Path, tiny_bundle: Path) -> None:
+@pytest.mark.parametrize(("measured", "expected"), [("here", True), ("/proc", False)])
+def test_a_roof_is_that_of_the_storage_that_the_bundle_lies_on(
+    home: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str], measured: str, expected: bool
+) -> None:
+    profile = made({(1024, 1): 500.0})
+    place = str(tiny_bundle) if measured == "here" else measured
+    here = dataclasses.replace(profile.storage, path=place)
+    save_machine(dataclasses.replace(profile, storage=here), home / "machine.toml")
+    lengths = ["--prompt-tokens", "2", "--decode-tokens", "2", "--repetitions", "1"]
+    assert main(["bench", str(tiny_bundle), *lengths, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [("roof_tokens_per_s" in row) for row in report["results"]] == [expected] * 2
+
+
+def test_what_was_measured_may_not_be_had_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A container may forbid what won outside of it: no profile makes loading fail."""
-    storage = dataclasses.replace(made({(1024, 1): 500.0}).storage, path=str(tiny_bundle))
-    assert storage.io_backend == "io_uring"
+    storage = dataclasses.replace(made({(1024, 1): 500.0}).storage, path=str(tmp_path))
+    assert (storage.io_backend, storage.direct_io) == ("io_uring", "on")
     profile = made({(1024, 1): 500.0}, storage=storage)
-    assert "io_backend" not in profile.knobs(tiny_bundle) and "direct_io" not in profile.knobs(tiny_bundle)
+    for usable, expected in ((["pread", "io_uring"], "io_uring"), (["pread"], None)):
+        monkeypatch.setattr(_native, "usable_io_backends", lambda usable=usable: usable)
+        assert profile.knobs(tmp_path).get("io_backend") == expected
+        assert "direct_io" not in profile.knobs(tmp_path)
 
 
 # --- its file -----------------------------------------------------------------------------------------
@@ -271,6 +313,24 @@ def test_a_file_from_another_machine_is_noticed(home: Path) -> None:
     )
     save_machine(copied, home / "machine.toml")
     assert load_machine() == load_machine(home / "machine.toml") and machine.measured() is None
+
+
+def test_a_file_that_cannot_be_read_is_told_once_and_keeps_no_model_from_running(
+    home: Path, tiny_bundle: Path
+) -> None:
+    save_machine(made({(1024, 1): 500.0}), home / "machine.toml")
+    file = home / "machine.toml"
+    file.write_text(file.read_text().replace(f"version = {machine.VERSION}", "version = 9"))
+    done = subprocess.run(
+        [sys.executable, "-m", "edgert", "run", str(tiny_bundle), "-p", "x", "--max-tokens", "1"],
+        env={**os.environ, "EDGERT_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (line,) = [line for line in done.stderr.splitlines() if "machine.toml" in line]
+    assert line.startswith("edgert: warning: this machine counts as not measured: ")
+    assert "key version: found 9" in line and "`edgert devices probe` writes the file anew" in line
 
 
 def test_age_is_counted_in_days() -> None:
@@ -343,3 +403,13 @@ def test_the_command_writes_elsewhere_where_it_is_told(
     assert main(["devices", "probe", "--path", str(tmp_path), "--output", str(file), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["path"] == str(file)
     assert load_machine(file) is not None and load_machine() is None
+
+
+def test_a_profile_that_cannot_be_written_is_refused_before_anything_is_measured(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "probe", lambda *arguments, **options: pytest.fail("it was measured"))
+    (tmp_path / "file").touch()
+    for output in ("/proc/machine.toml", tmp_path, tmp_path / "file/machine.toml"):
+        assert main(["devices", "probe", "--path", str(tmp_path), "--output", str(output)]) == 1
+        assert f"{output}: cannot be written: " in capsys.readouterr().err

@@ -1,8 +1,10 @@
 """The parts of a recipe that decoder families share; they differ in a handful of values, stated in their own files."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..config import Config
+from ..decoder import Decoder
 from ..rope import rope_from
 
 MAX_WIDTH = 1 << 20
@@ -28,8 +30,12 @@ def attention(
     clip_qkv: float | None = None,
     head_dim: int | None = None,
     rope_theta: float = 10000.0,
+    rope_layout: str = "half",
+    partial: float | None = None,
+    rope_unused: tuple[str, ...] = (),
 ) -> Recipe:
-    """The mixer, without its window. `head_dim` and `rope_theta` count where config.json is silent."""
+    """The mixer, without its window. `head_dim` and `rope_theta` count where config.json is silent; `partial` and
+    `rope_unused`: see rope_from()."""
     heads = config.integer("num_attention_heads", maximum=MAX_WIDTH)
     kv_heads = config.integer("num_key_value_heads", heads, maximum=heads)
     if heads % kv_heads:
@@ -51,8 +57,13 @@ def attention(
         "qk_norm": qk_norm,
         "clip_qkv": clip_qkv,
         "window": None,
-        "rope": rope_from(config, size, rope_theta),
+        "rope": rope_from(config, size, rope_theta, partial=partial, layout=rope_layout, unused=rope_unused),
     }
+
+
+def windowed(mixer: Recipe, windows: Sequence[int | None]) -> list[Recipe]:
+    """The mixer of every layer."""
+    return [{**mixer, "window": window} for window in windows]
 
 
 def sliding_window(config: Config) -> int:
@@ -64,19 +75,9 @@ def windows_by_type(
 ) -> list[int | None]:
     """One window a layer: from `layer_types`, or from `default` where config.json does not list them. `switch`: the flag
     that turns windows on, if there is one."""
-    sliding = default
-    types = config.get("layer_types")
-    if types is not None:
-        if not isinstance(types, list) or len(types) != layers:
-            config.fail(
-                "layer_types", f"{str(types)[:80]}; one entry for each of the {layers} layers is needed"
-            )
-        for kind in types:
-            if kind not in ("full_attention", "sliding_attention"):
-                config.fail(
-                    "layer_types", f"{str(kind)[:80]!r}; full_attention and sliding_attention are allowed"
-                )
-        sliding = [kind == "sliding_attention" for kind in types]
+    kinds = ("full_attention", "sliding_attention")
+    types = layer_types(config, layers, [kinds[slides] for slides in default], kinds)
+    sliding = [kind == "sliding_attention" for kind in types]
     if not any(sliding):
         config.get("sliding_window")
         return [None] * layers
@@ -85,10 +86,21 @@ def windows_by_type(
     return [sliding_window(config) if slides else None for slides in sliding]
 
 
-def dense_ffn(config: Config) -> Recipe:
+def layer_types(config: Config, layers: int, default: list[str], allowed: tuple[str, str]) -> list[str]:
+    """`layer_types`, or `default` where config.json does not list them."""
+    types = config.get("layer_types", default)
+    if not isinstance(types, list) or len(types) != layers:
+        config.fail("layer_types", f"{str(types)[:80]}; one entry for each of the {layers} layers is needed")
+    for kind in types:
+        if kind not in allowed:
+            config.fail("layer_types", f"{str(kind)[:80]!r}; {' and '.join(allowed)} are allowed")
+    return types
+
+
+def dense_ffn(config: Config, width_key: str = "intermediate_size") -> Recipe:
     return {
         "kind": "dense",
-        "intermediate_size": config.integer("intermediate_size", maximum=MAX_WIDTH),
+        "intermediate_size": config.integer(width_key, maximum=MAX_WIDTH),
         "activation": config.choice("hidden_act", "silu", ("silu",)),
     }
 
@@ -121,6 +133,7 @@ def moe_ffn(
     width_key: str,
     router: Recipe,
     experts: int | None = None,
+    top_key: str = "num_experts_per_tok",
     shared: Recipe | None = None,
 ) -> Recipe:
     """`experts`: their number, where config.json does not say it as num_experts or num_local_experts."""
@@ -128,12 +141,24 @@ def moe_ffn(
     return {
         "kind": "moe",
         "num_experts": experts,
-        "num_experts_per_tok": config.integer("num_experts_per_tok", maximum=experts),
+        "num_experts_per_tok": config.integer(top_key, maximum=experts),
         "moe_intermediate_size": config.integer(width_key, maximum=MAX_WIDTH),
         "activation": config.choice("hidden_act", "silu", ("silu",)),
         "router": router,
         "shared": shared,
     }
+
+
+def shared_experts(config: Config, count_key: str, width_key: str) -> Recipe | None:
+    """So many shared experts side by side, which are one that is as wide as all; None where there are none."""
+    count = config.integer(count_key, 0, minimum=0, maximum=MAX_EXPERTS)
+    width = config.integer(width_key, maximum=MAX_WIDTH)
+    return {"intermediate_size": count * width, "gate": None} if count else None
+
+
+def note_prediction(decoder: Decoder, left_out: int) -> None:
+    if left_out:
+        decoder.notes.append(f"{left_out} tensors for multi-token prediction are left out")
 
 
 def num_experts(config: Config) -> int:

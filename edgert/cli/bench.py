@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgert.cli.options import Subparsers, add_json, add_knobs, add_model, knob_flags
+from edgert.cli.options import Subparsers, add_json, add_knobs, add_model, find_bundle, knob_flags
 from edgert.cli.run import describe
 from edgert.cli.terminal import markdown_table, note, print_json, progress, say, table
 from edgert.errors import InvalidArgumentError
@@ -110,8 +110,11 @@ def _cold(args: argparse.Namespace, options: dict[str, Any], knobs: dict[str, An
 
 def _bundle(args: argparse.Namespace, knobs: dict[str, Any], tokens: int) -> Path | None:
     """What is measured; `knobs` get the context that a shape needs for `tokens`."""
+    from edgert.model import knob_values
+
     if args.shape is not None:
-        if knobs["context"] is None:  # memory that the measurement does not need would be the experts' loss
+        # Memory that the measurement does not need would be the experts' loss.
+        if knob_values(knobs)["context"] is None:
             knobs["context"] = tokens + 1
         return _shape(args)
     if any(getattr(args, name) is not None for name in _FORMATS):
@@ -120,14 +123,14 @@ def _bundle(args: argparse.Namespace, knobs: dict[str, Any], tokens: int) -> Pat
 
 
 def _bandwidths(model: "Model") -> "Bandwidths | None":
-    """Of this machine, if it has been measured."""
+    """Of this machine, if it has been measured with the storage that the bundle lies on."""
     from edgert.bundle import Bundle
     from edgert.machine import measured
     from edgert.plan import measured_speeds
     from edgert.roof import Footprint
 
     profile = measured()
-    if profile is None:
+    if profile is None or not profile.covers(model.path):
         return None
     speeds = measured_speeds(profile, threads=model.stats()["threads"])
     return speeds.limits(
@@ -214,4 +217,7 @@ def _summary(report: dict[str, Any]) -> str:
             f"routing: {report['routing']}; {report['expert_overlap']:.1%} of a token's experts were the last one's too, "
             f"{report['uniform_overlap']:.1%} if all were alike"
         )
+    if simulated := report.get("eviction_simulated"):
+        rates = ", ".join(f"{name} {row['hit_rate']:.1%}" for name, row in simulated.items())
+        lines.append(f"eviction: {report['eviction']}; hits of the decode, simulated: {rates}")
     return "\n".join(lines)

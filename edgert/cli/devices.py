@@ -92,7 +92,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _probe(args: argparse.Namespace) -> int:
     from edgert.bundle import models_dir
-    from edgert.machine import machine_file, save_machine
+    from edgert.machine import check_writable, machine_file, save_machine
     from edgert.probe import probe
     from edgert.settings import home
 
@@ -100,6 +100,7 @@ def _probe(args: argparse.Namespace) -> int:
     if args.path is None:
         directory.mkdir(parents=True, exist_ok=True)
     output = args.output or machine_file()
+    check_writable(output)  # before a minute of measuring
     with progress("probe", unit="steps") as update:
         profile = probe(directory, progress=update)
     save_machine(profile, output)

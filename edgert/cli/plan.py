@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgert.cli.options import Subparsers, add_json
 from edgert.cli.terminal import note, print_json, say, table
-from edgert.settings import Layers, knobs
+from edgert.settings import Layers, cache, knobs
 from edgert.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -146,7 +146,10 @@ def _next_command(args: argparse.Namespace, subject: "Subject", memory: list[str
 def _text(subject: "Subject", value: dict[str, Any]) -> str:
     disk, machine = format_bytes(value["disk_bytes"]), value["machine"]
     if subject.kind != "bundle":
-        free = shutil.disk_usage(subject.path or Path.cwd()).free
+        # Where the next command writes.
+        place = cache() if subject.kind == "shape" else Path.cwd()
+        there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+        free = shutil.disk_usage(there).free
         disk += f" for the bundle, {format_bytes(free)} free"
     if subject.kind in ("checkpoint", "config"):
         state = "which is there" if subject.kind == "checkpoint" else "to be downloaded"
@@ -196,8 +199,11 @@ def _speed(tokens_per_s: float) -> str:
 
 
 def _too_large(value: dict[str, Any]) -> str:
-    available = value["machine"]["available_bytes"]
+    smallest, available = value["minimum_bytes"], value["machine"]["available_bytes"]
+    advice = "a budget between the two works"
+    if smallest > available:
+        advice = "smaller formats or a smaller --context need less"
     return (
-        f"nothing asked for fits: the smallest budget is {format_bytes(value['minimum_bytes'])}, and "
-        f"{format_bytes(available)} are there; smaller formats or a smaller --context need less"
+        f"nothing asked for fits: the smallest budget is {format_bytes(smallest)}, and {format_bytes(available)} are "
+        f"there; {advice}"
     )

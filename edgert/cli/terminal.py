@@ -48,10 +48,10 @@ def show_what_can_be_shown() -> None:
 
 
 def show_warnings() -> None:
-    """Warnings of the library become one line each."""
+    """Warnings of the library become one line each, said once."""
 
     warnings.showwarning = lambda message, *_, **__: note(f"edgert: warning: {message}")
-    warnings.simplefilter("always", RuntimeWarning)
+    warnings.simplefilter("once", RuntimeWarning)
 
 
 def print_json(value: object) -> None:

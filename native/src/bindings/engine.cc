@@ -14,8 +14,7 @@ namespace py = pybind11;
 namespace edgert {
 
 IoBackend io_backend(const std::string& word) {
-  if (word == "auto") return IoBackend::automatic;
-  if (word == "pread") return IoBackend::pread;
+  if (word == "auto" || word == "pread") return IoBackend::pread;
   if (word == "io_uring") return IoBackend::io_uring;
   throw Error(ErrorKind::invalid_argument, "io_backend: found '" + word + "', allowed auto, pread, io_uring");
 }

@@ -29,9 +29,7 @@ void bind_probe(py::module_& module) {
       py::arg("threads"), py::arg("isa") = "");
   module.def("usable_io_backends", [] {
     std::vector<std::string> usable = {"pread"};
-    if (std::string best = make_reader(IoBackend::automatic, 1)->name(); best != usable[0]) {
-      usable.push_back(std::move(best));
-    }
+    if (io_uring_works()) usable.push_back("io_uring");
     return usable;
   });
   py::class_<ReadProbe>(module, "ReadProbe")

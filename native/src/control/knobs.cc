@@ -3,6 +3,7 @@
 #include <limits>
 #include <string>
 
+#include "experts/eviction.h"
 #include "platform/error.h"
 
 namespace edgert {
@@ -54,13 +55,15 @@ constexpr Knob kKnobs[] = {
      false,
      "Reads of experts from storage that are in flight at once; with pread, each takes a thread."},
     {"io_backend", KnobKind::choice, "auto", 0, 0, kIoBackends, "", false,
-     "How storage is read. auto: what `edgert devices probe` found faster; unmeasured, io_uring where it "
-     "works, "
-     "else pread."},
+     "How storage is read. auto: what `edgert devices probe` found faster; unmeasured, pread, "
+     "which costs less of the processor at the same speed."},
     {"direct_io", KnobKind::choice, "auto", 0, 0, kDirectIo, "", false,
      "Reads past the page cache (O_DIRECT). auto: what `edgert devices probe` found faster; unmeasured, "
      "where the "
      "file system takes them."},
+    {"eviction", KnobKind::choice, kEvictions[0], 0, 0, kEvictions, "", false,
+     "Which expert goes when another needs its memory: the least likely to be used next (forecast), the one "
+     "used longest ago (lru) or least often (lfu), or as EdgeMoE has it (edgemoe). Changes no output."},
     {"isa", KnobKind::choice, "auto", 0, 0, kIsas, "", false,
      "Instruction set of the kernels. auto: the best that this processor runs."},
 };

@@ -32,6 +32,7 @@ struct ModelOptions {
   int parallel = 1;               // contexts that the KV cache holds together
   int chunk = 0;                  // rows of a step; 0: as many as pay, by the budget
   std::optional<KvType> kv_type;  // none: f32 where attention is f32, else f16
+  Eviction eviction = Eviction::forecast;
 };
 
 // The budget, divided.
@@ -41,6 +42,7 @@ struct MemoryPlan {
   KvType kv_type = KvType::f16;
   std::uint64_t dense_bytes = 0;
   std::uint64_t kv_bytes = 0;
+  std::uint64_t state_bytes = 0;  // of sequence_state.h
   std::uint64_t scratch_bytes = 0;
   std::uint64_t sampler_bytes = 0;
   std::uint64_t expert_bytes = 0;    // of every expert
@@ -54,11 +56,14 @@ struct MemoryPlan {
 MemoryPlan plan_memory(const Bundle& bundle, const Recipe& recipe, const Runtime& runtime, int threads,
                        const ModelOptions& options);
 
+// The tensor of the first layer that attends which makes its keys; empty where none does.
+std::string key_projection(const Recipe& recipe);
+
 // What a plan needs to know of weights, which need not exist yet.
 struct WeightSizes {
   std::string name;                                      // for messages
   std::uint64_t dense_bytes = 0;                         // of dense.bin
-  FormatId key_format = FormatId::f32;                   // of the first layer's key projection
+  FormatId key_format = FormatId::f32;                   // of key_projection()
   std::vector<std::vector<std::uint64_t>> expert_bytes;  // of every extent, by MoE layer
 };
 MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const Runtime& runtime, int threads,
@@ -101,6 +106,7 @@ class Model {
 
   const Recipe& recipe() const noexcept { return recipe_; }
   const MemoryPlan& plan() const noexcept { return plan_; }
+  Eviction eviction() const noexcept { return eviction_; }
   std::shared_ptr<KvSequence> sequence();
 
   // Runs the rows' tokens, in chunks where they are many. After an error every sequence stands as it was
@@ -136,6 +142,7 @@ class Model {
   const Bundle bundle_;
   const Recipe recipe_;
   const MemoryPlan plan_;
+  const Eviction eviction_;
   const Weights weights_;
   const std::shared_ptr<KvPool> kv_;
   ExpertStore store_;

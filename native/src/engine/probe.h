@@ -31,7 +31,7 @@ struct ReadPattern {
   int depth = 1;                 // reads in flight
   bool random = true;            // else one block after the other
   bool direct = true;            // past the page cache
-  IoBackend backend = IoBackend::automatic;
+  IoBackend backend = IoBackend::pread;
   double seconds = 0.3;
 };
 

@@ -19,7 +19,7 @@ struct RuntimeOptions {
   std::uint64_t memory_bytes = 0;  // 0: available memory less a margin for the rest of the machine
   int threads = 0;                 // 0: the usable cores
   int io_threads = 4;              // reads in flight
-  IoBackend io_backend = IoBackend::automatic;
+  IoBackend io_backend = IoBackend::pread;
   DirectIo direct_io = DirectIo::automatic;
   std::string isa;  // empty: the best, or what EDGERT_ISA says
 };

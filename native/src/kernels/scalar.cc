@@ -120,7 +120,7 @@ void matmul(const MatMul& work, std::size_t tile_begin, std::size_t tile_end) {
 
 // A group with NaN or Inf gets codes 0 and that value as scale, so that its products are NaN.
 void quantize(const float* x, std::size_t cols, std::size_t padded, std::int8_t* codes, float* scales,
-              std::int32_t* sums) {
+              GroupSum* sums) {
   for (std::size_t group = 0; group < padded / kActivationGroup; ++group) {
     const std::size_t begin = group * kActivationGroup, end = begin + kActivationGroup;
     std::uint32_t largest = 0;  // as bits, which order |x| with NaN above all
@@ -128,12 +128,13 @@ void quantize(const float* x, std::size_t cols, std::size_t padded, std::int8_t*
       largest = std::max(largest, std::bit_cast<std::uint32_t>(std::fabs(x[i])));
     }
     const float scale = std::bit_cast<float>(largest) / 127.0f;
-    std::int32_t sum = 0;
+    GroupSum sum;
     for (std::size_t i = begin; i < end; ++i) {
       const bool coded = i < cols && scale > 0 && std::isfinite(scale);
       const float code = coded ? std::clamp(x[i] / scale, -127.0f, 127.0f) : 0.0f;
       codes[i] = static_cast<std::int8_t>(std::nearbyint(code));
-      sum += codes[i];
+      sum.all += codes[i];
+      if (i - begin < kActivationGroup / 2) sum.first_half += codes[i];
     }
     scales[group] = scale;
     sums[group] = sum;
@@ -158,6 +159,10 @@ void layer_norm(const float* x, const float* weight, const float* bias, std::siz
 
 void silu_mul(float* gate, const float* up, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) gate[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
+}
+
+void sigmoid_mul(float* x, const float* gate, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) x[i] /= 1.0f + std::exp(-gate[i]);
 }
 
 // 0.5 (1 + tanh(z)) is the sigmoid of 2z.
@@ -194,7 +199,7 @@ void score(const Attention& work, const float* query, std::int64_t begin, std::i
   const std::size_t groups = x.padded / kActivationGroup;
   if (work.kv_type == KvType::int8) {
     x.scales = work.scratch + (work.end_block() - work.first_block()) * kKvBlockTokens;
-    x.sums = reinterpret_cast<std::int32_t*>(x.scales + groups);
+    x.sums = reinterpret_cast<GroupSum*>(x.scales + groups);
     x.codes = reinterpret_cast<std::int8_t*>(x.sums + groups);
     quantize(query, dim, x.padded, x.codes, x.scales, x.sums);
   }
@@ -257,7 +262,7 @@ void store_element(KvType type, float value, std::byte* data, std::size_t index)
 float code_group(const float* x, int n, int i, std::byte (&codes)[kActivationGroup]) {
   std::int8_t signed_codes[kActivationGroup];
   float scale;
-  std::int32_t sum;
+  GroupSum sum;
   quantize(x + i, static_cast<std::size_t>(std::min(n - i, kActivationGroup)), kActivationGroup, signed_codes,
            &scale, &sum);
   for (int j = 0; j < kActivationGroup; ++j) codes[j] = static_cast<std::byte>(signed_codes[j] + 128);
@@ -297,6 +302,53 @@ void store_kv(const float* key, const float* value, int head_dim, int value_dim,
   }
 }
 
+void convolution(const Convolution& work, std::size_t strip_begin, std::size_t strip_end) {
+  const auto width = static_cast<std::size_t>(work.width);
+  const std::size_t end = std::min(strip_end * kTileRows, work.channels);
+  for (std::size_t c = strip_begin * kTileRows; c < end; ++c) {
+    const float* weights = work.weights + c / kTileRows * kTileRows * width + c % kTileRows;
+    float window[kMaxConvolution] = {};
+    for (std::size_t k = 0; work.history && k + 1 < width; ++k)
+      window[k] = work.history[k * work.channels + c];
+    for (std::size_t r = 0; r < static_cast<std::size_t>(work.rows); ++r) {
+      window[width - 1] = work.x[r * work.x_stride + c];
+      float sum = work.bias ? work.bias[c] : 0.0f;
+      for (std::size_t k = 0; k < width; ++k) sum += weights[k * kTileRows] * window[k];
+      work.y[r * work.y_stride + c] = work.silu ? sum / (1.0f + std::exp(-sum)) : sum;
+      std::copy(window + 1, window + width, window);
+    }
+    for (std::size_t k = 0; k + 1 < width; ++k) work.next_history[k * work.channels + c] = window[k];
+  }
+}
+
+// Column i of the state, over all rows.
+void delta_column(const DeltaRule& work, std::size_t i) {
+  const auto dim = static_cast<std::size_t>(work.key_dim);
+  const std::size_t at = i / kTileRows * kTileRows * dim + i % kTileRows;
+  float* const state = work.next_state + at;
+  for (std::size_t k = 0; k < dim; ++k)
+    state[k * kTileRows] = work.state ? work.state[at + k * kTileRows] : 0.0f;
+  for (std::size_t r = 0; r < static_cast<std::size_t>(work.rows); ++r) {
+    const float* query = work.queries + r * work.row_stride;
+    const float* key = work.keys + r * work.row_stride;
+    float remembered = 0, out = 0;
+    for (std::size_t k = 0; k < dim; ++k) {
+      state[k * kTileRows] *= work.decay[r * work.gate_stride];
+      remembered += state[k * kTileRows] * key[k];
+    }
+    const float delta = work.beta[r * work.gate_stride] * (work.values[r * work.row_stride + i] - remembered);
+    for (std::size_t k = 0; k < dim; ++k) {
+      state[k * kTileRows] += key[k] * delta;
+      out += state[k * kTileRows] * query[k];
+    }
+    work.out[r * work.out_stride + i] = out;
+  }
+}
+
+void delta_rule(const DeltaRule& work) {
+  for (std::size_t i = 0; i < static_cast<std::size_t>(work.value_dim); ++i) delta_column(work, i);
+}
+
 std::uint64_t dot_rounds(std::uint64_t rounds) {
   constexpr int kSums = 8;
   std::int32_t sums[kSums] = {}, code = 1, input = 1;
@@ -320,9 +372,12 @@ constinit const KernelTable scalar_table = {.name = "scalar",
                                             .silu_mul = silu_mul,
                                             .gelu_tanh_mul = gelu_tanh_mul,
                                             .clamped_swiglu = clamped_swiglu,
+                                            .sigmoid_mul = sigmoid_mul,
                                             .softmax = softmax,
                                             .attention = attention,
                                             .store_kv = store_kv,
+                                            .convolution = convolution,
+                                            .delta_rule = delta_rule,
                                             .dot_rounds = dot_rounds};
 
 }  // namespace edgert

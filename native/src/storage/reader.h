@@ -34,10 +34,13 @@ class Reader {
   virtual const char* name() const noexcept = 0;
 };
 
-enum class IoBackend { automatic, pread, io_uring };
+enum class IoBackend { pread, io_uring };
 
-// A reader with up to `depth` reads in flight. automatic: io_uring where it works, else pread. io_uring:
-// Error{unsupported} says why where it does not work. REQUIRES 1 <= depth <= 256.
+// Whether this system lets io_uring be used; pread always is.
+bool io_uring_works();
+
+// A reader with up to `depth` reads in flight. io_uring: Error{unsupported} says why where it does not work.
+// REQUIRES 1 <= depth <= 256.
 std::unique_ptr<Reader> make_reader(IoBackend backend, int depth);
 
 // The implementations, for make_reader; the same requirement.

@@ -8,7 +8,7 @@ namespace edgert {
 namespace {
 
 constexpr std::size_t kPiece = 4 << 20;
-constexpr std::size_t kReads = 16;  // in flight: more than any reader works on at once
+constexpr std::size_t kReads = 16;  // in flight, so that 64 MiB are asked for: enough for any disk
 constexpr auto kPollInterval = std::chrono::milliseconds(20);
 
 }  // namespace
