@@ -157,9 +157,11 @@ def tokenize(path: Path, texts: Path, output: Path) -> None:
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
-    paths: list[Any] = [
-        Path(argument) if "." in argument or "/" in argument else argument for argument in arguments
-    ]
-    {"write": write, "quantize": quantize, "logits": logits, "dequantize": dequantize, "tokenize": tokenize}[
-        command
-    ](*paths)
+    commands: dict[str, Any] = {
+        "write": write,
+        "quantize": quantize,
+        "logits": logits,
+        "dequantize": dequantize,
+        "tokenize": tokenize,
+    }
+    commands[command](*(Path(argument) if "/" in argument else argument for argument in arguments))
