@@ -2,7 +2,7 @@
 
 import argparse
 
-from edgert.cli.options import Subparsers, add_json, add_model
+from edgert.cli.options import Subparsers, add_json, add_model, find_bundle
 from edgert.cli.terminal import print_json, progress, say
 from edgert.units import format_bytes
 
@@ -20,9 +20,8 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     from edgert import _native
-    from edgert.bundle import locate
 
-    path = locate(args.model)
+    path = find_bundle(args.model)
     with progress("verify") as update:
         checked = _native.verify_bundle(str(path), update)
     if args.json:
