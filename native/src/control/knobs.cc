@@ -3,6 +3,7 @@
 #include <limits>
 #include <string>
 
+#include "experts/eviction.h"
 #include "platform/error.h"
 
 namespace edgert {
@@ -60,6 +61,10 @@ constexpr Knob kKnobs[] = {
      "Reads past the page cache (O_DIRECT). auto: what `edgert devices probe` found faster; unmeasured, "
      "where the "
      "file system takes them."},
+    {"eviction", KnobKind::choice, kEvictions[0], 0, 0, kEvictions, "", false,
+     "Which expert goes when memory for another is needed: the one used longest ago (lru), least often "
+     "(lfu), "
+     "EdgeMoE's (edgemoe) or the one least likely to be used next (forecast)."},
     {"isa", KnobKind::choice, "auto", 0, 0, kIsas, "", false,
      "Instruction set of the kernels. auto: the best that this processor runs."},
 };
