@@ -16,7 +16,7 @@ from edgert.devices import Device, resemble
 from edgert.errors import BudgetError
 from edgert.footprint import ModelSizes
 from edgert.machine import MachineProfile, ThreadSpeed, interpolate, measured
-from edgert.roof import Bandwidths, Footprint, LruSimulation, Step, chunks, roof, sequence_bytes
+from edgert.roof import Bandwidths, Footprint, Step, chunks, roof, sequence_bytes
 
 CONTEXT = PROMPT_TOKENS + DECODE_TOKENS + 1  # of the run
 SLOW_TOKENS_PER_S = 5.0  # below which `run` warns
@@ -208,10 +208,10 @@ def _missed(
     weights: Footprint, slots: int, prompt: Sequence[Step], answer: Sequence[Step]
 ) -> tuple[int, int]:
     """Bytes that the run misses in prefill and in decode, when it follows another one."""
-    store = LruSimulation(weights.experts, slots)
+    store = _native.StoreSimulation(weights.experts, slots)
     store.run(prompt)
     store.run(answer)
-    return store.run(prompt), store.run(answer)
+    return store.run(prompt)["bytes"], store.run(answer)["bytes"]
 
 
 # --- budgets ------------------------------------------------------------------------------------------

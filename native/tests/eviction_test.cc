@@ -222,7 +222,7 @@ bool goes_first(Eviction kind, const History& history, const std::map<int, Resid
 TEST_CASE("each policy evicts what its definition says, never what is pinned") {
   constexpr std::size_t kSlots = 9;
   for (const Eviction kind : kKinds) {
-    CAPTURE(kEvictions[static_cast<std::size_t>(kind)]);
+    CAPTURE(name(kind));
     const auto policy = make_policy(kind, kRows);
     const std::vector<Visit> visits = random_visits(150, 7);
     History history;

@@ -37,7 +37,7 @@ std::vector<RoutedStep> steps_of(const std::vector<Visit>& visits) {
 
 TEST_CASE("a scan leaves in place what was there") {
   for (const Eviction kind : kKinds) {
-    CAPTURE(kEvictions[static_cast<std::size_t>(kind)]);
+    CAPTURE(name(kind));
     StoreSimulation store(equal_sizes(), 13, kind);
     const RoutedStep own = {{1, 3}, {0, 5}, {2, 4}};
     const RoutedStep scan = {{0, 1, 2, 3, 4}, {0, 1, 2, 3, 4, 5, 6}, {0, 1, 2, 3, 4, 5}};
@@ -109,7 +109,7 @@ TEST_CASE("a simulation counts what the store counts") {
   for (const auto& formats : {std::vector<std::string>{"int4"}, {"int8", "int2", "int4"}}) {
     model.expert_formats = formats;
     for (const Eviction kind : kKinds) {
-      CAPTURE(kEvictions[static_cast<std::size_t>(kind)]);
+      CAPTURE(name(kind));
       CAPTURE(formats.size());
       test::StoreFixture f(8, model, kind);
       Sizes sizes;

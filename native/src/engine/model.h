@@ -106,6 +106,7 @@ class Model {
 
   const Recipe& recipe() const noexcept { return recipe_; }
   const MemoryPlan& plan() const noexcept { return plan_; }
+  Eviction eviction() const noexcept { return eviction_; }
   std::shared_ptr<KvSequence> sequence();
 
   // Runs the rows' tokens, in chunks where they are many. After an error every sequence stands as it was
@@ -141,6 +142,7 @@ class Model {
   const Bundle bundle_;
   const Recipe recipe_;
   const MemoryPlan plan_;
+  const Eviction eviction_;
   const Weights weights_;
   const std::shared_ptr<KvPool> kv_;
   ExpertStore store_;
