@@ -127,7 +127,7 @@ def plan_memory(
     parallel: int = 1,
     chunk: int = 0,
     kv_format: str = "auto",
-    eviction: str = "lru",
+    eviction: str = "forecast",
 ) -> dict[str, int]:
     """How the runtime's budget would be divided for a bundle: context, chunk, dense_bytes, kv_bytes, state_bytes
     (of sequence states of fixed size), scratch_bytes,
@@ -146,7 +146,7 @@ def plan_weights(
     parallel: int = 1,
     chunk: int = 0,
     kv_format: str = "auto",
-    eviction: str = "lru",
+    eviction: str = "forecast",
 ) -> dict[str, int]:
     """plan_memory of weights that need not exist: the size of dense.bin, the format of layers.0.attention.k, and the size
     of every expert's extent by MoE layer. `name` stands in messages."""
@@ -192,7 +192,7 @@ class Model:
         parallel: int = 1,
         chunk: int = 0,
         kv_format: str = "auto",
-        eviction: str = "lru",
+        eviction: str = "forecast",
     ) -> None: ...
     context: int
     chunk: int
@@ -236,7 +236,7 @@ class StoreSimulation:
         self,
         sizes: Seq[Seq[int]],
         capacity_bytes: int,
-        eviction: str = "lru",
+        eviction: str = "forecast",
         *,
         future: Seq[Seq[Seq[int]]] | None = None,
     ) -> None: ...

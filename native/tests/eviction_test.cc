@@ -283,7 +283,8 @@ TEST_CASE("what a predictor expects stays until its row was visited") {
 
 TEST_CASE("a word that names no policy is refused with those that do") {
   CHECK(eviction("edgemoe") == Eviction::edgemoe);
-  CHECK(test::contains(test::error_of(ErrorKind::invalid_argument, [] { eviction("fifo"); }), "lru, lfu"));
+  CHECK(
+      test::contains(test::error_of(ErrorKind::invalid_argument, [] { eviction("fifo"); }), "forecast, lru"));
 }
 
 // --- room for experts of several sizes ----------------------------------------------------------------

@@ -62,9 +62,8 @@ constexpr Knob kKnobs[] = {
      "where the "
      "file system takes them."},
     {"eviction", KnobKind::choice, kEvictions[0], 0, 0, kEvictions, "", false,
-     "Which expert goes when memory for another is needed: the one used longest ago (lru), least often "
-     "(lfu), "
-     "EdgeMoE's (edgemoe) or the one least likely to be used next (forecast)."},
+     "Which expert goes when another needs its memory: the least likely to be used next (forecast), the one "
+     "used longest ago (lru) or least often (lfu), or as EdgeMoE has it (edgemoe). Changes no output."},
     {"isa", KnobKind::choice, "auto", 0, 0, kIsas, "", false,
      "Instruction set of the kernels. auto: the best that this processor runs."},
 };

@@ -32,7 +32,7 @@ struct ModelOptions {
   int parallel = 1;               // contexts that the KV cache holds together
   int chunk = 0;                  // rows of a step; 0: as many as pay, by the budget
   std::optional<KvType> kv_type;  // none: f32 where attention is f32, else f16
-  Eviction eviction = Eviction::lru;
+  Eviction eviction = Eviction::forecast;
 };
 
 // The budget, divided.

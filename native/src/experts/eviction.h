@@ -36,8 +36,8 @@ class EvictionPolicy {
 };
 
 // The knob's words; the first is its default.
-enum class Eviction : std::uint8_t { lru, lfu, edgemoe, forecast };
-inline constexpr std::string_view kEvictions[] = {"lru", "lfu", "edgemoe", "forecast"};
+enum class Eviction : std::uint8_t { forecast, lru, lfu, edgemoe };
+inline constexpr std::string_view kEvictions[] = {"forecast", "lru", "lfu", "edgemoe"};
 inline std::string_view name(Eviction kind) noexcept { return kEvictions[static_cast<std::size_t>(kind)]; }
 Eviction eviction(std::string_view word);  // Error{invalid_argument} that lists the words
 

@@ -25,6 +25,12 @@ std::vector<std::uint64_t> slot_sizes(const Manifest& manifest) {
   return sizes;
 }
 
+// Then nothing is evicted, and the policy that costs nothing will do.
+bool fits(const Manifest& manifest, std::uint64_t capacity_bytes) {
+  const std::vector<std::uint64_t> sizes = slot_sizes(manifest);
+  return std::reduce(sizes.begin(), sizes.end()) <= capacity_bytes;
+}
+
 std::vector<int> experts_by_layer(const Manifest& manifest) {
   std::vector<int> counts;
   for (const auto& layer : manifest.experts) counts.push_back(static_cast<int>(layer.experts.size()));
@@ -50,7 +56,8 @@ ExpertStore::ExpertStore(const Bundle& bundle, std::shared_ptr<Budget> budget, R
       charge_(std::move(budget), capacity_bytes + index_bytes(eviction, experts_by_layer(bundle.manifest())),
               "expert slots"),
       reader_(reader),
-      policy_(make_policy(eviction, experts_by_layer(bundle.manifest()))),
+      policy_(make_policy(fits(bundle.manifest(), capacity_bytes) ? Eviction::lru : eviction,
+                          experts_by_layer(bundle.manifest()))),
       process_(getpid()),
       slots_(slot_sizes(bundle.manifest()), capacity_bytes) {
   for (const auto& layer : bundle.manifest().experts) {
