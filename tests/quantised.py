@@ -7,6 +7,7 @@ model of them together beside the checkpoint of those weights.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,6 +120,10 @@ class Scheme:
     format: str | None  # that the weights are carried over in; None: dequantised
     key: str = "quantization_config"
     extra: Mapping[str, Any] = field(default_factory=dict)
+    stacked: bool = False  # routed experts lie together under MLX's name
+    others: Mapping[str, Callable[[Array], tuple[Parts, Array]]] = field(
+        default_factory=dict
+    )  # by part of the name
 
 
 def gptq(
@@ -271,13 +276,24 @@ def quantised_parts(scheme: Scheme, *, plain: str = "F32") -> tuple[Parts, dict[
     parts: Parts = {}
     for name, weight in weights.items():
         if name.endswith("_proj.weight"):
-            packed, weights[name] = scheme.pack(weight)
+            pack = next((other for part, other in scheme.others.items() if part in name), scheme.pack)
+            packed, weights[name] = pack(weight)
             layer = name.removesuffix("weight")
             parts |= {layer + ending: part for ending, part in packed.items()}
         else:
             parts[name] = (plain, weight)
             weights[name] = held(weight, plain)
-    return parts, weights
+    return (stack_experts(parts) if scheme.stacked else parts), weights
+
+
+def stack_experts(parts: Parts) -> Parts:
+    stacks: dict[str, list[Part]] = {}
+    for name, part in parts.items():
+        stacks.setdefault(re.sub(r"[.]experts[.][0-9]+[.]", ".switch_mlp.", name), []).append(part)
+    return {
+        name: (stack[0][0], np.stack([array for _, array in stack])) if "switch_mlp" in name else stack[0]
+        for name, stack in stacks.items()
+    }
 
 
 def write_quantised(directory: Path, parts: Parts, scheme: Scheme) -> Path:

@@ -25,6 +25,7 @@ Damage = Callable[[Parts], None]
 @cache
 def sound(name: str) -> tuple[Scheme, Parts]:
     scheme = next(scheme for scheme in SCHEMES if scheme.name == name)
+    scheme = replace(scheme, stacked=False)
     return scheme, quantised_parts(scheme)[0]
 
 

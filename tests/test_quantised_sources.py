@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from bundles import F32, convert, open_model, read_manifest
-from checkpoints import prompt_tokens
+from checkpoints import VARIANTS, by_name, make_checkpoint, prompt_tokens, write_weights
 from quantised import (
     CONFIG,
     Array,
+    Parts,
     Scheme,
     awq,
     fp8,
     gptq,
     mlx,
     mlx_mxfp4,
+    mxfp4_codes,
     packed_integers,
     plain_int8,
     quantised_checkpoint,
+    stream,
+    write_parts,
 )
-from reference import Reference, assert_close
+from reference import Reference, assert_close, near_ties
 
 from edgert import _native
 from edgert.converters.checkpoint import open_checkpoint
+from edgert.converters.convert import convert as convert_checkpoint
 from edgert.converters.registry import read_decoder
+from edgert.converters.safetensors import read_header
+from edgert.converters.schemes import read_scheme
 from edgert.converters.tensor import TensorInfo
 
 
@@ -53,7 +63,7 @@ def mlx_scheme(bits: int, group: int, format: str | None, dtype: str = "F16") ->
     settings = {"group_size": group, "bits": bits, "mode": "affine"}
     return Scheme(
         f"mlx-{bits}-{group}-{dtype}", settings, mlx(bits, group, dtype), format, "quantization",
-        {"quantization_config": settings},
+        {"quantization_config": settings}, stacked=True,
     )  # fmt: skip
 
 
@@ -100,7 +110,7 @@ SCHEMES = [
     Scheme("compressed-fp8", compressed("float-quantized", CHANNEL), fp8((1, 0), "weight_scale", "BF16"), None),
     Scheme("fp8-blocks", FP8 | {"weight_block_size": [128, 128]}, fp8((128, 128), "weight_scale_inv"), None),
     Scheme("fp8-one_scale", FP8, fp8(None, "weight_scale_inv"), None),
-    Scheme("mlx-mxfp4", {"group_size": 32, "bits": 4, "mode": "mxfp4"}, mlx_mxfp4, "mxfp4", "quantization"),
+    Scheme("mlx-mxfp4", {"group_size": 32, "bits": 4, "mode": "mxfp4"}, mlx_mxfp4, "mxfp4", "quantization", stacked=True),
     mlx_scheme(4, 32, "q4_1"),
     mlx_scheme(5, 32, "q5_1", "BF16"),
     *(mlx_scheme(bits, 64, f"affine{bits}", "BF16") for bits in (2, 3, 4, 5, 6, 8)),
@@ -116,6 +126,12 @@ def pair(
     return request.param, *quantised_checkpoint(tmp_path_factory.mktemp("quantised"), request.param)
 
 
+def made(directory: Path, scheme: Scheme) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sources of a checkpoint of this scheme, and those of the unquantised one."""
+    quantised, plain = quantised_checkpoint(directory, scheme)
+    return sources(quantised), sources(plain)
+
+
 def sources(checkpoint: Path) -> dict[str, Any]:
     """Every source of the model by its name in the bundle."""
     decoder = read_decoder(open_checkpoint(checkpoint))
@@ -127,8 +143,9 @@ def sources(checkpoint: Path) -> dict[str, Any]:
 
 
 def weights(source: Any, first_row: int, rows: int) -> Array:
+    """The bits of f32 weights."""
     with source.tensor.open() as reader:
-        raw, dtype = reader.floats(source.first_row + first_row, rows)
+        raw, dtype = reader.floats(source.first_row + first_row * source.step, rows, source.step)
     assert dtype == "f32"
     return np.frombuffer(raw, np.uint32)
 
@@ -176,3 +193,179 @@ def test_the_bundle_keeps_formats(pair: tuple[Scheme, Path, Path], tmp_path: Pat
     by_name = {row["name"]: row["format"] for row in manifest["tensors"]}
     assert by_name["layers.0.attention.q"] == scheme.format or "int8"
     assert by_name["output"] == "int8" and by_name["layers.0.router"] == "f32"
+
+
+# --- layers that differ -----------------------------------------------------------------------------------
+
+
+def check_formats(directory: Path, scheme: Scheme, formats: dict[str, str | None]) -> None:
+    """`formats` by the end of the name in the bundle."""
+    found, expected = made(directory, scheme)
+    for name, source in found.items():
+        ending = name.rpartition(".")[2]
+        assert source.tensor.stored_format == formats.get(ending), name
+        assert np.array_equal(weights(source, 0, source.rows), weights(expected[name], 0, source.rows)), name
+
+
+def test_mlx_layers_of_their_own_bits(tmp_path: Path) -> None:
+    own: dict[str, Any] = {"model.layers.0.mlp.gate": False}
+    for layer in range(CONFIG["num_hidden_layers"]):
+        own[f"model.layers.{layer}.mlp.switch_mlp.down_proj"] = {"group_size": 32, "bits": 6}
+        own[f"model.layers.{layer}.self_attn.q_proj"] = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
+    scheme = mlx_scheme(4, 32, "q4_1")
+    others = {"down_proj": mlx(6, 32), "q_proj": mlx_mxfp4}
+    scheme = replace(scheme, settings={**scheme.settings, **own}, extra={}, others=others)
+    check_formats(
+        tmp_path, scheme,
+        {"q": "mxfp4", "k": "q4_1", "v": "q4_1", "o": "q4_1", "gate": "q4_1", "up": "q4_1", "down": "affine6_32"},
+    )  # fmt: skip
+
+
+def test_gptq_layers_that_dynamic_treats_apart(tmp_path: Path) -> None:
+    def floats(weight: Array) -> tuple[Parts, Array]:
+        return {"weight": ("F32", weight)}, weight
+
+    scheme = gptq_scheme(4, 64, "int4")
+    others = {"down_proj": gptq(8, 32, symmetric=True), "q_proj": floats}
+    dynamic = {"+:.*down_proj": {"bits": 8, "group_size": 32}, "-:.*q_proj": {}}
+    scheme = replace(scheme, settings={**scheme.settings, "dynamic": dynamic}, others=others)
+    check_formats(
+        tmp_path,
+        scheme,
+        {"k": "int4", "v": "int4", "o": "int4", "gate": "int4", "up": "int4", "down": "int8"},
+    )
+
+
+def test_compressed_groups_of_different_bits(tmp_path: Path) -> None:
+    scheme = packed_scheme(4, 32, "q4_0", "F16")
+    settings = dict(scheme.settings)
+    eight = {"num_bits": 8, "type": "int", "symmetric": True, "group_size": None, "strategy": "channel"}
+    settings["config_groups"] = settings["config_groups"] | {
+        "group_1": {"targets": ["re:.*down_proj"], "weights": eight}
+    }
+    scheme = replace(
+        scheme, settings=settings, others={"down_proj": packed_integers(8, -1, "F16", symmetric=True)}
+    )
+    check_formats(
+        tmp_path, scheme,
+        {"q": "q4_0", "k": "q4_0", "v": "q4_0", "o": "q4_0", "gate": "q4_0", "up": "q4_0", "down": "int8"},
+    )  # fmt: skip
+
+
+# --- what no format holds ------------------------------------------------------------------------------------
+
+
+def test_scales_that_f16_does_not_hold_are_told(tmp_path: Path) -> None:
+    """bf16 scales of a quiet layer lie below f16's range: its weights are right, and a note names it."""
+
+    def quiet(weight: Array) -> tuple[Parts, Array]:
+        return mlx(4, 32, "BF16")(weight * np.float32(1e-8))
+
+    scheme = replace(mlx_scheme(4, 32, "q4_1", "BF16"), others={"layers.1.self_attn.k_proj": quiet})
+    quantised, plain = quantised_checkpoint(tmp_path, scheme)
+    source = sources(quantised)["layers.1.attention.k"]
+    assert source.tensor.stored_format is None
+    assert np.array_equal(weights(source, 0, 40), weights(sources(plain)["layers.1.attention.k"], 0, 40))
+    (note,) = convert_checkpoint(quantised, tmp_path / "model.edgert").notes
+    assert (
+        note.startswith("1 quantised tensor dequantised and packed anew")
+        and "layers.1.self_attn.k_proj" in note
+    )
+
+
+def test_columns_out_of_order_are_told(tmp_path: Path) -> None:
+    quantised, _ = quantised_checkpoint(tmp_path, gptq_scheme(4, 64, None, order=True))
+    (note,) = convert_checkpoint(quantised, tmp_path / "model.edgert").notes
+    assert note.startswith("32 quantised tensors") and "act-order" in note and "q_proj.weight" in note
+
+
+def test_a_format_that_is_asked_for(tmp_path: Path) -> None:
+    quantised, _ = quantised_checkpoint(tmp_path, gptq_scheme(4, 64, "int4"))
+    manifest = read_manifest(convert(quantised, tmp_path / "model.edgert", expert_format="int8"))
+    assert manifest["expert_formats"] == [["int8"] * 3]
+    assert {row["format"] for row in manifest["tensors"] if row["name"].endswith("attention.q")} == {"int4"}
+
+
+# --- experts in one tensor --------------------------------------------------------------------------------------
+
+
+def test_fp8_blocks_of_fused_experts(tmp_path: Path) -> None:
+    """Blocks begin anew with every expert, whose rows are no whole number of them."""
+    rng = np.random.default_rng(0)
+    packed = [fp8((128, 128), "scale")(rng.standard_normal((160, 192)).astype(np.float32)) for _ in range(3)]
+    path = tmp_path / "model.safetensors"
+    codes, scales = (np.stack([parts[part][1] for parts, _ in packed]) for part in ("weight", "scale"))
+    write_parts(path, {"x": ("F8_E4M3", codes), "x_scale_inv": ("F32", scales)})
+    tensors = {tensor.name: tensor for tensor in read_header(path)}
+    found = read_scheme(FP8 | {"weight_block_size": [128, 128]}, tensors, "config.json")
+    expected = np.concatenate([weight for _, weight in packed])
+    with found["x"].open() as reader:
+        for first, rows, step in ((0, 480, 1), (150, 20, 1), (1, 200, 2), (479, 1, 1)):
+            raw, _ = reader.floats(first, rows, step)
+            assert np.array_equal(
+                np.frombuffer(raw, np.float32).reshape(rows, -1), expected[first::step][:rows]
+            )
+
+
+@pytest.fixture(scope="module")
+def gpt_oss(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """gpt-oss with experts in MXFP4, and with the floats that transformers makes of them."""
+    import torch
+    from safetensors.numpy import load_file
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    directory = tmp_path_factory.mktemp("gpt_oss")
+    variant = replace(by_name(VARIANTS, "gpt_oss"), config={"hidden_size": 64, "intermediate_size": 96})
+    plain = make_checkpoint(directory / "plain", variant)
+    tensors = load_file(plain / "model.safetensors")
+    parts: Parts = {}
+    for name, tensor in tensors.items():
+        if not name.endswith(("gate_up_proj", "down_proj")):
+            parts[name] = ("F32", tensor)
+            continue
+        experts, inputs, outputs = tensor.shape
+        codes, exponents, _ = mxfp4_codes(tensor.transpose(0, 2, 1).reshape(-1, inputs))
+        blocks = stream(codes, 4).view(np.uint8).reshape(experts, outputs, -1, 16)
+        scales = exponents.reshape(experts, outputs, -1).astype(np.uint8)
+        parts |= {name + "_blocks": ("U8", blocks), name + "_scales": ("U8", scales)}
+        floats = convert_moe_packed_tensors(
+            torch.from_numpy(blocks), torch.from_numpy(scales), dtype=torch.float32
+        )
+        tensors[name] = floats.numpy()
+    write_weights(plain, tensors)
+    shutil.copytree(plain, directory / "quantised")
+    config = json.loads((plain / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "mxfp4",
+        "modules_to_not_convert": ["model.embed_tokens"],
+    }
+    (directory / "quantised" / "config.json").write_text(json.dumps(config))
+    write_parts(directory / "quantised" / "model.safetensors", parts)
+    return directory / "quantised", plain
+
+
+def test_mxfp4_of_gpt_oss(gpt_oss: tuple[Path, Path], tmp_path: Path) -> None:
+    quantised, plain = gpt_oss
+    found, expected = sources(quantised), sources(plain)
+    for name, source in found.items():
+        whole = weights(expected[name], 0, source.rows)
+        assert np.array_equal(weights(source, 0, source.rows), whole), name
+        if isinstance(source.tensor, TensorInfo):
+            continue
+        packed = bytearray(_native.packed_bytes("mxfp4", source.rows, source.cols))
+        with source.tensor.open() as reader:
+            reader.carry(source.first_row, source.rows, packed, source.step)
+        assert np.array_equal(
+            np.frombuffer(_native.unpack("mxfp4", packed, source.rows, source.cols), np.uint32), whole
+        )
+    manifest = read_manifest(convert(quantised, tmp_path / "model.edgert"))
+    assert manifest["expert_formats"] == [["mxfp4"] * 3]
+
+
+def test_logits_of_gpt_oss(gpt_oss: tuple[Path, Path], tmp_path: Path) -> None:
+    quantised, plain = gpt_oss
+    model = open_model(convert(quantised, tmp_path / "model.edgert", **F32))
+    tokens = prompt_tokens(24, model.vocab_size)
+    expected, margins, _ = Reference.load(plain).forward(tokens)
+    assert near_ties(expected, margins).size == 0
+    assert_close(model.logits(model.sequence(), tokens), expected, list(range(len(tokens))))
