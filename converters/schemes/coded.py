@@ -7,7 +7,7 @@ with one scale, and zero or bias, for `group` consecutive columns of a row.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -148,7 +148,11 @@ class CodedTensor(PartedTensor):
     def _grids(self, parts: Parts) -> Iterator[Grid]:
         step = max(1, _SCANNED_WEIGHTS // self.shape[-1])
         for first in range(0, self.rows, step):
-            yield self.grid(parts, first, min(step, self.rows - first))
+            rows = min(step, self.rows - first)
+            grid = self.grid(parts, first, rows)
+            if not exact_in_f16(grid.scales).all():
+                grid = self._settled(self.codes(parts, first, rows), grid)
+            yield grid
 
     def dequantize(self, parts: Parts, first_row: int, rows: int, step: int) -> Floats:
         cols = self.shape[-1]
@@ -169,6 +173,16 @@ class CodedTensor(PartedTensor):
             out[here] = weights
         return out
 
+    def _settled(self, codes: Bytes, grid: Grid) -> Grid:
+        """The same weights with a scale of 0 where it is not exact in f16 and scales nothing: MLX gives groups of zeros
+        one of 1e-7."""
+        starts = np.arange(0, self.shape[-1], self.group)
+        centred = codes == (
+            0 if grid.zeros is None else np.repeat(grid.zeros, self.group, axis=1)[:, : codes.shape[1]]
+        )
+        idle = np.logical_and.reduceat(centred, starts, axis=1)
+        return replace(grid, scales=np.where(idle & ~exact_in_f16(grid.scales), np.float32(0), grid.scales))
+
     def _every(self, parts: Parts, first_row: int, rows: int, step: int) -> tuple[Bytes, Grid]:
         """Codes and grid of every `step`-th row."""
         span = (rows - 1) * step + 1
@@ -183,6 +197,8 @@ class CodedTensor(PartedTensor):
     def carry(self, parts: Parts, first_row: int, rows: int, destination: bytearray, step: int) -> None:
         row = next(row for row in _native.formats() if row["name"] == self.stored_format)
         codes, grid = self._every(parts, first_row, rows, step)
+        if not exact_in_f16(grid.scales).all():
+            grid = self._settled(codes, grid)
         cols = self.shape[-1]
         groups = np.arange(-(-cols // row["group"])) * row["group"] // self.group
 
@@ -215,17 +231,18 @@ def _has_place(row: Row, bits: int, group: int, cols: int) -> bool:
 
 def _holds(row: Row, grid: Grid) -> bool:
     """Whether the format represents every scale, zero and bias exactly."""
-    if not _exact_in_f16(grid.scales):
+    if not exact_in_f16(grid.scales).all():
         return False
     if grid.biases is not None:
-        return row["zero"] == "min_f16" and _exact_in_f16(grid.biases)
+        return row["zero"] == "min_f16" and bool(exact_in_f16(grid.biases).all())
     middle = 1 << (row["bits"] - 1)
     return row["zero"] == "u8" or (row["zero"] == "none" and bool((grid.zeros == middle).all()))
 
 
-def _exact_in_f16(values: Floats) -> bool:
+def exact_in_f16(values: Floats) -> npt.NDArray[np.bool_]:
     with np.errstate(over="ignore"):
-        return bool((values.astype(np.float16).astype(np.float32) == values).all())
+        exact: npt.NDArray[np.bool_] = values.astype(np.float16).astype(np.float32) == values
+    return exact
 
 
 def column_order(parts: Parts, g_idx: TensorInfo, groups: int, group: int) -> npt.NDArray[np.int64] | None:
