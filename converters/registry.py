@@ -11,7 +11,7 @@ from .checkpoint import Checkpoint
 from .config import Config
 from .decoder import Decoder, SourceTensors
 from .families import gpt_oss, llama, mixtral, olmoe, qwen2_moe, qwen3, qwen3_moe
-from .tensor import Tensor, TensorInfo
+from .tensor import TensorInfo
 
 Family = Callable[[Config, SourceTensors], Decoder]
 
@@ -90,15 +90,15 @@ def _unquantised(checkpoint: Checkpoint) -> Checkpoint:
 
 def _not_kept(decoder: Decoder) -> list[str]:
     """A note for each reason why quantised tensors are packed anew."""
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, dict[str, None]] = {}
     sources = [tensor.source for tensor in decoder.dense if tensor.kind != "exact"]
     for source in [*sources, *(source for expert in decoder.experts for source in expert.sources)]:
         reason = getattr(source.tensor, "why_not_kept", None)
         if reason is not None:
-            reasons.setdefault(reason, []).append(source.tensor.name)
+            reasons.setdefault(reason, {})[source.tensor.name] = None
     return [
         f"{len(names)} quantised tensor{'s' * (len(names) > 1)} dequantised and packed anew, for they have {reason}: "
-        + ", ".join(names[:_NAMED])
+        + ", ".join(list(names)[:_NAMED])
         + (", ..." if len(names) > _NAMED else "")
         for reason, names in reasons.items()
     ]

@@ -121,6 +121,7 @@ class Scheme:
     key: str = "quantization_config"
     extra: Mapping[str, Any] = field(default_factory=dict)
     stacked: bool = False  # routed experts lie together under MLX's name
+    everything: bool = False  # embedding, output and router are quantised too
     others: Mapping[str, Callable[[Array], tuple[Parts, Array]]] = field(
         default_factory=dict
     )  # by part of the name
@@ -276,7 +277,7 @@ def quantised_parts(scheme: Scheme, *, plain: str = "F32") -> tuple[Parts, dict[
     weights = random_weights(qwen3_moe_shapes(CONFIG), 0)
     parts: Parts = {}
     for name, weight in weights.items():
-        if name.endswith("_proj.weight"):
+        if name.endswith("_proj.weight") or (scheme.everything and weight.ndim == 2):
             pack = next((other for part, other in scheme.others.items() if part in name), scheme.pack)
             packed, weights[name] = pack(weight)
             layer = name.removesuffix("weight")

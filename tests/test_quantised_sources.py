@@ -257,6 +257,28 @@ def test_compressed_groups_of_different_bits(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_router_embedding_and_output_that_are_quantised_too(tmp_path: Path) -> None:
+    """The router is dequantised, the others keep their format; the engine computes with it."""
+    quantised, plain = quantised_checkpoint(tmp_path, replace(mlx_scheme(8, 32, None), everything=True))
+    bundle = convert(quantised, tmp_path / "model.edgert")
+    manifest = read_manifest(bundle)
+    formats = {row["name"]: row["format"] for row in manifest["tensors"]}
+    assert (formats["embedding"], formats["output"], formats["layers.0.router"]) == (
+        "affine8_32",
+        "affine8_32",
+        "f32",
+    )
+    assert manifest["expert_formats"] == [["affine8_32"] * 3]
+
+    tokens = prompt_tokens(24, CONFIG["vocab_size"])
+    expected, _, _ = Reference.load(plain).forward(tokens)
+    exact = open_model(convert(quantised, tmp_path / "exact.edgert", **F32))
+    assert_close(exact.logits(exact.sequence(), tokens), expected, list(range(24)))
+    kept = open_model(bundle)
+    logits = kept.logits(kept.sequence(), tokens)
+    assert np.abs(logits - expected).max() < 0.1 * np.abs(expected).max()  # activations in 8 bits
+
+
 # --- what no format holds ------------------------------------------------------------------------------------
 
 
@@ -384,3 +406,36 @@ def test_logits_of_gpt_oss(gpt_oss: tuple[Path, Path], tmp_path: Path) -> None:
     expected, margins, _ = Reference.load(plain).forward(tokens)
     assert near_ties(expected, margins).size == 0
     assert_close(model.logits(model.sequence(), tokens), expected, list(range(len(tokens))))
+
+
+def test_mlx_gpt_oss(gpt_oss: tuple[Path, Path], tmp_path: Path) -> None:
+    """MLX takes gate and up apart, and calls biases otherwise."""
+    from safetensors.numpy import load_file
+
+    _, plain = gpt_oss
+    parts: Parts = {}
+    for name, tensor in load_file(plain / "model.safetensors").items():
+        if ".experts." not in name:
+            parts[name] = ("F32", tensor)
+            continue
+        module, _, projection = name.rpartition(".")
+        projection, bias, _ = projection.partition("_bias")
+        halves = {"gate_proj": np.s_[:, ::2], "up_proj": np.s_[:, 1::2]}
+        for half, rows in halves.items() if projection == "gate_up_proj" else [("down_proj", np.s_[:])]:
+            if bias:
+                parts[f"{module}.{half}.bias"] = ("F32", tensor[rows])
+                continue
+            weight = tensor.transpose(0, 2, 1)[rows]
+            packed, _ = mlx_mxfp4(weight.reshape(-1, weight.shape[-1]))
+            for part, (dtype, array) in packed.items():
+                parts[f"{module}.{half}.{part}"] = (dtype, array.reshape(*weight.shape[:2], -1))
+    shutil.copytree(plain, tmp_path / "quantised")
+    config = json.loads((plain / "config.json").read_text())
+    config["quantization"] = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
+    (tmp_path / "quantised" / "config.json").write_text(json.dumps(config))
+    write_parts(tmp_path / "quantised" / "model.safetensors", parts)
+    expected = sources(plain)
+    for name, source in sources(tmp_path / "quantised").items():
+        whole = weights(expected[name], 0, source.rows)
+        assert np.array_equal(weights(source, 0, source.rows), whole), name
+        assert isinstance(source.tensor, TensorInfo) or np.array_equal(carried(source), whole)

@@ -5,11 +5,12 @@ X.scales and X.biases [out, in / group]: weight = scale * code + bias. In mode m
 are no biases. A layer whose scales are missing is plain. config.json's `quantization` has bits, group_size and mode
 for all layers, and by name for those that differ.
 
-Routed experts lie together, [experts, out, in]; they are named one by one here, as other checkpoints have them.
+Routed experts lie together, [experts, out, in], as switch_mlp.gate_proj.weight and so on; gpt-oss says experts.
 """
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from edgert.errors import CorruptError
 
@@ -18,14 +19,13 @@ from ..tensor import Tensor, TensorInfo
 from .bits import Bytes, unpack_bits
 from .coded import CodedTensor, Grid
 from .mxfp4 import GROUP, Mxfp4Tensor
-from .parts import SCALES, WORDS, Parts, add_tensor, check_matrix, check_part, need_part
+from .parts import SCALES, WORDS, Parts, check_part, need_part
 
 KEYS_WITHOUT_EFFECT = frozenset({"quant_method"})
 
 _BITS = (2, 3, 4, 5, 6, 8)
 _GROUPS = (16, 32, 64, 128)
-EXPERTS = ".switch_mlp."
-_MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+_EXPERTS = re.compile(r"(.+)[.](?:switch_mlp|experts)[.](gate_proj|up_proj|down_proj)[.](weight|bias)")
 
 
 @dataclass(frozen=True)
@@ -55,49 +55,28 @@ class _MlxTensor(CodedTensor):
 
 def read(settings: Config, tensors: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
     """See read_scheme()."""
-    apart, layers = split_experts(tensors)
     modes = _Modes(settings)
-    found: dict[str, Tensor] = dict(apart)
-    for name, stored in apart.items():
-        if stored.dtype != "U32" or not name.endswith(".weight"):
-            continue
+    left = dict(tensors)
+    found: dict[str, Tensor] = {}
+    for name, stored in tensors.items():
         layer = name.removesuffix(".weight")
-        mode = modes.of(layers.get(layer, layer))
-        suffixes = (".weight", ".scales", ".biases") if mode.kind == "affine" else (".weight", ".scales")
-        parts = tuple(need_part(apart, layer + suffix) for suffix in suffixes)
-        for suffix in suffixes:
-            del found[layer + suffix]
-        add_tensor(found, _tensor(layer + ".weight", parts, mode))
-    return found
-
-
-def split_experts(tensors: Mapping[str, TensorInfo]) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """The tensors with those of routed experts one by one, and the layer that each of those lay in.
-
-    M.switch_mlp.gate_proj.weight [experts, ...] becomes M.experts.0.gate_proj.weight and so on.
-    """
-    apart: dict[str, TensorInfo] = {}
-    layers = {}
-    for name, tensor in tensors.items():
-        module, found, rest = name.partition(EXPERTS)
-        if not found:
-            apart[name] = tensor
+        if stored.dtype != "U32" or layer == name:
             continue
-        if len(tensor.shape) < 2 or 0 in tensor.shape:
-            raise CorruptError(
-                f"{tensor.path}: tensor {name!r}: shape {list(tensor.shape)}; [experts, ...] is needed"
-            )
-        projection, _, part = rest.rpartition(".")
-        called = _MIXTRAL.get(projection, projection) if module.endswith("block_sparse_moe") else projection
-        size = (tensor.end - tensor.begin) // tensor.shape[0]
-        for expert in range(tensor.shape[0]):
-            layer = f"{module}.experts.{expert}.{called}"
-            begin = tensor.begin + expert * size
-            apart[f"{layer}.{part}"] = replace(
-                tensor, name=f"{name}[{expert}]", shape=tensor.shape[1:], begin=begin, end=begin + size
-            )
-            layers[layer] = f"{module}{EXPERTS}{projection}"
-    return apart, layers
+        mode = modes.of(layer)
+        suffixes = (".weight", ".scales", ".biases") if mode.kind == "affine" else (".weight", ".scales")
+        parts = tuple(need_part(tensors, layer + suffix) for suffix in suffixes)
+        for suffix in suffixes:
+            del left[layer + suffix]
+        found[_usual(name)] = _tensor(name, parts, mode)
+    return {_usual(name): tensor for name, tensor in left.items()} | found
+
+
+def _usual(name: str) -> str:
+    """What other checkpoints call it: routed experts in one tensor have no ending there."""
+    match = _EXPERTS.fullmatch(name)
+    return (
+        name if match is None else f"{match[1]}.experts.{match[2]}" + ("_bias" if match[3] == "bias" else "")
+    )
 
 
 @dataclass(frozen=True)
@@ -140,15 +119,18 @@ def _mode(settings: Config) -> _Mode:
 
 def _tensor(name: str, parts: tuple[TensorInfo, ...], mode: _Mode) -> Tensor:
     weight, scales, *biases = parts
-    check_matrix(scales)
-    outputs, groups = scales.shape
+    if len(scales.shape) not in (2, 3) or 0 in scales.shape:
+        raise CorruptError(
+            f"{scales.path}: tensor {scales.name!r}: shape {list(scales.shape)}; [.., outputs, groups] is needed"
+        )
+    *outputs, groups = scales.shape
     inputs = groups * mode.group
     because = f"{mode.bits} bits in groups of {mode.group} with scales of shape {list(scales.shape)}"
-    check_part(weight, WORDS, (outputs, inputs * mode.bits // 32), because)
-    check_part(scales, SCALES if biases else ("U8",), (outputs, groups), because)
+    check_part(weight, WORDS, (*outputs, inputs * mode.bits // 32), because)
+    check_part(scales, SCALES if biases else ("U8",), scales.shape, because)
     for part in biases:
-        check_part(part, (scales.dtype,), (outputs, groups), because)
-    shape = (outputs, inputs)
+        check_part(part, (scales.dtype,), scales.shape, because)
+    shape = (*outputs, inputs)
     return (
         _MlxTensor(name, shape, parts, mode.bits, mode.group) if biases else Mxfp4Tensor(name, shape, parts)
     )
