@@ -96,12 +96,11 @@ def _not_kept(decoder: Decoder) -> list[str]:
         reason = getattr(source.tensor, "why_not_kept", None)
         if reason is not None:
             reasons.setdefault(reason, {})[source.tensor.name] = None
-    return [
-        f"{len(names)} quantised tensor{'s' * (len(names) > 1)} dequantised and packed anew, for they have {reason}: "
-        + ", ".join(list(names)[:_NAMED])
-        + (", ..." if len(names) > _NAMED else "")
-        for reason, names in reasons.items()
-    ]
+    notes = []
+    for reason, names in reasons.items():
+        some = ", ".join(list(names)[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+        notes.append(f"{len(names)} of the tensors are dequantised and packed anew ({reason}): {some}")
+    return notes
 
 
 def _decoder(values: dict[str, Any], config: Config, tensors: SourceTensors) -> Decoder:

@@ -26,6 +26,7 @@ from quantised import (
     packed_integers,
     plain_int8,
     quantised_checkpoint,
+    quantised_parts,
     stream,
     write_parts,
 )
@@ -294,10 +295,7 @@ def test_scales_that_f16_does_not_hold_are_told(tmp_path: Path) -> None:
     assert source.tensor.stored_format is None
     assert np.array_equal(weights(source, 0, 40), weights(sources(plain)["layers.1.attention.k"], 0, 40))
     (note,) = convert_checkpoint(quantised, tmp_path / "model.edgert").notes
-    assert (
-        note.startswith("1 quantised tensor dequantised and packed anew")
-        and "layers.1.self_attn.k_proj" in note
-    )
+    assert note.startswith("1 of the tensors") and "layers.1.self_attn.k_proj" in note
 
 
 def test_groups_of_zeros(tmp_path: Path) -> None:
@@ -318,7 +316,7 @@ def test_groups_of_zeros(tmp_path: Path) -> None:
 def test_columns_out_of_order_are_told(tmp_path: Path) -> None:
     quantised, _ = quantised_checkpoint(tmp_path, gptq_scheme(4, 64, None, order=True))
     (note,) = convert_checkpoint(quantised, tmp_path / "model.edgert").notes
-    assert note.startswith("32 quantised tensors") and "act-order" in note and "q_proj.weight" in note
+    assert note.startswith("32 of the tensors") and "act-order" in note and "q_proj.weight" in note
 
 
 def test_a_format_that_is_asked_for(tmp_path: Path) -> None:
@@ -326,6 +324,52 @@ def test_a_format_that_is_asked_for(tmp_path: Path) -> None:
     manifest = read_manifest(convert(quantised, tmp_path / "model.edgert", expert_format="int8"))
     assert manifest["expert_formats"] == [["int8"] * 3]
     assert {row["format"] for row in manifest["tensors"] if row["name"].endswith("attention.q")} == {"int4"}
+
+
+def test_fp8_is_told(tmp_path: Path) -> None:
+    scheme = next(scheme for scheme in SCHEMES if scheme.name == "fp8-blocks")
+    quantised, _ = quantised_checkpoint(tmp_path, scheme)
+    (note,) = convert_checkpoint(quantised, tmp_path / "model.edgert").notes
+    assert note.startswith("32 of the tensors") and "8-bit floats" in note
+
+
+# --- files and other readers -------------------------------------------------------------------------------------
+
+
+def test_parts_in_different_files(tmp_path: Path) -> None:
+    scheme = gptq_scheme(4, 64, "int4", symmetric=False)
+    quantised, plain = quantised_checkpoint(tmp_path, scheme)
+    parts, _ = quantised_parts(scheme)
+    (quantised / "model.safetensors").unlink()
+    weight_map: dict[str, str] = {}
+    for number in range(3):
+        names = sorted(parts)[number::3]
+        write_parts(quantised / f"{number}.safetensors", {name: parts[name] for name in names})
+        weight_map |= dict.fromkeys(names, f"{number}.safetensors")
+    (quantised / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    expected = sources(plain)
+    for name, source in sources(quantised).items():
+        assert np.array_equal(weights(source, 0, source.rows), weights(expected[name], 0, source.rows)), name
+
+
+def test_fp8_as_transformers_reads_it(tmp_path: Path) -> None:
+    import torch
+    from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
+
+    rng = np.random.default_rng(1)
+    codes = (
+        rng.integers(0, 0x7F, (200, 300), dtype=np.uint8)
+        | rng.integers(0, 2, (200, 300), dtype=np.uint8) << 7
+    )
+    scales = rng.random((2, 3), np.float32)
+    write_parts(tmp_path / "x.safetensors", {"x": ("F8_E4M3", codes), "x_scale_inv": ("F32", scales)})
+    tensors = {tensor.name: tensor for tensor in read_header(tmp_path / "x.safetensors")}
+    with read_scheme(FP8 | {"weight_block_size": [128, 128]}, tensors, "c")["x"].open() as reader:
+        ours = np.frombuffer(reader.floats(0, 200)[0], np.uint32)
+    theirs = _dequantize_fp8_weight(
+        torch.from_numpy(codes).view(torch.float8_e4m3fn), torch.from_numpy(scales), [128, 128], torch.float32
+    )
+    assert np.array_equal(ours, theirs.numpy().reshape(-1).view(np.uint32))
 
 
 # --- experts in one tensor --------------------------------------------------------------------------------------

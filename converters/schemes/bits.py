@@ -26,9 +26,11 @@ def unpack_bits(packed: Bytes, bits: int, count: int) -> Bytes:
     for byte in range(1, unit):
         value |= packed[:, byte::unit].astype(lane) << lane(8 * byte)
     # Code i of a unit, at bit bits * i, goes to byte i.
-    spread = np.zeros_like(value)
-    for code in range(codes):
-        spread |= (value << lane((8 - bits) * code)) & lane(((1 << bits) - 1) << (8 * code))
+    spread = value & lane((1 << bits) - 1)
+    for code in range(1, codes):
+        moved = value << lane((8 - bits) * code)
+        moved &= lane(((1 << bits) - 1) << (8 * code))
+        spread |= moved
     return spread.view(np.uint8)[:, :count]
 
 

@@ -121,7 +121,7 @@ class CodedTensor(PartedTensor):
         rows.sort(key=lambda row: float(row["bits_per_weight"]))
         with Parts() as parts:
             if self.order(parts) is not None:
-                return None, "columns out of the order of their groups (act-order)"
+                return None, "act-order: columns out of the order of their groups"
             if not rows or not self._is_sure(rows[0]):
                 for grid in self._grids(parts):
                     rows = [row for row in rows if _holds(row, grid)]

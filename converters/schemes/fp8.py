@@ -35,6 +35,10 @@ class Fp8Tensor(PartedTensor):
     block_rows: int
     block_cols: int
 
+    @property
+    def why_not_kept(self) -> str:
+        return "8-bit floats, which no weight format holds"
+
     def dequantize(self, parts: Parts, first_row: int, rows: int, step: int) -> Floats:
         weight, scale = self.parts
         cols = self.shape[-1]
