@@ -1,6 +1,8 @@
-"""A GGUF of random weights in the shape of a model, all matrices Q4_0, for llama.cpp to be measured with.
+"""A GGUF of random weights in the shape of a model, for llama.cpp and for conversions to be measured with.
 
-    python gguf_shape.py '{"model_type": "olmoe", "hidden_size": 2048, …}' OUT.gguf
+    python gguf_shape.py '{"model_type": "olmoe", "hidden_size": 2048, …}' OUT.gguf [Q4_0|Q4_K|MXFP4]
+
+Every matrix is of the type given; with MXFP4 only experts are, as in published files, and the others Q8_0.
 
 Runs in the interpreter that has llama.cpp: needs the packages `gguf` and `numpy`, and nothing of edgert. The
 configuration is the model's config.json, as in edgert.shapes. Statistics are those of edgert's own shape bundles: a mean
@@ -8,27 +10,77 @@ of zero (a random sign a block), embeddings of unit scale, attention and experts
 """
 
 import json
+import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-ARCHITECTURES = {"olmoe": "olmoe", "qwen3_moe": "qwen3moe", "mixtral": "llama"}
+ARCHITECTURES = {"olmoe": "olmoe", "qwen3_moe": "qwen3moe", "mixtral": "llama", "gpt_oss": "gpt-oss"}
 _NORMS_OF_QUERIES = {
     "olmoe": "all heads",
     "qwen3_moe": "one head",
     "mixtral": None,
+    "gpt_oss": None,
 }  # and of keys: what one is of
-BLOCK, BLOCK_BYTES = 32, 18  # Q4_0: an f16 scale and 32 codes of 4 bits, that stand for -8 to 7 scales
-_CODE_DEVIATION = (sum(code * code for code in range(-8, 8)) / 16) ** 0.5
 # Standard deviation of a matrix's products, given inputs of unit scale.
 _PRODUCT_DEVIATION = {"attn_output": 0.1, "ffn_down_exps": 0.25}
 _SLAB_BYTES = 32 << 20  # of a matrix, written at a time
 
 Matrix = tuple[str, tuple[int, ...]]
+Blocks = np.ndarray[Any, Any]  # u8 [blocks, bytes of one], random at first
+
+
+@dataclass(frozen=True)
+class BlockType:
+    """A quantised type of ggml. `scale` sets the scales of random blocks so that their values have a standard deviation
+    that is given, and a mean near zero."""
+
+    elements: int
+    bytes: int
+    scale: Callable[[Blocks, float], None]
+
+
+def _half(blocks: Blocks, at: int, value: float, *, signs: bool = False) -> None:
+    """Scale `value` at byte `at`, with the sign that stands there by chance if `signs`."""
+    bits = int(np.float16(value).view(np.uint16))
+    blocks[:, at] = bits & 0xFF
+    blocks[:, at + 1] = (blocks[:, at + 1] & 0x80 if signs else 0) | (bits >> 8)
+
+
+def _scale_q4_0(blocks: Blocks, deviation: float) -> None:
+    # Codes have a mean of -1/2: each block's scale keeps a random sign, so that the weights' mean is zero.
+    _half(blocks, 0, deviation / (sum(code * code for code in range(-8, 8)) / 16) ** 0.5, signs=True)
+
+
+def _scale_q8_0(blocks: Blocks, deviation: float) -> None:
+    _half(blocks, 0, deviation / 73.9, signs=True)
+
+
+def _scale_q4_k(blocks: Blocks, deviation: float) -> None:
+    # scale * code - minimum, for scales and minima of 0 to 63 by chance: 258 is the deviation of s * c - 7.5 * m.
+    _half(blocks, 0, deviation / 258)
+    _half(blocks, 2, 7.5 * deviation / 258)
+
+
+def _scale_mxfp4(blocks: Blocks, deviation: float) -> None:
+    blocks[:, 0] = 127 + round(math.log2(deviation / 2.93))
+
+
+TYPES = {
+    "Q4_0": BlockType(32, 18, _scale_q4_0),
+    "Q8_0": BlockType(32, 34, _scale_q8_0),
+    "Q4_K": BlockType(256, 144, _scale_q4_k),
+    "MXFP4": BlockType(32, 17, _scale_mxfp4),
+}
+
+
+def type_of(name: str, chosen: str) -> str:
+    return "Q8_0" if chosen == "MXFP4" and "_exps" not in name else chosen
 
 
 def head_dim(config: Mapping[str, Any]) -> int:
@@ -56,6 +108,7 @@ def matrices(config: Mapping[str, Any]) -> Iterator[Matrix]:
     }[_NORMS_OF_QUERIES[config["model_type"]]]
     yield "token_embd.weight", (config["vocab_size"], hidden)
     for layer in range(config["num_hidden_layers"]):
+        biased = config["model_type"] == "gpt_oss"
         for name, shape in (
             ("attn_norm", (hidden,)),
             ("attn_q", (queries, hidden)),
@@ -63,19 +116,22 @@ def matrices(config: Mapping[str, Any]) -> Iterator[Matrix]:
             ("attn_v", (keys, hidden)),
             *norms,
             ("attn_output", (hidden, queries)),
-            ("ffn_norm", (hidden,)),
+            *((("attn_sinks", (config["num_attention_heads"],)),) if biased else ()),
+            ("post_attention_norm" if biased else "ffn_norm", (hidden,)),
             ("ffn_gate_inp", (experts, hidden)),
             ("ffn_gate_exps", (experts, width, hidden)),
             ("ffn_up_exps", (experts, width, hidden)),
             ("ffn_down_exps", (experts, hidden, width)),
         ):
             yield f"blk.{layer}.{name}.weight", shape
+            if biased and not name.endswith(("norm", "sinks")):
+                yield f"blk.{layer}.{name}.bias", shape[:-1]
     yield "output_norm.weight", (hidden,)
     yield "output.weight", (config["vocab_size"], hidden)
 
 
 def is_f32(name: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) == 1 or "gate_inp" in name
+    return len(shape) == 1 or "gate_inp" in name or name.endswith("bias")
 
 
 def deviation(name: str, columns: int) -> float:
@@ -85,19 +141,18 @@ def deviation(name: str, columns: int) -> float:
     return float(_PRODUCT_DEVIATION.get(name.split(".")[-2], 1.0) / columns**0.5)
 
 
-def random_q4_0(rows: int, columns: int, scale: float, draw: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Packed blocks [rows, columns / 32 * 18] whose values have the standard deviation `scale` and a mean of zero."""
-    blocks = rows * columns // BLOCK
-    words = draw.bytes(-(-blocks * BLOCK_BYTES // 8) * 8)
-    packed = np.frombuffer(words, np.uint8)[: blocks * BLOCK_BYTES].reshape(blocks, BLOCK_BYTES).copy()
-    # Codes have a mean of -1/2: each block's scale keeps a random sign, so that the weights' mean is zero.
-    magnitude = int(np.float16(scale / _CODE_DEVIATION).view(np.uint16))
-    packed[:, 0] = magnitude & 0xFF
-    packed[:, 1] = (packed[:, 1] & 0x80) | (magnitude >> 8)
-    return packed.reshape(rows, columns // BLOCK * BLOCK_BYTES)
+def random_blocks(
+    rows: int, columns: int, kind: BlockType, scale: float, draw: np.random.Generator
+) -> Blocks:
+    """Packed rows whose values have the standard deviation `scale` and a mean of zero."""
+    blocks = rows * columns // kind.elements
+    words = draw.bytes(-(-blocks * kind.bytes // 8) * 8)
+    packed = np.frombuffer(words, np.uint8)[: blocks * kind.bytes].reshape(blocks, kind.bytes).copy()
+    kind.scale(packed, scale)
+    return packed
 
 
-def write(config: Mapping[str, Any], path: Path) -> None:
+def write(config: Mapping[str, Any], path: Path, chosen: str = "Q4_0") -> None:
     """Write the file whole or not at all."""
     import gguf
 
@@ -108,9 +163,11 @@ def write(config: Mapping[str, Any], path: Path) -> None:
         if is_f32(name, shape):
             writer.add_tensor_info(name, shape, np.dtype(np.float32), 4 * int(np.prod(shape)))
         else:
-            stored = (*shape[:-1], shape[-1] // BLOCK * BLOCK_BYTES)
+            type_name = type_of(name, chosen)
+            kind = TYPES[type_name]
+            stored = (*shape[:-1], shape[-1] // kind.elements * kind.bytes)
             writer.add_tensor_info(
-                name, stored, np.dtype(np.uint8), int(np.prod(stored)), gguf.GGMLQuantizationType.Q4_0
+                name, stored, np.dtype(np.uint8), int(np.prod(stored)), gguf.GGMLQuantizationType[type_name]
             )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -120,7 +177,7 @@ def write(config: Mapping[str, Any], path: Path) -> None:
     with partial.open("ab") as file:
         for name, shape in matrices(config):
             _pad(file, writer.data_alignment)
-            for slab in slabs(name, shape, draw):
+            for slab in slabs(name, shape, TYPES[type_of(name, chosen)], draw):
                 file.write(slab)
         _pad(file, writer.data_alignment)
         file.flush()
@@ -132,29 +189,31 @@ def _pad(file: BinaryIO, alignment: int) -> None:
     file.write(bytes(-file.tell() % alignment))
 
 
-def slabs(name: str, shape: tuple[int, ...], draw: np.random.Generator) -> Iterator[Any]:
+def slabs(name: str, shape: tuple[int, ...], kind: BlockType, draw: np.random.Generator) -> Iterator[Any]:
     """The bytes of a tensor."""
     rows, columns = int(np.prod(shape[:-1])), shape[-1]
     if len(shape) == 1:
-        yield np.ones(shape, np.float32)
+        yield np.full(shape, 0.0 if name.endswith(("bias", "sinks.weight")) else 1.0, np.float32)
     elif is_f32(name, shape):
         yield draw.standard_normal(shape, np.float32) * np.float32(deviation(name, columns))
     else:
-        height = max(1, _SLAB_BYTES // (columns // BLOCK * BLOCK_BYTES))
+        height = max(1, _SLAB_BYTES // (columns // kind.elements * kind.bytes))
         for first in range(0, rows, height):
-            yield random_q4_0(min(height, rows - first), columns, deviation(name, columns), draw)
+            yield random_blocks(min(height, rows - first), columns, kind, deviation(name, columns), draw)
 
 
 def _add_metadata(writer: Any, config: Mapping[str, Any]) -> None:
+    import gguf
+
     width = expert_width(config)
     writer.add_name("random weights")
-    writer.add_file_type(2)  # mostly Q4_0
     writer.add_quantization_version(2)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_feed_forward_length(width)
-    writer.add_expert_feed_forward_length(width)
+    if config["model_type"] in ("qwen3_moe", "gpt_oss"):
+        writer.add_expert_feed_forward_length(width)
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_key_length(head_dim(config))
@@ -163,10 +222,16 @@ def _add_metadata(writer: Any, config: Mapping[str, Any]) -> None:
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_rope_dimension_count(head_dim(config))
     writer.add_expert_count(expert_count(config))
+    if config["model_type"] == "gpt_oss":
+        scaling = config["rope_scaling"]
+        writer.add_sliding_window(config["sliding_window"])
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(scaling["factor"])
+        writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
     writer.add_expert_used_count(config["num_experts_per_tok"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("no_vocab")  # the tokens measured are numbers
 
 
 if __name__ == "__main__":
-    write(json.loads(sys.argv[1]), Path(sys.argv[2]))
+    write(json.loads(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

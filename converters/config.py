@@ -51,6 +51,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "num_nextn_predict_layers": (0, None),
     "shared_expert_intermediate_size": (0, None),
     "use_mrope": (False, None),
+    "compression_ratio": (1.0, None),
 }
 
 _MISSING = object()
@@ -114,6 +115,16 @@ class Config:
                 f"this version has {', '.join(allowed)}"
             )
         return str(value)
+
+    def inner(self, key: str) -> "Config":
+        """The configuration that `key` holds; its finish() is the caller's to call."""
+        values = self.get(key)
+        if not isinstance(values, dict):
+            self.fail(key, f"{str(values)[:80]}; an object is needed")
+        return Config(values, f"{self.where}: {key}")
+
+    def unsupported(self, key: str, message: str) -> NoReturn:
+        raise UnsupportedError(f"{self.where}: {key}: {str(self._values.get(key))[:80]}; {message}")
 
     def same(self, key: str, other: str) -> None:
         """Refuse two names of one value that disagree; `key` may be absent."""

@@ -113,6 +113,27 @@ class SourceTensors:
         rows = shape[0] if len(shape) == 2 else 1
         return Source(self.find(name, shape), 0, rows, shape[-1])
 
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """That of the checkpoint's tensor; None where it has none."""
+        tensor = self._tensors.get(name)
+        return None if tensor is None else tensor.shape
+
+    def within(self, prefix: str) -> "SourceTensors":
+        """Those whose name begins so, without it; their finish() is the caller's to call."""
+        inner = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in self._tensors.items()
+            if name.startswith(prefix)
+        }
+        self.leave_out(prefix)
+        return SourceTensors(inner, self._where)
+
+    def leave_out(self, prefix: str) -> int:
+        """Do without the tensors of this prefix; returns how many there are."""
+        names = [name for name in self._tensors if name.startswith(prefix)]
+        self._used.update(names)
+        return len(names)
+
     def is_plain(self, name: str) -> bool:
         """Whether the checkpoint has this tensor as floats."""
         return isinstance(self._tensors.get(name), TensorInfo)

@@ -10,16 +10,42 @@ from edgert.errors import CorruptError, UnsupportedError
 from .checkpoint import Checkpoint
 from .config import Config
 from .decoder import Decoder, SourceTensors
-from .families import gpt_oss, llama, mixtral, olmoe, qwen2_moe, qwen3, qwen3_moe
+from .families import (
+    ernie4_5,
+    ernie4_5_moe,
+    glm4_moe,
+    gpt_oss,
+    granitemoe,
+    llama,
+    llama4,
+    mistral,
+    mixtral,
+    olmoe,
+    phimoe,
+    qwen2,
+    qwen2_moe,
+    qwen3,
+    qwen3_moe,
+)
 from .tensor import TensorInfo
 
 Family = Callable[[Config, SourceTensors], Decoder]
 
 FAMILIES: dict[str, Family] = {
+    "ernie4_5": ernie4_5.decoder,
+    "ernie4_5_moe": ernie4_5_moe.decoder,
+    "glm4_moe": glm4_moe.decoder,
     "gpt_oss": gpt_oss.decoder,
+    "granitemoe": granitemoe.decoder,
+    "granitemoeshared": granitemoe.decoder,
     "llama": llama.decoder,
+    "llama4": llama4.with_images,
+    "llama4_text": llama4.decoder,
+    "mistral": mistral.decoder,
     "mixtral": mixtral.decoder,
     "olmoe": olmoe.decoder,
+    "phimoe": phimoe.decoder,
+    "qwen2": qwen2.decoder,
     "qwen2_moe": qwen2_moe.decoder,
     "qwen3": qwen3.decoder,
     "qwen3_moe": qwen3_moe.decoder,
@@ -67,6 +93,9 @@ class _EveryTensor(SourceTensors):
     def __init__(self, dtype: str) -> None:
         super().__init__({}, "")
         self._dtype = {"float32": "F32", "float16": "F16"}.get(dtype, "BF16")
+
+    def within(self, prefix: str) -> SourceTensors:
+        return self
 
     def find(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         return TensorInfo(name, self._dtype, shape, 0, 0, Path())

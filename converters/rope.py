@@ -11,11 +11,19 @@ from edgert.errors import UnsupportedError
 
 from .config import Config
 
-_KINDS = ("default", "linear", "llama3", "yarn", "factors")
+_KINDS = ("default", "linear", "llama3", "yarn", "longrope", "factors")
 
 
-def rope_from(config: Config, head_dim: int, default_theta: float = 10000.0) -> dict[str, Any]:
-    """The recipe's `rope` from `rope_theta` and `rope_scaling`, or from the newer `rope_parameters`.
+def rope_from(
+    config: Config,
+    head_dim: int,
+    default_theta: float = 10000.0,
+    *,
+    partial: float | None = None,
+    layout: str = "half",
+) -> dict[str, Any]:
+    """The recipe's `rope` from `rope_theta` and `rope_scaling`, or from the newer `rope_parameters`. `partial`: the share
+    of a head that rotates where config.json is silent; None for families that rotate all of it.
 
     Raises UnsupportedError for a kind of scaling or a key that is not understood.
     """
@@ -25,11 +33,8 @@ def rope_from(config: Config, head_dim: int, default_theta: float = 10000.0) -> 
     outer_theta = config.number("rope_theta", default_theta, minimum=1.001, maximum=1e12)
     theta = scaling.number("rope_theta", outer_theta, minimum=1.001, maximum=1e12)
     kind = scaling.choice("rope_type", scaling.choice("type", "default", _KINDS), _KINDS)
-    if scaling.number("partial_rotary_factor", 1.0, minimum=0.0) != 1.0:
-        raise UnsupportedError(
-            f"{scaling.where}: partial_rotary_factor: only 1.0 is supported for this model_type"
-        )
-    powers = [_f32(_f32(theta) ** _f32(i / head_dim)) for i in range(0, head_dim, 2)]
+    rotated = _rotated(config, scaling, head_dim, partial)
+    powers = [_f32(_f32(theta) ** _f32(i / rotated)) for i in range(0, rotated, 2)]
     frequencies = [_f32(1.0 / power) for power in powers]
     attention_factor = 1.0
     if kind == "linear":
@@ -41,9 +46,28 @@ def rope_from(config: Config, head_dim: int, default_theta: float = 10000.0) -> 
         frequencies, attention_factor = _yarn(config, scaling, powers, theta)
     elif kind == "factors":
         frequencies = _divided(scaling, frequencies)
+    long: dict[str, Any] = {}
+    if kind == "longrope":
+        frequencies, attention_factor, long = _longrope(config, scaling, powers)
     scaling.finish()
-    layout = "interleaved" if config.flag("rope_interleaved", False) else "half"
-    return {"layout": layout, "inv_freq": frequencies, "attention_factor": attention_factor}
+    layout = "interleaved" if config.flag("rope_interleaved", layout == "interleaved") else "half"
+    return {"layout": layout, "inv_freq": frequencies, "attention_factor": attention_factor, **long}
+
+
+def _rotated(config: Config, scaling: Config, head_dim: int, partial: float | None) -> int:
+    """How many elements of a head rotate."""
+    if partial is None:
+        if scaling.number("partial_rotary_factor", 1.0, minimum=0.0) != 1.0:
+            raise UnsupportedError(
+                f"{scaling.where}: partial_rotary_factor: only 1.0 is supported for this model_type"
+            )
+        return head_dim
+    outer = config.number("partial_rotary_factor", partial, minimum=0.0, maximum=1.0)
+    share = scaling.number("partial_rotary_factor", outer, minimum=0.0, maximum=1.0)
+    rotated = int(head_dim * share)
+    if rotated < 2 or rotated % 2:
+        scaling.fail("partial_rotary_factor", f"{share}; an even number of {head_dim} elements must rotate")
+    return rotated
 
 
 def _scaling(config: Config) -> Config:
@@ -126,6 +150,34 @@ def _yarn(config: Config, scaling: Config, powers: list[float], theta: float) ->
         return _f32(_f32(interpolated * _f32(1.0 - kept)) + _f32(_f32(1.0 / power) * kept))
 
     return [blended(index, power) for index, power in enumerate(powers)], attention_factor
+
+
+def _longrope(
+    config: Config, scaling: Config, powers: list[float]
+) -> tuple[list[float], float, dict[str, Any]]:
+    """Frequencies and factor for contexts up to the original one, and the recipe's `long` for longer ones."""
+    original = _original_context(config, scaling)
+    extended = config.integer("max_position_embeddings", maximum=1 << 30)
+    factor = scaling.number("factor", extended / original, minimum=1e-3, maximum=1e6)
+    default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 < original else 1.0
+    attention_factor = scaling.number("attention_factor", default, minimum=0.0)
+
+    def stretched(key: str) -> list[float]:
+        factors = scaling.get(key)
+        if not isinstance(factors, list) or len(factors) != len(powers):
+            scaling.fail(key, f"{str(factors)[:80]}; a list of {len(powers)} numbers is needed")
+        for value in factors:
+            if type(value) not in (int, float) or not 1e-6 <= value <= 1e6:
+                scaling.fail(key, f"holds {str(value)[:80]}; numbers from 1e-6 to 1e6 are allowed")
+        return [_f32(1.0 / _f32(_f32(value) * power)) for value, power in zip(factors, powers, strict=True)]
+
+    short = stretched("short_factor")
+    long = {
+        "beyond": original,
+        "inv_freq": stretched("long_factor"),
+        "attention_factor": scaling.number("long_mscale", attention_factor, minimum=0.0),
+    }
+    return short, scaling.number("short_mscale", attention_factor, minimum=0.0), {"long": long}
 
 
 def _yarn_scale(factor: float, mscale: float) -> float:

@@ -251,6 +251,46 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmoe": {"num_experts": 9, "num_experts_per_tok": 3, "intermediate_size": 40},
     "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 40},
     "llama": {"intermediate_size": 100},
+    "ernie4_5": {"intermediate_size": 100, "head_dim": 16},
+    "ernie4_5_moe": {"moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 40, "intermediate_size": 56},
+    "glm4_moe": {
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 40,
+        "intermediate_size": 56,
+        "head_dim": 24,
+        "attention_bias": True,
+    },
+    "granitemoe": {
+        "num_local_experts": 8,
+        "num_experts_per_tok": 3,
+        "intermediate_size": 40,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 0.7,
+        "residual_multiplier": 0.6,
+        "attention_multiplier": 0.3,
+    },
+    "granitemoeshared": {
+        "num_local_experts": 8,
+        "num_experts_per_tok": 3,
+        "intermediate_size": 40,
+        "shared_intermediate_size": 44,
+        "residual_multiplier": 0.6,
+    },
+    "llama4_text": {
+        "num_local_experts": 6,
+        "num_experts_per_tok": 1,
+        "intermediate_size": 40,
+        "intermediate_size_mlp": 56,
+        "head_dim": 16,
+        "attention_chunk_size": 13,
+        "floor_scale": 7,
+        "attn_scale": 0.5,
+        "no_rope_layer_interval": 2,
+    },
+    "mistral": {"intermediate_size": 100},
+    "phimoe": {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 40},
+    "qwen2": {"intermediate_size": 100},
     "gpt_oss": {
         "num_local_experts": 8,
         "num_experts_per_tok": 3,
@@ -280,6 +320,17 @@ _GPT_OSS_YARN = {
         "beta_slow": 1.0,
         "truncate": False,
         "original_max_position_embeddings": 32,
+    }
+}
+_LONGROPE = {
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": 256,
+        "short_factor": [1.0 + i / 9 for i in range(9)],
+        "long_factor": [2.0 + i for i in range(9)],
+        "short_mscale": 1.1,
+        "long_mscale": 1.3,
     }
 }
 _YARN_ALL = _rope(
@@ -352,6 +403,27 @@ VARIANTS = [
     Variant("gpt_oss-bf16-shards-full_attention-tied", "gpt_oss", {
         "layer_types": ["full_attention"] * 2 + ["sliding_attention"], "tie_word_embeddings": True},
         dtype="bfloat16", shards=True),
+    Variant("ernie4_5-tied", "ernie4_5", {"tie_word_embeddings": True}),
+    Variant("ernie4_5_moe", "ernie4_5_moe"),
+    Variant("ernie4_5_moe-interval-bf16", "ernie4_5_moe", {
+        "moe_layer_interval": 2, "moe_layer_start_index": 0, "num_hidden_layers": 4, "moe_num_shared_experts": 0},
+        dtype="bfloat16"),
+    Variant("glm4_moe", "glm4_moe"),
+    Variant("glm4_moe-groups-qk_norm-scaled-shards", "glm4_moe", {
+        "n_group": 4, "topk_group": 2, "use_qk_norm": True, "routed_scaling_factor": 2.5, "n_shared_experts": 2,
+        "first_k_dense_replace": 2, "attention_bias": False}, shards=True),
+    Variant("granitemoe", "granitemoe", seed=1),
+    Variant("granitemoeshared-tied-bias-f16", "granitemoeshared", {
+        "tie_word_embeddings": True, "attention_bias": True}, dtype="float16"),
+    Variant("llama4_text", "llama4_text"),
+    Variant("llama4_text-interleaved-no_qk_norm-top_2-bf16-shards", "llama4_text", {
+        "interleave_moe_layer_step": 2, "use_qk_norm": False, "num_experts_per_tok": 2, "num_hidden_layers": 4,
+        "attn_temperature_tuning": False, **_LLAMA3}, dtype="bfloat16", shards=True),
+    Variant("mistral-window", "mistral", {"sliding_window": 12}),
+    Variant("phimoe", "phimoe", {"attention_bias": True, "lm_head_bias": True, "router_jitter_noise": 0.2}),
+    Variant("phimoe-longrope-window-fused", "phimoe", {"sliding_window": 21, "router_jitter_noise": 0.05, **_LONGROPE},
+            fused=True),
+    Variant("qwen2-tied", "qwen2", {"tie_word_embeddings": True}),
     Variant("qwen3", "qwen3", {"tie_word_embeddings": True}, dtype="bfloat16"),
     Variant("qwen3-mixed_windows-bias-yarn", "qwen3", {
         "use_sliding_window": True, "sliding_window": 10, "max_window_layers": 1, "attention_bias": True, **_YARN}),

@@ -21,6 +21,7 @@ BASE: dict[str, Any] = {
     "hidden_act": "silu",
 }  # fmt: skip
 MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+LLAMA4 = {"num_local_experts": 8, "num_experts_per_tok": 1, "intermediate_size_mlp": 128, "head_dim": 16}
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": BASE,
     "qwen3": BASE | {"head_dim": 32},
@@ -29,6 +30,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "olmoe": BASE | {"num_experts": 8, "num_experts_per_tok": 2},
     "gpt_oss": BASE
     | {"num_local_experts": 8, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 128},
+    "ernie4_5": BASE,
+    "ernie4_5_moe": BASE
+    | {"moe_num_experts": 8, "moe_k": 2, "moe_intermediate_size": 48, "moe_num_shared_experts": 2},
+    "glm4_moe": BASE
+    | {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "n_shared_experts": 1},
+    "granitemoe": BASE | {"num_local_experts": 8, "num_experts_per_tok": 2},
+    "granitemoeshared": BASE
+    | {"num_local_experts": 8, "num_experts_per_tok": 2, "shared_intermediate_size": 80},
+    "mistral": BASE,
+    "phimoe": BASE | {"num_local_experts": 8, "num_experts_per_tok": 2},
+    "qwen2": BASE,
+    "llama4": {"text_config": BASE | LLAMA4, "vision_config": {"hidden_size": 3}},
+    "llama4_text": BASE | LLAMA4,
     "mixtral": BASE | {"num_local_experts": 8, "num_experts_per_tok": 2},
 }
 
@@ -45,9 +59,12 @@ class Requests(SourceTensors):
     def __contains__(self, name: str) -> bool:
         if name.endswith("experts.gate_up_proj"):
             return self._fused
-        if name.endswith("experts.gate_proj"):
+        if name.endswith("experts.gate_proj") or "input_linear" in name:
             return False
         return name in self._present or name.startswith("model.")
+
+    def within(self, prefix: str) -> Requests:
+        return self
 
     def find(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         self.shapes[name] = shape
@@ -256,6 +273,82 @@ def test_fused_experts_are_slices() -> None:
     assert expert.up.tensor.address(expert.up.first_row, 0) == f"byte {1000 + (5 * 96 + 48) * 64 * 2}"
 
 
+def test_layers_for_multi_token_prediction_are_left_out() -> None:
+    class With(Requests):
+        def leave_out(self, prefix: str) -> int:
+            return 7 if prefix == "model.layers.4." else 0
+
+    decoder = describe("glm4_moe", With(), num_nextn_predict_layers=1)
+    assert len(decoder.recipe["layers"]) == 4
+    assert decoder.notes == ["7 tensors for multi-token prediction are left out"]
+    assert not describe("glm4_moe", num_nextn_predict_layers=1).notes
+
+
+def test_corrected_router() -> None:
+    tensors = Requests()
+    changes = {"routed_scaling_factor": 2.5, "norm_topk_prob": False, "n_group": 4, "topk_group": 2}
+    ffn = ffns(describe("glm4_moe", tensors, **changes))[1]
+    assert ffn["router"] == {
+        "scoring": "sigmoid", "normalize": False, "norm_epsilon": 1e-20, "scale": 2.5, "bias": "selection",
+        "groups": {"count": 4, "keep": 2, "score": "sum_of_top_2"},
+    }  # fmt: skip
+    assert tensors.shapes["model.layers.1.mlp.gate.e_score_correction_bias"] == (8,)
+    assert ffns(describe("glm4_moe"))[0]["kind"] == "dense"
+    assert "groups" not in ffns(describe("glm4_moe"))[1]["router"]  # one group
+
+
+def test_gpt_oss_experts_lie_by_turns_and_transposed() -> None:
+    class Plain(Requests):
+        def is_plain(self, name: str) -> bool:
+            return True
+
+    plain, quantised = Plain(fused=True), Requests(fused=True)
+    expert = describe("gpt_oss", plain).experts[8 + 3]
+    assert plain.shapes["model.layers.1.mlp.experts.gate_up_proj"] == (8, 64, 192)
+    assert plain.shapes["model.layers.1.mlp.experts.down_proj"] == (8, 96, 64)
+    assert expert.gate.tensor.shape == (8, 192, 64) and expert.down.tensor.shape == (8, 64, 96)
+    describe("gpt_oss", quantised)
+    assert quantised.shapes["model.layers.1.mlp.experts.gate_up_proj"] == (8, 192, 64)
+    rows = [(source.first_row, source.rows, source.step) for source in (*expert.sources, *expert.biases)]
+    assert rows == [(576, 96, 2), (577, 96, 2), (192, 64, 1)] * 2
+
+
+def test_granite_scales() -> None:
+    scales: dict[str, Any] = {
+        "embedding_multiplier": 12,
+        "logits_scaling": 8.0,
+        "residual_multiplier": 0.25,
+        "attention_multiplier": 0.5,
+    }
+    recipe = describe("granitemoe", **scales).recipe
+    assert (recipe["embedding"]["scale"], recipe["output"]["scale"]) == (12, 0.125)
+    assert (recipe["blocks"][0]["residual_scale"], recipe["blocks"][0]["mixer"]["scale"]) == (0.25, 0.5)
+
+
+def test_llama4_layers() -> None:
+    decoder = describe(
+        "llama4_text", interleave_moe_layer_step=2, attention_chunk_size=64, floor_scale=32, attn_scale=0.2
+    )
+    attends = mixers(decoder)
+    assert [m.get("chunk") for m in attends] == [64, 64, 64, None]
+    assert [m["rope"] is None for m in attends] == [False, False, False, True]
+    assert [m["qk_norm"] for m in attends] == ["unit", "unit", "unit", None]
+    assert [m.get("temperature") for m in attends] == [None, None, None, {"floor": 32, "scale": 0.2}]
+    assert [(ffn["kind"], ffn.get("intermediate_size")) for ffn in ffns(decoder)][:1] == [("dense", 128)]
+    assert [ffn["kind"] for ffn in ffns(decoder)] == ["dense", "moe", "dense", "moe"]
+    assert ffns(decoder)[1]["shared"] == {"intermediate_size": 96, "gate": None}
+    older = describe("llama4_text", attn_temperature_tuning=0, no_rope_layers=[1, 0, 1, 0], moe_layers=[0])
+    assert [m["rope"] is None for m in mixers(older)] == [False, True, False, True]
+    assert not any("temperature" in m for m in mixers(older))
+    assert [ffn["kind"] for ffn in ffns(older)] == ["moe", "dense", "dense", "dense"]
+
+
+def test_llama4_with_images_is_its_text() -> None:
+    assert describe("llama4").recipe | {"architecture": "llama4_text"} == describe("llama4_text").recipe | {
+        "architecture": "llama4_text"
+    }
+
+
 REFUSED: list[tuple[str, dict[str, Any], type[EdgertError], str]] = [
     ("llama", {"mlp_bias": True}, UnsupportedError, "mlp_bias"),
     ("llama", {"sliding_window": 100}, UnsupportedError, "sliding_window"),
@@ -276,6 +369,22 @@ REFUSED: list[tuple[str, dict[str, Any], type[EdgertError], str]] = [
     ("qwen3_moe", {"use_qk_norm": False}, CorruptError, "use_qk_norm"),
     ("olmoe", {"use_qk_norm": True}, UnsupportedError, "use_qk_norm"),
     ("llama", {"use_mrope": True}, UnsupportedError, "use_mrope"),
+    ("gpt_oss", {"experts_per_token": 3}, CorruptError, "experts_per_token"),
+    ("gpt_oss", {"swiglu_limit": 0}, CorruptError, "swiglu_limit"),
+    ("glm4_moe", {"n_group": 3}, CorruptError, "n_group"),
+    ("glm4_moe", {"partial_rotary_factor": 0.2}, CorruptError, "partial_rotary_factor"),
+    ("glm4_moe", {"scoring_func": "softmax"}, UnsupportedError, "scoring_func"),
+    ("ernie4_5", {"use_bias": True}, UnsupportedError, "use_bias"),
+    ("ernie4_5_moe", {"moe_gate": "hash"}, UnsupportedError, "moe_gate"),
+    ("ernie4_5_moe", {"use_rmsnorm": False}, UnsupportedError, "use_rmsnorm"),
+    ("granitemoe", {"logits_scaling": 0}, CorruptError, "logits_scaling"),
+    ("granitemoe", {"position_embedding_type": "nope"}, UnsupportedError, "position_embedding_type"),
+    ("phimoe", {"num_experts_per_tok": 3}, UnsupportedError, "num_experts_per_tok"),
+    ("llama4_text", {"layer_types": ["sliding_attention"] * 4}, CorruptError, "layer_types"),
+    ("llama4_text", {"no_rope_layers": [1]}, CorruptError, "no_rope_layers"),
+    ("llama4", {"tie_word_embeddings": True}, CorruptError, "tie_word_embeddings"),
+    ("llama4", {"text_config": None}, CorruptError, "text_config"),
+    ("mistral", {"attention_bias": True}, UnsupportedError, "attention_bias"),
 ]  # fmt: skip
 
 
@@ -295,11 +404,9 @@ def test_keys_without_effect(family: str) -> None:
         "attention_dropout": 0.1,
         "architectures": ["X"],
     }
-    neutral: dict[str, Any] = {
-        "final_logit_softcapping": None,
-        "partial_rotary_factor": 1.0,
-        "quantization_config": None,
-    }
+    neutral: dict[str, Any] = {"final_logit_softcapping": None, "quantization_config": None}
+    if family != "glm4_moe":  # of which a half rotates otherwise
+        neutral["partial_rotary_factor"] = 1.0
     assert describe(family, **without_effect, **neutral).recipe == describe(family).recipe
 
 
@@ -317,6 +424,11 @@ LLAMA3 = {
     "original_max_position_embeddings": 512,
 }
 YARN = {"factor": 4.0, "original_max_position_embeddings": 2048}
+LONGROPE = {
+    "original_max_position_embeddings": 2048,
+    "short_factor": [1 + i / 64 for i in range(64)],
+    "long_factor": [2.0 + i for i in range(64)],
+}
 SCALINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "linear": {"factor": 2.5},
@@ -357,6 +469,31 @@ def test_frequencies_are_those_of_transformers(name: str, head_dim: int, theta: 
     assert ours["attention_factor"] == pytest.approx(theirs.attention_scaling, rel=1e-12)
 
 
+@pytest.mark.parametrize("seq_len", [2048, 2049])
+def test_longrope_is_that_of_transformers(seq_len: int) -> None:
+    from transformers import PhimoeConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        **LONGROPE,
+        "short_mscale": 1.1,
+        "long_mscale": 1.3,
+    }
+    config = PhimoeConfig(
+        hidden_size=512, num_attention_heads=4, max_position_embeddings=8192, rope_parameters=dict(parameters)
+    )
+    theirs, factor = ROPE_INIT_FUNCTIONS["longrope"](config, "cpu", seq_len=seq_len)
+    ours = rope(128, {"rope_parameters": parameters})
+    assert ours["long"]["beyond"] == 2048
+    used = ours["long"] if seq_len > 2048 else ours
+    assert used["inv_freq"] == pytest.approx(theirs.tolist(), rel=1e-6)
+    assert used["attention_factor"] == (1.3 if seq_len > 2048 else 1.1)
+    del parameters["short_mscale"]
+    assert rope(128, {"rope_parameters": parameters})["attention_factor"] == pytest.approx(factor, rel=1e-12)
+
+
 @pytest.mark.parametrize("name", ["linear", "llama3", "yarn"])
 def test_old_and_new_keys_of_rope_scaling(name: str) -> None:
     new = rope(64, {"rope_parameters": {"rope_type": name, "rope_theta": 5e5, **SCALINGS[name]}})
@@ -376,7 +513,12 @@ def test_original_context_defaults_to_the_context() -> None:
     ("keys", "names"),
     [
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
-        ({"rope_scaling": {"type": "longrope"}}, "'longrope'"),
+        ({"rope_scaling": {"type": "longrope"}}, "short_factor"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 31 + [0]}}, "short_factor: holds 0"),
+        (
+            {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 32, "long_factor": [1.0]}},
+            "long_factor",
+        ),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "full_attention"),
         ({"rope_scaling": {"type": "default", "mrope_section": [1, 2]}}, "mrope_section"),
         ({"rope_scaling": [1]}, "rope_scaling"),

@@ -268,10 +268,15 @@ def plain_model(bundle: Path) -> Any:
         "olmoe-clip_qkv-normalized-linear_rope",
         "mixtral-window-MQA-shards",
         "qwen3_moe-sparse_step_2-f16-fused",
+        "gpt_oss",
+        "glm4_moe-groups-qk_norm-scaled-shards",
+        "phimoe",
+        "llama4_text",
     ],
 )
 def test_families(name: str, tmp_path: Path) -> None:
-    """Shared experts, windows, clipped projections and dense layers between the sparse ones."""
+    """Shared experts, windows, chunks, sinks, clipped projections, groups, layer norms, weighed inputs, and dense layers
+    between the sparse ones."""
     bundle = convert(
         make_checkpoint(tmp_path / "checkpoint", by_name(VARIANTS, name)), tmp_path / "model.edgert"
     )
@@ -281,6 +286,22 @@ def test_families(name: str, tmp_path: Path) -> None:
         memory = minimum_bytes(bundle, threads=2, chunk=chunk)
         model = open_model(bundle, memory=memory, threads=2, chunk=chunk)
         assert_same(transcript(model, prompt, GENERATED), expected, f"chunk {chunk}")
+
+
+@pytest.mark.parametrize(("kv_format", "bound"), [("f16", 2e-3), ("int8", 6e-2)])
+def test_sinks_in_every_kv_format(tmp_path: Path, kv_format: str, bound: float) -> None:
+    source = make_checkpoint(tmp_path / "checkpoint", by_name(VARIANTS, "gpt_oss"))
+    bundle = convert(source, tmp_path / "model.edgert", **F32)
+    prompt = prompt_tokens(60, 131)
+
+    def logits(kv_format: str, chunk: int) -> np.ndarray:
+        model = open_model(bundle, kv_format=kv_format, chunk=chunk, threads=2)
+        return np.asarray(model.logits(model.sequence(), prompt))
+
+    exact, ours = logits("f32", 64), logits(kv_format, 64)
+    assert np.array_equal(bits(ours), bits(logits(kv_format, 7)))
+    error = np.abs(ours - exact).max(-1) / np.abs(exact).max(-1)
+    assert 0 < np.median(error) < bound  # a flipped expert moves single positions further
 
 
 @pytest.mark.parametrize(

@@ -279,8 +279,8 @@ def test_for_people_there_is_a_table_and_a_warning_where_nothing_was_measured(
     assert "DECODE TOK/S" in shown.out and "smallest budget" in shown.out and "next: edgert run" in shown.out
     assert "edgert devices probe" in shown.err
     assert main(["plan", str(tiny_bundle), "--memory", "1KiB"]) == 0
-    shown = capsys.readouterr().out
-    assert "too small" in shown and "are there; a budget between the two works" in shown
+    refused = capsys.readouterr().out
+    assert "too small" in refused and "are there; a budget between the two works" in refused
 
 
 def test_room_is_counted_where_the_next_command_writes(

@@ -19,6 +19,7 @@ import table
 from peers import Job
 from rows import Setting
 
+from edgert import _native
 from edgert.benchmark import percentiles
 from edgert.converters.synthetic import synthetic_decoder
 from edgert.roof import Bandwidths
@@ -316,23 +317,22 @@ def test_the_peer_has_as_many_weights_as_the_shape(shape: str) -> None:
     decoder = synthetic_decoder(shape, SHAPES[shape])
     sources = [tensor.source for tensor in decoder.dense]
     for expert in decoder.experts:
-        sources += [expert.gate, expert.up, expert.down]
+        sources += [*expert.sources, *expert.biases]
     assert found == sum(source.rows * source.cols for source in sources)
 
 
-def test_random_q4_0_has_the_deviation_asked_for_and_no_mean() -> None:
-    packed = gguf_shape.random_q4_0(256, 512, 0.02, np.random.default_rng(0)).reshape(
-        -1, gguf_shape.BLOCK_BYTES
-    )
-    scales = packed[:, :2].copy().view(np.float16).astype(np.float32)
-    codes = np.concatenate([packed[:, 2:] & 15, packed[:, 2:] >> 4], axis=1).astype(np.float32) - 8
-    values = scales * codes
-    assert values.std() == pytest.approx(0.02, rel=0.01)
+@pytest.mark.parametrize("name", gguf_shape.TYPES)
+def test_random_blocks_have_the_deviation_asked_for_and_no_mean(name: str) -> None:
+    packed = gguf_shape.random_blocks(256, 512, gguf_shape.TYPES[name], 0.02, np.random.default_rng(0))
+    values = np.frombuffer(_native.dequantize(name, packed.tobytes(), 256, 512), np.float32)
+    # A scale of mxfp4 is a power of two.
+    assert values.std() == pytest.approx(0.02, rel=0.4 if name == "MXFP4" else 0.02)
     assert abs(values.mean()) < 0.0005
 
 
 def test_a_large_matrix_is_written_in_slabs_of_whole_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf_shape, "_SLAB_BYTES", 1000)
-    slabs = list(gguf_shape.slabs("blk.0.ffn_up_exps.weight", (4, 7, 64), np.random.default_rng(0)))
-    row = 64 // gguf_shape.BLOCK * gguf_shape.BLOCK_BYTES
+    kind = gguf_shape.TYPES["Q4_0"]
+    slabs = list(gguf_shape.slabs("blk.0.ffn_up_exps.weight", (4, 7, 64), kind, np.random.default_rng(0)))
+    row = 64 // kind.elements * kind.bytes
     assert [slab.nbytes for slab in slabs] == [27 * row, row]

@@ -4,47 +4,61 @@ import json
 from dataclasses import dataclass
 
 from ..config import Config
-from ..decoder import Decoder, DenseTensor, Kind, SourceTensors
+from ..decoder import Decoder, DenseTensor, Kind, Source, SourceTensors
 from .common import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, Recipe
 from .experts import ExpertLayout, Fused, experts_of
 
 
 @dataclass(frozen=True)
 class Names:
-    """What a family calls the parts of a layer, where families differ."""
+    """What a family calls the parts of a layer, where families differ; of several names any one may be there."""
 
-    moe: tuple[str, ...] = ("mlp",)  # any of these
-    router: str = "gate"
-    router_bias: str = "gate.bias"
+    dense: str = "mlp"
+    moe: tuple[str, ...] = ("mlp",)
+    router: tuple[str, ...] = ("gate.weight",)  # in the moe module, as its bias and the experts are
+    router_bias: tuple[str, ...] = ("gate.bias",)
     experts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
-    expert_module: str = "experts."
     fused: Fused = "rows"
-    shared: str = "shared_expert"
-    shared_router: str = "shared_expert_gate"
+    shared: str = "mlp.shared_expert"
+    shared_router: str = "mlp.shared_expert_gate.weight"
 
 
-CORRECTED = Names(router_bias="gate.e_score_correction_bias", shared="shared_experts")
+CORRECTED = Names(router_bias=("gate.e_score_correction_bias",), shared="mlp.shared_experts")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What holds for the model as a whole, where families differ."""
+
+    embedding_scale: float = 1.0
+    output_scale: float = 1.0
+    residual_scale: float = 1.0
+    layer_norm: bool = False
+    output_bias: bool = False
 
 
 def assemble(
     config: Config,
     tensors: SourceTensors,
-    mixer: Recipe,
-    windows: list[int | None],
+    mixers: list[Recipe],
     ffns: list[Recipe],
     names: Names | None = None,
+    frame: Frame | None = None,
 ) -> Decoder:
     """The recipe and every tensor, layer by layer."""
+    frame = frame or Frame()
     hidden = config.integer("hidden_size", maximum=MAX_WIDTH)
     eps = config.number("rms_norm_eps", minimum=0.0, maximum=1.0)
     tied = config.flag("tie_word_embeddings", False)
+    norm = {"norm": "layer"} if frame.layer_norm else {}
     blocks: list[Recipe] = [
-        {"norm_eps": eps, "residual_scale": 1.0, "mixer": {**mixer, "window": window}, "ffn": ffn}
-        for window, ffn in zip(windows, ffns, strict=True)
+        {**norm, "norm_eps": eps, "residual_scale": frame.residual_scale, "mixer": mixer, "ffn": ffn}
+        for mixer, ffn in zip(mixers, ffns, strict=True)
     ]
-    keys = [json.dumps([block["mixer"]["window"], block["ffn"]]) for block in blocks]  # all that differs
+    keys = [json.dumps(block) for block in blocks]
     unique = dict(zip(keys, blocks, strict=True))
     numbers = {key: number for number, key in enumerate(unique)}
+    output: Recipe = {"tied": tied, "scale": frame.output_scale}
     decoder = Decoder(
         {
             "version": 1,
@@ -52,8 +66,9 @@ def assemble(
             "hidden_size": hidden,
             "vocab_size": config.integer("vocab_size", maximum=MAX_VOCAB),
             "context_length": config.integer("max_position_embeddings", maximum=MAX_CONTEXT),
-            "embedding": {"scale": 1.0},
-            "output": {"tied": tied, "scale": 1.0},
+            "embedding": {"scale": frame.embedding_scale},
+            "output": output | ({"bias": True} if frame.output_bias else {}),
+            **({"final_norm": "layer"} if frame.layer_norm else {}),
             "final_norm_eps": eps,
             "blocks": list(unique.values()),
             "layers": [numbers[key] for key in keys],
@@ -74,16 +89,26 @@ class _Assembler:
         self.ends()
         for index, block in enumerate(blocks):
             name, source = f"layers.{index}.", f"model.layers.{index}."
-            self.add(name + "attention_norm", "exact", (self.hidden,), source + "input_layernorm.weight")
+            layer_norm = block.get("norm") == "layer"
+            self.norm(name + "attention_norm", source + "input_layernorm", layer_norm)
             self.attention(name + "attention.", source + "self_attn.", block["mixer"])
-            self.add(name + "ffn_norm", "exact", (self.hidden,), source + "post_attention_layernorm.weight")
+            self.norm(name + "ffn_norm", source + "post_attention_layernorm", layer_norm)
             if block["ffn"]["kind"] == "dense":
-                self.ffn(name + "ffn.", source + "mlp.", block["ffn"]["intermediate_size"])
+                self.ffn(name + "ffn.", f"{source}{self.names.dense}.", block["ffn"]["intermediate_size"])
             else:
                 self.moe(index, name, source, block["ffn"])
 
     def add(self, name: str, kind: Kind, shape: tuple[int, ...], source: str) -> None:
         self.decoder.dense.append(DenseTensor(name, kind, shape, self.tensors.whole(source, shape)))
+
+    def norm(self, name: str, source: str, layer_norm: bool) -> None:
+        self.add(name, "exact", (self.hidden,), source + ".weight")
+        if layer_norm:
+            self.add(name + "_bias", "exact", (self.hidden,), source + ".bias")
+
+    def present(self, prefix: str, names: tuple[str, ...]) -> str:
+        """The name of these that the checkpoint has, the first one if it has none."""
+        return next((prefix + name for name in names if prefix + name in self.tensors), prefix + names[0])
 
     def ends(self) -> None:
         embedding, output = "model.embed_tokens.weight", "lm_head.weight"
@@ -96,7 +121,9 @@ class _Assembler:
             # transformers' versions disagree on which one counts, so they must agree with each other.
             self.decoder.same.append((self.tensors.find(embedding, shape), self.tensors.find(output, shape)))
         self.add("embedding", "embedding", shape, embedding)
-        self.add("final_norm", "exact", (self.hidden,), "model.norm.weight")
+        if self.decoder.recipe["output"].get("bias"):
+            self.add("output_bias", "exact", shape[:1], "lm_head.bias")
+        self.norm("final_norm", "model.norm", self.decoder.recipe.get("final_norm") == "layer")
 
     def attention(self, name: str, source: str, mixer: Recipe) -> None:
         queries = mixer["num_heads"] * mixer["head_dim"]
@@ -110,31 +137,42 @@ class _Assembler:
             self.add(name + "o_bias", "exact", (self.hidden,), source + "o_proj.bias")
         if mixer.get("sinks"):
             self.add(name + "sinks", "exact", (mixer["num_heads"],), source + "sinks")
-        if mixer["qk_norm"] is not None:
+        if mixer["qk_norm"] in ("head", "row"):
             per_head = mixer["qk_norm"] == "head"
             for part, rows in (("q", queries), ("k", keys)):
                 width = mixer["head_dim"] if per_head else rows
                 self.add(f"{name}{part}_norm", "exact", (width,), f"{source}{part}_norm.weight")
 
     def ffn(self, name: str, source: str, width: int) -> None:
+        if source + "input_linear.weight" in self.tensors:
+            both = self.tensors.find(source + "input_linear.weight", (2 * width, self.hidden))
+            for part, first in (("gate", 0), ("up", width)):
+                rows = Source(both, first, width, self.hidden)
+                self.decoder.dense.append(DenseTensor(name + part, "dense", (width, self.hidden), rows))
+            self.add(name + "down", "dense", (self.hidden, width), source + "output_linear.weight")
+            return
         self.add(name + "gate", "dense", (width, self.hidden), source + "gate_proj.weight")
         self.add(name + "up", "dense", (width, self.hidden), source + "up_proj.weight")
         self.add(name + "down", "dense", (self.hidden, width), source + "down_proj.weight")
 
     def moe(self, layer: int, name: str, source: str, ffn: Recipe) -> None:
         names, experts = self.names, ffn["num_experts"]
-        candidates = [f"{source}{module}." for module in names.moe]
-        router = f"{names.router}.weight"
-        source = next((prefix for prefix in candidates if prefix + router in self.tensors), candidates[0])
-        self.add(name + "router", "exact", (experts, self.hidden), source + router)
+        routers = [f"{module}.{router}" for module in names.moe for router in names.router]
+        router = self.present(source, tuple(routers))
+        module = source + names.moe[routers.index(router.removeprefix(source)) // len(names.router)] + "."
+        self.add(name + "router", "exact", (experts, self.hidden), router)
         if "bias" in ffn["router"]:
-            self.add(name + "router.bias", "exact", (experts,), source + names.router_bias)
+            bias = self.present(module, names.router_bias)
+            self.vector(name + "router.bias", experts, bias)
         if ffn["shared"] is not None:
             self.ffn(name + "shared.", f"{source}{names.shared}.", ffn["shared"]["intermediate_size"])
             if ffn["shared"]["gate"] is not None:
-                gate = f"{source}{names.shared_router}.weight"
-                self.add(name + "shared.router", "exact", (1, self.hidden), gate)
-        layout = ExpertLayout(
-            source + names.expert_module, names.experts, names.fused, ffn.get("expert_bias", False)
-        )
+                self.add(name + "shared.router", "exact", (1, self.hidden), source + names.shared_router)
+        layout = ExpertLayout(module, names.experts, names.fused, ffn.get("expert_bias", False))
         self.decoder.experts += experts_of(self.tensors, layout, layer, ffn, self.hidden)
+
+    def vector(self, name: str, size: int, source: str) -> None:
+        """Of a tensor [size] or [1, size]."""
+        row = self.tensors.shape(source) == (1, size)
+        whole = self.tensors.whole(source, (1, size) if row else (size,))
+        self.decoder.dense.append(DenseTensor(name, "exact", (size,), whole))

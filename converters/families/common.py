@@ -1,5 +1,6 @@
 """The parts of a recipe that decoder families share; they differ in a handful of values, stated in their own files."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..config import Config
@@ -28,8 +29,11 @@ def attention(
     clip_qkv: float | None = None,
     head_dim: int | None = None,
     rope_theta: float = 10000.0,
+    rope_layout: str = "half",
+    partial: float | None = None,
 ) -> Recipe:
-    """The mixer, without its window. `head_dim` and `rope_theta` count where config.json is silent."""
+    """The mixer, without its window. `head_dim` and `rope_theta` count where config.json is silent; `partial`: see
+    rope_from()."""
     heads = config.integer("num_attention_heads", maximum=MAX_WIDTH)
     kv_heads = config.integer("num_key_value_heads", heads, maximum=heads)
     if heads % kv_heads:
@@ -51,8 +55,13 @@ def attention(
         "qk_norm": qk_norm,
         "clip_qkv": clip_qkv,
         "window": None,
-        "rope": rope_from(config, size, rope_theta),
+        "rope": rope_from(config, size, rope_theta, partial=partial, layout=rope_layout),
     }
+
+
+def windowed(mixer: Recipe, windows: Sequence[int | None]) -> list[Recipe]:
+    """The mixer of every layer."""
+    return [{**mixer, "window": window} for window in windows]
 
 
 def sliding_window(config: Config) -> int:
@@ -85,10 +94,10 @@ def windows_by_type(
     return [sliding_window(config) if slides else None for slides in sliding]
 
 
-def dense_ffn(config: Config) -> Recipe:
+def dense_ffn(config: Config, width_key: str = "intermediate_size") -> Recipe:
     return {
         "kind": "dense",
-        "intermediate_size": config.integer("intermediate_size", maximum=MAX_WIDTH),
+        "intermediate_size": config.integer(width_key, maximum=MAX_WIDTH),
         "activation": config.choice("hidden_act", "silu", ("silu",)),
     }
 
@@ -121,6 +130,7 @@ def moe_ffn(
     width_key: str,
     router: Recipe,
     experts: int | None = None,
+    top_key: str = "num_experts_per_tok",
     shared: Recipe | None = None,
 ) -> Recipe:
     """`experts`: their number, where config.json does not say it as num_experts or num_local_experts."""
@@ -128,12 +138,19 @@ def moe_ffn(
     return {
         "kind": "moe",
         "num_experts": experts,
-        "num_experts_per_tok": config.integer("num_experts_per_tok", maximum=experts),
+        "num_experts_per_tok": config.integer(top_key, maximum=experts),
         "moe_intermediate_size": config.integer(width_key, maximum=MAX_WIDTH),
         "activation": config.choice("hidden_act", "silu", ("silu",)),
         "router": router,
         "shared": shared,
     }
+
+
+def shared_experts(config: Config, count_key: str, width_key: str) -> Recipe | None:
+    """So many shared experts side by side, which are one that is as wide as all; None where there are none."""
+    count = config.integer(count_key, 0, minimum=0, maximum=MAX_EXPERTS)
+    width = config.integer(width_key, maximum=MAX_WIDTH)
+    return {"intermediate_size": count * width, "gate": None} if count else None
 
 
 def num_experts(config: Config) -> int:

@@ -13,9 +13,16 @@ from ..tensor import Tensor
 Fused = Literal["rows", "columns", "interleaved"]
 
 
+# What such tensors of gate and up, and of down, are called.
+_FUSED_NAMES = (
+    ("experts.gate_up_proj", "experts.down_proj"),
+    ("input_linear.weight", "output_linear.weight"),
+)
+
+
 @dataclass(frozen=True)
 class ExpertLayout:
-    prefix: str
+    module: str
     names: tuple[str, str, str]  # of gate, up and down, where each expert has its own
     fused: Fused
     biased: bool
@@ -26,10 +33,12 @@ def experts_of(
 ) -> Iterator[Expert]:
     """The experts of `layer`, whose recipe is `ffn`."""
     count, width = ffn["num_experts"], ffn["moe_intermediate_size"]
-    if layout.prefix + "gate_up_proj" in tensors:
-        finder = _Fused(tensors, layout, count, width, hidden)
-        return (finder.expert(layer, index) for index in range(count))
-    if layout.prefix + "gate_proj" in tensors:
+    for names in _FUSED_NAMES:
+        gate_up, down = (layout.module + name for name in names)
+        if gate_up in tensors:
+            finder = _Fused(tensors, layout, gate_up, down, (count, width, hidden))
+            return (finder.expert(layer, index) for index in range(count))
+    if layout.module + "experts.gate_proj" in tensors:
         return _stacked(tensors, layout, layer, count, width, hidden)
     return _separate(tensors, layout, layer, count, width, hidden)
 
@@ -40,10 +49,16 @@ def _separate(
     shapes = ((width, hidden), (width, hidden), (hidden, width))
     for index in range(count):
         gate, up, down = (
-            tensors.whole(f"{layout.prefix}{index}.{part}.weight", shape)
+            tensors.whole(f"{layout.module}experts.{index}.{part}.weight", shape)
             for part, shape in zip(layout.names, shapes, strict=True)
         )
-        yield Expert(layer, index, gate, up, down)
+        biases: tuple[Source, ...] = ()
+        if layout.biased:
+            biases = tuple(
+                Source(tensors.elements(f"{layout.prefix}{index}.{part}.bias", (rows,)), 0, rows, 1)
+                for part, (rows, _) in zip(layout.names, shapes, strict=True)
+            )
+        yield Expert(layer, index, gate, up, down, biases)
 
 
 def _stacked(
@@ -52,9 +67,13 @@ def _stacked(
     """Three tensors, each of all experts, and as many of biases."""
     matrices, biases = [], []
     for part, rows, cols in (("gate", width, hidden), ("up", width, hidden), ("down", hidden, width)):
-        matrices.append((tensors.find(f"{layout.prefix}{part}_proj", (count, rows, cols)), rows, cols))
+        matrices.append(
+            (tensors.find(f"{layout.module}experts.{part}_proj", (count, rows, cols)), rows, cols)
+        )
         if layout.biased:
-            biases.append((tensors.elements(f"{layout.prefix}{part}_proj_bias", (count, rows)), rows, 1))
+            biases.append(
+                (tensors.elements(f"{layout.module}experts.{part}_proj_bias", (count, rows)), rows, 1)
+            )
     for index in range(count):
         gate, up, down = (Source(all_, rows * index, rows, cols) for all_, rows, cols in matrices)
         own = tuple(Source(all_, rows * index, rows, cols) for all_, rows, cols in biases)
@@ -65,21 +84,25 @@ class _Fused:
     """All experts in one tensor of gate and up, and one of down."""
 
     def __init__(
-        self, tensors: SourceTensors, layout: ExpertLayout, count: int, width: int, hidden: int
+        self,
+        tensors: SourceTensors,
+        layout: ExpertLayout,
+        gate_up: str,
+        down: str,
+        sizes: tuple[int, int, int],
     ) -> None:
-        self.width = width
-        self.hidden = hidden
+        count, self.width, self.hidden = sizes
         # Where up follows gate, and how far the next row of the same is.
-        self.up, self.step = (1, 2) if layout.fused == "interleaved" else (width, 1)
-        exchanged = layout.fused != "rows" and tensors.is_plain(layout.prefix + "gate_up_proj")
+        self.up, self.step = (1, 2) if layout.fused == "interleaved" else (self.width, 1)
+        exchanged = layout.fused != "rows" and tensors.is_plain(gate_up)
         find = tensors.transposed if exchanged else tensors.find
-        self.gate_up = find(layout.prefix + "gate_up_proj", (count, 2 * width, hidden))
-        self.down = find(layout.prefix + "down_proj", (count, hidden, width))
+        self.gate_up = find(gate_up, (count, 2 * self.width, self.hidden))
+        self.down = find(down, (count, self.hidden, self.width))
         self.biases: tuple[Tensor, Tensor] | None = None
         if layout.biased:
             self.biases = (
-                tensors.elements(layout.prefix + "gate_up_proj_bias", (count, 2 * width)),
-                tensors.elements(layout.prefix + "down_proj_bias", (count, hidden)),
+                tensors.elements(gate_up + "_bias", (count, 2 * self.width)),
+                tensors.elements(down + "_bias", (count, self.hidden)),
             )
 
     def expert(self, layer: int, index: int) -> Expert:

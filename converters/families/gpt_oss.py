@@ -4,7 +4,7 @@ gate and up lie by turns."""
 from ..config import Config
 from ..decoder import Decoder, SourceTensors
 from .assembly import Names, assemble
-from .common import attention, moe_ffn, num_layers, softmax_router, windows_by_type
+from .common import attention, moe_ffn, num_layers, softmax_router, windowed, windows_by_type
 
 
 def decoder(config: Config, tensors: SourceTensors) -> Decoder:
@@ -20,5 +20,5 @@ def decoder(config: Config, tensors: SourceTensors) -> Decoder:
     moe["expert_bias"] = True
     config.same("experts_per_token", "num_experts_per_tok")
     config.get("initial_context_length")  # rope's original context, which its own parameters state
-    names = Names(router="router", router_bias="router.bias", fused="interleaved")
-    return assemble(config, tensors, mixer, windows, [moe] * layers, names=names)
+    names = Names(router=("router.weight",), router_bias=("router.bias",), fused="interleaved")
+    return assemble(config, tensors, windowed(mixer, windows), [moe] * layers, names=names)

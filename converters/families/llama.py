@@ -10,4 +10,4 @@ def decoder(config: Config, tensors: SourceTensors) -> Decoder:
     layers = num_layers(config)
     bias = config.flag("attention_bias", False)
     mixer = attention(config, qkv_bias=bias, output_bias=bias)
-    return assemble(config, tensors, mixer, [None] * layers, [dense_ffn(config)] * layers)
+    return assemble(config, tensors, [mixer] * layers, [dense_ffn(config)] * layers)

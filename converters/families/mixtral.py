@@ -3,7 +3,7 @@
 from ..config import Config
 from ..decoder import Decoder, SourceTensors
 from .assembly import Names, assemble
-from .common import attention, moe_ffn, num_layers, sliding_window, softmax_router
+from .common import attention, moe_ffn, num_layers, sliding_window, softmax_router, windowed
 
 
 def decoder(config: Config, tensors: SourceTensors) -> Decoder:
@@ -14,8 +14,7 @@ def decoder(config: Config, tensors: SourceTensors) -> Decoder:
     return assemble(
         config,
         tensors,
-        mixer,
-        [window] * layers,
+        windowed(mixer, [window] * layers),
         [moe] * layers,
         names=Names(moe=("block_sparse_moe", "mlp"), experts=("w1", "w3", "w2")),
     )

@@ -16,4 +16,4 @@ def decoder(config: Config, tensors: SourceTensors) -> Decoder:
         width_key="intermediate_size",
         router=softmax_router(normalize=config.flag("norm_topk_prob", False)),
     )
-    return assemble(config, tensors, mixer, [None] * layers, [moe] * layers)
+    return assemble(config, tensors, [mixer] * layers, [moe] * layers)

@@ -3,7 +3,7 @@
 from ..config import Config
 from ..decoder import Decoder, SourceTensors
 from .assembly import assemble
-from .common import attention, moe_ffn, num_layers, softmax_router, sparse_layers, windows_by_type
+from .common import attention, moe_ffn, num_layers, softmax_router, sparse_layers, windowed, windows_by_type
 
 
 def decoder(config: Config, tensors: SourceTensors) -> Decoder:
@@ -19,4 +19,4 @@ def decoder(config: Config, tensors: SourceTensors) -> Decoder:
         router=softmax_router(normalize=config.flag("norm_topk_prob", False)),
         shared={"intermediate_size": shared_width, "gate": "sigmoid"},
     )
-    return assemble(config, tensors, mixer, windows, sparse_layers(config, layers, moe))
+    return assemble(config, tensors, windowed(mixer, windows), sparse_layers(config, layers, moe))

@@ -3,7 +3,7 @@
 from ..config import Config
 from ..decoder import Decoder, SourceTensors
 from .assembly import assemble
-from .common import attention, dense_ffn, num_layers, windows_by_type
+from .common import attention, dense_ffn, num_layers, windowed, windows_by_type
 
 
 def decoder(config: Config, tensors: SourceTensors) -> Decoder:
@@ -13,4 +13,4 @@ def decoder(config: Config, tensors: SourceTensors) -> Decoder:
     first = config.integer("max_window_layers", 28, minimum=0, maximum=1 << 20)
     slides = config.flag("use_sliding_window", False) and config.get("sliding_window") is not None
     windows = windows_by_type(config, layers, [slides and index >= first for index in range(layers)])
-    return assemble(config, tensors, mixer, windows, [dense_ffn(config)] * layers)
+    return assemble(config, tensors, windowed(mixer, windows), [dense_ffn(config)] * layers)

@@ -3,7 +3,7 @@
 from ..config import Config
 from ..decoder import Decoder, SourceTensors
 from .assembly import assemble
-from .common import attention, moe_ffn, num_layers, sliding_window, softmax_router, sparse_layers
+from .common import attention, moe_ffn, num_layers, sliding_window, softmax_router, sparse_layers, windowed
 
 
 def decoder(config: Config, tensors: SourceTensors) -> Decoder:
@@ -21,4 +21,4 @@ def decoder(config: Config, tensors: SourceTensors) -> Decoder:
         router=softmax_router(normalize=config.flag("norm_topk_prob", False)),
     )
     windows = [sliding_window(config) if slides else None] * layers
-    return assemble(config, tensors, mixer, windows, sparse_layers(config, layers, moe))
+    return assemble(config, tensors, windowed(mixer, windows), sparse_layers(config, layers, moe))

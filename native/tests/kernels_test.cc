@@ -15,8 +15,7 @@
 #include "kernels_support.h"
 #include "platform/cpu.h"
 #include "platform/error.h"
-#include "quant/layout.h"
-#include "quant/pack.h"
+#include "random_matrix.h"
 
 namespace edgert {
 namespace {
@@ -32,116 +31,12 @@ std::vector<FormatId> integer_formats() {
   return ids;
 }
 
-// A matrix packed as docs/bundle-format.md says, and its weights in double precision.
-struct Matrix {
-  FormatId format;
-  std::size_t rows, cols;
-  std::vector<std::byte> packed;
-  std::vector<double> weights;  // [rows][cols]
-  std::vector<double> minima;   // what has been subtracted from them; empty where nothing has
-};
-
-Matrix random_float_matrix(FormatId id, std::size_t rows, std::size_t cols, Random& random) {
-  Matrix matrix{id, rows, cols, std::vector<std::byte>(packed_bytes(format(id), rows, cols)), {}, {}};
-  const std::size_t size = id == FormatId::f32 ? 4 : 2;
-  for (std::size_t row = 0; row < rows; ++row) {
-    std::byte* tile = matrix.packed.data() + row / 16 * tile_bytes(format(id), cols);
-    for (std::size_t k = 0; k < cols; ++k) {
-      float value = random.uniform(-2, 2);
-      if (id == FormatId::f32) {
-        std::memcpy(tile + (k * 16 + row % 16) * size, &value, size);
-      } else {
-        const bool half = id == FormatId::f16;
-        if (half && k % 7 == 0) value *= 0x1p-16f;  // subnormal halves as well
-        const std::uint16_t bits = half ? float_to_half(value) : float_to_bfloat(value);
-        value = half ? half_to_float(bits) : bfloat_to_float(bits);
-        std::memcpy(tile + (k * 16 + row % 16) * size, &bits, size);
-      }
-      matrix.weights.push_back(value);
-    }
-  }
-  return matrix;
-}
-
-// Scales, zeros and minima of every size that the format has.
-BlockRow random_scales(const Format& f, Random& random) {
-  BlockRow block;
-  const auto half = [&](float low, float high) { return float_to_half(random.uniform(low, high)); };
-  const bool centred = f.has_blocks() || f.codebook != Codebook::none;  // scales may be negative
-  block.scale = f.scale == ScaleType::e8m0 ? static_cast<std::uint16_t>(110 + random.below(20))
-                                           : half(centred ? -0.1f : 0.001f, 0.1f);
-  block.minimum = half(-0.5f, 0.5f);
-  for (std::int8_t& scale : block.group_scales) {
-    const unsigned low = f.scale == ScaleType::u4 ? random.below(16) : random.below(256);
-    scale = static_cast<std::int8_t>(low);
-  }
-  for (std::uint8_t& zero : block.zeros) {
-    zero = static_cast<std::uint8_t>(random.below(f.zero == ZeroType::min_u4 ? 16 : 256));
-  }
-  return block;
-}
-
-// What the numbers of a block stand for, without rounding.
-double exact_weight(const Format& f, const BlockRow& block, std::size_t column) {
-  const std::size_t group = column / static_cast<std::size_t>(f.group);
-  double scale = f.scale == ScaleType::e8m0 ? std::ldexp(1.0, block.scale - 128)
-                                            : static_cast<double>(half_to_float(block.scale));
-  if (f.has_blocks()) scale *= block.group_scales[group];
-  const int code = block.codes[column];
-  if (f.codebook != Codebook::none)
-    return scale * codebook_values(f.codebook)[static_cast<std::size_t>(code)];
-  if (f.has_minima()) return scale * code;
-  return scale * (code - (f.zero == ZeroType::u8 ? block.zeros[0] : 1 << (f.bits - 1)));
-}
-
-double exact_minimum(const Format& f, const BlockRow& block, std::size_t column) {
-  const double unit = half_to_float(block.minimum);
-  return f.has_blocks() ? unit * block.zeros[column / static_cast<std::size_t>(f.group)] : unit;
-}
-
-// `code(row, column)` gives the code of columns that exist; scales and zeros are random.
-template <class Code>
-Matrix integer_matrix(FormatId id, std::size_t rows, std::size_t cols, Random& random, Code&& code) {
-  const Format& f = format(id);
-  Matrix matrix{id, rows, cols, std::vector<std::byte>(packed_bytes(f, rows, cols)), {}, {}};
-  matrix.weights.resize(rows * cols);
-  if (f.has_minima()) matrix.minima.resize(rows * cols);
-  const TileLayout layout(f, cols);
-  const auto width = static_cast<std::size_t>(f.block);
-  for (std::size_t b = 0; b < layout.blocks(); ++b) {
-    for (std::size_t first = 0; first < rows; first += kTileRows) {
-      std::vector<BlockRow> blocks(kTileRows);
-      for (std::size_t row = first; row < std::min(first + kTileRows, rows); ++row) {
-        BlockRow& block = blocks[row - first];
-        block = random_scales(f, random);
-        for (std::size_t k = b * width; k < std::min((b + 1) * width, cols); ++k) {
-          block.codes[k - b * width] = static_cast<std::uint8_t>(code(row, k));
-          double& weight = matrix.weights[row * cols + k];
-          weight = exact_weight(f, block, k - b * width);
-          if (!f.has_minima()) continue;
-          matrix.minima[row * cols + k] = exact_minimum(f, block, k - b * width);
-          weight -= matrix.minima[row * cols + k];
-        }
-      }
-      std::byte* const tile = matrix.packed.data() + first / kTileRows * layout.bytes();
-      layout.store_block(tile, b, std::span<const BlockRow, kTileRows>(blocks));
-    }
-  }
-  return matrix;
-}
-
-Matrix random_matrix(FormatId id, std::size_t rows, std::size_t cols, Random& random) {
-  if (format(id).is_float()) return random_float_matrix(id, rows, cols, random);
-  return integer_matrix(id, rows, cols, random,
-                        [&](std::size_t, std::size_t) { return random.below(1u << format(id).bits); });
-}
-
 struct Activations {
   std::size_t m, cols;
   std::vector<float> x;  // [m][cols]
   std::vector<std::int8_t> codes;
   std::vector<float> scales;
-  std::vector<std::int32_t> sums;
+  std::vector<GroupSum> sums;
   std::size_t padded;
 
   Activations(const KernelTable& table, std::size_t rows, std::size_t columns, Random& random)
@@ -282,6 +177,42 @@ TEST_CASE("largest codes times largest activations do not saturate") {
   }
 }
 
+TEST_CASE("the smallest and the largest scales, zeros and minima") {
+  Random random(8);
+  const KernelTable& scalar = kernels("scalar");
+  const std::uint16_t halves[] = {0x0000, 0x0001, 0x03ff, 0x7bff, 0x8001, 0xfbff};
+  const std::uint8_t powers[] = {0, 1, 2, 3, 127, 200};
+  const std::int8_t integers[] = {-128, -1, 0, 127};
+  const std::uint8_t zeros[] = {0, 1, 254, 255};
+  for (FormatId id : integer_formats()) {
+    const Format& f = format(id);
+    const auto scales = [&] {
+      BlockRow block;
+      block.scale = f.scale == ScaleType::e8m0 ? powers[random.below(6)] : halves[random.below(6)];
+      block.minimum = halves[random.below(6)];
+      const bool nibbles = f.scale == ScaleType::u4;
+      for (auto& scale : block.group_scales) {
+        scale = nibbles ? static_cast<std::int8_t>(15 * random.below(2)) : integers[random.below(4)];
+      }
+      for (auto& zero : block.zeros) {
+        zero = nibbles ? static_cast<std::uint8_t>(15 * random.below(2)) : zeros[random.below(4)];
+      }
+      return block;
+    };
+    const unsigned largest = (1u << f.bits) - 1;
+    const Matrix matrix = integer_matrix(
+        id, 20, 768, [&](std::size_t, std::size_t) { return largest * random.below(2); }, scales);
+    Activations a(scalar, 7, 768, random);
+    const std::vector<float> expected = multiply(scalar, matrix, a);
+    check_against_double(matrix, a, expected);
+    for (std::string_view name : runnable_kernels()) {
+      CAPTURE(name);
+      CAPTURE(f.name);
+      CHECK(same_bits(multiply(kernels(name), matrix, a), expected));
+    }
+  }
+}
+
 TEST_CASE("a row's result has the same bits alone, in any batch, through gather and for any split of tiles") {
   Random random(4);
   for (std::string_view name : runnable_kernels()) {
@@ -349,7 +280,7 @@ TEST_CASE("quantised activations are the same on every table and within half a s
       CAPTURE(name);
       const Activations a(kernels(name), cols, x);
       CHECK(a.codes == expected.codes);
-      CHECK(a.sums == expected.sums);
+      CHECK(std::memcmp(a.sums.data(), expected.sums.data(), a.sums.size() * sizeof(GroupSum)) == 0);
       CHECK(same_bits(a.scales, expected.scales));
     }
   }
@@ -365,9 +296,10 @@ TEST_CASE("quantising ties, zeros, subnormals and values that are not finite") {
     x[64] = 190 * std::numeric_limits<float>::denorm_min();
     const Activations a(table, 128, x);
     CHECK(a.scales[0] == 0);
-    CHECK(a.sums[0] == 0);
+    CHECK(a.sums[0].all == 0);
     CHECK(std::vector<int>(a.codes.begin() + 32, a.codes.begin() + 36) == std::vector<int>{127, 0, 2, -2});
-    CHECK(a.sums[1] == 127);
+    CHECK(a.sums[1].all == 127);
+    CHECK(a.sums[1].first_half == 127);
     CHECK(a.codes[64] == 127);
     for (float bad : {inf, -inf, nan}) {
       x[100] = bad;

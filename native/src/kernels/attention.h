@@ -22,7 +22,13 @@ struct Int8Kv {
   static IntegerTile keys(const std::byte* at, std::size_t head_dim) {
     const std::size_t codes = padded(head_dim) * kTileRows;
     const std::size_t bytes = codes + padded(head_dim) / kGroup * kTileRows * sizeof(Half);
-    return {at, reinterpret_cast<const Half*>(at + codes), nullptr, padded(head_dim), 0, bytes, bytes};
+    IntegerTile tile;
+    tile.codes = at;
+    tile.scales = at + codes;
+    tile.code_bytes = codes;
+    tile.padded = padded(head_dim);
+    tile.bytes = tile.next = bytes;
+    return tile;
   }
   static std::size_t value_scales(std::size_t value_dim) {  // where they begin
     return (value_dim + 15) / 16 * 16 * kKvBlockTokens;
@@ -37,8 +43,8 @@ class QuantizedQueries {
       : dim_(dim),
         groups_(Int8Kv::padded(dim) / Int8Kv::kGroup),
         scales_(space),
-        sums_(reinterpret_cast<std::int32_t*>(space + queries * groups_)),
-        codes_(reinterpret_cast<std::int8_t*>(space + 2 * queries * groups_)) {}
+        sums_(reinterpret_cast<GroupSum*>(space + queries * groups_)),
+        codes_(reinterpret_cast<std::int8_t*>(space + 3 * queries * groups_)) {}
   void set(std::size_t query, const float* x) {
     const std::size_t at = query * groups_;
     quantize<V>(x, dim_, groups_ * Int8Kv::kGroup, codes_ + at * Int8Kv::kGroup, scales_ + at, sums_ + at);
@@ -51,7 +57,7 @@ class QuantizedQueries {
  private:
   std::size_t dim_, groups_;
   float* scales_;
-  std::int32_t* sums_;
+  GroupSum* sums_;
   std::int8_t* codes_;
 };
 
@@ -121,7 +127,8 @@ class AttentionOver {
     if constexpr (kInt8) {
       QuantizedRow x[M];
       for (std::size_t r = 0; r < M; ++r) x[r] = quantized_.row(q + r);
-      integer_tiles<V, 8, M, 1>({Int8Kv::keys(keys, head_dim_)}, false, x, result);
+      integer_tiles<V, kind_of(format(FormatId::int8)), M, 1>({Int8Kv::keys(keys, head_dim_)}, false, x,
+                                                              result);
     } else {
       const float* x[M];
       for (std::size_t r = 0; r < M; ++r) x[r] = query(q + r);
@@ -262,7 +269,7 @@ void for_each_code_group(const float* x, int n, Body&& body) {
   for (int i = 0; i < n; i += kGroup) {
     std::int8_t codes[kGroup];
     float scale;
-    std::int32_t sum;
+    GroupSum sum;
     const int count = n - i < kGroup ? n - i : kGroup;
     quantize<V>(x + i, static_cast<std::size_t>(count), kGroup, codes, &scale, &sum);
     for (std::int8_t& code : codes) code = static_cast<std::int8_t>(code ^ 0x80);

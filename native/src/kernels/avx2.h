@@ -19,6 +19,10 @@ struct Avx2 : VectorOps<Avx2, 8> {
   }
   static Float load(const Half* p) { return (Float)_mm256_cvtph_ps(load_raw<__m128i>(p)); }
   static Int load_u8(const void* p) { return (Int)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+  static Int load_i8(const void* p) { return (Int)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+  static Bits lookup(Bits table, Bits codes) {
+    return (Bits)_mm256_shuffle_epi8((__m256i)table, (__m256i)codes);
+  }
   static Bits load_u16(const void* p) { return (Bits)_mm256_cvtepu16_epi32(load_raw<__m128i>(p)); }
   static void store_half(Half* p, Float v) {
     const __m128i half = _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
@@ -32,7 +36,6 @@ struct Avx2 : VectorOps<Avx2, 8> {
     return sum;
   }
 
-  // 16-bit sums: 8 steps of 2 products reach 8 * 2 * 15 * 127 = 30480 at most.
   using Narrow = __m256i;
   static Narrow dot_narrow(Narrow sum, Bits codes, Bits x) {
     return in_order(_mm256_add_epi16(sum, _mm256_maddubs_epi16((__m256i)codes, (__m256i)x)));

@@ -24,6 +24,10 @@ struct Avx512 : VectorOps<Avx512, 16> {
   }
   static Float load(const Half* p) { return (Float)_mm512_cvtph_ps(load_raw<__m256i>(p)); }
   static Int load_u8(const void* p) { return (Int)_mm512_cvtepu8_epi32(load_raw<__m128i>(p)); }
+  static Int load_i8(const void* p) { return (Int)_mm512_cvtepi8_epi32(load_raw<__m128i>(p)); }
+  static Bits lookup(Bits table, Bits codes) {
+    return (Bits)_mm512_shuffle_epi8((__m512i)table, (__m512i)codes);
+  }
   static Bits load_u16(const void* p) { return (Bits)_mm512_cvtepu16_epi32(load_raw<__m256i>(p)); }
   static void store_half(Half* p, Float v) {
     const __m256i half = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);

@@ -9,7 +9,7 @@ namespace edgert {
 // A group with NaN or Inf gets codes 0 and that value as scale, so that its products are NaN.
 template <class V>
 void quantize(const float* x, std::size_t cols, std::size_t padded, std::int8_t* codes, float* scales,
-              std::int32_t* sums) {
+              GroupSum* sums) {
   constexpr int kVectors = kActivationGroup / V::kWidth;
   for (std::size_t begin = 0; begin < padded; begin += kActivationGroup) {
     const float* from = x + begin;
@@ -37,13 +37,15 @@ void quantize(const float* x, std::size_t cols, std::size_t padded, std::int8_t*
         __builtin_memcpy(rounded + i * V::kWidth, &code, sizeof code);
       }
     }
-    std::int32_t sum = 0;
-    for (std::size_t i = 0; i < kActivationGroup; ++i) {
+    for (std::size_t i = 0; i < kActivationGroup; ++i)
       codes[begin + i] = static_cast<std::int8_t>(rounded[i]);
-      sum += rounded[i];
+    std::int32_t first = 0, second = 0;
+    for (std::size_t i = 0; i < kActivationGroup / 2; ++i) {
+      first += rounded[i];
+      second += rounded[i + kActivationGroup / 2];
     }
     scales[begin / kActivationGroup] = scale;
-    sums[begin / kActivationGroup] = sum;
+    sums[begin / kActivationGroup] = {first + second, first};
   }
 }
 

@@ -15,13 +15,19 @@
 
 namespace edgert {
 
-// Activation rows as integer products want them: int8 codes in [-127, 127], one f32 scale and the int32
-// sum of the codes for every kActivationGroup columns; columns padded with zeros to `padded`, a multiple
+// The sum of the codes of an activation group, and that of its first 16 columns.
+struct GroupSum {
+  std::int32_t all = 0;
+  std::int32_t first_half = 0;
+};
+
+// Activation rows as integer products want them: int8 codes in [-127, 127], one f32 scale and the
+// sums of the codes for every kActivationGroup columns; columns padded with zeros to `padded`, a multiple
 // of kMaxGroup. scale = max|x| / 127 over the group.
 struct QuantizedRows {
   std::int8_t* codes = nullptr;  // [rows][padded]
   float* scales = nullptr;       // [rows][padded / kActivationGroup]
-  std::int32_t* sums = nullptr;  // [rows][padded / kActivationGroup]
+  GroupSum* sums = nullptr;      // [rows][padded / kActivationGroup]
   std::size_t padded = 0;
 };
 
@@ -88,7 +94,7 @@ struct KernelTable {
   void (*matmul)(const MatMul& work, std::size_t tile_begin, std::size_t tile_end);
   // One row to int8: codes[padded], scales and sums [padded / kActivationGroup].
   void (*quantize)(const float* x, std::size_t cols, std::size_t padded, std::int8_t* codes, float* scales,
-                   std::int32_t* sums);
+                   GroupSum* sums);
   // x may be y; a null weight is one.
   void (*rms_norm)(const float* x, const float* weight, std::size_t n, float eps, float* y);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, std::size_t n, float eps,

@@ -30,7 +30,7 @@ std::size_t attention_scratch(const Attention& work) {
   const std::size_t query_groups = groups(static_cast<std::size_t>(work.head_dim));
   // Scores, and where the cache is int8 the queries' scales, sums and codes.
   const std::size_t coded =
-      work.kv_type == KvType::int8 ? query_groups * (2 + kActivationGroup / sizeof(float)) : 0;
+      work.kv_type == KvType::int8 ? query_groups * (3 + kActivationGroup / sizeof(float)) : 0;
   return queries * (blocks * kTokens + coded);
 }
 

@@ -3,15 +3,18 @@
 // Law 1: lanes are the 16 rows of a tile, and each (row, activation row) pair accumulates by itself in one
 // order, so neither the number of activation rows nor the split into tiles can change a bit.
 //   float formats    four sums by column mod 4, added as (0 + 1) + (2 + 3)
-//   integer formats  one exact int32 sum an activation group, then, group by group and never fused,
-//                    sum += (weight scale * activation scale) * (dot - zero * activation sum)
+//   integer formats  one exact int32 an activation group, dot = sum of (value - zero) * activation, each
+//   times its
+//                    group's integer where scales are integers; minima likewise = sum of minimum *
+//                    activation. Then, group by group and never fused, with the f16 or e8m0 of the block, sum
+//                    += (scale * activation scale) * dot [- (minimum * activation scale) * minima]
 #pragma once
 
-#include <bit>
+#include <array>
+#include <type_traits>
+#include <utility>
 
-#include "kernels/kernels.h"
-#include "kernels/tables.h"
-#include "kernels/vector.h"
+#include "kernels/integer_tile.h"
 
 namespace edgert {
 
@@ -58,154 +61,100 @@ void float_tile(const Element* tile, std::size_t cols, const float* const (&x)[M
   }
 }
 
-// Where the parts of one integer tile lie.
-struct IntegerTile {
-  const std::byte* codes;
-  const Half* scales;         // [group][16]
-  const std::uint8_t* zeros;  // [group][16] or null
-  std::size_t padded;         // columns
-  int scale_shift;            // log2 of the activation groups that share a scale
-  std::size_t bytes;          // of the tile
-  std::size_t next;           // from this tile to the one that its thread takes next
-
-  std::size_t scales_of(std::size_t group) const { return (group >> scale_shift) * kTileRows; }
-};
-
-struct QuantizedRow {
-  const std::int8_t* codes;
-  const float* scales;
-  const std::int32_t* sums;
-};
-
-inline constexpr int kSteps = kActivationGroup / 4;  // 4-way dot products in an activation group
-
-// Weights come from memory in order: asks for those of a tile well ahead, past its end in the tile that its
-// thread takes next, and for that one's scales and zeros. Weights of a single row are not wanted again. (int4
-// of a single row, AVX-512, two tiles: 0.94 of what a loop that only reads reaches, 0.80 asked for 9 KiB
-// ahead, 0.71 for 3 KiB, 0.72 without the scales.)
-template <int Bits, int M, int T>
-struct Prefetch {
-  static constexpr std::size_t kGroupBytes = kActivationGroup * kTileRows * Bits / 8, kAhead = 5120 / T;
-  static constexpr int kLocality = M == 1 ? 0 : 3;
-
-  Prefetch() = default;
-  [[gnu::always_inline]] explicit Prefetch(const IntegerTile& tile)
-      : codes(tile.codes),
-        code_bytes(tile.padded * kTileRows * Bits / 8),
-        next(tile.next),
-        scales(tile.codes + code_bytes + next),
-        scale_bytes((tile.bytes - code_bytes) / (tile.padded / kActivationGroup)) {}
-
-  [[gnu::always_inline]] void operator()(std::size_t group) const {
-    std::size_t at = group * kGroupBytes + kAhead;
-    if (at >= code_bytes) at += next - code_bytes;
-    for (std::size_t i = 0; i < kGroupBytes; i += 64) __builtin_prefetch(codes + at + i, 0, kLocality);
-    __builtin_prefetch(scales + group * scale_bytes, 0, kLocality);
-  }
-
-  const std::byte* codes;
-  std::size_t code_bytes;
-  std::size_t next;
-  const std::byte* scales;
-  std::size_t scale_bytes;  // and zeros, of a group
-};
-
-// One step's codes of one strip of an activation group: four columns.
-template <class V, int Bits>
-[[gnu::always_inline]] inline typename V::Bits unpack_step(const IntegerTile& tile, std::size_t group,
-                                                           int strip, int step) {
-  if constexpr (Bits == 3) {
-    IntegerTile high_plane = tile;
-    high_plane.codes += tile.padded * kTileRows * 2 / 8;
-    return unpack_step<V, 2>(tile, group, strip, step) |
-           (unpack_step<V, 1>(high_plane, group, strip, step) << 2);
+// Activation rows that a product takes together: half of them where each needs a second sum.
+template <class V, Kind K>
+constexpr int row_block() {
+  if constexpr (V::kOwnIntegerTiles) {
+    return V::template row_block<K>();
   } else {
-    constexpr int kStepsAVector = 8 / Bits;
-    constexpr std::uint32_t kMask = 0x01010101u * ((1u << Bits) - 1);
-    const std::byte* p =
-        tile.codes + group * (kActivationGroup * kTileRows * Bits / 8) + strip * V::kWidth * 4;
-    const auto v = V::template load_raw<typename V::Bits>(p + step / kStepsAVector * 64);
-    return (v >> (Bits * (step % kStepsAVector))) & kMask;
+    constexpr bool kTwoSums = K.halves == 2 || Dot<V, K.largest(), kSteps>::kSpan != kSteps;
+    return kTwoSums ? V::kRowBlock / 2 : V::kRowBlock;
   }
 }
 
-// The exact dot product of an activation group, summed step by step.
-template <class V, int Bits>
-struct Dot {
-  typename V::Narrow sum{};
-  [[gnu::always_inline]] void add(typename V::Bits codes, typename V::Bits x) {
-    sum = V::dot_narrow(sum, codes, x);
-  }
-  [[gnu::always_inline]] typename V::Int total() const { return V::widen(sum); }
-};
-template <class V>
-struct Dot<V, 8> {
-  typename V::Int sum{};
-  [[gnu::always_inline]] void add(typename V::Bits codes, typename V::Bits x) {
-    sum = V::dot_int8(sum, codes, x);
-  }
-  [[gnu::always_inline]] typename V::Int total() const { return sum; }
-};
+// The zeros of the groups that have one each, less what the dot product of 8-bit codes has taken already.
+template <class V, Kind K, int Shift>
+[[gnu::always_inline]] inline typename V::Int group_zeros(const IntegerTile& tile, std::size_t block,
+                                                          int strip) {
+  const std::size_t lane = block + static_cast<std::size_t>(strip * V::kWidth);
+  if constexpr (K.zero != ZeroType::u8) return typename V::Int{};
+  return (tile.zeros != nullptr ? V::load_u8(tile.zeros + lane) : V::splat(1 << (K.bits - 1))) + Shift;
+}
 
 // T integer tiles times M quantised rows: codes are unpacked once for all rows, activations are fetched once
 // for all tiles. `result` holds the sums meanwhile: they are touched once a group, and may live in memory.
 // What is indexed by row or tile stays in registers only where the loops over them unroll, which GCC has to
 // be told.
-template <class V, int Bits, int M, int T>
+template <class V, Kind K, int M, int T>
   requires(!V::kOwnIntegerTiles)
 void integer_tiles(const IntegerTile (&tiles)[T], bool first, const QuantizedRow (&x)[M],
                    TileResult<V, M> (&result)[T]) {
-  constexpr int kZeroShift = Bits == 8 ? V::kInt8Zero - 128 : 0;
+  constexpr int kZeroShift = K.largest() == 255 ? V::kInt8Zero - 128 : 0, kZero = K.zero_code() + kZeroShift;
+  constexpr int kHalfSteps = kSteps / K.halves;
   const std::size_t groups = tiles[0].padded / kActivationGroup;
-  Prefetch<Bits, M, T> prefetch[T];
+  Prefetch<K.bits, M, T> prefetch[T];
   for (int t = 0; t < T; ++t) {
-    prefetch[t] = Prefetch<Bits, M, T>(tiles[t]);
+    prefetch[t] = Prefetch<K.bits, M, T>(tiles[t]);
     for (auto& row : result[t]) {
       for (auto& sum : row) sum = typename V::Float{};
     }
   }
   for (std::size_t g = 0; g < groups; ++g) {
-    const std::size_t row_of_scales = tiles[0].scales_of(g);
+    const std::size_t block = tiles[0].lane_of_block(g);
     if (first) {
       for (const auto& ahead : prefetch) ahead(g);
     }
     // 16 registers are for the dot products, not for these sums as well.
     if constexpr (M > 1 && V::kRegisters == 16) asm volatile("" : : "r"(&result) : "memory");
     for (int strip = 0; strip < V::kStrips; ++strip) {
-      Dot<V, Bits> dots[T][M];
+      typename V::Int sums[T][M];  // of the halves
+#pragma GCC unroll 2
+      for (int half = 0; half < K.halves; ++half) {
+        Dot<V, K.largest(), kHalfSteps> dots[T][M];
 #pragma GCC unroll 8
-      for (int step = 0; step < kSteps; ++step) {
-        typename V::Bits codes[T];
-        for (int t = 0; t < T; ++t) codes[t] = unpack_step<V, Bits>(tiles[t], g, strip, step);
+        for (int step = 0; step < kHalfSteps; ++step) {
+          const int at = half * kHalfSteps + step;
+          typename V::Bits codes[T];
+          for (int t = 0; t < T; ++t) codes[t] = step_codes<V, K>(tiles[t], g, strip, at);
 #pragma GCC unroll 8
-        for (int r = 0; r < M; ++r) {
-          const auto activations =
-              V::splat(V::template load_raw<std::uint32_t>(x[r].codes + g * kActivationGroup + 4 * step));
+          for (int r = 0; r < M; ++r) {
+            const auto activations =
+                V::splat(V::template load_raw<std::uint32_t>(x[r].codes + g * kActivationGroup + 4 * at));
 #pragma GCC unroll 8
-          for (int t = 0; t < T; ++t) dots[t][r].add(codes[t], activations);
+            for (int t = 0; t < T; ++t) dots[t][r].add(codes[t], activations, step);
+          }
         }
-      }
 #pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) {
-        const std::size_t lane = row_of_scales + static_cast<std::size_t>(strip * V::kWidth);
-        const auto scale = V::load(tiles[t].scales + lane);
-        const auto zero =
-            (tiles[t].zeros ? V::load_u8(tiles[t].zeros + lane) : V::splat(1 << (Bits - 1))) + kZeroShift;
+        for (int t = 0; t < T; ++t) {
+          const GroupTerms<V, K> terms(tiles[t], g, block, strip);
+          const auto zeros = group_zeros<V, K, kZeroShift>(tiles[t], block, strip);
 #pragma GCC unroll 8
-        for (int r = 0; r < M; ++r) {
-          const auto centred = V::to_float(dots[t][r].total() - V::mul16(zero, V::splat(x[r].sums[g])));
-          result[t][r][strip] += (scale * V::splat(x[r].scales[g])) * centred;
+          for (int r = 0; r < M; ++r) {
+            auto dot = dots[t][r].total();
+            if constexpr (K.zero == ZeroType::u8) {
+              dot -= V::mul16(zeros, V::splat(x[r].sums[g].all));
+            } else if constexpr (kZero != 0) {
+              dot -= V::splat(kZero * x[r].sum(g, half, K.halves));
+            }
+            dot = terms.scaled(dot, half);
+            if (half > 0) dot += sums[t][r];
+            if (half + 1 < K.halves) {
+              sums[t][r] = dot;
+            } else {
+              result[t][r][strip] += terms.term(dot, x[r], g);
+            }
+          }
         }
       }
     }
   }
 }
 
-template <class V, int Bits, int M, int T>
+template <class V, Kind K, int M, int T>
   requires V::kOwnIntegerTiles
 void integer_tiles(const IntegerTile (&tiles)[T], bool first, const QuantizedRow (&x)[M],
                    TileResult<V, M> (&result)[T]) {
-  V::template integer_tiles<Bits, M, T>(tiles, first, x, result);
+  V::template integer_tiles<K, M, T>(tiles, first, x, result);
 }
 
 template <class V>
@@ -253,11 +202,11 @@ inline void prefetch_next(const IntegerTile& tile, std::size_t part, std::size_t
   }
 }
 
-template <class V, int Bits, int T>
+template <class V, Kind K, int T>
 void integer_tile_block(const MatMul& work, const IntegerTile (&tiles)[T], std::size_t first, bool more) {
   const QuantizedRows& q = work.quantized;
   const std::size_t x_groups = q.padded / kActivationGroup;
-  for_each_block<V::kRowBlock>(work.m, [&]<int M>(Count<M>, std::size_t m) {
+  for_each_block<row_block<V, K>()>(work.m, [&]<int M>(Count<M>, std::size_t m) {
     QuantizedRow x[M];
     for (int r = 0; r < M; ++r) {
       const std::size_t row = activation_row<V>(work, m + static_cast<std::size_t>(r));
@@ -268,57 +217,45 @@ void integer_tile_block(const MatMul& work, const IntegerTile (&tiles)[T], std::
       for (const IntegerTile& tile : tiles) prefetch_next(tile, m, m + M, work.m);
     }
     TileResult<V, M> result[T];
-    integer_tiles<V, Bits, M, T>(tiles, m == 0, x, result);
+    integer_tiles<V, K, M, T>(tiles, m == 0, x, result);
     for (int t = 0; t < T; ++t) store_tile<V, M>(work, first + static_cast<std::size_t>(t), m, result[t]);
   });
 }
 
-template <class V, int Bits>
+template <class V, Kind K>
 void integer_matmul(const MatMul& work, std::size_t tile_begin, std::size_t tile_end) {
   const Format& f = format(work.format);
-  const std::size_t stride = tile_bytes(f, work.cols);
+  const TileParts parts = tile_parts(f, work.cols);
   const std::size_t padded = padded_cols(f, work.cols);
-  const auto group = static_cast<std::size_t>(f.group);
-  const int shift = std::countr_zero(group / kActivationGroup);  // groups are powers of two
-  const auto tile_at = [&](std::size_t t) {
-    IntegerTile tile{work.weights + t * stride, nullptr, nullptr, padded, shift, stride, stride};
-    tile.scales = reinterpret_cast<const Half*>(tile.codes + padded * kTileRows * Bits / 8);
-    if (f.zero == ZeroType::u8) {
-      tile.zeros = reinterpret_cast<const std::uint8_t*>(tile.scales + padded / group * kTileRows);
-    }
-    return tile;
-  };
   const auto multiply = [&]<int T>(Count<T>, std::size_t t) {
     IntegerTile tiles[T];
     for (std::size_t i = 0; i < T; ++i) {
-      tiles[i] = tile_at(tile_begin + t + i);
+      tiles[i] = IntegerTile(f, parts, work.weights + (tile_begin + t + i) * parts.bytes, padded);
       tiles[i].next *= T;
     }
-    integer_tile_block<V, Bits, T>(work, tiles, tile_begin + t, tile_begin + t + T < tile_end);
+    integer_tile_block<V, K, T>(work, tiles, tile_begin + t, tile_begin + t + T < tile_end);
   };
   for_each_block<V::kTileBlock>(tile_end - tile_begin, multiply);
 }
 
+template <class V, FormatId Id>
+void matmul_of(const MatMul& work, std::size_t tile_begin, std::size_t tile_end) {
+  constexpr const Format& f = format(Id);
+  if constexpr (!f.is_float()) {
+    integer_matmul<V, kind_of(f)>(work, tile_begin, tile_end);
+  } else {
+    using Element =
+        std::conditional_t<Id == FormatId::f32, float, std::conditional_t<Id == FormatId::f16, Half, Bfloat>>;
+    float_matmul<V, Element>(work, tile_begin, tile_end);
+  }
+}
+
 template <class V>
 void matmul(const MatMul& work, std::size_t tile_begin, std::size_t tile_end) {
-  switch (work.format) {
-    case FormatId::f32:
-      return float_matmul<V, float>(work, tile_begin, tile_end);
-    case FormatId::f16:
-      return float_matmul<V, Half>(work, tile_begin, tile_end);
-    case FormatId::bf16:
-      return float_matmul<V, Bfloat>(work, tile_begin, tile_end);
-    case FormatId::int8:
-      return integer_matmul<V, 8>(work, tile_begin, tile_end);
-    case FormatId::int4:
-      return integer_matmul<V, 4>(work, tile_begin, tile_end);
-    case FormatId::int3:
-      return integer_matmul<V, 3>(work, tile_begin, tile_end);
-    case FormatId::int2:
-      return integer_matmul<V, 2>(work, tile_begin, tile_end);
-    default:
-      return scalar_table.matmul(work, tile_begin, tile_end);
-  }
+  static constexpr auto kProducts = []<std::size_t... I>(std::index_sequence<I...>) {
+    return std::array{&matmul_of<V, static_cast<FormatId>(I)>...};
+  }(std::make_index_sequence<kFormats.size()>{});
+  kProducts[static_cast<std::size_t>(work.format)](work, tile_begin, tile_end);
 }
 
 }  // namespace edgert

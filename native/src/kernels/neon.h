@@ -6,6 +6,7 @@
 
 #include <arm_neon.h>
 
+#include <bit>
 #include <utility>
 
 #include "kernels/table_of.h"
@@ -23,7 +24,6 @@ template <int N, class Body>
 
 struct Neon : VectorOps<Neon, 4> {
   static constexpr int kRegisters = 32;
-  static constexpr int kRowBlock = 8;
   static constexpr bool kOwnIntegerTiles = true;
   using VectorOps::load;
 
@@ -44,15 +44,21 @@ struct Neon : VectorOps<Neon, 4> {
     return (Int)vdotq_s32((int32x4_t)sum, (int8x16_t)codes, (int8x16_t)x);
   }
 
+  static Int load_i8(const void* p) {
+    const auto bytes = vreinterpret_s8_u8(vcreate_u8(load_raw<std::uint32_t>(p)));
+    return (Int)vmovl_s16(vget_low_s16(vmovl_s8(bytes)));
+  }
+
   // One step's codes of a strip; their upper bits are whatever the plane holds where `masked` is false.
   template <int Bits, int Step, bool masked = true>
   [[gnu::always_inline]] static uint8x16_t unpack(const IntegerTile& tile, std::size_t group, int strip) {
-    if constexpr (Bits == 3) {
+    constexpr int kPlane = static_cast<int>(std::bit_floor(static_cast<unsigned>(Bits)));
+    if constexpr (kPlane != Bits) {
       IntegerTile high_plane = tile;
-      high_plane.codes += tile.padded * kTileRows * 2 / 8;
-      const auto low = unpack<2, Step, false>(tile, group, strip),
-                 high = unpack<1, Step>(high_plane, group, strip);
-      return vsliq_n_u8(low, high, 2);
+      high_plane.codes += tile.padded * kTileRows * kPlane / 8;
+      const auto low = unpack<kPlane, Step, false>(tile, group, strip),
+                 high = unpack<Bits - kPlane, Step>(high_plane, group, strip);
+      return vsliq_n_u8(low, high, kPlane);
     } else {
       constexpr int kStepsAVector = 8 / Bits, kShift = Bits * (Step % kStepsAVector);
       const std::byte* p = tile.codes + group * (kActivationGroup * kTileRows * Bits / 8) + strip * 16;
@@ -61,50 +67,85 @@ struct Neon : VectorOps<Neon, 4> {
     }
   }
 
-  // The zeros of a strip. Where the format has none, zero is 2^(Bits - 1) less `centre`, by which codes are
-  // centred.
-  template <int Bits>
-  [[gnu::always_inline]] static int32x4_t zeros(const IntegerTile& tile, std::size_t lane, int centre) {
-    return (int32x4_t)(tile.zeros ? load_u8(tile.zeros + lane) : splat(1 << (Bits - 1))) - centre;
+  // The same as products want them: codes, or a codebook's values with an offset.
+  template <Kind K, int Step, int Offset>
+  [[gnu::always_inline]] static uint8x16_t step_codes(const IntegerTile& tile, std::size_t group, int strip) {
+    const uint8x16_t codes = unpack<K.bits, Step>(tile, group, strip);
+    if constexpr (K.codebook == Codebook::none) {
+      return codes;
+    } else {
+      return vqtbl1q_u8(load_raw<uint8x16_t>(kCodebookTable<K.codebook, Offset>.data()), codes);
+    }
   }
 
-  template <int Bits, int M, int T>
+  // The zero that is left for `sum` to take, after the codes have lost `centre`.
+  template <Kind K>
+  [[gnu::always_inline]] static int32x4_t zeros(const IntegerTile& tile, std::size_t lane, int centre) {
+    if constexpr (K.zero == ZeroType::u8) {
+      return (int32x4_t)(tile.zeros ? load_u8(tile.zeros + lane) : splat(1 << (K.bits - 1))) - centre;
+    } else {
+      return vdupq_n_s32(K.zero_code() - centre);
+    }
+  }
+
+  template <Kind K>
+  static constexpr int row_block() {
+    return K.halves == 2 ? 4 : 8;
+  }
+
+  template <Kind K, int M, int T>
   static void integer_tiles(const IntegerTile (&tiles)[T], bool first, const QuantizedRow (&x)[M],
                             Float (&result)[T][M][kStrips]) {
-    constexpr int kBlock = M >= 4 ? 2 : 4;                 // strips: registers for sums and activations
-    constexpr std::uint8_t kCentre = Bits == 8 ? 128 : 0;  // sdot takes signed bytes
+    constexpr int kBlock = M >= 4 ? 2 : 4;  // strips: registers for sums and activations
+    // sdot takes signed bytes: codes of 8 bits lose 128, and values of codebooks are taken as they are.
+    constexpr bool kIsCodebook = K.codebook != Codebook::none;
+    constexpr std::uint8_t kCentre = K.bits == 8 ? 128 : 0;
+    constexpr int kTaken = kIsCodebook ? K.zero_code() : kCentre;
     const std::size_t groups = tiles[0].padded / kActivationGroup;
     __builtin_memset(result, 0, sizeof result);
-    Prefetch<Bits, M, T> prefetch[T];
-    for (int t = 0; t < T; ++t) prefetch[t] = Prefetch<Bits, M, T>(tiles[t]);
+    Prefetch<K.bits, M, T> prefetch[T];
+    for (int t = 0; t < T; ++t) prefetch[t] = Prefetch<K.bits, M, T>(tiles[t]);
     for (std::size_t g = 0; g < groups; ++g) {
-      const std::size_t row_of_scales = tiles[0].scales_of(g);
+      const std::size_t block = tiles[0].lane_of_block(g);
       for (int t = 0; t < T; ++t) {
         const IntegerTile& tile = tiles[t];
         if (first) prefetch[t](g);
         for (int strip = 0; strip < kStrips; strip += kBlock) {
-          const std::size_t lane = row_of_scales + static_cast<std::size_t>(strip * kWidth);
+          const std::size_t lane = block + static_cast<std::size_t>(strip * kWidth);
           int32x4_t dots[kBlock][M];  // from -zero * sum on, so that nothing is left to subtract
-          for (int s = 0; s < kBlock; ++s) {
-            const auto zero = zeros<Bits>(tile, lane + static_cast<std::size_t>(s * kWidth), kCentre);
-            for (int r = 0; r < M; ++r) dots[s][r] = vmulq_n_s32(zero, -x[r].sums[g]);
-          }
+          Int sums[kBlock][M];        // of the halves
           unrolled<2>([&]<int Half>(Count<Half>) __attribute__((always_inline)) {
+            if constexpr (Half == 0 || K.halves == 2) {
+              for (int s = 0; s < kBlock; ++s) {
+                const auto zero = zeros<K>(tile, lane + static_cast<std::size_t>(s * kWidth), kTaken);
+                for (int r = 0; r < M; ++r) dots[s][r] = vmulq_n_s32(zero, -x[r].sum(g, Half, K.halves));
+              }
+            }
             int8x16_t columns[M];
             for (int r = 0; r < M; ++r) columns[r] = vld1q_s8(x[r].codes + g * kActivationGroup + Half * 16);
             unrolled<4>([&]<int Step>(Count<Step>) __attribute__((always_inline)) {
               for (int s = 0; s < kBlock; ++s) {
-                const auto codes = (int8x16_t)(unpack<Bits, Half * 4 + Step>(tile, g, strip + s) ^ kCentre);
+                const auto codes =
+                    (int8x16_t)(step_codes<K, Half * 4 + Step, 0>(tile, g, strip + s) ^ kCentre);
                 for (int r = 0; r < M; ++r) dots[s][r] = vdotq_laneq_s32(dots[s][r], codes, columns[r], Step);
               }
             });
-          });
-          for (int s = 0; s < kBlock; ++s) {
-            const Float scale = load(tile.scales + lane + s * kWidth);
-            for (int r = 0; r < M; ++r) {
-              result[t][r][strip + s] += (scale * splat(x[r].scales[g])) * to_float((Int)dots[s][r]);
+            if constexpr (Half == 1 || K.halves == 2) {
+              constexpr int kHalf = K.halves == 2 ? Half : 0;
+              for (int s = 0; s < kBlock; ++s) {
+                const GroupTerms<Neon, K> terms(tile, g, block, strip + s);
+                for (int r = 0; r < M; ++r) {
+                  Int dot = terms.scaled((Int)dots[s][r], kHalf);
+                  if (kHalf == 1) dot += sums[s][r];
+                  if (Half == 1) {
+                    result[t][r][strip + s] += terms.term(dot, x[r], g);
+                  } else {
+                    sums[s][r] = dot;
+                  }
+                }
+              }
             }
-          }
+          });
         }
       }
     }

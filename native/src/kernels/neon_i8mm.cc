@@ -6,7 +6,7 @@ namespace edgert {
 namespace {
 
 struct NeonI8mm : Neon {
-  static constexpr int kRowBlock = 16, kTileBlock = 2;
+  static constexpr int kTileBlock = 2;
   static constexpr int kPeakProducts = 32;
   static Int dot_peak(Int sum, Bits codes, Bits x) {
     return (Int)vusmmlaq_s32((int32x4_t)sum, (uint8x16_t)codes, (int8x16_t)x);
@@ -30,30 +30,39 @@ struct NeonI8mm : Neon {
     }
     const float a = first.scales[group], b = second.scales[group];
     pair.scale = float32x4_t{a, b, a, b};
-    const std::int32_t c = -first.sums[group], d = -second.sums[group];
+    const std::int32_t c = -first.sums[group].all, d = -second.sums[group].all;
     pair.minus_sum = int32x4_t{c, d, c, d};
     return pair;
   }
 
-  // A single row stays with dot products. The sums of a row pair keep the layout of the products until the
-  // end.
-  template <int Bits, int M, int T>
+  // What matrix products are written for: a scale and a zero, or codebook, for each group of 32 columns or
+  // more.
+  template <Kind K>
+  static constexpr bool kAsMatrices = !K.has_blocks() && !K.has_minima();
+  template <Kind K>
+  static constexpr int row_block() {
+    return kAsMatrices<K> ? 16 : Neon::row_block<K>();
+  }
+
+  // A single row stays with dot products, and so do the other formats. The sums of a row pair keep the layout
+  // of the products until the end.
+  template <Kind K, int M, int T>
   static void integer_tiles(const IntegerTile (&tiles)[T], bool first, const QuantizedRow (&x)[M],
                             Float (&result)[T][M][kStrips]) {
-    if constexpr (M == 1) {
-      return Neon::integer_tiles<Bits, M, T>(tiles, first, x, result);
+    if constexpr (M == 1 || !kAsMatrices<K>) {
+      return Neon::integer_tiles<K, M, T>(tiles, first, x, result);
     } else {
       constexpr int kPairs = M / 2;
       const std::size_t groups = tiles[0].padded / kActivationGroup;
       float32x4_t sums[T][kStrips][2][kPairs] = {};
-      Prefetch<Bits, M, T> prefetch[T];
-      for (int t = 0; t < T; ++t) prefetch[t] = Prefetch<Bits, M, T>(tiles[t]);
+      Prefetch<K.bits, M, T> prefetch[T];
+      for (int t = 0; t < T; ++t) prefetch[t] = Prefetch<K.bits, M, T>(tiles[t]);
       for (std::size_t g = 0; g < groups; ++g) {
         RowPair pairs[kPairs];
         for (int p = 0; p < kPairs; ++p) pairs[p] = row_pair(x[2 * p], x[2 * p + 1], g);
         for (int t = 0; t < T; ++t) {
           if (first) prefetch[t](g);
-          add_group<Bits>(tiles[t], g, tiles[0].scales_of(g), pairs, sums[t]);
+          add_group<K>(tiles[t], g, pairs, sums[t]);
         }
       }
       for (int t = 0; t < T; ++t) {
@@ -68,16 +77,17 @@ struct NeonI8mm : Neon {
     }
   }
 
-  template <int Bits, int P>
+  template <Kind K, int P>
   [[gnu::always_inline]] static void add_group(const IntegerTile& tile, std::size_t group,
-                                               std::size_t row_of_scales, const RowPair (&pairs)[P],
+                                               const RowPair (&pairs)[P],
                                                float32x4_t (&sums)[kStrips][2][P]) {
     constexpr int kBlock = P == 8 ? 1 : P >= 2 ? 2 : 4;  // strips: 8 or 16 sums
+    const std::size_t block = tile.lane_of_block(group);
     for (int strip = 0; strip < kStrips; strip += kBlock) {
-      const std::size_t lane = row_of_scales + static_cast<std::size_t>(strip * kWidth);
+      const std::size_t lane = block + static_cast<std::size_t>(strip * kWidth);
       int32x4_t dots[kBlock][2][P];
       for (int s = 0; s < kBlock; ++s) {
-        const auto zero = zeros<Bits>(tile, lane + static_cast<std::size_t>(s * kWidth), 0);
+        const auto zero = zeros<K>(tile, lane + static_cast<std::size_t>(s * kWidth), 0);
         for (int p = 0; p < P; ++p) {
           dots[s][0][p] = vzip1q_s32(zero, zero) * pairs[p].minus_sum;
           dots[s][1][p] = vzip2q_s32(zero, zero) * pairs[p].minus_sum;
@@ -85,8 +95,8 @@ struct NeonI8mm : Neon {
       }
       unrolled<kActivationGroup / 8>([&]<int I>(Count<I>) __attribute__((always_inline)) {
         for (int s = 0; s < kBlock; ++s) {
-          const auto a = (uint32x4_t)unpack<Bits, 2 * I>(tile, group, strip + s);
-          const auto b = (uint32x4_t)unpack<Bits, 2 * I + 1>(tile, group, strip + s);
+          const auto a = (uint32x4_t)step_codes<K, 2 * I, K.codebook_offset()>(tile, group, strip + s);
+          const auto b = (uint32x4_t)step_codes<K, 2 * I + 1, K.codebook_offset()>(tile, group, strip + s);
           const auto low = (uint8x16_t)vzip1q_u32(a, b), high = (uint8x16_t)vzip2q_u32(a, b);
           for (int p = 0; p < P; ++p) {
             dots[s][0][p] = vusmmlaq_s32(dots[s][0][p], low, pairs[p].columns[I]);
@@ -95,7 +105,7 @@ struct NeonI8mm : Neon {
         }
       });
       for (int s = 0; s < kBlock; ++s) {
-        const auto scale = (float32x4_t)load(tile.scales + lane + s * kWidth);
+        const auto scale = (float32x4_t)GroupTerms<Neon, K>(tile, group, block, strip + s).scale();
         for (int p = 0; p < P; ++p) {
           sums[strip + s][0][p] += (vzip1q_f32(scale, scale) * pairs[p].scale) * vcvtq_f32_s32(dots[s][0][p]);
           sums[strip + s][1][p] += (vzip2q_f32(scale, scale) * pairs[p].scale) * vcvtq_f32_s32(dots[s][1][p]);

@@ -24,6 +24,13 @@ struct Portable : VectorOps<Portable, 4> {
     return (Int)widen_low((Short)__builtin_shufflevector(bytes, Byte{}, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5,
                                                          21, 6, 22, 7, 23));
   }
+  static Int load_i8(const void* p) { return (Int)((Bits)load_u8(p) << 24) >> 24; }
+  static Bits lookup(Bits table, Bits codes) {
+    const auto values = (Byte)table, indices = (Byte)codes;
+    Byte found{};
+    for (int i = 0; i < 16; ++i) found[i] = values[indices[i]];
+    return (Bits)found;
+  }
   // A half's bits in a float's places are 2^112 too small, subnormal ones as well; Inf and NaN need the
   // exponent.
   static Float load(const Half* p) {
@@ -35,7 +42,7 @@ struct Portable : VectorOps<Portable, 4> {
     for (int i = 0; i < kWidth; ++i) p[i].bits = float_to_half(v[i]);
   }
 
-  // Even and odd bytes as 16-bit products; 8 steps of 2 reach 8 * 2 * 15 * 127 = 30480 at most.
+  // Even and odd bytes as 16-bit products.
   using Narrow = Short;
   static Short pairs(Short even_codes, Short odd_codes, Bits x) {
     const auto both = (Short)x;

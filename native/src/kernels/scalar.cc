@@ -120,7 +120,7 @@ void matmul(const MatMul& work, std::size_t tile_begin, std::size_t tile_end) {
 
 // A group with NaN or Inf gets codes 0 and that value as scale, so that its products are NaN.
 void quantize(const float* x, std::size_t cols, std::size_t padded, std::int8_t* codes, float* scales,
-              std::int32_t* sums) {
+              GroupSum* sums) {
   for (std::size_t group = 0; group < padded / kActivationGroup; ++group) {
     const std::size_t begin = group * kActivationGroup, end = begin + kActivationGroup;
     std::uint32_t largest = 0;  // as bits, which order |x| with NaN above all
@@ -128,12 +128,13 @@ void quantize(const float* x, std::size_t cols, std::size_t padded, std::int8_t*
       largest = std::max(largest, std::bit_cast<std::uint32_t>(std::fabs(x[i])));
     }
     const float scale = std::bit_cast<float>(largest) / 127.0f;
-    std::int32_t sum = 0;
+    GroupSum sum;
     for (std::size_t i = begin; i < end; ++i) {
       const bool coded = i < cols && scale > 0 && std::isfinite(scale);
       const float code = coded ? std::clamp(x[i] / scale, -127.0f, 127.0f) : 0.0f;
       codes[i] = static_cast<std::int8_t>(std::nearbyint(code));
-      sum += codes[i];
+      sum.all += codes[i];
+      if (i - begin < kActivationGroup / 2) sum.first_half += codes[i];
     }
     scales[group] = scale;
     sums[group] = sum;
@@ -194,7 +195,7 @@ void score(const Attention& work, const float* query, std::int64_t begin, std::i
   const std::size_t groups = x.padded / kActivationGroup;
   if (work.kv_type == KvType::int8) {
     x.scales = work.scratch + (work.end_block() - work.first_block()) * kKvBlockTokens;
-    x.sums = reinterpret_cast<std::int32_t*>(x.scales + groups);
+    x.sums = reinterpret_cast<GroupSum*>(x.scales + groups);
     x.codes = reinterpret_cast<std::int8_t*>(x.sums + groups);
     quantize(query, dim, x.padded, x.codes, x.scales, x.sums);
   }
@@ -257,7 +258,7 @@ void store_element(KvType type, float value, std::byte* data, std::size_t index)
 float code_group(const float* x, int n, int i, std::byte (&codes)[kActivationGroup]) {
   std::int8_t signed_codes[kActivationGroup];
   float scale;
-  std::int32_t sum;
+  GroupSum sum;
   quantize(x + i, static_cast<std::size_t>(std::min(n - i, kActivationGroup)), kActivationGroup, signed_codes,
            &scale, &sum);
   for (int j = 0; j < kActivationGroup; ++j) codes[j] = static_cast<std::byte>(signed_codes[j] + 128);

@@ -7,13 +7,17 @@
 //   kRowBlock, kTileBlock           activation rows and tiles that an integer product takes together
 //   madd(a, b, c)                   a * b + c, fused where the instruction set fuses
 //   load(const Half*), store_half   f16 to f32 and back, nearest even
-//   load_u8, load_u16               integers to Int and Bits
-//   Narrow, dot_narrow, widen       4-way dot products u8 x s8 of codes up to 15: dot_narrow adds to every
-//                                   lane, at most 8 times, and widen gives the sums as Int
+//   load_u8, load_i8, load_u16      integers to Int, Int and Bits
+//   lookup(table, codes)            table[code] for bytes: codes up to 15, and the 16 values over and over
+//   Narrow, dot_narrow, widen       4-way dot products u8 x s8: dot_narrow adds to every lane and widen gives
+//   the
+//                                   sums as Int; where Narrow is not Int, 16 bits have to hold the sum of two
+//                                   products
 //   mul16                           a * b for 0 <= a < 2^15, |b| < 2^15, where that is cheaper
 //   kInt8Zero, dot_int8             the same for codes up to 255, of which 128 - kInt8Zero is taken first
-//   integer_tiles                   instead of the last two rows, where kOwnIntegerTiles: as that of matmul.h
-//   dot_peak, kPeakProducts         what multiplies most bytes, and how many; dot_int8 where not given
+//   integer_tiles, row_block        instead of the last four rows, where kOwnIntegerTiles: as those of
+//   matmul.h dot_peak, kPeakProducts         what multiplies most bytes, and how many; dot_int8 where not
+//   given
 //
 // 16 lanes are kStrips vectors. Everything here has the same result on every instruction set, but for madd.
 #pragma once

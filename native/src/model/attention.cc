@@ -97,14 +97,18 @@ void Decoder::rotate(const AttentionRecipe& a, std::span<const BatchRow> rows) {
     float* q = s_.q + i * heads * dim;
     float* k = s_.k + i * kv_heads * dim;
     if (a.rope) {
-      const std::size_t half = a.rope->inv_freq.size();
+      const auto& longer = a.rope->long_context;
+      const bool use_long = longer && shape_.context > longer->beyond;
+      const std::vector<float>& inv_freq = use_long ? longer->inv_freq : a.rope->inv_freq;
+      const float factor = use_long ? longer->attention_factor : a.rope->attention_factor;
+      const std::size_t half = inv_freq.size();
       float* cosine = s_.rotation + i * round_up(dim, 2);
       float* sine = cosine + half;
       for (std::size_t j = 0; j < half && !known; ++j) {
         // The angle is rounded to f32, as every framework does.
-        const float angle = static_cast<float>(rows[i].position) * a.rope->inv_freq[j];
-        cosine[j] = std::cos(angle) * a.rope->attention_factor;
-        sine[j] = std::sin(angle) * a.rope->attention_factor;
+        const float angle = static_cast<float>(rows[i].position) * inv_freq[j];
+        cosine[j] = std::cos(angle) * factor;
+        sine[j] = std::sin(angle) * factor;
       }
       for (std::size_t h = 0; h < heads; ++h) rotate_head(q + h * dim, cosine, sine, half, a.rope->layout);
       for (std::size_t h = 0; h < kv_heads; ++h) rotate_head(k + h * dim, cosine, sine, half, a.rope->layout);

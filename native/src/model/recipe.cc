@@ -59,6 +59,12 @@ float non_negative(JsonObject& object, std::string_view key) {
   return value;
 }
 
+std::vector<float> reals(const JsonField& field) {
+  std::vector<float> values;
+  for (std::size_t i = 0; i < field.size(); ++i) values.push_back(real(field[i]));
+  return values;
+}
+
 RopeRecipe parse_rope(const JsonField& field, int head_dim) {
   JsonObject object(field);
   RopeRecipe rope;
@@ -68,8 +74,17 @@ RopeRecipe parse_rope(const JsonField& field, int head_dim) {
   if (frequencies.size() == 0 || 2 * frequencies.size() > static_cast<std::size_t>(head_dim)) {
     frequencies.fail("1 to head_dim/2 = " + std::to_string(head_dim / 2) + " frequencies");
   }
-  for (std::size_t i = 0; i < frequencies.size(); ++i) rope.inv_freq.push_back(real(frequencies[i]));
+  rope.inv_freq = reals(frequencies);
   rope.attention_factor = real(object.take("attention_factor"));
+  if (object.has("long")) {
+    JsonObject inner(object.take("long"));
+    const std::int64_t beyond = inner.take("beyond").as_integer(1, 1 << 30);
+    const JsonField longer = inner.take("inv_freq");
+    if (longer.size() != rope.inv_freq.size())
+      longer.fail(std::to_string(rope.inv_freq.size()) + " frequencies");
+    rope.long_context = {beyond, reals(longer), real(inner.take("attention_factor"))};
+    inner.finish();
+  }
   object.finish();
   return rope;
 }

@@ -20,6 +20,13 @@ struct RopeRecipe {
   RopeLayout layout = RopeLayout::half;
   std::vector<float> inv_freq;
   float attention_factor = 1;
+  struct Long {
+    std::int64_t beyond = 0;
+    std::vector<float> inv_freq;
+    float attention_factor = 1;
+    bool operator==(const Long&) const = default;
+  };
+  std::optional<Long> long_context;  // instead, where the model is loaded for a longer one
   bool operator==(const RopeRecipe&) const = default;
 };
 

@@ -26,7 +26,7 @@ class Layout {
     QuantizedRows q;
     q.codes = take<std::int8_t>(rows * padded);
     q.scales = take<float>(rows * groups);
-    q.sums = take<std::int32_t>(rows * groups);
+    q.sums = take<GroupSum>(rows * groups);
     q.padded = padded;
     return q;
   }
