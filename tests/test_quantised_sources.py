@@ -52,7 +52,7 @@ def gptq_scheme(
 ) -> Scheme:
     settings = {
         "quant_method": "gptq", "bits": bits, "group_size": group, "sym": symmetric, "desc_act": order,
-        "checkpoint_format": "gptq" if version == 1 else "gptq_v2", "damp_percent": 0.1, "true_sequential": True,
+        "checkpoint_format": "gptq" if version == 1 else "gptq_v2", "damp_percent": 0.1, "true_sequential": True, "adapter": None,
     }  # fmt: skip
     name = f"gptq-{bits}-{group}{'' if symmetric else '-zeros'}-v{version}{'-order' if order else ''}"
     return Scheme(

@@ -43,7 +43,8 @@ def read_scheme(settings: Any, tensors: Mapping[str, Tensor], where: str) -> dic
             f"{', '.join(SCHEMES)} are; use the bf16, f16 or f32 checkpoint"
         )
     read, without_effect = SCHEMES[method]
-    config = Config({"quant_method": method, **settings}, where)
+    stated = {key: value for key, value in settings.items() if value is not None}
+    config = Config({"quant_method": method, **stated}, where)
     found = read(config, {name: tensor for name, tensor in tensors.items() if isinstance(tensor, TensorInfo)})
     config.finish(without_effect)
     return found

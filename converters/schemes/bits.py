@@ -31,7 +31,8 @@ def unpack_bits(packed: Bytes, bits: int, count: int) -> Bytes:
         moved = value << lane((8 - bits) * code)
         moved &= lane(((1 << bits) - 1) << (8 * code))
         spread |= moved
-    return spread.view(np.uint8)[:, :count]
+    unpacked: Bytes = spread.view(np.uint8)
+    return unpacked[:, :count]
 
 
 def floats_of(raw: Bytes, dtype: str) -> Floats:

@@ -28,6 +28,8 @@ KEYS_WITHOUT_EFFECT = frozenset({
     "module_name_preceding_first_block", "modules_in_block_to_quantize", "cache_block_outputs", "backend", "dynamic",
     "lm_head", "mse", "act_group_aware", "offload_to_disk", "offload_to_disk_path", "desc_act", "quantizer",
     "iters", "nsamples", "seqlen", "enable_quanted_input", "autoround_version", "modules_to_not_convert",
+    "v2", "v2_alpha", "mock_quantization", "hyb_act", "lr", "minmax_lr", "enable_minmax_tuning", "data_type",
+    "low_gpu_mem_usage", "gradient_accumulate_steps", "not_use_best_mse", "train_bs", "amp", "to_quant_block_names",
 })  # fmt: skip
 """`desc_act` is seen from g_idx; what is quantised, and to how many bits, from the tensors."""
 
