@@ -483,3 +483,31 @@ def test_mlx_gpt_oss(gpt_oss: tuple[Path, Path], tmp_path: Path) -> None:
         whole = weights(expected[name], 0, source.rows)
         assert np.array_equal(weights(source, 0, source.rows), whole), name
         assert isinstance(source.tensor, TensorInfo) or np.array_equal(carried(source), whole)
+
+
+def test_deepseek_v3_in_fp8(tmp_path: Path) -> None:
+    """Blocks of 128 x 128 under everything that is projected, as published; rows are sliced for the latent attention."""
+    from safetensors.numpy import load_file
+
+    variant = next(variant for variant in VARIANTS if variant.family == "deepseek_v3" and not variant.shards)
+    plain = make_checkpoint(tmp_path / "plain", variant)
+    shutil.copytree(plain, tmp_path / "quantised")
+    parts: Parts = {}
+    floats: dict[str, Array] = {}
+    for name, tensor in load_file(plain / "model.safetensors").items():
+        floats[name] = tensor
+        parts[name] = ("F32", tensor)
+        if "proj" in name and name.endswith(".weight") and tensor.ndim == 2:
+            packed, floats[name] = fp8((128, 128), "scale")(tensor)
+            parts |= {name: packed["weight"], name + "_scale_inv": packed["scale"]}
+    write_weights(plain, floats)
+    config = json.loads((plain / "config.json").read_text())
+    config["quantization_config"] = FP8 | {"weight_block_size": [128, 128]}
+    (tmp_path / "quantised" / "config.json").write_text(json.dumps(config))
+    write_parts(tmp_path / "quantised" / "model.safetensors", parts)
+    expected = sources(plain)
+    quantised = sources(tmp_path / "quantised")
+    assert any(not isinstance(source.tensor, TensorInfo) for source in quantised.values())
+    for name, source in quantised.items():
+        whole = weights(expected[name], 0, source.rows)
+        assert np.array_equal(weights(source, 0, source.rows), whole), name
