@@ -65,6 +65,16 @@ INTEGERS = {
     "iq4_nl": Integers((4,), 32, codebook=IQ4_NL),
     "iq4_xs": Integers((4,), 32, "i8", codebook=IQ4_NL, block=256),
     "mxfp4": Integers((4,), 32, "e8m0", codebook=E2M1),
+    "affine2": Integers((2,), 64, zero="min_f16"),
+    "affine3": Integers((2, 1), 64, zero="min_f16"),
+    "affine4": Integers((4,), 64, zero="min_f16"),
+    "affine5": Integers((4, 1), 64, zero="min_f16"),
+    "affine6": Integers((4, 2), 64, zero="min_f16"),
+    "affine8": Integers((8,), 64, zero="min_f16"),
+    "affine2_32": Integers((2,), 32, zero="min_f16"),
+    "affine3_32": Integers((2, 1), 32, zero="min_f16"),
+    "affine6_32": Integers((4, 2), 32, zero="min_f16"),
+    "affine8_32": Integers((8,), 32, zero="min_f16"),
 }
 TILE_ROWS = 16
 

@@ -1,11 +1,17 @@
 #include "quant/layout.h"
 
+#include <array>
 #include <bit>
+#include <cstdint>
 #include <cstring>
 
 #include "quant/tile.h"
 
 namespace edgert {
+
+namespace {
+constexpr std::uint64_t kEveryByte = 0x0101010101010101;
+}
 
 TileLayout::TileLayout(const Format& format, std::size_t cols)
     : format_(format),
@@ -28,18 +34,17 @@ void TileLayout::store_codes(std::byte* tile, std::size_t chunk, const ChunkCode
   constexpr std::size_t kQuads = kChunkCols / 4;
   for (const Plane& plane : planes()) {
     const std::size_t quads_per_vector = 8 / plane.bits;
-    const unsigned mask = (1U << plane.bits) - 1;
+    const std::uint64_t mask = ((1U << plane.bits) - 1) * kEveryByte;
     std::byte* vector = tile + plane.offset + chunk * (kQuads / quads_per_vector) * kVectorBytes;
     for (std::size_t first = 0; first < kQuads; first += quads_per_vector, vector += kVectorBytes) {
-      std::uint8_t merged[kVectorBytes] = {};
+      std::array<std::uint64_t, kVectorBytes / 8> merged{};  // eight codes a word
       for (std::size_t i = 0; i < quads_per_vector; ++i) {
         const unsigned lift = plane.bits * static_cast<unsigned>(i);
-        for (std::size_t at = 0; at < kVectorBytes; ++at) {
-          const unsigned code = codes.quads[first + i][at];
-          merged[at] = static_cast<std::uint8_t>(merged[at] | (((code >> plane.shift) & mask) << lift));
-        }
+        std::array<std::uint64_t, kVectorBytes / 8> quad;
+        std::memcpy(quad.data(), codes.quads[first + i], kVectorBytes);
+        for (std::size_t w = 0; w < quad.size(); ++w) merged[w] |= ((quad[w] >> plane.shift) & mask) << lift;
       }
-      std::memcpy(vector, merged, kVectorBytes);
+      std::memcpy(vector, merged.data(), kVectorBytes);
     }
   }
 }
