@@ -12,7 +12,7 @@ _WITHOUT_EFFECT = {
     "transformers_version", "dtype", "torch_dtype", "attention_dropout", "attn_dropout", "hidden_dropout",
     "embd_pdrop", "resid_pdrop", "dropout", "initializer_range", "initializer_factor", "use_cache",
     "output_router_logits", "router_aux_loss_coef", "router_z_loss_coef", "router_jitter_noise",
-    "moe_aux_loss_coef", "output_attentions", "output_hidden_states", "output_scores", "return_dict",
+    "moe_aux_loss_coef", "aux_loss_alpha", "seq_aux", "ep_size", "output_attentions", "output_hidden_states", "output_scores", "return_dict",
     "return_dict_in_generate", "torchscript", "pruned_heads", "chunk_size_feed_forward", "pretraining_tp",
     "gradient_checkpointing", "attn_implementation", "_attn_implementation", "_attn_implementation_autoset",
     "_experts_implementation", "use_flash_attn", "use_flash_attention_2", "bos_token_id", "eos_token_id",
@@ -78,6 +78,10 @@ class Config:
         self._read.add(key)
         value = self._values.get(key)
         return default if value is None else value
+
+    def stated(self, key: str) -> bool:
+        """Whether config.json has the key, be it null."""
+        return key in self._values
 
     def integer(self, key: str, default: int | object = _MISSING, *, minimum: int = 1, maximum: int) -> int:
         value = self._required(key, default)

@@ -10,11 +10,13 @@ from .checkpoint import Checkpoint
 from .config import Config
 from .decoder import Decoder, SourceTensors
 from .families import (
+    deepseek,
     ernie4_5,
     ernie4_5_moe,
     glm4_moe,
     gpt_oss,
     granitemoe,
+    lfm2,
     llama,
     llama4,
     mistral,
@@ -25,18 +27,25 @@ from .families import (
     qwen2_moe,
     qwen3,
     qwen3_moe,
+    qwen3_next,
 )
 from .tensor import TensorInfo
 
 Family = Callable[[Config, SourceTensors], Decoder]
 
 FAMILIES: dict[str, Family] = {
+    "deepseek_v2": deepseek.v2,
+    "deepseek_v3": deepseek.v3,
     "ernie4_5": ernie4_5.decoder,
     "ernie4_5_moe": ernie4_5_moe.decoder,
     "glm4_moe": glm4_moe.decoder,
+    "glm4_moe_lite": deepseek.glm4_moe_lite,
     "gpt_oss": gpt_oss.decoder,
     "granitemoe": granitemoe.decoder,
     "granitemoeshared": granitemoe.decoder,
+    "kimi_k2": deepseek.v3,
+    "lfm2": lfm2.lfm2,
+    "lfm2_moe": lfm2.moe,
     "llama": llama.decoder,
     "llama4": llama4.with_images,
     "llama4_text": llama4.decoder,
@@ -47,7 +56,10 @@ FAMILIES: dict[str, Family] = {
     "qwen2": qwen2.decoder,
     "qwen2_moe": qwen2_moe.decoder,
     "qwen3": qwen3.decoder,
+    "qwen3_5_moe": qwen3_next.qwen3_5_moe,
+    "qwen3_5_moe_text": qwen3_next.qwen3_5_moe_text,
     "qwen3_moe": qwen3_moe.decoder,
+    "qwen3_next": qwen3_next.decoder,
 }
 
 # Buffers that older checkpoints carry and that the configuration determines.

@@ -21,9 +21,11 @@ def rope_from(
     *,
     partial: float | None = None,
     layout: str = "half",
+    unused: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """The recipe's `rope` from `rope_theta` and `rope_scaling`, or from the newer `rope_parameters`. `partial`: the share
-    of a head that rotates where config.json is silent; None for families that rotate all of it.
+    of a head that rotates where config.json is silent; None for families that rotate all of it. `unused`: keys that
+    change nothing in this family.
 
     Raises UnsupportedError for a kind of scaling or a key that is not understood.
     """
@@ -49,6 +51,8 @@ def rope_from(
     long: dict[str, Any] = {}
     if kind == "longrope":
         frequencies, attention_factor, long = _longrope(config, scaling, powers)
+    for key in unused:
+        scaling.get(key)
     scaling.finish()
     layout = "interleaved" if config.flag("rope_interleaved", layout == "interleaved") else "half"
     return {"layout": layout, "inv_freq": frequencies, "attention_factor": attention_factor, **long}
@@ -68,6 +72,15 @@ def _rotated(config: Config, scaling: Config, head_dim: int, partial: float | No
     if rotated < 2 or rotated % 2:
         scaling.fail("partial_rotary_factor", f"{share}; an even number of {head_dim} elements must rotate")
     return rotated
+
+
+def query_scale(config: Config) -> float:
+    """What yarn's `mscale_all_dim` multiplies scores with where a model type heeds it."""
+    scaling = _scaling(config)
+    all_dim = scaling.number("mscale_all_dim", 0.0, minimum=0.0)
+    if not all_dim or scaling.get("rope_type", scaling.get("type", "default")) == "default":
+        return 1.0
+    return _yarn_scale(scaling.number("factor", minimum=1e-3, maximum=1e6), all_dim) ** 2
 
 
 def _scaling(config: Config) -> Config:

@@ -24,7 +24,7 @@ class ModelSizes:
     recipe: Mapping[str, Any]
     weights: roof.Footprint
     dense_bytes: int  # of dense.bin, which stays in memory
-    key_format: str  # of the first layer's key projection
+    key_format: str  # of the first layer's key projection that there is
     extent_bytes: list[list[int]]
     disk_bytes: int
     checkpoint_bytes: int | None = None  # of what it is converted from
@@ -116,7 +116,9 @@ def _sizes(name: str, manifest: Mapping[str, Any], **sizes: Any) -> ModelSizes:
         name=name,
         recipe=manifest["recipe"],
         weights=roof.Footprint.of(manifest),
-        key_format=formats["layers.0.attention.k"],
+        key_format=next(
+            (f for name, f in formats.items() if name.endswith((".attention.k", ".attention.kv_a"))), "f32"
+        ),
         extent_bytes=[[extent[2] for extent in layer["extents"]] for layer in manifest["experts"]],
         **sizes,
     )

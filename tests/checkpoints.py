@@ -126,14 +126,15 @@ def _scale(name: str, shape: tuple[int, ...]) -> float:
     return 1.2 * fan_in
 
 
-def random_weights(shapes: Shapes, seed: int) -> Tensors:
-    """f32 weights by name: norms around one, the rest normal. Independent of the order of `shapes`."""
+def random_weights(shapes: Shapes, seed: int, *, zero_centred: bool = False) -> Tensors:
+    """f32 weights by name: norms around one (or zero, where a model adds it), the rest normal. Independent of the order of `shapes`."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for name in sorted(shapes):
         values = rng.standard_normal(shapes[name], np.float32)
         if "norm" in name:
-            tensors[name] = (1 + 0.2 * np.clip(values, -2, 2)).astype(np.float32)
+            centre = 0 if zero_centred and "linear_attn" not in name else 1
+            tensors[name] = (centre + 0.2 * np.clip(values, -2, 2)).astype(np.float32)
         else:
             tensors[name] = values * np.float32(_scale(name, shapes[name]))
     return tensors
@@ -245,6 +246,31 @@ SMALL: dict[str, Any] = {
     "pad_token_id": None,
 }
 _MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "intermediate_size": 56}
+_LATENT = {
+    "num_key_value_heads": 4,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+    "intermediate_size": 56,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 20,
+    "qk_rope_head_dim": 12,
+    "v_head_dim": 16,
+}
+_DELTA = {
+    "num_hidden_layers": 5,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+    "shared_expert_intermediate_size": 44,
+    "head_dim": 24,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 20,
+    "linear_value_head_dim": 24,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+}
+_CONV = {"num_hidden_layers": 4, "norm_eps": 2e-3, "layer_types": ["conv", "conv", "full_attention", "conv"]}
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_moe": _MOE | {"head_dim": 16, "norm_topk_prob": True},
     "qwen2_moe": _MOE | {"shared_expert_intermediate_size": 44},
@@ -299,7 +325,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": 11,
     },
     "qwen3": {"intermediate_size": 100, "head_dim": 16},
+    "deepseek_v2": _LATENT | {"q_lora_rank": None, "first_k_dense_replace": 1, "n_shared_experts": 2},
+    "deepseek_v3": _LATENT
+    | {"q_lora_rank": 24, "n_group": 4, "topk_group": 2, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    "glm4_moe_lite": _LATENT | {"q_lora_rank": 24, "n_shared_experts": 1},
+    "qwen3_next": _DELTA | {"intermediate_size": 56},
+    "qwen3_5_moe_text": _DELTA,
+    "lfm2": _CONV | {"intermediate_size": 100, "block_multiple_of": 16},
+    "lfm2_moe": _CONV
+    | {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "intermediate_size": 56}
+    | {"num_dense_layers": 1},
 }
+
+
+ZERO_CENTRED = ("qwen3_next", "qwen3_5_moe_text")
 
 
 def _rope(kind: str, **keys: Any) -> dict[str, Any]:
@@ -322,6 +361,9 @@ _GPT_OSS_YARN = {
         "original_max_position_embeddings": 32,
     }
 }
+_DEEPSEEK_YARN = _rope(
+    "yarn", factor=4.0, original_max_position_embeddings=64, mscale=0.7, mscale_all_dim=1.0
+)
 _LONGROPE = {
     "rope_parameters": {
         "rope_type": "longrope",
@@ -403,6 +445,25 @@ VARIANTS = [
     Variant("gpt_oss-bf16-shards-full_attention-tied", "gpt_oss", {
         "layer_types": ["full_attention"] * 2 + ["sliding_attention"], "tie_word_embeddings": True},
         dtype="bfloat16", shards=True),
+    Variant("deepseek_v2", "deepseek_v2"),
+    Variant("deepseek_v2-q_rank-groups-scale-bias-yarn-bf16", "deepseek_v2", {
+        "q_lora_rank": 24, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2,
+        "routed_scaling_factor": 1.5, "attention_bias": True, **_DEEPSEEK_YARN}, dtype="bfloat16"),
+    Variant("deepseek_v3", "deepseek_v3"),
+    Variant("deepseek_v3-q-bias-yarn-half_rope-fused-f16", "deepseek_v3", {
+        "q_lora_rank": None, "n_group": 1, "topk_group": 1, "attention_bias": True, "rope_interleave": False,
+        **_DEEPSEEK_YARN}, fused=True, dtype="float16"),
+    Variant("glm4_moe_lite", "glm4_moe_lite"),
+    Variant("qwen3_next", "qwen3_next"),
+    Variant("qwen3_next-dense_layer-bf16-shards-tied", "qwen3_next", {
+        "mlp_only_layers": [1], "tie_word_embeddings": True, "linear_conv_kernel_dim": 3},
+        dtype="bfloat16", shards=True),
+    Variant("qwen3_5_moe_text", "qwen3_5_moe_text", fused=True, seed=2),
+    Variant("lfm2", "lfm2"),
+    Variant("lfm2-bias-untied-plain_width", "lfm2", {
+        "conv_bias": True, "tie_word_embeddings": False, "block_auto_adjust_ff_dim": False, "conv_L_cache": 4}),
+    Variant("lfm2_moe", "lfm2_moe"),
+    Variant("lfm2_moe-no_expert_bias-f16", "lfm2_moe", {"use_expert_bias": False}, dtype="float16"),
     Variant("ernie4_5-tied", "ernie4_5", {"tie_word_embeddings": True}),
     Variant("ernie4_5_moe", "ernie4_5_moe"),
     Variant("ernie4_5_moe-interval-bf16", "ernie4_5_moe", {
@@ -436,9 +497,13 @@ def make_checkpoint(directory: Path, variant: Variant) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     directory.mkdir(parents=True, exist_ok=True)
-    config = AutoConfig.for_model(variant.family, **(SMALL | FAMILIES[variant.family] | dict(variant.config)))
+    keys = SMALL | FAMILIES[variant.family] | dict(variant.config)
+    if "norm_eps" in keys:
+        del keys["rms_norm_eps"]
+    config = AutoConfig.for_model(variant.family, **keys)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    tensors = random_weights({k: tuple(v.shape) for k, v in model.state_dict().items()}, variant.seed)
+    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    tensors = random_weights(shapes, variant.seed, zero_centred=variant.family in ZERO_CENTRED)
     if config.tie_word_embeddings:
         del tensors["lm_head.weight"]
     model.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()}, strict=False)

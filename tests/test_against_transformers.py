@@ -68,6 +68,7 @@ def test_greedy_continuation(pair: tuple[str, Reference, Any], record_property: 
     sequence = model.sequence()
     ours = [int(model.logits(sequence, tokens)[-1].argmax())]
     ours += [int(model.logits(sequence, [token])[-1].argmax()) for token in expected[:-1]]
+    sequence.close()  # the model holds one sequence at a time where layers keep a state of fixed size
     assert [ours[i] for i in positions] == [expected[i] for i in positions]
     if len(positions) == GENERATED:
         assert greedy(model, tokens, GENERATED) == expected

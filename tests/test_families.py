@@ -22,6 +22,18 @@ BASE: dict[str, Any] = {
 }  # fmt: skip
 MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 LLAMA4 = {"num_local_experts": 8, "num_experts_per_tok": 1, "intermediate_size_mlp": 128, "head_dim": 16}
+LATENT = BASE | {
+    "num_key_value_heads": 4, "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48,
+    "n_shared_experts": 2, "first_k_dense_replace": 1, "q_lora_rank": None, "kv_lora_rank": 32, "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 8, "v_head_dim": 16,
+}  # fmt: skip
+DELTA = BASE | MOE | {
+    "head_dim": 32, "shared_expert_intermediate_size": 80, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16, "linear_value_head_dim": 24, "linear_conv_kernel_dim": 4,
+}  # fmt: skip
+CONV = {key: value for key, value in BASE.items() if key not in ("rms_norm_eps", "hidden_act")} | {
+    "norm_eps": 1e-5, "layer_types": ["conv", "conv", "full_attention", "conv"],
+}  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": BASE,
     "qwen3": BASE | {"head_dim": 32},
@@ -44,6 +56,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama4": {"text_config": BASE | LLAMA4, "vision_config": {"hidden_size": 3}},
     "llama4_text": BASE | LLAMA4,
     "mixtral": BASE | {"num_local_experts": 8, "num_experts_per_tok": 2},
+    "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT | {"n_group": 4, "topk_group": 2, "q_lora_rank": 24},
+    "kimi_k2": LATENT | {"q_lora_rank": 24},
+    "glm4_moe_lite": LATENT | {"q_lora_rank": 24},
+    "qwen3_next": DELTA,
+    "qwen3_5_moe_text": DELTA,
+    "qwen3_5_moe": {
+        "text_config": DELTA | {"model_type": "qwen3_5_moe_text"},
+        "vision_config": {"model_type": "qwen3_5_moe_vision"},
+        "image_token_id": 300,
+    },
+    "lfm2": CONV,
+    "lfm2_moe": CONV | MOE,
 }
 
 
@@ -405,7 +430,7 @@ def test_keys_without_effect(family: str) -> None:
         "architectures": ["X"],
     }
     neutral: dict[str, Any] = {"final_logit_softcapping": None, "quantization_config": None}
-    if family != "glm4_moe":  # of which a half rotates otherwise
+    if family not in ("glm4_moe", "qwen3_next", "qwen3_5_moe_text"):  # of which a part rotates otherwise
         neutral["partial_rotary_factor"] = 1.0
     assert describe(family, **without_effect, **neutral).recipe == describe(family).recipe
 

@@ -1,19 +1,32 @@
 """From blocks to a decoder: the recipe as a whole, and every tensor by its name in the checkpoint."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from ..config import Config
 from ..decoder import Decoder, DenseTensor, Kind, Source, SourceTensors
+from ..derived import Mapped, PickedRows
+from ..tensor import Tensor
 from .common import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, Recipe
 from .experts import ExpertLayout, Fused, experts_of
+from .mixers import add_gated_delta, add_latent_attention, add_short_conv
 
 
 @dataclass(frozen=True)
 class Names:
     """What a family calls the parts of a layer, where families differ; of several names any one may be there."""
 
+    model: str = "model."
+    attention_norm: str = "input_layernorm"
+    ffn_norm: str = "post_attention_layernorm"
+    final_norm: str = "norm"
+    output_projection: str = "o_proj"
+    qk_norms: tuple[str, str] = ("q_norm", "k_norm")
+    joined_delta: bool = False  # the gated delta rule's projections lie by turns in one tensor
+    zero_centred: bool = False  # norms' weights are less by one than what they multiply with
     dense: str = "mlp"
+    ffn_parts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     moe: tuple[str, ...] = ("mlp",)
     router: tuple[str, ...] = ("gate.weight",)  # in the moe module, as its bias and the experts are
     router_bias: tuple[str, ...] = ("gate.bias",)
@@ -35,6 +48,8 @@ class Frame:
     residual_scale: float = 1.0
     layer_norm: bool = False
     output_bias: bool = False
+    eps_key: str = "rms_norm_eps"
+    tied: bool = False  # where config.json is silent
 
 
 def assemble(
@@ -48,8 +63,8 @@ def assemble(
     """The recipe and every tensor, layer by layer."""
     frame = frame or Frame()
     hidden = config.integer("hidden_size", maximum=MAX_WIDTH)
-    eps = config.number("rms_norm_eps", minimum=0.0, maximum=1.0)
-    tied = config.flag("tie_word_embeddings", False)
+    eps = config.number(frame.eps_key, minimum=0.0, maximum=1.0)
+    tied = config.flag("tie_word_embeddings", frame.tied)
     norm = {"norm": "layer"} if frame.layer_norm else {}
     blocks: list[Recipe] = [
         {**norm, "norm_eps": eps, "residual_scale": frame.residual_scale, "mixer": mixer, "ffn": ffn}
@@ -74,11 +89,13 @@ def assemble(
             "layers": [numbers[key] for key in keys],
         }
     )
-    _Assembler(decoder, tensors, hidden, names or Names()).add_all(blocks)
+    Assembler(decoder, tensors, hidden, names or Names()).add_all(blocks)
     return decoder
 
 
-class _Assembler:
+class Assembler:
+    """Finds the tensors of a decoder, part by part."""
+
     def __init__(self, decoder: Decoder, tensors: SourceTensors, hidden: int, names: Names) -> None:
         self.decoder = decoder
         self.tensors = tensors
@@ -88,11 +105,11 @@ class _Assembler:
     def add_all(self, blocks: list[Recipe]) -> None:
         self.ends()
         for index, block in enumerate(blocks):
-            name, source = f"layers.{index}.", f"model.layers.{index}."
+            name, source = f"layers.{index}.", f"{self.names.model}layers.{index}."
             layer_norm = block.get("norm") == "layer"
-            self.norm(name + "attention_norm", source + "input_layernorm", layer_norm)
-            self.attention(name + "attention.", source + "self_attn.", block["mixer"])
-            self.norm(name + "ffn_norm", source + "post_attention_layernorm", layer_norm)
+            self.norm(name + "attention_norm", self.hidden, source + self.names.attention_norm, layer_norm)
+            MIXERS[block["mixer"]["kind"]](self, name, source, block["mixer"])
+            self.norm(name + "ffn_norm", self.hidden, source + self.names.ffn_norm, layer_norm)
             if block["ffn"]["kind"] == "dense":
                 self.ffn(name + "ffn.", f"{source}{self.names.dense}.", block["ffn"]["intermediate_size"])
             else:
@@ -101,17 +118,20 @@ class _Assembler:
     def add(self, name: str, kind: Kind, shape: tuple[int, ...], source: str) -> None:
         self.decoder.dense.append(DenseTensor(name, kind, shape, self.tensors.whole(source, shape)))
 
-    def norm(self, name: str, source: str, layer_norm: bool) -> None:
-        self.add(name, "exact", (self.hidden,), source + ".weight")
+    def norm(self, name: str, width: int, source: str, layer_norm: bool = False) -> None:
+        weight = self.tensors.whole(source + ".weight", (width,))
+        if self.names.zero_centred:
+            weight = replace(weight, tensor=Mapped(weight.tensor, _plus_one))
+        self.decoder.dense.append(DenseTensor(name, "exact", (width,), weight))
         if layer_norm:
-            self.add(name + "_bias", "exact", (self.hidden,), source + ".bias")
+            self.add(name + "_bias", "exact", (width,), source + ".bias")
 
     def present(self, prefix: str, names: tuple[str, ...]) -> str:
         """The name of these that the checkpoint has, the first one if it has none."""
         return next((prefix + name for name in names if prefix + name in self.tensors), prefix + names[0])
 
     def ends(self) -> None:
-        embedding, output = "model.embed_tokens.weight", "lm_head.weight"
+        embedding, output = self.names.model + "embed_tokens.weight", "lm_head.weight"
         shape = (self.decoder.recipe["vocab_size"], self.hidden)
         if not self.decoder.recipe["output"]["tied"]:
             self.add("output", "output", shape, output)
@@ -123,25 +143,52 @@ class _Assembler:
         self.add("embedding", "embedding", shape, embedding)
         if self.decoder.recipe["output"].get("bias"):
             self.add("output_bias", "exact", shape[:1], "lm_head.bias")
-        self.norm("final_norm", "model.norm", self.decoder.recipe.get("final_norm") == "layer")
+        self.norm(
+            "final_norm",
+            self.hidden,
+            self.names.model + self.names.final_norm,
+            self.decoder.recipe.get("final_norm") == "layer",
+        )
 
-    def attention(self, name: str, source: str, mixer: Recipe) -> None:
+    def attention(self, layer: str, source: str, mixer: Recipe) -> None:
+        name, source = layer + "attention.", source + "self_attn."
         queries = mixer["num_heads"] * mixer["head_dim"]
         keys = mixer["num_kv_heads"] * mixer["head_dim"]
         for part, rows in (("q", queries), ("k", keys), ("v", keys)):
+            if part == "q" and "output_gate" in mixer:
+                self.gated_queries(name, source, mixer)
+                continue
             self.add(name + part, "dense", (rows, self.hidden), f"{source}{part}_proj.weight")
             if mixer["qkv_bias"]:
                 self.add(f"{name}{part}_bias", "exact", (rows,), f"{source}{part}_proj.bias")
-        self.add(name + "o", "dense", (self.hidden, queries), source + "o_proj.weight")
+        self.add(
+            name + "o", "dense", (self.hidden, queries), f"{source}{self.names.output_projection}.weight"
+        )
         if mixer["output_bias"]:
-            self.add(name + "o_bias", "exact", (self.hidden,), source + "o_proj.bias")
+            self.add(name + "o_bias", "exact", (self.hidden,), f"{source}{self.names.output_projection}.bias")
         if mixer.get("sinks"):
             self.add(name + "sinks", "exact", (mixer["num_heads"],), source + "sinks")
         if mixer["qk_norm"] in ("head", "row"):
             per_head = mixer["qk_norm"] == "head"
-            for part, rows in (("q", queries), ("k", keys)):
-                width = mixer["head_dim"] if per_head else rows
-                self.add(f"{name}{part}_norm", "exact", (width,), f"{source}{part}_norm.weight")
+            for part, rows, norm in zip("qk", (queries, keys), self.names.qk_norms, strict=True):
+                self.norm(f"{name}{part}_norm", mixer["head_dim"] if per_head else rows, source + norm)
+
+    def gated_queries(self, name: str, source: str, mixer: Recipe) -> None:
+        """Each head's gate follows its query in the checkpoint."""
+        dim = mixer["head_dim"]
+        stored = self.tensors.find(source + "q_proj.weight", (2 * mixer["num_heads"] * dim, self.hidden))
+        for part, first in (("q", 0), ("gate", dim)):
+            self.add_rows(name + part, "dense", PickedRows(stored, first, dim, 2 * dim))
+
+    def add_rows(self, name: str, kind: Kind, tensor: Tensor) -> None:
+        """All rows of `tensor`."""
+        rows, cols = tensor.shape
+        self.decoder.dense.append(DenseTensor(name, kind, (rows, cols), Source(tensor, 0, rows, cols)))
+
+    def add_convolution(self, name: str, source: str, channels: int, kernel: int) -> None:
+        stored = self.tensors.find(source, (channels, 1, kernel))
+        source_rows = Source(stored, 0, channels, kernel)
+        self.decoder.dense.append(DenseTensor(name, "exact", (channels, kernel), source_rows))
 
     def ffn(self, name: str, source: str, width: int) -> None:
         if source + "input_linear.weight" in self.tensors:
@@ -151,9 +198,10 @@ class _Assembler:
                 self.decoder.dense.append(DenseTensor(name + part, "dense", (width, self.hidden), rows))
             self.add(name + "down", "dense", (self.hidden, width), source + "output_linear.weight")
             return
-        self.add(name + "gate", "dense", (width, self.hidden), source + "gate_proj.weight")
-        self.add(name + "up", "dense", (width, self.hidden), source + "up_proj.weight")
-        self.add(name + "down", "dense", (self.hidden, width), source + "down_proj.weight")
+        gate, up, down = self.names.ffn_parts
+        self.add(name + "gate", "dense", (width, self.hidden), f"{source}{gate}.weight")
+        self.add(name + "up", "dense", (width, self.hidden), f"{source}{up}.weight")
+        self.add(name + "down", "dense", (self.hidden, width), f"{source}{down}.weight")
 
     def moe(self, layer: int, name: str, source: str, ffn: Recipe) -> None:
         names, experts = self.names, ffn["num_experts"]
@@ -176,3 +224,16 @@ class _Assembler:
         row = self.tensors.shape(source) == (1, size)
         whole = self.tensors.whole(source, (1, size) if row else (size,))
         self.decoder.dense.append(DenseTensor(name, "exact", (size,), whole))
+
+
+def _plus_one(weight: float) -> float:
+    return 1.0 + weight
+
+
+# What finds the tensors of a kind of sequence mixing: of a layer's name and source, and the mixer's recipe.
+MIXERS: dict[str, Callable[[Assembler, str, str, Recipe], None]] = {
+    "attention": Assembler.attention,
+    "latent_attention": add_latent_attention,
+    "gated_delta": add_gated_delta,
+    "short_conv": add_short_conv,
+}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..config import Config
+from ..decoder import Decoder
 from ..rope import rope_from
 
 MAX_WIDTH = 1 << 20
@@ -31,9 +32,10 @@ def attention(
     rope_theta: float = 10000.0,
     rope_layout: str = "half",
     partial: float | None = None,
+    rope_unused: tuple[str, ...] = (),
 ) -> Recipe:
-    """The mixer, without its window. `head_dim` and `rope_theta` count where config.json is silent; `partial`: see
-    rope_from()."""
+    """The mixer, without its window. `head_dim` and `rope_theta` count where config.json is silent; `partial` and
+    `rope_unused`: see rope_from()."""
     heads = config.integer("num_attention_heads", maximum=MAX_WIDTH)
     kv_heads = config.integer("num_key_value_heads", heads, maximum=heads)
     if heads % kv_heads:
@@ -55,7 +57,7 @@ def attention(
         "qk_norm": qk_norm,
         "clip_qkv": clip_qkv,
         "window": None,
-        "rope": rope_from(config, size, rope_theta, partial=partial, layout=rope_layout),
+        "rope": rope_from(config, size, rope_theta, partial=partial, layout=rope_layout, unused=rope_unused),
     }
 
 
@@ -73,25 +75,26 @@ def windows_by_type(
 ) -> list[int | None]:
     """One window a layer: from `layer_types`, or from `default` where config.json does not list them. `switch`: the flag
     that turns windows on, if there is one."""
-    sliding = default
-    types = config.get("layer_types")
-    if types is not None:
-        if not isinstance(types, list) or len(types) != layers:
-            config.fail(
-                "layer_types", f"{str(types)[:80]}; one entry for each of the {layers} layers is needed"
-            )
-        for kind in types:
-            if kind not in ("full_attention", "sliding_attention"):
-                config.fail(
-                    "layer_types", f"{str(kind)[:80]!r}; full_attention and sliding_attention are allowed"
-                )
-        sliding = [kind == "sliding_attention" for kind in types]
+    kinds = ("full_attention", "sliding_attention")
+    types = layer_types(config, layers, [kinds[slides] for slides in default], kinds)
+    sliding = [kind == "sliding_attention" for kind in types]
     if not any(sliding):
         config.get("sliding_window")
         return [None] * layers
     if switch is not None and not config.flag(switch, False):
         config.fail("layer_types", f"holds sliding_attention, but {switch} is false")
     return [sliding_window(config) if slides else None for slides in sliding]
+
+
+def layer_types(config: Config, layers: int, default: list[str], allowed: tuple[str, str]) -> list[str]:
+    """`layer_types`, or `default` where config.json does not list them."""
+    types = config.get("layer_types", default)
+    if not isinstance(types, list) or len(types) != layers:
+        config.fail("layer_types", f"{str(types)[:80]}; one entry for each of the {layers} layers is needed")
+    for kind in types:
+        if kind not in allowed:
+            config.fail("layer_types", f"{str(kind)[:80]!r}; {' and '.join(allowed)} are allowed")
+    return types
 
 
 def dense_ffn(config: Config, width_key: str = "intermediate_size") -> Recipe:
@@ -151,6 +154,11 @@ def shared_experts(config: Config, count_key: str, width_key: str) -> Recipe | N
     count = config.integer(count_key, 0, minimum=0, maximum=MAX_EXPERTS)
     width = config.integer(width_key, maximum=MAX_WIDTH)
     return {"intermediate_size": count * width, "gate": None} if count else None
+
+
+def note_prediction(decoder: Decoder, left_out: int) -> None:
+    if left_out:
+        decoder.notes.append(f"{left_out} tensors for multi-token prediction are left out")
 
 
 def num_experts(config: Config) -> int:

@@ -9,6 +9,7 @@ from .common import (
     corrected_router,
     dense_ffn,
     moe_ffn,
+    note_prediction,
     num_layers,
     shared_experts,
 )
@@ -35,6 +36,5 @@ def decoder(config: Config, tensors: SourceTensors) -> Decoder:
     further = config.integer("num_nextn_predict_layers", 0, minimum=0, maximum=layers)
     left_out = sum(tensors.leave_out(f"model.layers.{layers + index}.") for index in range(further))
     decoder = assemble(config, tensors, [mixer] * layers, ffns, CORRECTED)
-    if left_out:
-        decoder.notes.append(f"{left_out} tensors for multi-token prediction are left out")
+    note_prediction(decoder, left_out)
     return decoder

@@ -438,10 +438,19 @@ TEST_CASE("sizes that no memory holds are refused, not wrapped around") {
   CHECK(contains(message, "KV cache"));
   Recipe recipe;
   recipe.blocks.emplace_back();
-  recipe.blocks[0].attention.num_kv_heads = 1 << 12;
-  recipe.blocks[0].attention.head_dim = 512;
+  AttentionRecipe attention;
+  attention.num_kv_heads = 1 << 12;
+  attention.head_dim = 512;
+  recipe.blocks[0].mixer = attention;
   recipe.layers.assign(1 << 16, 0);
-  CHECK(KvPool::bytes(KvLayout(recipe, KvType::f32), std::int64_t{1} << 36) == kUnaddressable);
+  const KvPool::Shape shape{std::int64_t{1} << 30, 1 << 12};
+  CHECK(KvPool::kv_bytes(KvLayout(recipe, KvType::f32), shape) == kUnaddressable);
+  GatedDeltaRecipe delta;
+  delta.num_key_heads = delta.num_value_heads = 1 << 12;
+  delta.key_head_dim = delta.value_head_dim = 512;
+  delta.conv_kernel = 4;
+  recipe.blocks[0].mixer = delta;
+  CHECK(KvPool::state_bytes(StateLayout(recipe), shape) == kUnaddressable);
 }
 
 TEST_CASE("a load can be stopped, and leaves nothing behind") {

@@ -66,6 +66,7 @@ py::dict describe(const MemoryPlan& p) {
   out["chunk"] = p.chunk;
   out["dense_bytes"] = p.dense_bytes;
   out["kv_bytes"] = p.kv_bytes;
+  out["state_bytes"] = p.state_bytes;
   out["scratch_bytes"] = p.scratch_bytes + p.sampler_bytes;
   out["slots_bytes"] = p.slots_bytes;
   out["expert_bytes"] = p.expert_bytes;

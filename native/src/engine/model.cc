@@ -26,20 +26,18 @@ Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path
       recipe_(recipe_of(bundle_)),
       plan_(plan_memory(bundle_, recipe_, *runtime_, runtime_->pool().threads(), options)),
       weights_(bundle_, recipe_, runtime_->budget(), runtime_->reader(), poll),
-      kv_(std::make_shared<KvPool>(KvLayout(recipe_, plan_.kv_type),
-                                   (plan_.context + kKvBlockTokens - 1) / kKvBlockTokens * options.parallel,
+      kv_(std::make_shared<KvPool>(recipe_, plan_.kv_type, KvPool::Shape{plan_.context, options.parallel},
                                    runtime_->budget())),
       store_(bundle_, runtime_->budget(), runtime_->reader(), plan_.slots_bytes,
              make_lru(expert_count(bundle_))),
-      decoder_(bundle_, recipe_, weights_, store_, kv_->layout(),
-               {runtime_->pool(), runtime_->kernel_table()}, runtime_->budget(),
-               {plan_.chunk, runtime_->pool().threads(), plan_.context, plan_.kv_type}),
+      decoder_(bundle_, recipe_, weights_, store_, *kv_, {runtime_->pool(), runtime_->kernel_table()},
+               runtime_->budget(), {plan_.chunk, runtime_->pool().threads(), plan_.context, plan_.kv_type}),
       sampling_(runtime_->budget(), Sampler::space_bytes(recipe_.vocab_size), "sampling") {
   batch_.reserve(static_cast<std::size_t>(plan_.chunk));
   origins_.reserve(static_cast<std::size_t>(plan_.chunk));
 }
 
-std::shared_ptr<KvSequence> Model::sequence() { return std::make_shared<KvSequence>(kv_, plan_.context); }
+std::shared_ptr<KvSequence> Model::sequence() { return std::make_shared<KvSequence>(kv_); }
 
 void Model::check(std::span<const StepRow> rows) const {
   for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -80,9 +78,10 @@ void Model::step(std::span<const StepRow> rows, const StepSink& sink, const std:
     for (const StepRow& row : rows)
       row.sequence->reserve(row.sequence->length() + static_cast<std::int64_t>(row.tokens.size()));
     run_chunks(rows, sink, {cancelled_, poll});
+    for (const StepRow& row : rows) row.sequence->settle();
   } catch (...) {
     store_.cancel_prefetch();
-    for (std::size_t i = 0; i < rows.size(); ++i) rows[i].sequence->truncate(lengths[i]);
+    for (std::size_t i = 0; i < rows.size(); ++i) rows[i].sequence->restore(lengths[i]);
     cancelled_.store(false, std::memory_order_relaxed);
     throw;
   }
@@ -117,13 +116,19 @@ void Model::run_chunks(std::span<const StepRow> rows, const StepSink& sink, cons
   origins_.clear();
   for (std::size_t r = 0; r < rows.size(); ++r) {
     const StepRow& row = rows[r];
+    const auto add = [&](std::int64_t position, std::int32_t token, bool wanted, Origin origin) {
+      batch_.push_back({row.sequence, position, token, wanted});
+      origins_.push_back(origin);
+      if (batch_.size() == static_cast<std::size_t>(plan_.chunk)) run_batch(rows, sink, control);
+    };
     const std::int64_t start = row.sequence->length();
+    for (std::int64_t at = row.sequence->computed(); at < start; ++at)
+      add(at, *row.sequence->token(at), false, {r, 0});
     for (std::size_t t = 0; t < row.tokens.size(); ++t) {
       const bool last = t + 1 == row.tokens.size();
-      batch_.push_back({row.sequence, start + static_cast<std::int64_t>(t), row.tokens[t],
-                        row.wanted == Wanted::all || (row.wanted == Wanted::last && last)});
-      origins_.push_back({r, t});
-      if (batch_.size() == static_cast<std::size_t>(plan_.chunk)) run_batch(rows, sink, control);
+      const std::int64_t at = start + static_cast<std::int64_t>(t);
+      if (std::int32_t* kept = row.sequence->token(at)) *kept = row.tokens[t];
+      add(at, row.tokens[t], row.wanted == Wanted::all || (row.wanted == Wanted::last && last), {r, t});
     }
   }
   if (!batch_.empty()) run_batch(rows, sink, control);
@@ -134,7 +139,7 @@ void Model::run_batch(std::span<const StepRow> rows, const StepSink& sink, const
   decoder_.run(batch_, control, [&](std::size_t i, std::span<float> logits) {
     sink(origins_[i].row, origins_[i].token, logits);
   });
-  for (const BatchRow& row : batch_) row.sequence->advance(1);
+  for (const BatchRow& row : batch_) row.sequence->advance();
   const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
   const bool decode = std::all_of(origins_.begin(), origins_.end(),
                                   [&](const Origin& o) { return rows[o.row].tokens.size() == 1; });

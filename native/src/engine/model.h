@@ -41,6 +41,7 @@ struct MemoryPlan {
   KvType kv_type = KvType::f16;
   std::uint64_t dense_bytes = 0;
   std::uint64_t kv_bytes = 0;
+  std::uint64_t state_bytes = 0;  // of sequence_state.h
   std::uint64_t scratch_bytes = 0;
   std::uint64_t sampler_bytes = 0;
   std::uint64_t expert_bytes = 0;    // of every expert
@@ -54,11 +55,14 @@ struct MemoryPlan {
 MemoryPlan plan_memory(const Bundle& bundle, const Recipe& recipe, const Runtime& runtime, int threads,
                        const ModelOptions& options);
 
+// The tensor of the first layer that attends which makes its keys; empty where none does.
+std::string key_projection(const Recipe& recipe);
+
 // What a plan needs to know of weights, which need not exist yet.
 struct WeightSizes {
   std::string name;                                      // for messages
   std::uint64_t dense_bytes = 0;                         // of dense.bin
-  FormatId key_format = FormatId::f32;                   // of the first layer's key projection
+  FormatId key_format = FormatId::f32;                   // of key_projection()
   std::vector<std::vector<std::uint64_t>> expert_bytes;  // of every extent, by MoE layer
 };
 MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const Runtime& runtime, int threads,

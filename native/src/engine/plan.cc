@@ -105,11 +105,22 @@ std::string megabytes(std::uint64_t bytes) {
 
 }  // namespace
 
+std::string key_projection(const Recipe& recipe) {
+  for (int i = 0; i < recipe.num_layers(); ++i) {
+    const MixerRecipe& mixer = recipe.block(i).mixer;
+    const std::string prefix = "layers." + std::to_string(i) + ".attention.";
+    if (std::holds_alternative<AttentionRecipe>(mixer)) return prefix + "k";
+    if (std::holds_alternative<LatentAttentionRecipe>(mixer)) return prefix + "kv_a";
+  }
+  return {};
+}
+
 MemoryPlan plan_memory(const Bundle& bundle, const Recipe& recipe, const Runtime& runtime, int threads,
                        const ModelOptions& options) {
+  const std::string key = key_projection(recipe);
   const WeightSizes sizes{.name = bundle.path().string(),
                           .dense_bytes = Weights::resident_bytes(bundle, recipe),
-                          .key_format = bundle.tensor("layers.0.attention.k").format,
+                          .key_format = key.empty() ? FormatId::f32 : bundle.tensor(key).format,
                           .expert_bytes = extent_bytes(bundle.manifest())};
   return plan_memory(sizes, recipe, runtime, threads, options);
 }
@@ -123,8 +134,9 @@ MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const R
   plan.kv_type = options.kv_type.value_or(weights.key_format == FormatId::f32 ? KvType::f32 : KvType::f16);
   const auto pages = [](std::uint64_t bytes) { return round_up(bytes, page_size()); };
   plan.dense_bytes = weights.dense_bytes;
-  const std::int64_t blocks = (plan.context + kKvBlockTokens - 1) / kKvBlockTokens * options.parallel;
-  plan.kv_bytes = pages(KvPool::bytes(KvLayout(recipe, plan.kv_type), blocks));
+  const KvPool::Shape pool{plan.context, options.parallel};
+  plan.kv_bytes = pages(KvPool::kv_bytes(KvLayout(recipe, plan.kv_type), pool));
+  plan.state_bytes = pages(KvPool::state_bytes(StateLayout(recipe), pool));
   plan.sampler_bytes = pages(Sampler::space_bytes(recipe.vocab_size));
   const ExpertSizes experts = expert_sizes(weights, recipe);
   plan.expert_bytes = experts.total;
@@ -132,7 +144,7 @@ MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const R
 
   const std::uint64_t limit = runtime.budget()->limit_bytes();
   const std::uint64_t fixed = runtime.budget()->used_bytes() + plan.dense_bytes + plan.kv_bytes +
-                              plan.sampler_bytes + ExpertStore::index_bytes(experts.count);
+                              plan.state_bytes + plan.sampler_bytes + ExpertStore::index_bytes(experts.count);
   const std::uint64_t two_slots = std::min<std::uint64_t>(2, experts.count) * experts.largest;
   const auto scratch = [&](int chunk) {
     return pages(Scratch::layout(recipe, {chunk, threads, plan.context, plan.kv_type}, nullptr).bytes);
@@ -149,7 +161,8 @@ MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const R
                     std::to_string(plan.minimum_bytes) + " bytes (" + megabytes(plan.minimum_bytes) +
                     "): dense weights " + megabytes(plan.dense_bytes) + ", KV cache of " +
                     std::to_string(plan.context) + " tokens x " + std::to_string(options.parallel) + " " +
-                    megabytes(plan.kv_bytes) + ", two expert slots " + megabytes(two_slots) +
+                    megabytes(plan.kv_bytes + plan.state_bytes) + ", two expert slots " +
+                    megabytes(two_slots) +
                     ", the rest scratch, tokenizer and the list of experts; a smaller context needs less");
   }
   if (options.chunk == 0) {

@@ -92,6 +92,14 @@ void silu_mul(float* gate, const float* up, std::size_t n) {
   });
 }
 
+template <class V>
+void sigmoid_mul(float* x, const float* gate, std::size_t n) {
+  for_each_strip<V>(n, [&](std::size_t i, int, std::ptrdiff_t lanes) {
+    const auto g = V::load_partial(gate + i, lanes, 0.0f);
+    V::store_partial(x + i, V::load_partial(x + i, lanes, 0.0f) / (V::exp(-g) + 1.0f), lanes);
+  });
+}
+
 // 0.5 (1 + tanh(z)) is the sigmoid of 2z.
 template <class V>
 void gelu_tanh_mul(float* gate, const float* up, std::size_t n) {

@@ -88,6 +88,47 @@ struct Attention {
 };
 std::size_t attention_scratch(const Attention& work);
 
+// Depthwise causal convolution over consecutive positions of one sequence:
+//   y[r][c] = bias[c] + sum over k of weights[c][k] * x[r - (width - 1) + k][c], then silu where asked for.
+// Rows before the first one are the history, oldest first; nothing there counts as zeros.
+inline constexpr int kMaxConvolution = 8;
+struct Convolution {
+  const float* x = nullptr;  // [rows, x_stride apart][channels]
+  std::size_t x_stride = 0;
+  int rows = 1;
+  int width = 0;  // 2 to kMaxConvolution
+  std::size_t channels = 0;
+  const float* weights = nullptr;  // a packed f32 matrix [channels, width]
+  const float* bias = nullptr;     // [channels] or null
+  bool silu = false;
+  const float* history = nullptr;  // [width - 1][channels], or null at the start
+  float* next_history = nullptr;   // what follows the last row; may be `history`
+  float* y = nullptr;              // [rows, y_stride apart][channels]; not x
+  std::size_t y_stride = 0;
+};
+
+// The gated delta rule of one head over consecutive positions of one sequence. For each row in turn, with the
+// state S [key_dim][value_dim]:
+//   S *= decay;  d = beta * (value - key S);  S += key (x) d;  out = query S
+// The state lies as [value_dim padded to 16, / 16][key_dim][16].
+struct DeltaRule {
+  const float* queries = nullptr;  // [rows, row_stride apart][key_dim], likewise keys; normed and scaled
+  const float* keys = nullptr;
+  const float* values = nullptr;  // [rows, row_stride apart][value_dim]
+  std::size_t row_stride = 0;
+  const float* decay = nullptr;  // [rows, gate_stride apart]
+  const float* beta = nullptr;
+  std::size_t gate_stride = 0;
+  int rows = 1;
+  int key_dim = 0;
+  int value_dim = 0;
+  const float* state = nullptr;  // null at the start: zeros
+  float* next_state = nullptr;   // after the last row; may be `state`
+  float* out = nullptr;          // [rows, out_stride apart][value_dim]
+  std::size_t out_stride = 0;
+};
+std::size_t delta_state_floats(int key_dim, int value_dim);  // of one head
+
 struct KernelTable {
   std::string_view name;  // "scalar", "portable", "avx2", "avxvnni", "avx512", "neon", "neon-i8mm"
   // Output rows of tiles [tile_begin, tile_end), every activation row.
@@ -103,11 +144,15 @@ struct KernelTable {
   void (*gelu_tanh_mul)(float* gate, const float* up, std::size_t n);  // likewise, in gelu's tanh form
   // gate = g * sigmoid(alpha * g) * (u + 1), with g = min(gate, limit) and u = clamp(up, -limit, limit)
   void (*clamped_swiglu)(float* gate, const float* up, std::size_t n, float alpha, float limit);
-  void (*softmax)(float* x, std::size_t n);  // in place
+  void (*sigmoid_mul)(float* x, const float* gate, std::size_t n);  // x *= sigmoid(gate)
+  void (*softmax)(float* x, std::size_t n);                         // in place
   void (*attention)(const Attention& work);
   // Stores one token's key [head_dim] and value [value_dim] of one KV head at `slot` (0..15) of a block.
   void (*store_kv)(const float* key, const float* value, int head_dim, int value_dim, KvType type, int slot,
                    std::byte* keys, std::byte* values);
+  // Channels [16 * strip_begin, 16 * strip_end).
+  void (*convolution)(const Convolution& work, std::size_t strip_begin, std::size_t strip_end);
+  void (*delta_rule)(const DeltaRule& work);
   // int8 dot products on registers alone, as many as the instruction set does; returns the multiply-adds
   // done.
   std::uint64_t (*dot_rounds)(std::uint64_t rounds);

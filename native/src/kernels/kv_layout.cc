@@ -34,4 +34,8 @@ std::size_t attention_scratch(const Attention& work) {
   return queries * (blocks * kTokens + coded);
 }
 
+std::size_t delta_state_floats(int key_dim, int value_dim) {
+  return up(static_cast<std::size_t>(value_dim), kTileRows) * static_cast<std::size_t>(key_dim);
+}
+
 }  // namespace edgert

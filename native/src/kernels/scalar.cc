@@ -161,6 +161,10 @@ void silu_mul(float* gate, const float* up, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) gate[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
 }
 
+void sigmoid_mul(float* x, const float* gate, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) x[i] /= 1.0f + std::exp(-gate[i]);
+}
+
 // 0.5 (1 + tanh(z)) is the sigmoid of 2z.
 void gelu_tanh_mul(float* gate, const float* up, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) {
@@ -298,6 +302,53 @@ void store_kv(const float* key, const float* value, int head_dim, int value_dim,
   }
 }
 
+void convolution(const Convolution& work, std::size_t strip_begin, std::size_t strip_end) {
+  const auto width = static_cast<std::size_t>(work.width);
+  const std::size_t end = std::min(strip_end * kTileRows, work.channels);
+  for (std::size_t c = strip_begin * kTileRows; c < end; ++c) {
+    const float* weights = work.weights + c / kTileRows * kTileRows * width + c % kTileRows;
+    float window[kMaxConvolution] = {};
+    for (std::size_t k = 0; work.history && k + 1 < width; ++k)
+      window[k] = work.history[k * work.channels + c];
+    for (std::size_t r = 0; r < static_cast<std::size_t>(work.rows); ++r) {
+      window[width - 1] = work.x[r * work.x_stride + c];
+      float sum = work.bias ? work.bias[c] : 0.0f;
+      for (std::size_t k = 0; k < width; ++k) sum += weights[k * kTileRows] * window[k];
+      work.y[r * work.y_stride + c] = work.silu ? sum / (1.0f + std::exp(-sum)) : sum;
+      std::copy(window + 1, window + width, window);
+    }
+    for (std::size_t k = 0; k + 1 < width; ++k) work.next_history[k * work.channels + c] = window[k];
+  }
+}
+
+// Column i of the state, over all rows.
+void delta_column(const DeltaRule& work, std::size_t i) {
+  const auto dim = static_cast<std::size_t>(work.key_dim);
+  const std::size_t at = i / kTileRows * kTileRows * dim + i % kTileRows;
+  float* const state = work.next_state + at;
+  for (std::size_t k = 0; k < dim; ++k)
+    state[k * kTileRows] = work.state ? work.state[at + k * kTileRows] : 0.0f;
+  for (std::size_t r = 0; r < static_cast<std::size_t>(work.rows); ++r) {
+    const float* query = work.queries + r * work.row_stride;
+    const float* key = work.keys + r * work.row_stride;
+    float remembered = 0, out = 0;
+    for (std::size_t k = 0; k < dim; ++k) {
+      state[k * kTileRows] *= work.decay[r * work.gate_stride];
+      remembered += state[k * kTileRows] * key[k];
+    }
+    const float delta = work.beta[r * work.gate_stride] * (work.values[r * work.row_stride + i] - remembered);
+    for (std::size_t k = 0; k < dim; ++k) {
+      state[k * kTileRows] += key[k] * delta;
+      out += state[k * kTileRows] * query[k];
+    }
+    work.out[r * work.out_stride + i] = out;
+  }
+}
+
+void delta_rule(const DeltaRule& work) {
+  for (std::size_t i = 0; i < static_cast<std::size_t>(work.value_dim); ++i) delta_column(work, i);
+}
+
 std::uint64_t dot_rounds(std::uint64_t rounds) {
   constexpr int kSums = 8;
   std::int32_t sums[kSums] = {}, code = 1, input = 1;
@@ -321,9 +372,12 @@ constinit const KernelTable scalar_table = {.name = "scalar",
                                             .silu_mul = silu_mul,
                                             .gelu_tanh_mul = gelu_tanh_mul,
                                             .clamped_swiglu = clamped_swiglu,
+                                            .sigmoid_mul = sigmoid_mul,
                                             .softmax = softmax,
                                             .attention = attention,
                                             .store_kv = store_kv,
+                                            .convolution = convolution,
+                                            .delta_rule = delta_rule,
                                             .dot_rounds = dot_rounds};
 
 }  // namespace edgert

@@ -38,26 +38,28 @@ float temperature(const AttentionRecipe& a, std::int64_t position) {
 
 }  // namespace
 
-void Decoder::attention(int layer, std::span<const BatchRow> rows) {
-  const BlockRecipe& block = recipe_.block(layer);
-  const AttentionRecipe& a = block.attention;
-  const LayerWeights& w = weights_.layer(layer);
+void Decoder::mix(int layer, const AttentionRecipe& a, const AttentionWeights& w, Activations& in,
+                  std::span<const BatchRow> rows) {
   const auto width = static_cast<std::size_t>(a.num_heads * a.head_dim);
-
-  Activations in = normed(w.attention_norm, block, rows.size());
-  if (any_integer({w.attention.q.format, w.attention.k.format, w.attention.v.format}))
+  if (any_integer({w.q.format, w.k.format, w.v.format}) || (w.gate && any_integer({w.gate->format})))
     quantize(machine_, in, hidden());
-  multiply(machine_, {product(w.attention.q, in, s_.q, width, w.attention.q_bias),
-                      product(w.attention.k, in, s_.k, w.attention.k.rows, w.attention.k_bias),
-                      product(w.attention.v, in, s_.v, w.attention.v.rows, w.attention.v_bias)});
-  project_qkv(a, w.attention, block.norm_eps, rows.size());
+  std::vector<MatMul> products{product(w.q, in, s_.q, width, w.q_bias),
+                               product(w.k, in, s_.k, w.k.rows, w.k_bias),
+                               product(w.v, in, s_.v, w.v.rows, w.v_bias)};
+  if (w.gate) products.push_back(product(*w.gate, in, s_.wide, width, w.gate_bias));
+  multiply(machine_, products);
+  project_qkv(a, w, recipe_.block(layer).norm_eps, rows.size());
   rotate(a, rows);
-  attend(layer, a, rows);
+  attend(layer, a, w.sinks, rows);
 
   Activations mixed{s_.mixed, width, rows.size(), s_.inputs};
-  if (any_integer({w.attention.o.format})) quantize(machine_, mixed, width);
-  multiply(machine_, {product(w.attention.o, mixed, s_.projected, hidden(), w.attention.o_bias)});
-  add_residual(s_.projected, block.residual_scale, rows.size());
+  if (w.gate) {
+    machine_.for_rows(rows.size(), [&](std::size_t i, int) {
+      machine_.kernels.sigmoid_mul(s_.mixed + i * width, s_.wide + i * width, width);
+    });
+  }
+  if (any_integer({w.o.format})) quantize(machine_, mixed, width);
+  multiply(machine_, {product(w.o, mixed, s_.projected, hidden(), w.o_bias)});
 }
 
 // What stands between projection and rotation: norms and clipping.
@@ -87,42 +89,55 @@ void Decoder::project_qkv(const AttentionRecipe& a, const AttentionWeights& w, f
   });
 }
 
+// Each row's cosines and sines into rotation, unless the layer before had the same.
+void Decoder::find_angles(const RopeRecipe& rope, std::span<const BatchRow> rows) {
+  if (rotated_ == &rope) return;
+  rotated_ = &rope;
+  const auto& longer = rope.long_context;
+  const bool use_long = longer && shape_.context > longer->beyond;
+  const std::vector<float>& inv_freq = use_long ? longer->inv_freq : rope.inv_freq;
+  const float factor = use_long ? longer->attention_factor : rope.attention_factor;
+  const std::size_t half = inv_freq.size();
+  machine_.for_rows(rows.size(), [&](std::size_t i, int) {
+    float* cosine = s_.rotation + i * 2 * half;
+    float* sine = cosine + half;
+    for (std::size_t j = 0; j < half; ++j) {
+      // The angle is rounded to f32, as every framework does.
+      const float angle = static_cast<float>(rows[i].position) * inv_freq[j];
+      cosine[j] = std::cos(angle) * factor;
+      sine[j] = std::sin(angle) * factor;
+    }
+  });
+}
+
+void Decoder::rotate(const RopeRecipe& rope, std::size_t row, float* x) const {
+  const std::size_t half = rope.inv_freq.size();
+  const float* cosine = s_.rotation + row * 2 * half;
+  rotate_head(x, cosine, cosine + half, half, rope.layout);
+}
+
 void Decoder::rotate(const AttentionRecipe& a, std::span<const BatchRow> rows) {
   const auto dim = static_cast<std::size_t>(a.head_dim);
   const auto heads = static_cast<std::size_t>(a.num_heads);
   const auto kv_heads = static_cast<std::size_t>(a.num_kv_heads);
-  const bool known = a.rope && rotated_ == &*a.rope;  // the layer before had the same angles
-  rotated_ = a.rope ? &*a.rope : nullptr;
+  if (a.rope) find_angles(*a.rope, rows);
   machine_.for_rows(rows.size(), [&](std::size_t i, int) {
     float* q = s_.q + i * heads * dim;
     float* k = s_.k + i * kv_heads * dim;
     if (a.rope) {
-      const auto& longer = a.rope->long_context;
-      const bool use_long = longer && shape_.context > longer->beyond;
-      const std::vector<float>& inv_freq = use_long ? longer->inv_freq : a.rope->inv_freq;
-      const float factor = use_long ? longer->attention_factor : a.rope->attention_factor;
-      const std::size_t half = inv_freq.size();
-      float* cosine = s_.rotation + i * round_up(dim, 2);
-      float* sine = cosine + half;
-      for (std::size_t j = 0; j < half && !known; ++j) {
-        // The angle is rounded to f32, as every framework does.
-        const float angle = static_cast<float>(rows[i].position) * inv_freq[j];
-        cosine[j] = std::cos(angle) * factor;
-        sine[j] = std::sin(angle) * factor;
-      }
-      for (std::size_t h = 0; h < heads; ++h) rotate_head(q + h * dim, cosine, sine, half, a.rope->layout);
-      for (std::size_t h = 0; h < kv_heads; ++h) rotate_head(k + h * dim, cosine, sine, half, a.rope->layout);
+      for (std::size_t h = 0; h < heads; ++h) rotate(*a.rope, i, q + h * dim);
+      for (std::size_t h = 0; h < kv_heads; ++h) rotate(*a.rope, i, k + h * dim);
     }
     const float scale = a.scale * temperature(a, rows[i].position);
     for (std::size_t j = 0; j < heads * dim; ++j) q[j] *= scale;
   });
 }
 
-void Decoder::attend(int layer, const AttentionRecipe& a, std::span<const BatchRow> rows) {
+void Decoder::attend(int layer, const AttentionRecipe& a, const float* sinks,
+                     std::span<const BatchRow> rows) {
   const auto dim = static_cast<std::size_t>(a.head_dim);
   const auto kv_heads = static_cast<std::size_t>(a.num_kv_heads);
   const auto group = static_cast<std::size_t>(a.num_heads) / kv_heads;
-  const float* sinks = weights_.layer(layer).attention.sinks;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     std::byte* block = rows[i].sequence->block(rows[i].position);
     for (std::size_t h = 0; h < kv_heads; ++h) {
@@ -134,18 +149,9 @@ void Decoder::attend(int layer, const AttentionRecipe& a, std::span<const BatchR
     }
   }
   // Rows that follow one another share the loads of keys and values.
-  attended_.clear();
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const bool follows = i > 0 && rows[i].sequence == rows[i - 1].sequence &&
-                         rows[i].position == rows[i - 1].position + 1 &&
-                         chunk_start(a, rows[i].position) == chunk_start(a, rows[i - 1].position) &&
-                         attended_.back().count < attention_rows(a.num_heads / a.num_kv_heads);
-    if (follows) {
-      ++attended_.back().count;
-    } else {
-      attended_.push_back({i, 1});
-    }
-  }
+  find_runs(rows, attention_rows(a.num_heads / a.num_kv_heads), attended_, [&](std::size_t i) {
+    return chunk_start(a, rows[i].position) == chunk_start(a, rows[i - 1].position);
+  });
   machine_.pool.run(static_cast<int>(attended_.size() * kv_heads), 1, [&](int begin, int end, int worker) {
     for (int item = begin; item < end; ++item) {
       // One head after the other: its keys and values stay in a cache while the rows go by.

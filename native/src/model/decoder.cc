@@ -8,13 +8,14 @@
 namespace edgert {
 
 Decoder::Decoder(const Bundle& bundle, const Recipe& recipe, const Weights& weights, ExpertStore& store,
-                 const KvLayout& kv, Machine machine, std::shared_ptr<Budget> budget,
+                 const KvPool& pool, Machine machine, std::shared_ptr<Budget> budget,
                  const ScratchShape& shape)
     : bundle_(bundle),
       recipe_(recipe),
       weights_(weights),
       store_(store),
-      kv_(kv),
+      kv_(pool.layout()),
+      state_(pool.state_layout()),
       machine_(machine),
       shape_(shape),
       memory_(std::move(budget), Scratch::layout(recipe, shape, nullptr).bytes, "scratch"),
@@ -28,12 +29,26 @@ void StepControl::check() const {
 void Decoder::run(std::span<const BatchRow> rows, const StepControl& control, const LogitsSink& sink) {
   embed(rows);
   rotated_ = nullptr;
+  find_runs(rows, shape_.rows, runs_, [](std::size_t) { return true; });
   for (int layer = 0; layer < recipe_.num_layers(); ++layer) {
     control.check();
-    attention(layer, rows);
+    mix(layer, rows);
     ffn(layer, rows, control);
   }
   output(rows, control, sink);
+}
+
+void Decoder::mix(int layer, std::span<const BatchRow> rows) {
+  const BlockRecipe& block = recipe_.block(layer);
+  Activations in = normed(weights_.layer(layer).attention_norm, block, rows.size());
+  std::visit(
+      [&](const auto& recipe, const auto& weights) {
+        // Weights are bound by their recipe: other pairs do not occur.
+        if constexpr (requires { mix(layer, recipe, weights, in, rows); })
+          mix(layer, recipe, weights, in, rows);
+      },
+      block.mixer, weights_.layer(layer).mixer);
+  add_residual(s_.projected, block.residual_scale, rows.size());
 }
 
 void Decoder::embed(std::span<const BatchRow> rows) {

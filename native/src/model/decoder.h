@@ -41,7 +41,7 @@ using LogitsSink = std::function<void(std::size_t row, std::span<float> logits)>
 class Decoder {
  public:
   Decoder(const Bundle& bundle, const Recipe& recipe, const Weights& weights, ExpertStore& store,
-          const KvLayout& kv, Machine machine, std::shared_ptr<Budget> budget, const ScratchShape& shape);
+          const KvPool& pool, Machine machine, std::shared_ptr<Budget> budget, const ScratchShape& shape);
 
   // REQUIRES rows.size() <= shape.rows and tokens inside the vocabulary. Throws what a read threw,
   // Error{cancelled}, or what poll threw; the sequences' lengths are the caller's to advance.
@@ -56,12 +56,49 @@ class Decoder {
   std::span<const std::int32_t> last_experts(int layer) const noexcept;
 
  private:
+  // Rows of a sequence at consecutive positions.
+  struct RowRun {
+    std::size_t first;
+    int count;
+  };
   void embed(std::span<const BatchRow> rows);
-  void attention(int layer, std::span<const BatchRow> rows);
+  // Sequence mixing of a layer: from normed rows to `projected`.
+  void mix(int layer, std::span<const BatchRow> rows);
+  void mix(int layer, const AttentionRecipe& a, const AttentionWeights& w, Activations& in,
+           std::span<const BatchRow> rows);
+  void mix(int layer, const LatentAttentionRecipe& a, const LatentAttentionWeights& w, Activations& in,
+           std::span<const BatchRow> rows);
+  void mix(int layer, const GatedDeltaRecipe& d, const GatedDeltaWeights& w, Activations& in,
+           std::span<const BatchRow> rows);
+  void mix(int layer, const ShortConvRecipe& c, const ShortConvWeights& w, Activations& in,
+           std::span<const BatchRow> rows);
+  void absorb_queries(const LatentAttentionRecipe& a, const LatentAttentionWeights& w, std::size_t rows);
+  void attend_latent(int layer, const LatentAttentionRecipe& a, std::span<const BatchRow> rows);
+  void convolve(Convolution work, std::size_t offset, std::span<const BatchRow> rows);
+  void delta_rule(const GatedDeltaRecipe& d, std::size_t offset, std::span<const BatchRow> rows);
+  std::vector<MatMul> products_by_head(const Matrix& matrix, std::size_t heads, const Activations& in,
+                                       float* y, std::size_t y_stride);
   void project_qkv(const AttentionRecipe& recipe, const AttentionWeights& weights, float norm_eps,
                    std::size_t rows);
+  void find_angles(const RopeRecipe& rope, std::span<const BatchRow> rows);
+  void rotate(const RopeRecipe& rope, std::size_t row, float* x) const;
   void rotate(const AttentionRecipe& recipe, std::span<const BatchRow> rows);
-  void attend(int layer, const AttentionRecipe& recipe, std::span<const BatchRow> rows);
+  template <typename Joins>  // joins(i): row i goes with row i - 1, which is the one before it in its
+                             // sequence
+  void find_runs(std::span<const BatchRow> rows, int at_most, std::vector<RowRun>& runs,
+                 Joins&& joins) const {
+    runs.clear();
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      const bool follows = i > 0 && rows[i].sequence == rows[i - 1].sequence &&
+                           rows[i].position == rows[i - 1].position + 1 && runs.back().count < at_most;
+      if (follows && joins(i)) {
+        ++runs.back().count;
+      } else {
+        runs.push_back({i, 1});
+      }
+    }
+  }
+  void attend(int layer, const AttentionRecipe& recipe, const float* sinks, std::span<const BatchRow> rows);
   void ffn(int layer, std::span<const BatchRow> rows, const StepControl& control);
   void gated_ffn(const FfnRecipe& recipe, const GatedFfnWeights& weights, Activations& in, float* out);
   Activations activate(const FfnRecipe& recipe, std::size_t width, std::size_t rows, bool integer);
@@ -91,14 +128,12 @@ class Decoder {
   const Weights& weights_;
   ExpertStore& store_;
   const KvLayout& kv_;
+  const StateLayout& state_;
   Machine machine_;
   ScratchShape shape_;
   std::shared_ptr<const ImposedRouting> imposed_;
-  struct RowRun {
-    std::size_t first;
-    int count;
-  };
   std::vector<RowRun> attended_;         // rows that attend together
+  std::vector<RowRun> runs_;             // whole ones, of this step
   const RopeRecipe* rotated_ = nullptr;  // whose angles of this step's rows are in s_.rotation
   Buffer memory_;
   Scratch s_;

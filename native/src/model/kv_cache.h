@@ -1,8 +1,9 @@
 // KV blocks of 16 tokens behind block tables, drawn from one pool that the budget has paid for.
 //
-// A block holds the 16 tokens of every layer; where a layer and head lie inside it is fixed per model.
-// Threads: the pool is thread-safe. A sequence has one user at a time, who holds it; rewind() and length()
-// may be called from any thread. Block contents are written by the step.
+// A block holds the 16 tokens of every layer that attends; where a layer and head lie inside it is fixed per
+// model. What other layers keep of a sequence is in sequence_state.h; the pool has a slot of it for each of
+// as many sequences as it was made for. Threads: the pool is thread-safe. A sequence has one user at a time,
+// who holds it; rewind() and length() may be called from any thread. Block contents are written by the step.
 #pragma once
 
 #include <atomic>
@@ -14,6 +15,7 @@
 
 #include "kernels/kernels.h"
 #include "model/recipe.h"
+#include "model/sequence_state.h"
 #include "platform/memory.h"
 
 namespace edgert {
@@ -28,29 +30,44 @@ struct KvLayout {
 
  private:
   struct Layer {
-    std::size_t offset, key_bytes, head_bytes;
+    std::size_t offset = 0, key_bytes = 0, head_bytes = 0;
   };
+  void add(std::size_t heads, int key_dim, int value_dim);
   std::vector<Layer> layers_;
 };
 
 class KvPool {
  public:
-  KvPool(KvLayout layout, std::int64_t blocks, std::shared_ptr<Budget> budget);
-  static std::uint64_t bytes(const KvLayout& layout, std::int64_t blocks);  // kUnaddressable at most
+  struct Shape {
+    std::int64_t context = 0;  // tokens of a sequence
+    int sequences = 0;         // of that length, at a time
+    std::int64_t blocks() const noexcept {
+      return (context + kKvBlockTokens - 1) / kKvBlockTokens * sequences;
+    }
+  };
+  KvPool(const Recipe& recipe, KvType type, const Shape& shape, std::shared_ptr<Budget> budget);
+  // kUnaddressable at most
+  static std::uint64_t kv_bytes(const KvLayout& layout, const Shape& shape);
+  static std::uint64_t state_bytes(const StateLayout& layout, const Shape& shape);
   const KvLayout& layout() const noexcept { return layout_; }
+  const StateLayout& state_layout() const noexcept { return state_layout_; }
 
  private:
   friend class KvSequence;
   KvLayout layout_;
+  StateLayout state_layout_;
+  Shape shape_;
   Buffer memory_;
-  std::mutex mutex_;  // of free_
+  Buffer states_;
+  std::mutex mutex_;  // of what is free
   std::vector<std::byte*> free_;
+  std::vector<std::byte*> free_slots_;
 };
 
 // One sequence's state: how many tokens are in, and the blocks that hold them.
 class KvSequence {
  public:
-  KvSequence(std::shared_ptr<KvPool> pool, std::int64_t context);
+  explicit KvSequence(std::shared_ptr<KvPool> pool);
   ~KvSequence();
   KvSequence(const KvSequence&) = delete;
   KvSequence& operator=(const KvSequence&) = delete;
@@ -80,18 +97,28 @@ class KvSequence {
   // For the holder. Makes room for `tokens` in total. Error{invalid_argument} past the context, Error{budget}
   // where the pool is dry.
   void reserve(std::int64_t tokens);
-  void advance(std::int64_t tokens) { length_ += tokens; }  // REQUIRES reserve(length() + tokens)
-  // Back to `length` tokens, without the room reserved for more. REQUIRES 0 <= length <= length().
-  void truncate(std::int64_t length) noexcept;
+  // Tokens that need not run again; the others of length() do, before any new one (see sequence_state.h).
+  std::int64_t computed() const noexcept { return computed_; }
+  // A token that is in, or room for one that is to come; null where none has to be kept. REQUIRES reserve().
+  std::int32_t* token(std::int64_t position) const;
+  // State of fixed size of layers that have some. REQUIRES reserve().
+  const SequenceState& state() const noexcept { return state_; }
+  void advance() noexcept;  // by a token. REQUIRES reserve(computed() + 1)
+  void settle() noexcept;   // once a step is done
+  // Back to the `length` tokens that there were before a step.
+  void restore(std::int64_t length) noexcept { truncate(length); }
 
   // For others. Error{invalid_argument} unless 0 <= length <= length(), and while a step runs on it.
   void rewind(std::int64_t length);
 
  private:
+  void truncate(std::int64_t length) noexcept;
+
   std::shared_ptr<KvPool> pool_;
-  const std::int64_t context_;
   std::atomic<bool> held_{false};
   std::atomic<std::int64_t> length_{0};
+  std::int64_t computed_ = 0;
+  SequenceState state_;
   std::vector<std::byte*> blocks_;
 };
 

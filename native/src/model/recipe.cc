@@ -4,20 +4,22 @@
 #include <limits>
 #include <utility>
 
+#include "model/recipe_parse.h"
 #include "platform/error.h"
 
 namespace edgert {
 namespace {
 
-constexpr std::int64_t kMaxDimension = 1 << 24;
 constexpr std::int64_t kMaxLayers = 1 << 16;
 
-[[noreturn]] void unsupported(const JsonField& field, const std::string& what, const std::string& known) {
+}  // namespace
+
+void unsupported(const JsonField& field, const std::string& what, const std::string& known) {
   throw Error(ErrorKind::unsupported, field.path() + ": " + what + " '" + excerpt(field.as_string()) +
                                           "' is not built in this version of edgert; known: " + known);
 }
 
-int positive(const JsonField& field, std::int64_t maximum = kMaxDimension) {
+int positive(const JsonField& field, std::int64_t maximum) {
   return static_cast<int>(field.as_integer(1, maximum));
 }
 
@@ -27,6 +29,10 @@ float real(const JsonField& field) {
     field.fail("a number that an f32 holds");
   return static_cast<float>(value);
 }
+
+bool flag(JsonObject& object, std::string_view key) { return object.has(key) && object.take(key).as_bool(); }
+
+namespace {
 
 template <typename T>
 using Names = std::initializer_list<std::pair<std::string_view, T>>;
@@ -45,8 +51,6 @@ T one_of(JsonObject& object, std::string_view key, const std::string& what, T ab
   return object.has(key) ? one_of<T>(object.take(key), what, known) : absent;
 }
 
-bool flag(JsonObject& object, std::string_view key) { return object.has(key) && object.take(key).as_bool(); }
-
 Norm parse_norm(JsonObject& object, std::string_view key) {
   return one_of<Norm>(object, key, "norm", Norm::rms, {{"rms", Norm::rms}, {"layer", Norm::layer}});
 }
@@ -64,6 +68,8 @@ std::vector<float> reals(const JsonField& field) {
   for (std::size_t i = 0; i < field.size(); ++i) values.push_back(real(field[i]));
   return values;
 }
+
+}  // namespace
 
 RopeRecipe parse_rope(const JsonField& field, int head_dim) {
   JsonObject object(field);
@@ -89,8 +95,7 @@ RopeRecipe parse_rope(const JsonField& field, int head_dim) {
   return rope;
 }
 
-AttentionRecipe parse_attention(JsonObject object, const JsonField& kind) {
-  if (kind.as_string() != "attention") unsupported(kind, "sequence mixing", "attention");
+AttentionRecipe parse_attention(JsonObject object) {
   AttentionRecipe a;
   a.num_heads = positive(object.take("num_heads"), 1 << 12);
   const JsonField kv_heads = object.take("num_kv_heads");
@@ -119,9 +124,13 @@ AttentionRecipe parse_attention(JsonObject object, const JsonField& kind) {
     temperature.finish();
   }
   if (const JsonField rope = object.take("rope"); !rope.is_null()) a.rope = parse_rope(rope, a.head_dim);
+  if (object.has("output_gate"))
+    a.output_gate = one_of<bool>(object.take("output_gate"), "gate of attention", {{"sigmoid", true}});
   object.finish();
   return a;
 }
+
+namespace {
 
 void parse_activation(JsonObject& object, FfnRecipe& ffn) {
   ffn.activation = one_of<Activation>(object.take("activation"), "activation",
@@ -223,9 +232,7 @@ BlockRecipe parse_block(const JsonField& field) {
   block.norm = parse_norm(object, "norm");
   block.norm_eps = real(object.take("norm_eps"));
   block.residual_scale = real(object.take("residual_scale"));
-  JsonObject mixer(object.take("mixer"));
-  const JsonField kind = mixer.take("kind");
-  block.attention = parse_attention(std::move(mixer), kind);
+  block.mixer = parse_mixer(object.take("mixer"));
   block.ffn = parse_ffn(object.take("ffn"));
   object.finish();
   return block;

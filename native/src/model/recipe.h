@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "bundle/bundle.h"
@@ -48,7 +49,46 @@ struct AttentionRecipe {
   };
   std::optional<Temperature> temperature;
   std::optional<RopeRecipe> rope;
+  bool output_gate = false;  // the heads' output is multiplied by a sigmoid
 };
+
+// Attention over one latent row and one rotated key part a token, shared by all heads.
+struct LatentAttentionRecipe {
+  int num_heads = 0;
+  std::optional<int> q_rank;
+  int kv_rank = 0;
+  int nope_head_dim = 0;
+  int rope_head_dim = 0;
+  int value_head_dim = 0;
+  float scale = 1;
+  bool qkv_bias = false;
+  bool output_bias = false;
+  float norm_eps = 1e-6F;
+  RopeRecipe rope;
+
+  int query_dim() const noexcept { return nope_head_dim + rope_head_dim; }  // of a head, as projected
+  int key_dim() const noexcept { return kv_rank + rope_head_dim; }          // as attended to
+};
+
+struct GatedDeltaRecipe {
+  int num_key_heads = 0;
+  int num_value_heads = 0;
+  int key_head_dim = 0;
+  int value_head_dim = 0;
+  int conv_kernel = 0;
+  float norm_eps = 1e-6F;
+
+  int keys() const noexcept { return num_key_heads * key_head_dim; }  // of a row; as many queries
+  int values() const noexcept { return num_value_heads * value_head_dim; }
+  int channels() const noexcept { return 2 * keys() + values(); }  // of the convolution
+};
+
+struct ShortConvRecipe {
+  int conv_kernel = 0;
+  bool bias = false;
+};
+
+using MixerRecipe = std::variant<AttentionRecipe, LatentAttentionRecipe, GatedDeltaRecipe, ShortConvRecipe>;
 
 enum class Scoring { softmax, sigmoid, sparsemixer };
 enum class RouterBias { none, logits, selection };
@@ -99,7 +139,7 @@ struct BlockRecipe {
   Norm norm = Norm::rms;
   float norm_eps = 1e-6F;
   float residual_scale = 1;
-  AttentionRecipe attention;
+  MixerRecipe mixer;
   FfnRecipe ffn;
 };
 

@@ -18,6 +18,9 @@ struct ScratchShape {
 // Consecutive rows of a sequence that attend together, where `group` query heads share a KV head.
 constexpr int attention_rows(int group) { return group < 8 ? 8 / group : 1; }
 
+// Query heads of a latent attention that one thread attends with, where they share all keys.
+int latent_group(int heads, int threads);
+
 struct Scratch {
   // Lays everything out from `base`; with a null base only `bytes` means anything.
   static Scratch layout(const Recipe& recipe, const ScratchShape& shape, std::byte* base);
@@ -27,12 +30,15 @@ struct Scratch {
 
   float* x = nullptr;       // [rows][hidden], the residual stream
   float* normed = nullptr;  // [rows][hidden]
-  float* q = nullptr;       // [rows][heads * head_dim], the largest layer's
+  float* q = nullptr;  // [rows][heads * head_dim], the largest layer's; likewise what other mixers project
   float* k = nullptr;
   float* v = nullptr;
-  float* mixed = nullptr;      // [rows][heads * head_dim]
-  float* rotation = nullptr;   // [rows][2][head_dim / 2], cos and sin
-  float* attention = nullptr;  // [threads][attention_floats]
+  float* wide = nullptr;              // [rows][...], gates of the heads, or queries in a latent space
+  float* mixed = nullptr;             // [rows][heads * head_dim], or what another mixer makes
+  float* gates = nullptr;             // [rows][2][value heads], of a delta net: decay and beta
+  std::int32_t* head_rows = nullptr;  // [heads][rows], of latent attention: row * heads + head
+  float* rotation = nullptr;          // [rows][2][head_dim / 2], cos and sin
+  float* attention = nullptr;         // [threads][attention_floats]
   std::size_t attention_floats = 0;
   QuantizedRows inputs;                  // of normed or mixed
   QuantizedRows inner;                   // of gate

@@ -158,31 +158,89 @@ class Weights::Binder {
 namespace {
 
 template <typename Binder>
-LayerWeights bind_layer(Binder& binder, const Recipe& recipe, int index) {
-  const BlockRecipe& block = recipe.block(index);
-  const AttentionRecipe& a = block.attention;
-  const FfnRecipe& ffn = block.ffn;
-  const int hidden = recipe.hidden_size;
+AttentionWeights bind_mixer(Binder& binder, const AttentionRecipe& a, const std::string& layer, int hidden) {
+  const std::string prefix = layer + "attention.";
   const int q_rows = a.num_heads * a.head_dim;
   const int kv_rows = a.num_kv_heads * a.head_dim;
-  const std::string prefix = "layers." + std::to_string(index) + ".";
-  const std::string attention = prefix + "attention.";
   const bool normed = a.qk_norm == QkNorm::head || a.qk_norm == QkNorm::row;
   const bool by_row = a.qk_norm == QkNorm::row;
+  return {
+      .q = binder.matrix(prefix + "q", q_rows, hidden),
+      .k = binder.matrix(prefix + "k", kv_rows, hidden),
+      .v = binder.matrix(prefix + "v", kv_rows, hidden),
+      .o = binder.matrix(prefix + "o", hidden, q_rows),
+      .gate = a.output_gate ? std::optional(binder.matrix(prefix + "gate", q_rows, hidden)) : std::nullopt,
+      .q_bias = binder.vector_if(a.qkv_bias, prefix + "q_bias", q_rows),
+      .k_bias = binder.vector_if(a.qkv_bias, prefix + "k_bias", kv_rows),
+      .v_bias = binder.vector_if(a.qkv_bias, prefix + "v_bias", kv_rows),
+      .o_bias = binder.vector_if(a.output_bias, prefix + "o_bias", hidden),
+      .gate_bias = binder.vector_if(a.output_gate && a.qkv_bias, prefix + "gate_bias", q_rows),
+      .q_norm = binder.vector_if(normed, prefix + "q_norm", by_row ? q_rows : a.head_dim),
+      .k_norm = binder.vector_if(normed, prefix + "k_norm", by_row ? kv_rows : a.head_dim),
+      .sinks = binder.vector_if(a.sinks, prefix + "sinks", a.num_heads)};
+}
 
+template <typename Binder>
+LatentAttentionWeights bind_mixer(Binder& binder, const LatentAttentionRecipe& a, const std::string& layer,
+                                  int hidden) {
+  const std::string prefix = layer + "attention.";
+  LatentAttentionWeights w;
+  if (a.q_rank) {
+    w.q_a = binder.matrix(prefix + "q_a", *a.q_rank, hidden);
+    w.q_a_norm = binder.vector(prefix + "q_a_norm", *a.q_rank);
+    w.q_a_bias = binder.vector_if(a.qkv_bias, prefix + "q_a_bias", *a.q_rank);
+  }
+  w.q = binder.matrix(prefix + (a.q_rank ? "q_b" : "q"), a.num_heads * a.query_dim(),
+                      a.q_rank.value_or(hidden));
+  w.kv_a = binder.matrix(prefix + "kv_a", a.key_dim(), hidden);
+  w.kv_a_norm = binder.vector(prefix + "kv_a_norm", a.kv_rank);
+  w.kv_a_bias = binder.vector_if(a.qkv_bias, prefix + "kv_a_bias", a.key_dim());
+  w.k_b = binder.matrix(prefix + "k_b", a.num_heads * a.kv_rank, a.nope_head_dim);
+  w.v_b = binder.matrix(prefix + "v_b", a.num_heads * a.value_head_dim, a.kv_rank);
+  w.o = binder.matrix(prefix + "o", hidden, a.num_heads * a.value_head_dim);
+  w.o_bias = binder.vector_if(a.output_bias, prefix + "o_bias", hidden);
+  return w;
+}
+
+template <typename Binder>
+GatedDeltaWeights bind_mixer(Binder& binder, const GatedDeltaRecipe& d, const std::string& layer,
+                             int hidden) {
+  const std::string prefix = layer + "delta.";
+  return {.q = binder.matrix(prefix + "q", d.keys(), hidden),
+          .k = binder.matrix(prefix + "k", d.keys(), hidden),
+          .v = binder.matrix(prefix + "v", d.values(), hidden),
+          .z = binder.matrix(prefix + "z", d.values(), hidden),
+          .o = binder.matrix(prefix + "o", hidden, d.values()),
+          .a = binder.matrix(prefix + "a", d.num_value_heads, hidden, true),
+          .b = binder.matrix(prefix + "b", d.num_value_heads, hidden, true),
+          .conv = binder.matrix(prefix + "conv", d.channels(), d.conv_kernel, true),
+          .decay = binder.vector(prefix + "decay", d.num_value_heads),
+          .dt_bias = binder.vector(prefix + "dt_bias", d.num_value_heads),
+          .norm = binder.vector(prefix + "norm", d.value_head_dim)};
+}
+
+template <typename Binder>
+ShortConvWeights bind_mixer(Binder& binder, const ShortConvRecipe& c, const std::string& layer, int hidden) {
+  const std::string prefix = layer + "conv.";
+  return {.in = binder.matrix(prefix + "in", 3 * hidden, hidden),
+          .o = binder.matrix(prefix + "o", hidden, hidden),
+          .conv = binder.matrix(prefix + "conv", hidden, c.conv_kernel, true),
+          .in_bias = binder.vector_if(c.bias, prefix + "in_bias", 3 * hidden),
+          .bias = binder.vector_if(c.bias, prefix + "bias", hidden),
+          .o_bias = binder.vector_if(c.bias, prefix + "o_bias", hidden)};
+}
+
+template <typename Binder>
+LayerWeights bind_layer(Binder& binder, const Recipe& recipe, int index) {
+  const BlockRecipe& block = recipe.block(index);
+  const FfnRecipe& ffn = block.ffn;
+  const int hidden = recipe.hidden_size;
+  const std::string prefix = "layers." + std::to_string(index) + ".";
   LayerWeights layer;
   layer.attention_norm = binder.norm(block.norm, prefix + "attention_norm", hidden);
-  layer.attention = {.q = binder.matrix(attention + "q", q_rows, hidden),
-                     .k = binder.matrix(attention + "k", kv_rows, hidden),
-                     .v = binder.matrix(attention + "v", kv_rows, hidden),
-                     .o = binder.matrix(attention + "o", hidden, q_rows),
-                     .q_bias = binder.vector_if(a.qkv_bias, attention + "q_bias", q_rows),
-                     .k_bias = binder.vector_if(a.qkv_bias, attention + "k_bias", kv_rows),
-                     .v_bias = binder.vector_if(a.qkv_bias, attention + "v_bias", kv_rows),
-                     .o_bias = binder.vector_if(a.output_bias, attention + "o_bias", hidden),
-                     .q_norm = binder.vector_if(normed, attention + "q_norm", by_row ? q_rows : a.head_dim),
-                     .k_norm = binder.vector_if(normed, attention + "k_norm", by_row ? kv_rows : a.head_dim),
-                     .sinks = binder.vector_if(a.sinks, attention + "sinks", a.num_heads)};
+  layer.mixer =
+      std::visit([&](const auto& mixer) -> MixerWeights { return bind_mixer(binder, mixer, prefix, hidden); },
+                 block.mixer);
   layer.ffn_norm = binder.norm(block.norm, prefix + "ffn_norm", hidden);
   if (!ffn.is_moe()) {
     layer.dense = binder.gated_ffn(prefix + "ffn.", hidden, ffn.intermediate_size);

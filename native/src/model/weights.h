@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <functional>
 #include <optional>
+#include <variant>
 #include <vector>
 
 #include "bundle/bundle.h"
@@ -24,14 +25,49 @@ struct Matrix {
 
 struct AttentionWeights {
   Matrix q, k, v, o;
+  std::optional<Matrix> gate;
   const float* q_bias = nullptr;  // null where the recipe has none
   const float* k_bias = nullptr;
   const float* v_bias = nullptr;
   const float* o_bias = nullptr;
+  const float* gate_bias = nullptr;
   const float* q_norm = nullptr;
   const float* k_norm = nullptr;
   const float* sinks = nullptr;
 };
+
+struct LatentAttentionWeights {
+  std::optional<Matrix> q_a;
+  Matrix q;  // q_b where there is q_a
+  Matrix kv_a;
+  Matrix k_b;  // each head's [kv_rank, nope_head_dim], one below the other
+  Matrix v_b;  // each head's [value_head_dim, kv_rank]
+  Matrix o;
+  const float* q_a_norm = nullptr;
+  const float* kv_a_norm = nullptr;
+  const float* q_a_bias = nullptr;  // null where the recipe has none
+  const float* kv_a_bias = nullptr;
+  const float* o_bias = nullptr;
+};
+
+struct GatedDeltaWeights {
+  Matrix q, k, v, z, o;
+  Matrix a, b, conv;  // f32
+  const float* decay = nullptr;
+  const float* dt_bias = nullptr;
+  const float* norm = nullptr;
+};
+
+struct ShortConvWeights {
+  Matrix in, o;
+  Matrix conv;  // f32
+  const float* in_bias = nullptr;
+  const float* bias = nullptr;
+  const float* o_bias = nullptr;
+};
+
+using MixerWeights =
+    std::variant<AttentionWeights, LatentAttentionWeights, GatedDeltaWeights, ShortConvWeights>;
 
 struct GatedFfnWeights {
   Matrix gate, up, down;
@@ -44,7 +80,7 @@ struct NormWeights {
 
 struct LayerWeights {
   NormWeights attention_norm;
-  AttentionWeights attention;
+  MixerWeights mixer;
   NormWeights ffn_norm;
   std::optional<GatedFfnWeights> dense;  // a dense ffn, or the shared expert
   Matrix router;                         // of an MoE
