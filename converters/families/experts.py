@@ -55,7 +55,7 @@ def _separate(
         biases: tuple[Source, ...] = ()
         if layout.biased:
             biases = tuple(
-                Source(tensors.elements(f"{layout.prefix}{index}.{part}.bias", (rows,)), 0, rows, 1)
+                Source(tensors.elements(f"{layout.module}experts.{index}.{part}.bias", (rows,)), 0, rows, 1)
                 for part, (rows, _) in zip(layout.names, shapes, strict=True)
             )
         yield Expert(layer, index, gate, up, down, biases)

@@ -197,7 +197,8 @@ template <class V, Kind K>
 class GroupTerms {
  public:
   // `block` is that of tile.lane_of_block(group).
-  [[gnu::always_inline]] GroupTerms(const IntegerTile& tile, std::size_t group, std::size_t block, int strip) {
+  [[gnu::always_inline]] GroupTerms(const IntegerTile& tile, std::size_t group, std::size_t block,
+                                    int strip) {
     const auto first = static_cast<std::size_t>(strip * V::kWidth);
     const std::size_t lane = block + first;
     if constexpr (K.scale == ScaleType::e8m0) {
