@@ -128,7 +128,8 @@ def plan_memory(
     chunk: int = 0,
     kv_format: str = "auto",
 ) -> dict[str, int]:
-    """How the runtime's budget would be divided for a bundle: context, chunk, dense_bytes, kv_bytes, scratch_bytes,
+    """How the runtime's budget would be divided for a bundle: context, chunk, dense_bytes, kv_bytes, state_bytes
+    (of sequence states of fixed size), scratch_bytes,
     slots_bytes, expert_bytes (of all experts), token_bytes (of one token's, at most), minimum_bytes, resident_bytes (from
     which on every expert stays in memory). BudgetError names the smallest budget that works."""
 

@@ -14,7 +14,7 @@ from edgert import _native
 from edgert import routing as routings
 from edgert.bundle import Bundle
 from edgert.errors import InvalidArgumentError
-from edgert.roof import Bandwidths, Footprint, LruSimulation, Work, chunks, roof
+from edgert.roof import Bandwidths, Footprint, LruSimulation, Work, chunks, roof, sequence_bytes
 
 if TYPE_CHECKING:
     from edgert.model import Model
@@ -196,7 +196,7 @@ def _works(
     store = LruSimulation(footprint.experts, plan["slots_bytes"])
     missed = [(store.run(steps), store.run(run.step_experts)) for run in runs]
     prefill, decode = (statistics.mean(phase) for phase in zip(*missed[1:], strict=True))
-    kv_bytes = plan["kv_bytes"] / plan["context"] * (len(prompt) + tokens / 2)
+    kv_bytes = sequence_bytes(plan, len(prompt) + tokens / 2)
     return footprint.prefill(len(prompt), steps, prefill), footprint.decode(kv_bytes, decode / tokens)
 
 

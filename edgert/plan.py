@@ -16,7 +16,7 @@ from edgert.devices import Device, resemble
 from edgert.errors import BudgetError
 from edgert.footprint import ModelSizes
 from edgert.machine import MachineProfile, ThreadSpeed, interpolate, measured
-from edgert.roof import Bandwidths, Footprint, LruSimulation, Step, chunks, roof
+from edgert.roof import Bandwidths, Footprint, LruSimulation, Step, chunks, roof, sequence_bytes
 
 CONTEXT = PROMPT_TOKENS + DECODE_TOKENS + 1  # of the run
 SLOW_TOKENS_PER_S = 5.0  # below which `run` warns
@@ -176,7 +176,7 @@ def expect_of_plan(
     prompt, answer = chunks(positions[: run.prompt_tokens], plan["chunk"]), positions[run.prompt_tokens :]
     missed = (0, 0) if resident else _missed(weights, slots, prompt, answer)
     missed_per_token = missed[1] / run.decode_tokens
-    kv_bytes = plan["kv_bytes"] / plan["context"] * (run.prompt_tokens + run.decode_tokens / 2)
+    kv_bytes = sequence_bytes(plan, run.prompt_tokens + run.decode_tokens / 2)
 
     extent, used = weights.mean_expert_bytes, sum(weights.per_token)
     miss_rate = missed_per_token / weights.routed_bytes if used else 0.0

@@ -41,6 +41,12 @@ def roof(work: Work, bandwidths: Bandwidths) -> float:
     return 1 / max(seconds)
 
 
+def sequence_bytes(plan: Mapping[str, int], position: float) -> float:
+    """What a token at `position` moves of its own sequence: keys and values of every one before it, and both copies of the
+    states of fixed size, of which it reads the one and writes the other. `plan` is that of a single sequence."""
+    return plan["kv_bytes"] / plan["context"] * position + plan["state_bytes"]
+
+
 @dataclass(frozen=True)
 class Footprint:
     """What a model's weights weigh where it matters for speed: bytes, and weights (a multiplication and an addition
@@ -98,7 +104,7 @@ class Footprint:
         return 8 * (self.dense_bytes + self.output_bytes + self.routed_bytes) / weights
 
     def decode(self, kv_bytes: float, missed_bytes: float) -> Work:
-        """Of one token that reads `kv_bytes` of KV."""
+        """Of one token that moves `kv_bytes` of its sequence; see sequence_bytes()."""
         return Work(
             self.dense_bytes + self.output_bytes + self.routed_bytes + kv_bytes,
             missed_bytes,

@@ -153,6 +153,8 @@ REFUSED: list[tuple[str, dict[str, Any], type[EdgertError], str]] = [
     ("qwen3_5_moe", {"text_config": {"model_type": "other"}}, UnsupportedError, "model_type"),
     ("lfm2", {"conv_L_cache": 1}, CorruptError, "conv_L_cache"),
     ("lfm2", {"layer_types": ["mamba"] * 4}, CorruptError, "layer_types"),
+    ("lfm2", {"conv_dim": 128}, CorruptError, "conv_dim"),
+    ("lfm2", {"use_pos_enc": False}, CorruptError, "use_pos_enc"),
     ("lfm2_moe", {"rms_norm_eps": 1e-6}, UnsupportedError, "rms_norm_eps"),
 ]
 

@@ -46,6 +46,7 @@ def divided(slots: int, *, chunk: int = 128, kv_bytes: int = 0) -> dict[str, int
         "expert_bytes": 8 * 4096,
         "chunk": chunk,
         "kv_bytes": kv_bytes,
+        "state_bytes": 0,
         "context": 100,
     }
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edgert.roof import Bandwidths, Footprint, LruSimulation, Work, chunks, roof
+from edgert.roof import Bandwidths, Footprint, LruSimulation, Work, chunks, roof, sequence_bytes
 
 MANIFEST: dict[str, Any] = {
     "recipe": {
@@ -49,6 +49,8 @@ def test_the_roof_is_the_slowest_of_memory_storage_and_arithmetic() -> None:
 
 
 def test_a_decoded_token_reads_every_weight_it_uses_and_its_context() -> None:
+    plan = {"kv_bytes": 5000, "context": 50, "state_bytes": 640}
+    assert sequence_bytes(plan, 10) == 10 * 100 + 640
     work = FOOTPRINT.decode(kv_bytes=1000, missed_bytes=4096)
     assert work == Work(200 + 700 + 24576 + 1000, 4096, 2 * (256 + 1600 + 1920))
 

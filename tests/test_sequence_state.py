@@ -149,3 +149,16 @@ def test_as_many_sequences_as_there_is_room_for(kind: str, bundle: Path) -> None
         model.logits(third, PROMPT)
     first.rewind(0)
     assert np.array_equal(bits(model.logits(third, PROMPT)), whole(open_model(bundle))[1][: len(PROMPT)])
+
+
+def test_a_plan_before_there_is_a_bundle(kind: str, bundle: Path) -> None:
+    """What a configuration alone says is what the bundle then needs."""
+    import json
+
+    from edgert.bundle import Bundle
+    from edgert.footprint import sizes_of_bundle, sizes_of_config
+
+    config = json.loads((bundle.parent / "checkpoint" / "config.json").read_text())
+    expected = sizes_of_bundle(Bundle.open(bundle)).plan(256 * MIB, context=100)
+    assert sizes_of_config("model", config, "config.json").plan(256 * MIB, context=100) == expected
+    assert (expected["state_bytes"] > 0) == (kind in STATEFUL)

@@ -49,12 +49,26 @@ def moe(config: Config, tensors: SourceTensors) -> Decoder:
 
 
 def _decoder(config: Config, tensors: SourceTensors, default: list[str], ffns: list[Recipe]) -> Decoder:
+    _check_old_keys(config)
     types = layer_types(config, len(ffns), default, ("full_attention", "conv"))
     full = attention(config, qk_norm="head", rope_theta=1e6)
     mixers = {"full_attention": full, "conv": short_conv(config)}
     tied = config.flag("tie_embedding", True)
     frame = Frame(eps_key="norm_eps", tied=tied)
     return assemble(config, tensors, [mixers[kind] for kind in types], ffns, _NAMES, frame)
+
+
+def _check_old_keys(config: Config) -> None:
+    """What older configurations say again, or of how a model began its training."""
+    for key in ("block_dim", "conv_dim", "conv_dim_out"):
+        config.same(key, "hidden_size")
+    config.same("num_heads", "num_attention_heads")
+    config.same("block_norm_eps", "norm_eps")
+    for key in ("block_use_swiglu", "use_pos_enc"):
+        if not config.flag(key, True):
+            config.fail(key, "false; this model type always has it")
+    for key in ("block_mlp_init_scale", "block_out_init_scale", "block_use_xavier_init", "conv_use_xavier_init"):
+        config.get(key)
 
 
 def _ffn(width: int) -> Recipe:
