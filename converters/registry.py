@@ -39,6 +39,7 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v3": deepseek.v3,
     "ernie4_5": ernie4_5.decoder,
     "ernie4_5_moe": ernie4_5_moe.decoder,
+    "gemma4": gemma4.with_images,
     "gemma4_text": gemma4.decoder,
     "glm4_moe": glm4_moe.decoder,
     "glm4_moe_lite": deepseek.glm4_moe_lite,

@@ -74,6 +74,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": BASE,
     "llama4": {"text_config": BASE | LLAMA4, "vision_config": {"hidden_size": 3}},
     "llama4_text": BASE | LLAMA4,
+    "gemma4": {"text_config": BASE | GEMMA4, "vision_config": None, "audio_config": {"hidden_size": 3}},
     "gemma4_text": BASE | GEMMA4,
     "mixtral": BASE | {"num_local_experts": 8, "num_experts_per_tok": 2},
     "deepseek_v2": LATENT,

@@ -2,11 +2,22 @@
 ffn, each with norms of their own."""
 
 import math
+from dataclasses import replace
 
 from ..config import Config
 from ..decoder import Decoder, SourceTensors
 from .assembly import Frame, Names, assemble
-from .common import MAX_LAYERS, MAX_WIDTH, Recipe, attention, moe_ffn, num_layers, sliding_window
+from .common import (
+    MAX_LAYERS,
+    MAX_WIDTH,
+    Recipe,
+    attention,
+    leave_out_images,
+    moe_ffn,
+    num_layers,
+    sliding_window,
+    text_config,
+)
 
 _NAMES = Names(
     ffn_norm="pre_feedforward_layernorm",
@@ -17,7 +28,17 @@ _NAMES = Names(
 )
 
 
+_OTHER_KEYS = (
+    "audio_config", "boi_token_id", "eoi_token_id", "image_token_id", "video_token_id", "boa_token_id",
+    "eoa_token_id", "eoa_token_index", "audio_token_id", "vision_soft_tokens_per_image",
+)  # fmt: skip
+
+
 def decoder(config: Config, tensors: SourceTensors) -> Decoder:
+    return _decoder(config, tensors, _NAMES)
+
+
+def _decoder(config: Config, tensors: SourceTensors, names: Names) -> Decoder:
     layers = num_layers(config)
     _refuse_what_is_missing(config)
     config.choice("hidden_activation", "gelu_pytorch_tanh", ("gelu_pytorch_tanh",))
@@ -29,7 +50,18 @@ def decoder(config: Config, tensors: SourceTensors) -> Decoder:
         post_norms=True,
     )
     mixers = _mixers(config, layers)
-    return assemble(config, tensors, mixers, [ffn] * layers, _NAMES, frame)
+    return assemble(config, tensors, mixers, [ffn] * layers, names, frame)
+
+
+def with_images(config: Config, tensors: SourceTensors) -> Decoder:
+    """The text half of a model that reads images, and hears, as well."""
+    text = text_config(config, _OTHER_KEYS, tied=True)
+    decoded = _decoder(text, tensors, replace(_NAMES, model="model.language_model."))
+    decoded.recipe["architecture"] = config.get("model_type")
+    text.finish()
+    others = ("vision_tower", "embed_vision", "audio_tower", "embed_audio")
+    leave_out_images(decoded, tensors, [f"model.{part}." for part in others])
+    return decoded
 
 
 def _refuse_what_is_missing(config: Config) -> None:
