@@ -127,6 +127,7 @@ def plan_memory(
     parallel: int = 1,
     chunk: int = 0,
     kv_format: str = "auto",
+    eviction: str = "forecast",
 ) -> dict[str, int]:
     """How the runtime's budget would be divided for a bundle: context, chunk, dense_bytes, kv_bytes, state_bytes
     (of sequence states of fixed size), scratch_bytes,
@@ -145,6 +146,7 @@ def plan_weights(
     parallel: int = 1,
     chunk: int = 0,
     kv_format: str = "auto",
+    eviction: str = "forecast",
 ) -> dict[str, int]:
     """plan_memory of weights that need not exist: the size of dense.bin, the format of layers.0.attention.k, and the size
     of every expert's extent by MoE layer. `name` stands in messages."""
@@ -190,10 +192,12 @@ class Model:
         parallel: int = 1,
         chunk: int = 0,
         kv_format: str = "auto",
+        eviction: str = "forecast",
     ) -> None: ...
     context: int
     chunk: int
     kv_format: str
+    eviction: str
     vocab_size: int
     minimum_bytes: int  # the smallest budget that works with these options
     resident: bool  # every expert fits
@@ -221,6 +225,23 @@ class Model:
         experts_prefetching (those that are still to be read ahead of need), slot_bytes, slot_capacity_bytes."""
     def store(self) -> list[bytes]:
         """Per MoE layer one byte an expert: 0 absent, 1 being read, 2 resident."""
+
+# --- simulation -------------------------------------------------------------------------------------
+class StoreSimulation:
+    """A store of experts without storage: the engine's policies and accounting, without prefetch. Where the experts of a
+    step fit, layer by layer, its counts are the engine's. `sizes`: bytes of each expert by MoE layer; `future`: all the
+    steps that will run, for the optimum in place of `eviction`. InvalidArgumentError for steps of another model."""
+
+    def __init__(
+        self,
+        sizes: Seq[Seq[int]],
+        capacity_bytes: int,
+        eviction: str = "forecast",
+        *,
+        future: Seq[Seq[Seq[int]]] | None = None,
+    ) -> None: ...
+    def run(self, steps: Seq[Seq[Seq[int]]]) -> dict[str, int]:
+        """Go on with `steps`, each the distinct experts by MoE layer: hits, misses, evictions and bytes read of them."""
 
 # --- measuring the machine --------------------------------------------------------------------------
 def memory_probe_bytes() -> int:

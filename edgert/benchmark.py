@@ -14,7 +14,8 @@ from edgert import _native
 from edgert import routing as routings
 from edgert.bundle import Bundle
 from edgert.errors import InvalidArgumentError
-from edgert.roof import Bandwidths, Footprint, LruSimulation, Work, chunks, roof, sequence_bytes
+from edgert.eviction import Step, compare
+from edgert.roof import Bandwidths, Footprint, Work, chunks, roof, sequence_bytes
 
 if TYPE_CHECKING:
     from edgert.model import Model
@@ -56,8 +57,8 @@ def benchmark(
     tokens_per_s is the median, spread (largest - smallest) / median; the expert counters are of all repetitions. A
     model with a tokenizer gets text and decodes its own answer; one without gets random tokens throughout. `routing`
     imposes experts ("uniform" or "trace:FILE") in place of the routers' choice. A row's `work` is what a token costs at
-    least, its misses those of an LRU cache simulated over the same experts; with `bandwidths` the roof that follows from
-    it stands there too.
+    least, its misses those of a store simulated over the same experts; with `bandwidths` the roof that follows from
+    it stands there too. `eviction_simulated` has the decode's hit rate and bytes a token by policy, with the optimum.
 
     prompt_tokens and decode_tokens are 128 and 64 by default, and at most two thirds and one third of the context.
     Raises InvalidArgumentError where they do not fit into it, and what routing.imposed() raises.
@@ -109,6 +110,7 @@ def benchmark(
         # of consecutive tokens' experts, and what it is where every expert is as likely as any other
         "expert_overlap": statistics.mean(overlaps) if layers else None,
         "uniform_overlap": statistics.mean(top / count for count, top in layers) if layers else None,
+        "eviction_simulated": None if model.resident else _evictions(model, footprint, runs, prompt),
         "results": [prefill, decode],
     }
 
@@ -121,6 +123,7 @@ def describe_model(model: "Model", manifest: dict[str, Any]) -> dict[str, Any]:
         "threads": stats["threads"],
         "io_backend": stats["io_backend"],
         "isa": stats["isa"],
+        "eviction": model.native.eviction,
         "cpu": _native.cpu_name(),
         "budget_bytes": stats["budget_bytes"],
         "peak_bytes": stats["peak_bytes"],
@@ -193,11 +196,29 @@ def _works(
     """What a token of prefill and of decode costs, with the misses of a simulated cache that takes the same way."""
     plan = model.native.plan()
     steps, tokens = chunks(prompt, plan["chunk"]), len(runs[0].step_seconds)
-    store = LruSimulation(footprint.experts, plan["slots_bytes"])
-    missed = [(store.run(steps), store.run(run.step_experts)) for run in runs]
+    store = _native.StoreSimulation(footprint.experts, plan["slots_bytes"], model.native.eviction)
+    missed = [(store.run(steps)["bytes"], store.run(run.step_experts)["bytes"]) for run in runs]
     prefill, decode = (statistics.mean(phase) for phase in zip(*missed[1:], strict=True))
     kv_bytes = sequence_bytes(plan, len(prompt) + tokens / 2)
     return footprint.prefill(len(prompt), steps, prefill), footprint.decode(kv_bytes, decode / tokens)
+
+
+def _evictions(
+    model: "Model", footprint: Footprint, runs: list[_Run], prompt: routings.Table
+) -> dict[str, dict[str, float]]:
+    """What the decodes of all runs but the first would have hit and read under each policy."""
+    plan = model.native.plan()
+    prefill = chunks(prompt, plan["chunk"])
+    steps: list[Step] = []
+    counted: list[bool] = []
+    for index, run in enumerate(runs):
+        steps += [*prefill, *run.step_experts]
+        counted += [False] * len(prefill) + [index > 0] * len(run.step_experts)
+    found = compare(footprint.experts, plan["slots_bytes"], steps, counted)
+    return {
+        name: {"hit_rate": counts.hit_rate, "bytes_per_token": counts.bytes / sum(counted)}
+        for name, counts in found.items()
+    }
 
 
 def draw_tokens(

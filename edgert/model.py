@@ -41,7 +41,7 @@ _RUNTIME_KNOBS = {
     "direct_io": "direct_io",
     "isa": "isa",
 }
-_MODEL_KNOBS = ("context", "parallel", "chunk", "kv_format")
+_MODEL_KNOBS = ("context", "parallel", "chunk", "kv_format", "eviction")
 _LONG_TOKEN = 32  # characters; few texts have so many a token
 _PRIMING_TOKENS = 32  # of the prompt, so that text goes on where it ended
 

@@ -16,7 +16,7 @@ from edgert.devices import Device, resemble
 from edgert.errors import BudgetError
 from edgert.footprint import ModelSizes
 from edgert.machine import MachineProfile, ThreadSpeed, interpolate, measured
-from edgert.roof import Bandwidths, Footprint, LruSimulation, Step, chunks, roof, sequence_bytes
+from edgert.roof import Bandwidths, Footprint, Step, chunks, roof, sequence_bytes
 
 CONTEXT = PROMPT_TOKENS + DECODE_TOKENS + 1  # of the run
 SLOW_TOKENS_PER_S = 5.0  # below which `run` warns
@@ -172,9 +172,12 @@ def expect_of_plan(
     """`plan` is the division of the budget, as _native.plan_memory gives it."""
     weights, slots = model.weights, plan["slots_bytes"]
     resident = slots >= plan["expert_bytes"]
-    positions = _positions(tuple(routing.moe_layers(model.recipe)), run.prompt_tokens + run.decode_tokens)
-    prompt, answer = chunks(positions[: run.prompt_tokens], plan["chunk"]), positions[run.prompt_tokens :]
-    missed = (0, 0) if resident else _missed(weights, slots, prompt, answer)
+    tokens = run.prompt_tokens + run.decode_tokens
+    positions = _positions(tuple(routing.moe_layers(model.recipe)), 2 * tokens)
+    prompt = chunks(positions[tokens:][: run.prompt_tokens], plan["chunk"])
+    answer = positions[tokens:][run.prompt_tokens :]
+    before = [*chunks(positions[: run.prompt_tokens], plan["chunk"]), *positions[run.prompt_tokens : tokens]]
+    missed = (0, 0) if resident else _missed(weights, slots, before, prompt, answer)
     missed_per_token = missed[1] / run.decode_tokens
     kv_bytes = sequence_bytes(plan, run.prompt_tokens + run.decode_tokens / 2)
 
@@ -205,13 +208,12 @@ def _positions(layers: tuple[tuple[int, int], ...], count: int) -> routing.Table
 
 
 def _missed(
-    weights: Footprint, slots: int, prompt: Sequence[Step], answer: Sequence[Step]
+    weights: Footprint, slots: int, before: Sequence[Step], prompt: Sequence[Step], answer: Sequence[Step]
 ) -> tuple[int, int]:
-    """Bytes that the run misses in prefill and in decode, when it follows another one."""
-    store = LruSimulation(weights.experts, slots)
-    store.run(prompt)
-    store.run(answer)
-    return store.run(prompt), store.run(answer)
+    """Bytes that the run misses in prefill and in decode, when it follows the one `before`."""
+    store = _native.StoreSimulation(weights.experts, slots)
+    store.run(before)
+    return store.run(prompt)["bytes"], store.run(answer)["bytes"]
 
 
 # --- budgets ------------------------------------------------------------------------------------------

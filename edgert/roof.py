@@ -1,11 +1,10 @@
 """How fast a model could be at most on a machine: what its tokens must move, over how fast that moves.
 
 A token's weights and KV come from memory once, and the experts that are not there come from storage, at the same time at
-best: the roof is the slower of the two. Misses are those of an LRU cache of the same size, simulated apart from the engine.
+best: the roof is the slower of the two. Misses are those of a store of the same size and policy, simulated without storage (_native.StoreSimulation).
 """
 
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +121,7 @@ class Footprint:
         return Work(read / tokens, missed_bytes / tokens, operations / tokens)
 
 
-Step = Sequence[Iterable[int]]  # the experts that a step uses, by MoE layer
+Step = Sequence[Sequence[int]]  # the experts that a step uses, by MoE layer
 
 
 def chunks(positions: Sequence[Step], size: int) -> list[Step]:
@@ -131,37 +130,6 @@ def chunks(positions: Sequence[Step], size: int) -> list[Step]:
         [sorted(set().union(*ids)) for ids in zip(*positions[first : first + size], strict=True)]
         for first in range(0, len(positions), size)
     ]
-
-
-class LruSimulation:
-    """An LRU cache of experts with `capacity_bytes` in slots."""
-
-    def __init__(self, experts: Sequence[Sequence[int]], capacity_bytes: int) -> None:
-        self._sizes = experts
-        self._capacity = capacity_bytes
-        self._used = 0
-        self._cache: OrderedDict[tuple[int, int], int] = OrderedDict()
-
-    def run(self, steps: Iterable[Step]) -> int:
-        """Bytes that `steps` miss, one after the other."""
-        return sum(self._layer(layer, ids) for step in steps for layer, ids in enumerate(step))
-
-    def _layer(self, layer: int, ids: Iterable[int]) -> int:
-        keys = [(layer, id) for id in ids]
-        missing = [key for key in keys if key not in self._cache]
-        for key in keys:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-        for key in missing:
-            self._insert(key)
-        return sum(self._sizes[layer][id] for layer, id in missing)
-
-    def _insert(self, key: tuple[int, int]) -> None:
-        size = self._sizes[key[0]][key[1]]
-        while self._cache and self._used + size > self._capacity:
-            self._used -= self._cache.popitem(last=False)[1]
-        self._cache[key] = size
-        self._used += size
 
 
 def _rounded(size: int) -> int:

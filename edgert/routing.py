@@ -1,5 +1,6 @@
 """Routing imposed on a model for a measurement: random weights then page as a real model, or as the worst case, does."""
 
+import json
 import random
 from collections.abc import Mapping
 from itertools import pairwise
@@ -71,6 +72,16 @@ def read_trace(path: Path, layers: list[tuple[int, int]]) -> Table:
     if not table:
         raise CorruptError(f"{path}: is empty; a trace has a line for each token")
     return table
+
+
+def write_trace(path: Path, table: Table) -> None:
+    """What read_trace() reads. Raises StorageError."""
+    try:
+        with path.open("w") as file:
+            for token, layers in enumerate(table, 1):
+                file.write(json.dumps({"tok": token, "layers": layers}) + "\n")
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}") from error
 
 
 def _entry(line: bytes, where: str) -> tuple[int, list[list[int]]]:

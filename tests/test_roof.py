@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edgert.roof import Bandwidths, Footprint, LruSimulation, Work, chunks, roof, sequence_bytes
+from edgert.roof import Bandwidths, Footprint, Work, chunks, roof, sequence_bytes
 
 MANIFEST: dict[str, Any] = {
     "recipe": {
@@ -62,19 +62,3 @@ def test_a_prompt_reads_the_dense_weights_and_each_expert_once_a_chunk() -> None
     assert work.memory_bytes == pytest.approx((2 * 200 + 700 + 3 * 4096 + 2 * 8192) / 3)
     assert work.storage_bytes == 200
     assert work.operations == pytest.approx(2 * (256 + 1920) + 2 * 1600 / 3)
-
-
-def test_the_simulated_cache_drops_what_was_used_longest_ago() -> None:
-    cache = LruSimulation([[1] * 6], capacity_bytes=3)
-    assert cache.run([[[0]], [[1]], [[2]]]) == 3
-    assert cache.run([[[0]]]) == 0  # 1 is the oldest now
-    assert cache.run([[[3]], [[2]], [[0]]]) == 1
-    assert cache.run([[[1]]]) == 1
-
-
-def test_a_step_with_more_experts_than_the_cache_holds_misses_what_does_not_fit() -> None:
-    cache = LruSimulation([[1] * 6], capacity_bytes=3)
-    everything = [[list(range(6))]]
-    assert cache.run(everything) == 6
-    assert cache.run(everything) == 3  # 3, 4 and 5 were there when it began
-    assert LruSimulation([[2, 4]], capacity_bytes=4).run([[[0]], [[1]], [[0]]]) == 8

@@ -75,7 +75,7 @@ def assemble(
         {**norm, "norm_eps": eps, "residual_scale": frame.residual_scale, "mixer": mixer, "ffn": ffn}
         for mixer, ffn in zip(mixers, ffns, strict=True)
     ]
-    keys = [json.dumps(block) for block in blocks]
+    keys = _keys(blocks)
     unique = dict(zip(keys, blocks, strict=True))
     numbers = {key: number for number, key in enumerate(unique)}
     output: Recipe = {"tied": tied, "scale": frame.output_scale}
@@ -98,6 +98,19 @@ def assemble(
     )
     Assembler(decoder, tensors, hidden, names or Names()).add_all(blocks)
     return decoder
+
+
+def _keys(blocks: list[Recipe]) -> list[str]:
+    """Equal for equal blocks. Layers share a few ropes, whose thousands of angles are not written out for each."""
+    ropes: list[Recipe | None] = []
+    keys = []
+    for block in blocks:
+        mixer = dict(block["mixer"])
+        rope = mixer.pop("rope", None)
+        if rope not in ropes:
+            ropes.append(rope)
+        keys.append(json.dumps([{**block, "mixer": mixer}, ropes.index(rope)]))
+    return keys
 
 
 class Assembler:

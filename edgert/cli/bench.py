@@ -217,4 +217,7 @@ def _summary(report: dict[str, Any]) -> str:
             f"routing: {report['routing']}; {report['expert_overlap']:.1%} of a token's experts were the last one's too, "
             f"{report['uniform_overlap']:.1%} if all were alike"
         )
+    if simulated := report.get("eviction_simulated"):
+        rates = ", ".join(f"{name} {row['hit_rate']:.1%}" for name, row in simulated.items())
+        lines.append(f"eviction: {report['eviction']}; hits of the decode, simulated: {rates}")
     return "\n".join(lines)

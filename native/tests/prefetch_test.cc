@@ -298,7 +298,7 @@ TEST_CASE("a store that is filling can be destroyed, before its reader and after
   const auto budget = std::make_shared<Budget>(1 << 30);
   for (const bool reader_first : {false, true}) {
     auto reader = make_pread_reader(1);
-    ExpertStore store(bundle, budget, *reader, 1 << 20, make_lru(18));
+    ExpertStore store(bundle, budget, *reader, 1 << 20, Eviction::lru);
     store.fill();
     if (reader_first) reader.reset();
   }

@@ -59,11 +59,10 @@ class ManualReader final : public Reader {
 };
 
 struct StoreFixture {
-  explicit StoreFixture(int slots, SmallModel model = {})
+  explicit StoreFixture(int slots, SmallModel model = {}, Eviction eviction = Eviction::lru)
       : bundle(Bundle::open(test::write_small_bundle(directory.path(), model), DirectIo::off)),
         slot(ExpertStore::slot_bytes(bundle.manifest().experts[0].experts[0])),
-        store(bundle, budget, reader, slot * static_cast<std::uint64_t>(slots),
-              make_lru(model.layers * model.experts)) {}
+        store(bundle, budget, reader, slot * static_cast<std::uint64_t>(slots), eviction) {}
 
   // Takes every lease of a layer's set, completing reads as the step would find them done.
   std::set<int> take_all(int layer, const std::vector<int>& experts) {

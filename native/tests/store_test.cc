@@ -111,10 +111,10 @@ TEST_CASE("the capacity is charged from the beginning, and given back") {
   const auto budget = std::make_shared<Budget>(1 << 20);
   {
     Fixture f(2);
-    const ExpertStore store(f.bundle, budget, f.reader, 2 * f.slot, make_lru(18));
-    CHECK(budget->used_bytes() == 2 * f.slot + ExpertStore::index_bytes(f.bundle.manifest().num_experts()));
+    const ExpertStore store(f.bundle, budget, f.reader, 2 * f.slot, Eviction::lru);
+    CHECK(budget->used_bytes() == 2 * f.slot + ExpertStore::index_bytes(Eviction::lru, std::vector{6, 6, 6}));
     CHECK(contains(
-        error_of(ErrorKind::budget, [&] { ExpertStore(f.bundle, budget, f.reader, 1 << 20, make_lru(18)); }),
+        error_of(ErrorKind::budget, [&] { ExpertStore(f.bundle, budget, f.reader, 1 << 20, Eviction::lru); }),
         "expert slots"));
   }
   CHECK(budget->used_bytes() == 0);
@@ -183,7 +183,7 @@ TEST_CASE("a read that another request began and that failed is tried again, not
   const Bundle bundle = Bundle::open(test::write_small_bundle(directory.path(), {}), DirectIo::off);
   FlakyReader reader;
   const std::uint64_t slot = ExpertStore::slot_bytes(bundle.manifest().experts[0].experts[0]);
-  ExpertStore store(bundle, std::make_shared<Budget>(1 << 30), reader, 2 * slot, make_lru(18));
+  ExpertStore store(bundle, std::make_shared<Budget>(1 << 30), reader, 2 * slot, Eviction::lru);
   const std::atomic<bool> cancelled{false};
   {
     const auto abandoned = store.acquire(0, std::vector{0}, cancelled);

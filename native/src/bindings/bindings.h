@@ -15,6 +15,7 @@ void bind_platform(pybind11::module_& module);
 void bind_bundle(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
 void bind_model(pybind11::module_& module);
+void bind_simulation(pybind11::module_& module);
 void bind_probe(pybind11::module_& module);
 
 // As the knob names it; auto is what costs least where nothing was measured.

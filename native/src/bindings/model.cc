@@ -42,8 +42,9 @@ std::optional<KvType> kv_type(const std::string& word) {
 }
 
 std::shared_ptr<Model> load(std::shared_ptr<Runtime> runtime, const std::string& path, std::int64_t context,
-                            int parallel, int chunk, const std::string& kv_format) {
-  const ModelOptions options{context, parallel, chunk, kv_type(kv_format)};
+                            int parallel, int chunk, const std::string& kv_format,
+                            const std::string& eviction_word) {
+  const ModelOptions options{context, parallel, chunk, kv_type(kv_format), eviction(eviction_word)};
   const py::gil_scoped_release released;
   return std::make_shared<Model>(std::move(runtime), path, options, Interrupts());
 }
@@ -77,8 +78,8 @@ py::dict describe(const MemoryPlan& p) {
 }
 
 py::dict plan_memory_of(Runtime& runtime, const std::string& path, std::int64_t context, int parallel,
-                        int chunk, const std::string& kv_format) {
-  const ModelOptions options{context, parallel, chunk, kv_type(kv_format)};
+                        int chunk, const std::string& kv_format, const std::string& eviction_word) {
+  const ModelOptions options{context, parallel, chunk, kv_type(kv_format), eviction(eviction_word)};
   const auto plan = [&] {
     const py::gil_scoped_release released;
     const Bundle bundle = Bundle::open(path, DirectIo::off);
@@ -90,8 +91,9 @@ py::dict plan_memory_of(Runtime& runtime, const std::string& path, std::int64_t 
 py::dict plan_weights(Runtime& runtime, const std::string& name, const std::string& recipe,
                       std::uint64_t dense_bytes, const std::string& key_format,
                       std::vector<std::vector<std::uint64_t>> expert_bytes, std::int64_t context,
-                      int parallel, int chunk, const std::string& kv_format) {
-  const ModelOptions options{context, parallel, chunk, kv_type(kv_format)};
+                      int parallel, int chunk, const std::string& kv_format,
+                      const std::string& eviction_word) {
+  const ModelOptions options{context, parallel, chunk, kv_type(kv_format), eviction(eviction_word)};
   const WeightSizes weights{name, dense_bytes, format(key_format).id, std::move(expert_bytes)};
   return describe(plan_memory(weights, parse_recipe(Json::parse(recipe, name), name), runtime,
                               runtime.pool().threads(), options));
@@ -159,17 +161,19 @@ std::vector<py::bytes> store(const Model& model) {
 void bind_model(py::module_& module) {
   module.def("plan_memory", &plan_memory_of, py::arg("runtime"), py::arg("path"), py::kw_only(),
              py::arg("context") = 0, py::arg("parallel") = 1, py::arg("chunk") = 0,
-             py::arg("kv_format") = "auto");
+             py::arg("kv_format") = "auto", py::arg("eviction") = std::string(kEvictions[0]));
   module.def("plan_weights", &plan_weights, py::arg("runtime"), py::kw_only(), py::arg("name"),
              py::arg("recipe_json"), py::arg("dense_bytes"), py::arg("key_format"), py::arg("expert_bytes"),
              py::arg("context") = 0, py::arg("parallel") = 1, py::arg("chunk") = 0,
-             py::arg("kv_format") = "auto");
+             py::arg("kv_format") = "auto", py::arg("eviction") = std::string(kEvictions[0]));
   py::class_<Model, std::shared_ptr<Model>>(module, "Model")
       .def(py::init(&load), py::arg("runtime"), py::arg("path"), py::kw_only(), py::arg("context") = 0,
-           py::arg("parallel") = 1, py::arg("chunk") = 0, py::arg("kv_format") = "auto")
+           py::arg("parallel") = 1, py::arg("chunk") = 0, py::arg("kv_format") = "auto",
+           py::arg("eviction") = std::string(kEvictions[0]))
       .def_property_readonly("context", [](const Model& m) { return m.plan().context; })
       .def_property_readonly("chunk", [](const Model& m) { return m.plan().chunk; })
       .def_property_readonly("kv_format", [](const Model& m) { return name(m.plan().kv_type); })
+      .def_property_readonly("eviction", [](const Model& m) { return name(m.eviction()); })
       .def_property_readonly("vocab_size", [](const Model& m) { return m.recipe().vocab_size; })
       .def_property_readonly("minimum_bytes", [](const Model& m) { return m.plan().minimum_bytes; })
       .def_property_readonly("resident", [](const Model& m) { return m.plan().resident(); })

@@ -3,6 +3,7 @@
 #include <limits>
 #include <string>
 
+#include "experts/eviction.h"
 #include "platform/error.h"
 
 namespace edgert {
@@ -60,6 +61,9 @@ constexpr Knob kKnobs[] = {
      "Reads past the page cache (O_DIRECT). auto: what `edgert devices probe` found faster; unmeasured, "
      "where the "
      "file system takes them."},
+    {"eviction", KnobKind::choice, kEvictions[0], 0, 0, kEvictions, "", false,
+     "Which expert goes when another needs its memory: the least likely to be used next (forecast), the one "
+     "used longest ago (lru) or least often (lfu), or as EdgeMoE has it (edgemoe). Changes no output."},
     {"isa", KnobKind::choice, "auto", 0, 0, kIsas, "", false,
      "Instruction set of the kernels. auto: the best that this processor runs."},
 };

@@ -11,12 +11,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-int expert_count(const Bundle& bundle) {
-  std::size_t count = 0;
-  for (const auto& layer : bundle.manifest().experts) count += layer.experts.size();
-  return static_cast<int>(count);
-}
-
 }  // namespace
 
 Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path, const ModelOptions& options,
@@ -25,11 +19,11 @@ Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path
       bundle_(Bundle::open(path, runtime_->direct_io())),
       recipe_(recipe_of(bundle_)),
       plan_(plan_memory(bundle_, recipe_, *runtime_, runtime_->pool().threads(), options)),
+      eviction_(options.eviction),
       weights_(bundle_, recipe_, runtime_->budget(), runtime_->reader(), poll),
       kv_(std::make_shared<KvPool>(recipe_, plan_.kv_type, KvPool::Shape{plan_.context, options.parallel},
                                    runtime_->budget())),
-      store_(bundle_, runtime_->budget(), runtime_->reader(), plan_.slots_bytes,
-             make_lru(expert_count(bundle_))),
+      store_(bundle_, runtime_->budget(), runtime_->reader(), plan_.slots_bytes, eviction_),
       decoder_(bundle_, recipe_, weights_, store_, *kv_, {runtime_->pool(), runtime_->kernel_table()},
                runtime_->budget(), {plan_.chunk, runtime_->pool().threads(), plan_.context, plan_.kv_type}),
       sampling_(runtime_->budget(), Sampler::space_bytes(recipe_.vocab_size), "sampling") {

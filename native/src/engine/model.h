@@ -32,6 +32,7 @@ struct ModelOptions {
   int parallel = 1;               // contexts that the KV cache holds together
   int chunk = 0;                  // rows of a step; 0: as many as pay, by the budget
   std::optional<KvType> kv_type;  // none: f32 where attention is f32, else f16
+  Eviction eviction = Eviction::forecast;
 };
 
 // The budget, divided.
@@ -105,6 +106,7 @@ class Model {
 
   const Recipe& recipe() const noexcept { return recipe_; }
   const MemoryPlan& plan() const noexcept { return plan_; }
+  Eviction eviction() const noexcept { return eviction_; }
   std::shared_ptr<KvSequence> sequence();
 
   // Runs the rows' tokens, in chunks where they are many. After an error every sequence stands as it was
@@ -140,6 +142,7 @@ class Model {
   const Bundle bundle_;
   const Recipe recipe_;
   const MemoryPlan plan_;
+  const Eviction eviction_;
   const Weights weights_;
   const std::shared_ptr<KvPool> kv_;
   ExpertStore store_;

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <functional>
 #include <limits>
+#include <numeric>
 
 #include "control/knobs.h"
 #include "engine/model.h"
@@ -32,7 +33,7 @@ struct ExpertSizes {
   std::uint64_t total = 0;
   std::uint64_t largest = 0;
   std::uint64_t token = 0;
-  std::size_t count = 0;
+  std::vector<int> by_layer;  // how many
 };
 
 std::vector<std::vector<std::uint64_t>> extent_bytes(const Manifest& manifest) {
@@ -61,7 +62,8 @@ ExpertSizes expert_sizes(const WeightSizes& weights, const Recipe& recipe) {
       sizes.total += bytes;
       largest = std::max(largest, bytes);
     }
-    sizes.count += weights.expert_bytes[next++].size();
+    sizes.by_layer.push_back(ffn.num_experts);
+    ++next;
     sizes.largest = std::max(sizes.largest, largest);
     sizes.token += largest * static_cast<std::uint64_t>(ffn.num_experts_per_tok);
   }
@@ -144,8 +146,10 @@ MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const R
 
   const std::uint64_t limit = runtime.budget()->limit_bytes();
   const std::uint64_t fixed = runtime.budget()->used_bytes() + plan.dense_bytes + plan.kv_bytes +
-                              plan.state_bytes + plan.sampler_bytes + ExpertStore::index_bytes(experts.count);
-  const std::uint64_t two_slots = std::min<std::uint64_t>(2, experts.count) * experts.largest;
+                              plan.state_bytes + plan.sampler_bytes +
+                              ExpertStore::index_bytes(options.eviction, experts.by_layer);
+  const int count = std::reduce(experts.by_layer.begin(), experts.by_layer.end());
+  const std::uint64_t two_slots = static_cast<std::uint64_t>(std::min(2, count)) * experts.largest;
   const auto scratch = [&](int chunk) {
     return pages(Scratch::layout(recipe, {chunk, threads, plan.context, plan.kv_type}, nullptr).bytes);
   };

@@ -25,7 +25,7 @@ void ExpertStore::prefetch(int layer, std::span<const int> experts) {
   for (const int index : wanted) entries_[at(index)].ahead = true;
   ahead_ = std::move(wanted);
   ahead_row_ = &r;
-  ahead_scans_ = is_scan(r, experts.size());
+  ahead_scans_ = is_scan(at(r.count), experts.size());
   pump();
 }
 
@@ -33,6 +33,12 @@ void ExpertStore::cancel_prefetch() {
   const std::lock_guard lock(mutex_);
   drop_ahead();
   pump();
+}
+
+void ExpertStore::expect(int layer, std::span<const float> probabilities) {
+  const Row& r = row(layer);
+  const std::lock_guard lock(mutex_);
+  policy_->expected(static_cast<int>(&r - rows_.data()), probabilities);
 }
 
 void ExpertStore::fill() {

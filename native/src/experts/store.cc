@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 
 #include "bundle/xxhash.h"
 #include "platform/error.h"
@@ -24,11 +25,24 @@ std::vector<std::uint64_t> slot_sizes(const Manifest& manifest) {
   return sizes;
 }
 
+// Then nothing is evicted, and the policy that costs nothing will do.
+bool fits(const Manifest& manifest, std::uint64_t capacity_bytes) {
+  const std::vector<std::uint64_t> sizes = slot_sizes(manifest);
+  return std::reduce(sizes.begin(), sizes.end()) <= capacity_bytes;
+}
+
+std::vector<int> experts_by_layer(const Manifest& manifest) {
+  std::vector<int> counts;
+  for (const auto& layer : manifest.experts) counts.push_back(static_cast<int>(layer.experts.size()));
+  return counts;
+}
+
 }  // namespace
 
-std::uint64_t ExpertStore::index_bytes(std::size_t experts) noexcept {
-  constexpr std::size_t kPolicyBytes = 16;  // an expert's place in an eviction policy
-  return round_up(experts * (sizeof(Entry) + sizeof(ExpertEntry) + kPolicyBytes), page_size());
+std::uint64_t ExpertStore::index_bytes(Eviction eviction, std::span<const int> experts_by_layer) noexcept {
+  const auto experts = at(std::reduce(experts_by_layer.begin(), experts_by_layer.end()));
+  const std::uint64_t bytes = experts * (sizeof(Entry) + sizeof(ExpertEntry));
+  return round_up(bytes + policy_bytes(eviction, experts_by_layer), page_size());
 }
 
 std::uint64_t ExpertStore::slot_bytes(const ExpertEntry& expert) noexcept {
@@ -36,13 +50,14 @@ std::uint64_t ExpertStore::slot_bytes(const ExpertEntry& expert) noexcept {
 }
 
 ExpertStore::ExpertStore(const Bundle& bundle, std::shared_ptr<Budget> budget, Reader& reader,
-                         std::uint64_t capacity_bytes, std::unique_ptr<EvictionPolicy> policy)
+                         std::uint64_t capacity_bytes, Eviction eviction)
     : bundle_(bundle),
       capacity_(capacity_bytes),
-      charge_(std::move(budget), capacity_bytes + index_bytes(bundle.manifest().num_experts()),
+      charge_(std::move(budget), capacity_bytes + index_bytes(eviction, experts_by_layer(bundle.manifest())),
               "expert slots"),
       reader_(reader),
-      policy_(std::move(policy)),
+      policy_(make_policy(fits(bundle.manifest(), capacity_bytes) ? Eviction::lru : eviction,
+                          experts_by_layer(bundle.manifest()))),
       process_(getpid()),
       slots_(slot_sizes(bundle.manifest()), capacity_bytes) {
   for (const auto& layer : bundle.manifest().experts) {
@@ -98,7 +113,7 @@ std::unique_ptr<ExpertStore::Request> ExpertStore::acquire(int layer, std::span<
   request->reading_.reserve(experts.size());
   request->waiting_.reserve(experts.size());
   const std::lock_guard lock(mutex_);
-  request->scans_ = is_scan(r, experts.size());
+  request->scans_ = is_scan(at(r.count), experts.size());
   passed_layer_ = request->scans_ ? layer : -1;
   requests_.push_back(request.get());
   if (ahead_row_ == &r) drop_ahead();
@@ -116,6 +131,7 @@ std::unique_ptr<ExpertStore::Request> ExpertStore::acquire(int layer, std::span<
       join(*request, index);
     }
   }
+  policy_->visited(static_cast<int>(&r - rows_.data()), experts, request->scans_);
   std::reverse(request->ready_.begin(), request->ready_.end());
   std::reverse(request->waiting_.begin(), request->waiting_.end());
   issue(*request);
@@ -164,16 +180,21 @@ std::optional<SlotPool::Slot> ExpertStore::take_slot(std::uint64_t bytes,
     const Entry& entry = entries_[at(index)];
     return entry.state == Residency::resident && entry.pins == 0 && spare(entry);
   };
-  while (statistics_.slot_bytes + bytes > capacity_) {
-    const int index = policy_->victim(evictable);
-    if (index < 0) return std::nullopt;
-    Entry& victim = entries_[at(index)];
-    policy_->removed(index);
-    victim.state = Residency::absent;
-    --statistics_.resident;
-    ++statistics_.evictions;
-    if (victim.slot.size() == bytes) return std::move(victim.slot);
-    drop_slot(victim);
+  if (bytes > capacity_) return std::nullopt;
+  const std::uint64_t free = capacity_ - statistics_.slot_bytes;
+  if (bytes > free) {
+    const auto size = [&](int index) { return entries_[at(index)].slot.size(); };
+    const auto victims = choose_victims(*policy_, bytes - free, size, evictable);
+    if (!victims) return std::nullopt;
+    for (const int index : *victims) {
+      Entry& victim = entries_[at(index)];
+      policy_->removed(index);
+      victim.state = Residency::absent;
+      --statistics_.resident;
+      ++statistics_.evictions;
+      if (victim.slot.size() == bytes) return std::move(victim.slot);  // then it is the only one
+      drop_slot(victim);
+    }
   }
   SlotPool::Slot slot = slots_.take(bytes);
   statistics_.slot_bytes += bytes;

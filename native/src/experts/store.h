@@ -58,7 +58,7 @@ class ExpertStore {
   using PageInHook = std::function<void(int layer, int expert, std::span<std::byte> bytes)>;
 
   ExpertStore(const Bundle& bundle, std::shared_ptr<Budget> budget, Reader& reader,
-              std::uint64_t capacity_bytes, std::unique_ptr<EvictionPolicy> policy);
+              std::uint64_t capacity_bytes, Eviction eviction);
   ~ExpertStore();  // waits for the reads in flight
   ExpertStore(const ExpertStore&) = delete;
   ExpertStore& operator=(const ExpertStore&) = delete;
@@ -119,6 +119,9 @@ class ExpertStore {
   // for and has not begun is dropped; so is what remains when the layer is acquired.
   void prefetch(int layer, std::span<const int> experts);
   void cancel_prefetch();
+  // How likely each expert of a layer is to be used when the layer runs next, by expert: for the eviction
+  // policy, which may heed it. REQUIRES one number an expert.
+  void expect(int layer, std::span<const float> probabilities);
   // Asks for every expert, in the order of the files, after what prefetch() asks for; never evicts.
   void fill();
 
@@ -129,7 +132,12 @@ class ExpertStore {
 
   static std::uint64_t slot_bytes(const ExpertEntry& expert) noexcept;
   // What knowing of so many experts takes beside their slots, the manifest's rows included.
-  static std::uint64_t index_bytes(std::size_t experts) noexcept;
+  static std::uint64_t index_bytes(Eviction eviction, std::span<const int> experts_by_layer) noexcept;
+  // A step that wants most of a layer wants most of every layer, one after the other: what is there already
+  // serves the next such step better than what it reads in passing.
+  static bool is_scan(std::size_t layer_experts, std::size_t wanted) noexcept {
+    return 2 * wanted > layer_experts;
+  }
 
  private:
   struct Entry {
@@ -151,11 +159,6 @@ class ExpertStore {
   };
 
   const Row& row(int layer) const;
-  // A step that wants most of a layer wants most of every layer, one after the other: what is there already
-  // serves the next such step better than what it reads in passing.
-  static bool is_scan(const Row& row, std::size_t experts) noexcept {
-    return 2 * experts > static_cast<std::size_t>(row.count);
-  }
   int entry_of(const Row& row, int expert) const;  // Error{invalid_argument}
   std::string name(const Entry& entry) const;
   void complete(int entry, std::exception_ptr error) noexcept;
