@@ -127,6 +127,12 @@ class Config:
             self.fail(key, f"{str(values)[:80]}; an object is needed")
         return Config(values, f"{self.where}: {key}")
 
+    def changed(self, values: dict[str, Any]) -> "Config":
+        """The same with these values; what is read of it counts as read here."""
+        config = Config({**self._values, **values}, self.where)
+        config._read = self._read
+        return config
+
     def unsupported(self, key: str, message: str) -> NoReturn:
         raise UnsupportedError(f"{self.where}: {key}: {str(self._values.get(key))[:80]}; {message}")
 
