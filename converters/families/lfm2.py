@@ -67,7 +67,12 @@ def _check_old_keys(config: Config) -> None:
     for key in ("block_use_swiglu", "use_pos_enc"):
         if not config.flag(key, True):
             config.fail(key, "false; this model type always has it")
-    for key in ("block_mlp_init_scale", "block_out_init_scale", "block_use_xavier_init", "conv_use_xavier_init"):
+    for key in (
+        "block_mlp_init_scale",
+        "block_out_init_scale",
+        "block_use_xavier_init",
+        "conv_use_xavier_init",
+    ):
         config.get(key)
 
 
