@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from bundles import F32, answer, convert, minimum_bytes, open_model
 from checkpoints import tiny_checkpoint
+from shell import Shell
 
 # Small matrices: more threads than this only make the reference slower, and change its sums.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,6 +21,7 @@ for name in [name for name in os.environ if name.startswith(("EDGERT_", "XDG_"))
     if name != "EDGERT_REFERENCE_DIR":
         del os.environ[name]
 os.environ["EDGERT_CONFIG"] = os.devnull
+os.environ["EDGERT_HOME"] = os.devnull  # neither the developer's probe and bundles nor a place to leave some
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +46,12 @@ def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another model of the same sizes; read only."""
     directory = tmp_path_factory.mktemp("other")
     return convert(tiny_checkpoint(directory / "checkpoint", seed=9), directory / "other.edgert")
+
+
+@pytest.fixture
+def edgert(tmp_path: Path) -> Shell:
+    """The command line, at home in an empty directory."""
+    return Shell(tmp_path)
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ void FileRead::advance(ssize_t result) {
 }
 
 void FileRead::drop_cached() const noexcept {
-  if (file_.direct()) return;
+  if (file_.direct() || done_ == 0) return;  // no bytes would mean all to the end of the file
   const std::uint64_t begin = offset_ / page_size() * page_size();
   const std::uint64_t end = round_up(position(), page_size());
   posix_fadvise(file_.descriptor(), static_cast<off_t>(begin), static_cast<off_t>(end - begin),

@@ -1,9 +1,9 @@
-#include <fcntl.h>
+#include "storage/reader.h"
+
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -12,39 +12,18 @@
 #include <cerrno>
 #include <condition_variable>
 #include <cstddef>
-#include <cstring>
 #include <iterator>
 #include <mutex>
 #include <thread>
 #include <vector>
 
-#include "platform/memory.h"
-#include "storage/reader.h"
+#include "storage_support.h"
 #include "support.h"
 
 using namespace edgert;
-using edgert::test::contains;
-using edgert::test::error_of;
-using edgert::test::TemporaryDirectory;
+using namespace edgert::test;
 
 namespace {
-
-constexpr std::size_t kPage = File::kDirectAlignment;
-
-// `n` bytes that tell their place.
-std::string pattern(std::size_t n) {
-  std::string text(n, '\0');
-  for (std::size_t i = 0; i < n; ++i) text[i] = static_cast<char>(i * 31 + i / 251);
-  return text;
-}
-
-Buffer pages(std::size_t bytes) {
-  return Buffer(std::make_shared<Budget>(bytes + page_size()), bytes, "test");
-}
-
-std::string_view text_of(std::span<const std::byte> bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
 
 // Holds a reader's thread in a completion until it is opened.
 class Gate {
@@ -147,87 +126,6 @@ bool forbid(int call) {
 
 }  // namespace
 
-TEST_CASE("a file reads back what was written, at any offset, buffered") {
-  TemporaryDirectory directory;
-  const std::string content = pattern(3 * kPage + 100);
-  const auto file = File::open(directory.write("data.bin", content), DirectIo::off);
-  CHECK(file->bytes() == content.size());
-  CHECK_FALSE(file->direct());
-  std::vector<std::byte> out(5000);
-  for (const std::uint64_t offset : {0u, 1u, 4095u, 7388u}) {
-    CHECK(file->read(offset, out) == out.size());
-    CHECK(text_of(out) == std::string_view(content).substr(offset, out.size()));
-  }
-  CHECK(file->read(0, {}) == 0);
-}
-
-TEST_CASE("a direct read returns the same bytes and refuses what is not aligned") {
-  TemporaryDirectory directory;
-  const std::string content = pattern(4 * kPage);
-  const auto path = directory.write("data.bin", content);
-  const auto file = File::open(path, DirectIo::automatic);
-  Buffer buffer = pages(2 * kPage);
-  file->read(kPage, buffer.span());
-  CHECK(text_of(buffer.span()) == std::string_view(content).substr(kPage, 2 * kPage));
-  if (!file->direct()) {  // this file system takes none: then `on` must say so
-    CHECK(contains(error_of(ErrorKind::unsupported, [&] { File::open(path, DirectIo::on); }), "direct"));
-    return;
-  }
-  CHECK(File::open(path, DirectIo::on)->direct());
-  const auto refused = [&](std::uint64_t offset, std::span<std::byte> to) {
-    CHECK(contains(error_of(ErrorKind::invalid_argument, [&] { file->read(offset, to); }), "aligned"));
-  };
-  refused(1, buffer.span());
-  refused(0, buffer.span().first(100));
-  refused(0, buffer.span().subspan(512, kPage));
-}
-
-TEST_CASE("a read past the end names the file and where it ends") {
-  TemporaryDirectory directory;
-  const auto path = directory.write("short.bin", pattern(kPage + 10));
-  Buffer buffer = pages(2 * kPage);
-  for (const auto direct : {DirectIo::off, DirectIo::automatic}) {
-    const auto file = File::open(path, direct);
-    const auto message = error_of(ErrorKind::corrupt, [&] { file->read(0, buffer.span()); });
-    CHECK(contains(message, path.string()));
-    CHECK(contains(message, "offset 4106"));
-    error_of(ErrorKind::corrupt, [&] { file->read(16 * kPage, buffer.span()); });
-    error_of(ErrorKind::corrupt, [&] { file->read(std::uint64_t{1} << 63, buffer.span()); });
-  }
-}
-
-TEST_CASE("a file truncated between open and read is corrupt, not a crash") {
-  TemporaryDirectory directory;
-  const auto path = directory.write("cut.bin", pattern(4 * kPage));
-  for (const auto direct : {DirectIo::off, DirectIo::automatic}) {
-    std::filesystem::resize_file(path, 4 * kPage);
-    const auto file = File::open(path, direct);
-    std::filesystem::resize_file(path, kPage);
-    Buffer buffer = pages(4 * kPage);
-    CHECK(contains(error_of(ErrorKind::corrupt, [&] { file->read(0, buffer.span()); }), "offset 4096"));
-  }
-}
-
-TEST_CASE("only regular files are opened, and nothing blocks") {
-  TemporaryDirectory directory;
-  const auto real = directory.write("real.bin", "x");
-  const auto open = [](const std::filesystem::path& path) {
-    return [path] { File::open(path, DirectIo::automatic); };
-  };
-  error_of(ErrorKind::not_found, open(directory.path() / "missing.bin"));
-  error_of(ErrorKind::not_found, open(real / "below a file"));
-  error_of(ErrorKind::corrupt, open(directory.path()));
-  error_of(ErrorKind::corrupt, open("/dev/zero"));
-
-  const auto link = directory.path() / "link.bin";
-  std::filesystem::create_symlink(real, link);
-  CHECK(contains(error_of(ErrorKind::corrupt, open(link)), "symbolic link"));
-
-  const auto fifo = directory.path() / "fifo";
-  REQUIRE(mkfifo(fifo.c_str(), 0600) == 0);
-  CHECK(contains(error_of(ErrorKind::corrupt, open(fifo)), "not a regular file"));
-}
-
 TEST_CASE("a reader completes many queued reads, each with its own bytes") {
   TemporaryDirectory directory;
   const std::string content = pattern(64 * kPage);
@@ -309,6 +207,9 @@ TEST_CASE("what is read through the page cache leaves it, whoever reads") {
   const auto file = File::open(path, DirectIo::off);
   fsync(file->descriptor());  // only clean pages can leave
   Buffer buffer = pages(64 * kPage);
+  const std::size_t written = cached_pages(*file);
+  file->read(0, {});
+  CHECK(cached_pages(*file) == written);
   file->read(0, buffer.span());
   const std::size_t after_file_read = cached_pages(*file);
   if (after_file_read != 0) MESSAGE("this file system keeps its pages");

@@ -1,0 +1,48 @@
+"""The command line, run in an environment of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Shell:
+    """Runs edgert in an environment of its own."""
+
+    home: Path
+    variables: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("EDGERT_", "XDG_"))}
+        return {**kept, "HOME": str(self.home), "EDGERT_HOME": str(self.home / "data"), **self.variables}
+
+    def __call__(self, *arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self.command(*arguments), input=stdin, capture_output=True, env=self.environment, check=False
+        )
+        return subprocess.CompletedProcess(
+            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+        )
+
+    def json(self, *arguments: object) -> Any:
+        done = self(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    @staticmethod
+    def command(*arguments: object) -> list[str]:
+        return [sys.executable, "-m", "edgert", *map(str, arguments)]
+
+
+def assert_fails(done: subprocess.CompletedProcess[str], complaint: str, status: int = 1) -> None:
+    assert done.returncode == status
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("edgert: error: ") and complaint in line, line

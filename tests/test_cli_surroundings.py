@@ -1,0 +1,123 @@
+"""The command line and what is around it: signals, pipes, closed streams, terminals."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from shell import Shell
+
+PROMPT = "The module reads the file"
+
+
+INTERRUPTED = """
+import os, signal, sys
+from edgert.cli import main, run
+calls = []
+def interrupted(*args, **options):
+    calls.append(args)
+    if len(calls) == {call}:
+        os.kill(os.getpid(), signal.SIGINT)
+run.{function} = interrupted
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
+def interrupted_in(
+    edgert: Shell, function: str, call: int, *arguments: object
+) -> subprocess.CompletedProcess[str]:
+    """Run edgert; Ctrl-C comes in the given call of a function of edgert.cli.run."""
+    script = INTERRUPTED.format(function=function, call=call)
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=edgert.environment, check=False)
+
+
+def test_ctrl_c_ends_with_the_statistics_so_far(edgert: Shell, tiny_bundle: Path) -> None:
+    done = interrupted_in(edgert, "say", 3, "run", tiny_bundle, "-p", PROMPT, "--ignore-eos")
+    assert done.returncode == 130
+    assert "generated 3 at" in done.stderr and "(cancelled)" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_ctrl_c_before_the_first_token(edgert: Shell, tiny_bundle: Path) -> None:
+    done = interrupted_in(edgert, "describe", 1, "run", tiny_bundle, "-p", PROMPT)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == "edgert: interrupted"
+
+
+def test_a_reader_that_went_away_is_no_error(edgert: Shell, tiny_bundle: Path) -> None:
+    process = subprocess.Popen(
+        edgert.command("run", tiny_bundle, "-p", PROMPT, "--ignore-eos"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=edgert.environment,
+    )  # fmt: skip
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    errors = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait() == 141
+    assert "Traceback" not in errors and "Exception" not in errors
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_closed_stream_is_no_fault(edgert: Shell, tiny_bundle: Path, closed: int) -> None:
+    command = edgert.command("run", tiny_bundle, "--raw", "--max-tokens", 3, "--json")
+    script = f'exec "$@" {("<&-", ">&-", "2>&-")[closed]}'
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", *command],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=edgert.environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    if closed != 1:
+        assert json.loads(done.stdout)["statistics"]["generated_tokens"] == 3
+
+
+def test_progress_is_shown_on_a_terminal_only(edgert: Shell, tiny_source: Path) -> None:
+    assert edgert("convert", tiny_source, edgert.home / "a.edgert").stderr == ""
+    assert "convert" in on_a_terminal(
+        edgert.command("convert", tiny_source, edgert.home / "b.edgert"), edgert.environment
+    )
+
+
+def test_the_picture_of_the_store_is_drawn_on_a_terminal(edgert: Shell, tiny_bundle: Path) -> None:
+    shown = on_a_terminal(edgert.command("demo", tiny_bundle, "--max-tokens", "4"), edgert.environment)
+    assert "layer 2" in shown and "just read" in shown and "identical: 4/4 tokens" in shown
+    assert shown.rstrip().endswith("memory that you have")
+
+
+def test_without_a_prompt_a_terminal_gets_a_conversation(edgert: Shell, tiny_bundle: Path) -> None:
+    command = edgert.command("run", tiny_bundle, "--max-tokens", 3, "--ignore-eos")
+    typed = ["Hello\n", "/clear\n", "word " * 600 + "\n", "\x04"]
+    shown = on_a_terminal(command, edgert.environment, typed)
+    assert shown.count(">>> ") >= 4 and "[3 tokens at" in shown
+    assert "prompt: found" in shown  # too long for the context, which does not end the conversation
+
+
+def on_a_terminal(command: list[str], environment: Mapping[str, str], typed: Sequence[str] = ()) -> str:
+    """All that `command` writes to a terminal of 100 columns; `typed` is typed, each after a new ">>> "."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown, keys = b"", list(typed)
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+            if keys and shown.endswith(b">>> "):
+                os.write(ours, keys.pop(0).encode())
+    except OSError:  # Linux says EIO when the last writer is gone
+        pass
+    os.close(ours)
+    assert process.wait() == 0, shown
+    return shown.decode()
