@@ -1,6 +1,5 @@
 """From blocks to a decoder: the recipe as a whole, and every tensor by its name in the checkpoint."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -75,9 +74,10 @@ def assemble(
         {**norm, "norm_eps": eps, "residual_scale": frame.residual_scale, "mixer": mixer, "ffn": ffn}
         for mixer, ffn in zip(mixers, ffns, strict=True)
     ]
-    keys = _keys(blocks)
-    unique = dict(zip(keys, blocks, strict=True))
-    numbers = {key: number for number, key in enumerate(unique)}
+    unique: list[Recipe] = []
+    for block in blocks:
+        if block not in unique:
+            unique.append(block)
     output: Recipe = {"tied": tied, "scale": frame.output_scale}
     if frame.softcap:
         output["softcap"] = frame.softcap
@@ -92,25 +92,12 @@ def assemble(
             "output": output | ({"bias": True} if frame.output_bias else {}),
             **({"final_norm": "layer"} if frame.layer_norm else {}),
             "final_norm_eps": eps,
-            "blocks": list(unique.values()),
-            "layers": [numbers[key] for key in keys],
+            "blocks": unique,
+            "layers": [unique.index(block) for block in blocks],
         }
     )
     Assembler(decoder, tensors, hidden, names or Names()).add_all(blocks)
     return decoder
-
-
-def _keys(blocks: list[Recipe]) -> list[str]:
-    """Equal for equal blocks. Layers share a few ropes, whose thousands of angles are not written out for each."""
-    ropes: list[Recipe | None] = []
-    keys = []
-    for block in blocks:
-        mixer = dict(block["mixer"])
-        rope = mixer.pop("rope", None)
-        if rope not in ropes:
-            ropes.append(rope)
-        keys.append(json.dumps([{**block, "mixer": mixer}, ropes.index(rope)]))
-    return keys
 
 
 class Assembler:
