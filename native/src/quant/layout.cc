@@ -1,17 +1,11 @@
 #include "quant/layout.h"
 
-#include <array>
 #include <bit>
-#include <cstdint>
 #include <cstring>
 
 #include "quant/tile.h"
 
 namespace edgert {
-
-namespace {
-constexpr std::uint64_t kEveryByte = 0x0101010101010101;
-}
 
 TileLayout::TileLayout(const Format& format, std::size_t cols)
     : format_(format),
@@ -31,20 +25,21 @@ TileLayout::TileLayout(const Format& format, std::size_t cols)
 }
 
 void TileLayout::store_codes(std::byte* tile, std::size_t chunk, const ChunkCodes& codes) const noexcept {
-  constexpr std::size_t kQuads = kChunkCols / 4;
+  constexpr std::size_t kQuads = kChunkCols / 4, kWord = sizeof(std::uint64_t);
   for (const Plane& plane : planes()) {
     const std::size_t quads_per_vector = 8 / plane.bits;
-    const std::uint64_t mask = ((1U << plane.bits) - 1) * kEveryByte;
+    const std::uint64_t mask = each_byte((1U << plane.bits) - 1);
     std::byte* vector = tile + plane.offset + chunk * (kQuads / quads_per_vector) * kVectorBytes;
     for (std::size_t first = 0; first < kQuads; first += quads_per_vector, vector += kVectorBytes) {
-      std::array<std::uint64_t, kVectorBytes / 8> merged{};  // eight codes a word
-      for (std::size_t i = 0; i < quads_per_vector; ++i) {
-        const unsigned lift = plane.bits * static_cast<unsigned>(i);
-        std::array<std::uint64_t, kVectorBytes / 8> quad;
-        std::memcpy(quad.data(), codes.quads[first + i], kVectorBytes);
-        for (std::size_t w = 0; w < quad.size(); ++w) merged[w] |= ((quad[w] >> plane.shift) & mask) << lift;
+      for (std::size_t at = 0; at < kVectorBytes; at += kWord) {
+        std::uint64_t merged = 0;
+        for (std::size_t i = 0; i < quads_per_vector; ++i) {
+          std::uint64_t word;
+          std::memcpy(&word, codes.quads[first + i] + at, kWord);
+          merged |= ((word >> plane.shift) & mask) << (plane.bits * i);
+        }
+        store(vector + at, merged);
       }
-      std::memcpy(vector, merged.data(), kVectorBytes);
     }
   }
 }
