@@ -55,8 +55,8 @@ def write_bundle(
             os.pwrite(fd, header, 0)
             os.fsync(fd)
     for name, content in assets.items():
-        _write_file(directory / name, content)
-    _write_file(directory / "manifest.json", seal(manifest))
+        write_file(directory / name, content)
+    write_file(directory / "manifest.json", seal(manifest))
     return manifest
 
 
@@ -127,7 +127,8 @@ class _Counter:
             self.value += amount
 
 
-def _write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
+    """A new file, synced."""
     with open(path, "xb") as file:
         file.write(content)
         file.flush()

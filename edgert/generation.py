@@ -148,7 +148,7 @@ class Stream(Iterator[Piece]):
         }
 
     def _run(self) -> Generator[Piece, None, None]:
-        sequence = self._model.native.sequence()
+        sequence = self._model.sequence()
         try:
             yield from self._draw(sequence)
         finally:
@@ -156,7 +156,7 @@ class Stream(Iterator[Piece]):
             if not self._model.closed:
                 self._after = self._model.stats()
 
-    def _draw(self, sequence: _native.Sequence) -> Iterator[Piece]:
+    def _draw(self, sequence: Any) -> Iterator[Piece]:
         sampling = self._sampling
         limit = self._model.context - len(self._prompt)
         if sampling.max_tokens is not None:
@@ -183,9 +183,7 @@ class Stream(Iterator[Piece]):
                 return
             tokens = [sample.token]
 
-    def _step(
-        self, sequence: _native.Sequence, tokens: list[int], sampler: _native.Sampler
-    ) -> _native.Sample | None:
+    def _step(self, sequence: Any, tokens: list[int], sampler: _native.Sampler) -> _native.Sample | None:
         """Run `tokens` and draw the next; None when cancelled."""
         clock, first = self._clock, not self._drawn.tokens
         start = time.perf_counter()
@@ -203,7 +201,7 @@ class Stream(Iterator[Piece]):
         return sample
 
     def _uncancelled(
-        self, sequence: _native.Sequence, tokens: list[int], sampler: _native.Sampler
+        self, sequence: Any, tokens: list[int], sampler: _native.Sampler
     ) -> _native.Sample | None:
         while not self._cancelled:
             try:

@@ -24,7 +24,10 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
         "complete.",
     )
     parser.add_argument(
-        "source", metavar="CHECKPOINT", type=Path, help="a directory with config.json and safetensors"
+        "source",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="a directory with config.json and safetensors, or one with an ONNX encoder",
     )
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="the bundle to write, NAME.edgert")
     parser.add_argument(
@@ -52,7 +55,8 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from edgert.converters.convert import convert
+    from edgert.converters.component import ComponentReport
+    from edgert.converters.source import convert_source
 
     threads = next(setting for setting in knobs() if setting.name == "threads")
     options = {
@@ -67,13 +71,16 @@ def run(args: argparse.Namespace) -> int:
         "threads": Layers.read().value(threads, args.threads) or 0,
     }
     with progress("convert") as update:
-        report = convert(args.source, args.output, progress=update, **options)
+        report = convert_source(args.source, args.output, progress=update, **options)
     if args.json:
         print_json({**dataclasses.asdict(report), "path": str(report.path)})
     else:
         for line in report.notes:
             note(f"edgert: note: {line}")
-        say(_text(report))
+        if isinstance(report, ComponentReport):
+            say(f"{report.path}: {report.kind}, {report.architecture}, {format_bytes(report.bytes)}")
+        else:
+            say(_text(report))
     return 0
 
 

@@ -45,6 +45,15 @@ def _row(name: str, path: Path) -> dict[str, Any]:
         bundle = Bundle.open(path)
     except EdgertError as error:
         return {"name": name, "path": str(path), "error": one_line(error)}
+    if bundle.component is not None:
+        architecture = f"{bundle.component['architecture']} ({bundle.component['kind']})"
+        return {
+            "name": name,
+            "path": str(path),
+            "architecture": architecture,
+            "bytes": bundle.bytes,
+            "num_experts": 0,
+        }
     return {
         "name": name,
         "path": str(path),

@@ -93,7 +93,9 @@ def describe(model: "Model") -> str:
 
 
 def warn_if_slow(model: "Model") -> None:
-    """One line where few tokens a second are to be expected."""
+    """One line where few tokens a second are to be expected of edgert's own engine."""
+    if model.backend != "edgert":
+        return
     from edgert import plan
     from edgert.bundle import Bundle
     from edgert.footprint import sizes_of_bundle
@@ -158,16 +160,17 @@ def _prompt(args: argparse.Namespace) -> str:
         return str(args.prompt)
     if args.file is not None:
         return read_text(args.file)
-    return _decode(sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1), "stdin", _MAX_PROMPT_BYTES)
+    return decode(sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1), "stdin", _MAX_PROMPT_BYTES)
 
 
 def read_text(path: Path, limit: int = _MAX_PROMPT_BYTES) -> str:
     """The UTF-8 text of a file of at most `limit` bytes."""
     with path.open("rb") as file:
-        return _decode(file.read(limit + 1), str(path), limit)
+        return decode(file.read(limit + 1), str(path), limit)
 
 
-def _decode(content: bytes, where: str, limit: int) -> str:
+def decode(content: bytes, where: str, limit: int) -> str:
+    """`content` as UTF-8 text. Raises InvalidArgumentError naming `where` beyond `limit` bytes."""
     if len(content) > limit:
         raise InvalidArgumentError(f"{where}: more than {limit} bytes of text")
     try:
