@@ -13,6 +13,7 @@ from edgert.settings import Layers, knobs
 from edgert.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
+    from edgert.converters.component import ComponentReport
     from edgert.converters.convert import ConversionReport
 
 
@@ -30,6 +31,13 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
         help="a directory with config.json and safetensors, or one with an ONNX encoder",
     )
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="the bundle to write, NAME.edgert")
+    add_formats(parser)
+    add_json(parser)
+    return parser
+
+
+def add_formats(parser: argparse.ArgumentParser) -> None:
+    """What a conversion can be told."""
     parser.add_argument(
         "--device", metavar="NAME", help="profile that gives the defaults (see `edgert devices`)"
     )
@@ -50,16 +58,12 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
         "--remainders", action="store_true", help="keep the rounding remainders, which adapters need"
     )
     parser.add_argument("--threads", metavar="N", help="threads that pack [EDGERT_THREADS]")
-    add_json(parser)
-    return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    from edgert.converters.component import ComponentReport
-    from edgert.converters.source import convert_source
-
+def conversion_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What add_formats() has read, for convert()."""
     threads = next(setting for setting in knobs() if setting.name == "threads")
-    options = {
+    return {
         "device": args.device,
         "dense_format": args.dense_format,
         "expert_format": args.expert_format,
@@ -70,18 +74,29 @@ def run(args: argparse.Namespace) -> int:
         "remainders": args.remainders,
         "threads": Layers.read().value(threads, args.threads) or 0,
     }
+
+
+def run(args: argparse.Namespace) -> int:
+    from edgert.converters.source import convert_source
+
     with progress("convert") as update:
-        report = convert_source(args.source, args.output, progress=update, **options)
+        report = convert_source(args.source, args.output, progress=update, **conversion_options(args))
     if args.json:
         print_json({**dataclasses.asdict(report), "path": str(report.path)})
-    else:
-        for line in report.notes:
-            note(f"edgert: note: {line}")
-        if isinstance(report, ComponentReport):
-            say(f"{report.path}: {report.kind}, {report.architecture}, {format_bytes(report.bytes)}")
-        else:
-            say(_text(report))
+        return 0
+    for line in report.notes:
+        note(f"edgert: note: {line}")
+    say(describe(report))
     return 0
+
+
+def describe(report: "ConversionReport | ComponentReport") -> str:
+    """What was written, for people."""
+    from edgert.converters.component import ComponentReport
+
+    if isinstance(report, ComponentReport):
+        return f"{report.path}: {report.kind}, {report.architecture}, {format_bytes(report.bytes)}"
+    return _text(report)
 
 
 def _formats(path: Path) -> dict[str, Any]:
