@@ -69,7 +69,8 @@ class GgufFile:
     tensor type that is not read; each names the place. `fields` and `tensors` are in the order of the file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, metadata_only: bool = False) -> None:
+        """`metadata_only`: no tensors, so that none of a type that is not read matters."""
         self.path = path
         with InputFile(path) as file:
             self.bytes = file.bytes
@@ -77,7 +78,7 @@ class GgufFile:
             tensor_count, key_count = parser.header()
             self.fields = parser.fields(key_count)
             alignment = parser.alignment(self.fields.get("general.alignment"))
-            self.tensors = parser.tensors(tensor_count, alignment)
+            self.tensors = {} if metadata_only else parser.tensors(tensor_count, alignment)
 
     def __contains__(self, key: str) -> bool:
         return key in self.fields

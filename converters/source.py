@@ -1,13 +1,13 @@
 """Converting whatever is given: a decoder to edgert's own format, an encoder as the ONNX model it is."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgert.errors import InvalidArgumentError
 
-from .component import ComponentReport
+from .component import ComponentReport, write_component
 from .convert import ConversionReport, convert
 from .encoder import convert_encoder, find_onnx
 
@@ -20,21 +20,52 @@ def convert_source(
     *,
     threads: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    backend: str | None = None,
     **options: Any,
 ) -> ConversionReport | ComponentReport:
-    """convert(), or convert_encoder() for an .onnx file and for a directory that holds one and no decoder's weights.
+    """convert(), or convert_encoder() for an .onnx file and for a directory that holds one and no decoder's weights. `backend` "llama.cpp" keeps a GGUF file as it is, for that engine.
 
     A directory of sentence-transformers (it has a modules.json) is an encoder whatever else it holds. Raises
     InvalidArgumentError for options of a decoder's weights with an encoder.
     """
     path = Path(source)
+    if backend == "llama.cpp":
+        return _keep_gguf(path, output, options, progress)
+    if backend not in (None, "edgert", "onnx"):
+        raise InvalidArgumentError(f"backend: found {backend!r:.60}, allowed are edgert, llama.cpp, onnx")
     model = _encoder_in(path)
     if model is None:
         return convert(path, output, threads=threads, progress=progress, **options)
-    given = [name for name, value in options.items() if value not in (None, False)]
-    if given:
-        raise InvalidArgumentError(f"{given[0]}: an ONNX encoder is kept as it is; this option has no effect")
+    _refuse_options(options, "an ONNX encoder")
     return convert_encoder(model, output, progress=progress)
+
+
+def _keep_gguf(
+    path: Path,
+    output: str | os.PathLike[str],
+    options: Mapping[str, Any],
+    progress: Callable[[int, int], None] | None,
+) -> ComponentReport:
+    """A bundle of the GGUF file as it is, for llama.cpp."""
+    from edgert.backends.llama_cpp import GgufModel
+
+    from .gguf import GgufFile
+
+    _refuse_options(options, "a GGUF file for llama.cpp")
+    model = GgufModel.of_file(path)
+    first = model.files[0]
+    architecture = GgufFile(first, metadata_only=True).text("general.architecture", 80) or "unknown"
+    component = {"kind": "gguf", "file": first.name, "architecture": architecture}
+    files = {file.name: file for file in model.files}
+    return write_component(
+        first, output, component, files, model.assets, notes=model.notes, progress=progress
+    )
+
+
+def _refuse_options(options: Mapping[str, Any], what: str) -> None:
+    for name, value in options.items():
+        if value not in (None, False):
+            raise InvalidArgumentError(f"{name}: {what} is kept as it is; this option has no effect")
 
 
 def _encoder_in(path: Path) -> Path | None:

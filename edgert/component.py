@@ -107,6 +107,16 @@ def checksum_of(path: Path, advance: Callable[[int], None] | None = None) -> str
     return checksum.hexdigest()
 
 
+def check_files(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Read the files of a component and compare their checksums. Raises CorruptError."""
+    for row in manifest["files"]:
+        found = checksum_of(path / row["name"])
+        if found != row["checksum"]:
+            raise CorruptError(
+                f"{path / row['name']}: checksum is {found}, the manifest says {row['checksum']}"
+            )
+
+
 class _Check:
     """Refuses, by key, a manifest that is not what the format allows."""
 

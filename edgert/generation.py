@@ -126,11 +126,14 @@ class Stream(Iterator[Piece]):
     def statistics(self) -> dict[str, Any]:
         """Counts, seconds and bytes of this generation. The expert counters are the model's while it ran, so they
         include what other streams of the model did meanwhile; a model's first generation counts the bytes that loading
-        read as its own, so that bytes_read adds up to what storage was asked for. budget_bytes and peak_bytes are of the whole Runtime."""
+        read as its own, so that bytes_read adds up to what storage was asked for. Another engine than edgert's own counts
+        neither. budget_bytes and peak_bytes are of the whole Runtime."""
         after = self._after or self._model.stats()
         clock, generated = self._clock, len(self._drawn.tokens)
         counted = {name: after[name] - self._before[name] for name in _COUNTERS if name in after}
-        looked_up = sum(counted[name] for name in _LOOKUPS)
+        if all(name in counted for name in _LOOKUPS):
+            looked_up = sum(counted[name] for name in _LOOKUPS)
+            counted["hit_rate"] = counted["expert_hits"] / looked_up if looked_up else 1.0
         return {
             "prompt_tokens": len(self._prompt),
             "generated_tokens": generated,
@@ -141,7 +144,6 @@ class Stream(Iterator[Piece]):
             "budget_bytes": after["budget_bytes"],
             "peak_bytes": after["peak_bytes"],
             **counted,
-            "hit_rate": counted["expert_hits"] / looked_up if looked_up else 1.0,
             "resident": after["resident"],
             "threads": after["threads"],
             "context": after["context"],

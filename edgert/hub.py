@@ -7,7 +7,7 @@ HF_HUB_OFFLINE mean what they mean there. What arrives is compared with the chec
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -314,6 +314,3 @@ def explained(spec: Spec) -> Iterator[None]:
 def _first_line(error: BaseException) -> str:
     text = (str(error).splitlines() or [""])[0]
     return re.sub(r"https?://\S+", "URL", text)[:200]
-
-
-Progress = Callable[[int, int], None]

@@ -3,6 +3,7 @@
 import operator
 import os
 import threading
+import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, overload
 
-from edgert import _native
+from edgert import _native, backends
 from edgert.bundle import Bundle, locate
 from edgert.errors import (
     CorruptError,
@@ -42,6 +43,7 @@ def load(
     memory: int | str | None = None,
     threads: int | str | None = None,
     context: int | str | None = None,
+    backend: str | None = None,
     **others: Any,
 ) -> "Model":
     """Load a bundle: a path, a name (see `edgert list`), or None for the embedded model.
@@ -51,12 +53,30 @@ def load(
     io_threads. What is not given comes from the variable EDGERT_<NAME>, the configuration file, the bundle's own
     defaults, what `edgert devices probe` found best here, or the knob's default, in this order.
 
+    `backend` names the engine: "edgert", "llama.cpp" (extra gguf), which also runs a GGUF file that edgert's own decoder
+    has no place for, or "onnx" (extra onnx); by default what the model needs.
+
     Raises InvalidArgumentError for a knob outside its range, BudgetError naming the smallest budget that works,
     NotFoundError, CorruptError, UnsupportedError or StorageError for the bundle.
     """
     given = {"memory": memory, "threads": threads, "context": context, **others}
     values = knob_values(given)
-    bundle = Bundle.open(locate(path_or_name))
+    if backend not in (None, *backends.NAMES):
+        raise InvalidArgumentError(f"backend: found {backend!r:.60}, allowed are {', '.join(backends.NAMES)}")
+    path = None if path_or_name is None else Path(path_or_name)
+    is_gguf = path is not None and path.suffix == ".gguf" and path.is_file()
+    if path is not None and is_gguf and backend == "llama.cpp":
+        return _load_gguf(path, values)
+    try:
+        bundle = Bundle.open(locate(path_or_name))
+    except UnsupportedError as error:
+        if path is None or not is_gguf or backend is not None or not backends.is_there("llama.cpp"):
+            raise
+        warnings.warn(f"llama.cpp runs this model, because {error}", RuntimeWarning, stacklevel=2)
+        return _load_gguf(path, values)
+    runs = "edgert" if bundle.component is None else backends.OF_KIND[bundle.component["kind"]]
+    if backend not in (None, runs):
+        raise UnsupportedError(f"{bundle.path}: {runs} runs this bundle, not {backend}")
     machine = measured()
     stated = {} if machine is None else machine.knobs(bundle.path)
     for name, value in bundle.knobs().items():
@@ -73,9 +93,23 @@ def load(
 
 
 def _load_component(bundle: Bundle, values: Mapping[str, Any]) -> "Model":
+    assert bundle.component is not None
+    if bundle.component["kind"] == "gguf":
+        from edgert.backends.llama_cpp import GgufModel, LlamaCppModel
+
+        return LlamaCppModel(GgufModel.of_bundle(bundle), values)
     from edgert.backends.onnx import Encoder
 
     return Encoder(bundle, values)
+
+
+def _load_gguf(path: Path, values: Mapping[str, Any]) -> "Model":
+    from edgert.backends.llama_cpp import GgufModel, LlamaCppModel
+
+    source = GgufModel.of_file(path)
+    for note in source.notes:
+        warnings.warn(note, RuntimeWarning, stacklevel=3)
+    return LlamaCppModel(source, values)
 
 
 def knob_values(given: Mapping[str, Any]) -> dict[str, Any]:

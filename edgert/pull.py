@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgert import settings
 from edgert.bundle import models_dir
+from edgert.caches import resolve
 from edgert.errors import InvalidArgumentError, StorageError
 from edgert.hub import Hub, RemoteFile, Spec, choose, is_offline, is_safe, parse_spec
 from edgert.units import format_bytes
@@ -50,7 +51,7 @@ def pull(
     output.parent.mkdir(parents=True, exist_ok=True)
     hub = Hub()
     if offline or is_offline():
-        return _from_cache(hub.cached(spec), spec, output, progress, options)
+        return _convert(resolve(text), output, progress, options)
     commit, there = hub.files(spec)
     files = choose(there, spec)
     total = sum(file.bytes for file in files)
@@ -97,17 +98,6 @@ def _arriving(hub: Hub, spec: Spec, commit: str, shards: Sequence[RemoteFile], d
         start = min(file.bytes, _HEADER_LENGTH + min(length, _MAX_HEADER_BYTES))
         starts.append(Shard(path, hub.start(spec, commit, file, start), file.bytes))
     return Shards(starts, fetch)
-
-
-def _from_cache(
-    snapshot: Path, spec: Spec, output: Path, progress: Progress | None, options: Mapping[str, Any]
-) -> "ConversionReport | ComponentReport":
-    there = [
-        RemoteFile(path.relative_to(snapshot).as_posix(), path.stat().st_size)
-        for path in sorted(snapshot.rglob("*"))
-        if path.is_file()
-    ]
-    return _convert(_source(snapshot, choose(there, spec)), output, progress, options)
 
 
 def _source(root: Path, files: Sequence[RemoteFile]) -> Path:

@@ -7,13 +7,22 @@
 An engine that comes with an extra is imported when a model needs it.
 """
 
+import sys
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from edgert.errors import UnsupportedError
 
 NAMES = ("edgert", "llama.cpp", "onnx")
+OF_KIND = {"gguf": "llama.cpp", "onnx": "onnx"}  # of a component in a bundle
+_MODULES = {"llama.cpp": "llama_cpp", "onnx": "onnxruntime"}
 _PACKAGES = {"llama_cpp": ("llama-cpp-python", "gguf"), "onnxruntime": ("onnxruntime", "onnx")}
+
+
+def is_there(name: str) -> bool:
+    """Whether the library of an engine is installed."""
+    return sys.modules.get(_MODULES[name]) is not None or find_spec(_MODULES[name]) is not None
 
 
 def library(module: str, needed_by: str) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from edgert.backends import library
 from edgert.backends.memory import Meter
 from edgert.bundle import Bundle
-from edgert.component import checksum_of
+from edgert.component import check_files
 from edgert.errors import BudgetError, CorruptError, InvalidArgumentError, UnsupportedError
 from edgert.model import Model, tokenizer_of
 
@@ -300,12 +300,7 @@ def _check_files(bundle: Bundle) -> None:
     from edgert.converters.onnx_file import read_onnx
 
     assert bundle.component is not None
-    for row in bundle.manifest["files"]:
-        found = checksum_of(bundle.path / row["name"])
-        if found != row["checksum"]:
-            raise CorruptError(
-                f"{bundle.path / row['name']}: checksum is {found}, the manifest says {row['checksum']}"
-            )
+    check_files(bundle.path, bundle.manifest)
     path = bundle.path / bundle.component["file"]
     strangers = read_onnx(path).external - {row["name"] for row in bundle.manifest["files"]}
     if strangers:

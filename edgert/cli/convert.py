@@ -57,6 +57,9 @@ def add_formats(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--remainders", action="store_true", help="keep the rounding remainders, which adapters need"
     )
+    parser.add_argument(
+        "--backend", metavar="NAME", help="llama.cpp: keep a GGUF file as it is, for that engine to run"
+    )
     parser.add_argument("--threads", metavar="N", help="threads that pack [EDGERT_THREADS]")
 
 
@@ -72,6 +75,7 @@ def conversion_options(args: argparse.Namespace) -> dict[str, Any]:
         "output_format": args.output_format,
         "alignment": None if args.alignment is None else parse_bytes(args.alignment, "--alignment"),
         "remainders": args.remainders,
+        "backend": args.backend,
         "threads": Layers.read().value(threads, args.threads) or 0,
     }
 
