@@ -7,6 +7,7 @@ HF_HUB_OFFLINE mean what they mean there. What arrives is compared with the chec
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ _ENCODER_SETTINGS = frozenset({
 })  # fmt: skip
 _MAX_FILES = 10_000
 _READ_BYTES = 4 << 20
+_ATTEMPTS = 4  # without a byte more
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,22 +192,58 @@ class Hub:
             for row in rows
         ]
 
-    def download(self, spec: Spec, commit: str, file: RemoteFile, directory: Path | None) -> Path:
-        """Fetch a file into `directory`, or into the cache of Hugging Face; what a broken connection left is gone on with.
-        Raises CorruptError where the checksum differs, and removes the file."""
-        where = {"cache_dir": cache_dir()} if directory is None else {"local_dir": directory}
+    def keep(self, spec: Spec, commit: str, file: RemoteFile) -> Path:
+        """Fetch a file into the cache of Hugging Face. Raises CorruptError where the checksum differs, and removes it."""
         with explained(spec):
-            path = Path(
-                self._library.hf_hub_download(
-                    spec.repo, file.path, revision=commit, endpoint=self._endpoint, **where
-                )
+            found = self._library.hf_hub_download(
+                spec.repo, file.path, revision=commit, endpoint=self._endpoint, cache_dir=cache_dir()
             )
-        try:
-            check(path, file, f"hf:{spec.repo}: {file.path}")
-        except CorruptError:
-            os.unlink(os.path.realpath(path))
-            raise
-        return path
+        _check(Path(os.path.realpath(found)), file, f"hf:{spec.repo}: {file.path}")
+        return Path(found)
+
+    def fetch(self, spec: Spec, commit: str, file: RemoteFile, path: Path) -> None:
+        """Fetch a file to `path`, which it replaces in one step. What a broken connection left beside it, in this process
+        or another, is gone on with. Raises CorruptError where the checksum differs, and removes it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.part")
+        failures = 0
+        while True:
+            before = part.stat().st_size if part.exists() else 0
+            if before == file.bytes and part.exists():
+                break
+            try:
+                self._go_on(spec, commit, file, part, before if before < file.bytes else 0)
+            except StorageError:
+                progressed = part.exists() and part.stat().st_size > before
+                failures = 1 if progressed else failures + 1
+                if failures == _ATTEMPTS:
+                    raise
+                time.sleep(0.5 * 2**failures)
+        _check(part, file, f"hf:{spec.repo}: {file.path}")
+        os.replace(part, path)
+
+    def _go_on(self, spec: Spec, commit: str, file: RemoteFile, part: Path, begin: int) -> None:
+        with self._stream(spec, commit, file, f"bytes={begin}-" if begin else None) as response:
+            whole = response.status_code == 200  # also where the range was overlooked
+            with open(part, "wb" if whole else "ab") as content:
+                for piece in response.iter_raw():
+                    content.write(piece)
+                    if content.tell() > file.bytes:
+                        raise CorruptError(
+                            f"hf:{spec.repo}: {file.path}: more than the {file.bytes} bytes it should have"
+                        )
+
+    @contextmanager
+    def _stream(self, spec: Spec, commit: str, file: RemoteFile, wanted: str | None) -> Iterator[Any]:
+        utils = self._library.utils
+        url = self._library.hf_hub_url(spec.repo, file.path, revision=commit, endpoint=self._endpoint)
+        headers = {**utils.build_hf_headers(), "Accept-Encoding": "identity"}
+        if wanted is not None:
+            headers["Range"] = wanted
+        session = utils.get_session()
+        with explained(spec), session.stream("GET", url, headers=headers, follow_redirects=True) as response:
+            utils.hf_raise_for_status(response)
+            yield response
 
     def cached(self, spec: Spec) -> Path:
         """The snapshot in the cache of Hugging Face, without asking the hub."""
@@ -221,18 +259,11 @@ class Hub:
 
     def start(self, spec: Spec, commit: str, file: RemoteFile, length: int) -> bytes:
         """The first `length` bytes of a file."""
-        utils = self._library.utils
-        url = self._library.hf_hub_url(spec.repo, file.path, revision=commit, endpoint=self._endpoint)
-        headers = {**utils.build_hf_headers(), "Range": f"bytes=0-{length - 1}"}
         content = bytearray()
-        with (
-            explained(spec),
-            utils.get_session().stream("GET", url, headers=headers, follow_redirects=True) as response,
-        ):
-            utils.hf_raise_for_status(response)
-            for piece in response.iter_raw(1 << 16):
+        with self._stream(spec, commit, file, f"bytes=0-{length - 1}") as response:
+            for piece in response.iter_raw():
                 content += piece
-                if len(content) >= length:  # also of a hub that sends all
+                if len(content) >= length:  # also where the range was overlooked
                     break
         if len(content) < length:
             raise StorageError(
@@ -241,8 +272,8 @@ class Hub:
         return bytes(content[:length])
 
 
-def check(path: Path, file: RemoteFile, where: str) -> None:
-    """Compare a fetched file with what the hub states of it. Raises CorruptError."""
+def _check(path: Path, file: RemoteFile, where: str) -> None:
+    """Compare a fetched file with what the hub states of it. Raises CorruptError, and removes the file."""
     size = os.stat(path).st_size
     if file.sha256 is None and file.git_sha1 is None:
         return
@@ -256,6 +287,7 @@ def check(path: Path, file: RemoteFile, where: str) -> None:
             digest.update(piece)
     stated = file.sha256 or file.git_sha1
     if digest.hexdigest() != stated:
+        os.unlink(path)
         raise CorruptError(
             f"{where}: {digest.name} is {digest.hexdigest()}, the hub says {stated}; try again"
         )

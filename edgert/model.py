@@ -11,8 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, overload
 
-from edgert import _native, backends
+from edgert import _native, backends, caches
 from edgert.bundle import Bundle, locate
+from edgert.converters import checkpoint
 from edgert.errors import (
     CorruptError,
     EdgertError,
@@ -46,7 +47,8 @@ def load(
     backend: str | None = None,
     **others: Any,
 ) -> "Model":
-    """Load a bundle: a path, a name (see `edgert list`), or None for the embedded model.
+    """Load a bundle: a path, a name (see `edgert list`), or None for the embedded model. hf:ORG/NAME:FILE and
+    ollama:NAME stand for a GGUF file in the cache of Hugging Face or ollama (see `edgert list --all`).
 
     `memory` bounds all native memory and the tokenizer's: bytes, "10MiB", "1.5GB", or "auto" (what the machine can
     spare); `threads` and `context` (tokens) likewise take a number or "auto"; `others` are the remaining knobs, such as
@@ -63,8 +65,10 @@ def load(
     values = knob_values(given)
     if backend not in (None, *backends.NAMES):
         raise InvalidArgumentError(f"backend: found {backend!r:.60}, allowed are {', '.join(backends.NAMES)}")
+    if isinstance(path_or_name, str) and caches.is_name(path_or_name):
+        path_or_name = caches.resolve(path_or_name)
     path = None if path_or_name is None else Path(path_or_name)
-    is_gguf = path is not None and path.suffix == ".gguf" and path.is_file()
+    is_gguf = path is not None and path.is_file() and checkpoint.is_gguf(path)
     if path is not None and is_gguf and backend == "llama.cpp":
         return _load_gguf(path, values)
     try:

@@ -58,7 +58,7 @@ def pull(
     tell(f"{text}: {len(files)} files, {format_bytes(total)}")
     if keep:
         for file in files:
-            path = hub.download(spec, commit, file, None)
+            path = hub.keep(spec, commit, file)
         root = Path(os.path.abspath(path)).parents[file.path.count("/")]
         return _convert(_source(root, files), output, progress, options)
     # Kept after a failure, so that the next try goes on from there.
@@ -68,9 +68,11 @@ def pull(
     others = [file for file in files if file not in shards]
     _require_space(directory, others, directory)
     for file in others:
-        hub.download(spec, commit, file, directory)
+        place = directory / file.path
+        if not place.exists() or place.stat().st_size != file.bytes:  # what is there was checked
+            hub.fetch(spec, commit, file, place)
     if shards:
-        with _arriving(hub, spec, commit, shards, directory) as arriving:
+        with _arriving(hub, spec, commit, shards, directory, tell) as arriving:
             report = _convert(directory, output, progress, {**options, "shards": arriving})
     else:
         report = _convert(_source(directory, files), output, progress, options)
@@ -78,7 +80,14 @@ def pull(
     return report
 
 
-def _arriving(hub: Hub, spec: Spec, commit: str, shards: Sequence[RemoteFile], directory: Path) -> "Shards":
+def _arriving(
+    hub: Hub,
+    spec: Spec,
+    commit: str,
+    shards: Sequence[RemoteFile],
+    directory: Path,
+    tell: Callable[[str], None],
+) -> "Shards":
     """The shards of `directory`: their headers now, the rest when it is read."""
     from edgert.converters.shards import Shard, Shards
 
@@ -86,11 +95,9 @@ def _arriving(hub: Hub, spec: Spec, commit: str, shards: Sequence[RemoteFile], d
 
     def fetch(path: Path) -> None:
         file = by_path[path]
-        staging = (
-            directory / ".fetched"
-        )  # huggingface_hub would take the beginning that lies in place for the file
         _require_space(directory, [file], directory)
-        os.replace(hub.download(spec, commit, file, staging), path)
+        tell(f"fetching {file.path}, {format_bytes(file.bytes)}")
+        hub.fetch(spec, commit, file, path)
 
     starts = []
     for path, file in by_path.items():

@@ -27,6 +27,7 @@ class Hub:
     status: int | None = None  # what the API answers instead
     gated: bool = False
     cut_after: dict[str, int] = field(default_factory=dict)  # bytes until the connection breaks, once
+    gone_after_cut: bool = False  # nothing more is answered then
     false_checksums: set[str] = field(default_factory=set)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, range
     tokens: set[str] = field(default_factory=set)
@@ -118,6 +119,7 @@ def running(hub: Hub) -> Iterator[Hub]:
                 hub.served[name] = hub.served.get(name, 0) + len(content[:cut])
             if cut is not None:
                 self.close_connection = True
+                hub.status = 418 if hub.gone_after_cut else None
 
         def _send(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
             self.send_response(status)

@@ -116,13 +116,24 @@ def test_offline_without_a_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> N
     assert hub.requests == []
 
 
-def test_a_cut_connection_is_gone_on_with(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)  # what is written at a time
+def test_a_cut_connection_is_gone_on_with(hub: Hub) -> None:
     path = "model-00002-of-00004.safetensors"
     hub.cut_after[path] = 5000
     pull("hf:org/name")
     resumed = [r for m, p, r in hub.requests if p == f"/cdn/{path}" and r and not r.startswith("bytes=0-")]
     assert resumed == ["bytes=5000-"]
+
+
+def test_the_next_pull_goes_on_where_one_ended(hub: Hub) -> None:
+    path = "model-00001-of-00004.safetensors"
+    hub.cut_after[path], hub.gone_after_cut = 7000, True
+    with pytest.raises(StorageError):
+        pull("hf:org/name")
+    hub.status = None
+    hub.requests.clear()
+    pull("hf:org/name")
+    wanted = [r for m, p, r in hub.requests if p == f"/cdn/{path}" and m == "GET"]
+    assert wanted[-1] == "bytes=7000-"
 
 
 @pytest.mark.parametrize("path", ["model-00003-of-00004.safetensors"])

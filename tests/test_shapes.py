@@ -118,7 +118,9 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
 
 
 def test_unknown_shapes_and_formats_are_refused(home: Path) -> None:
-    with pytest.raises(InvalidArgumentError, match="olmoe-1b-7b, qwen3-30b-a3b, mixtral-8x7b, gpt-oss-20b, tiny"):
+    with pytest.raises(
+        InvalidArgumentError, match="olmoe-1b-7b, qwen3-30b-a3b, mixtral-8x7b, gpt-oss-20b, tiny"
+    ):
         shapes.shape_bundle("gpt")
     with pytest.raises(InvalidArgumentError, match="expert_format"):
         shapes.shape_bundle("tiny", expert_format="int5")
