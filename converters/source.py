@@ -7,6 +7,7 @@ from typing import Any
 
 from edgert.errors import InvalidArgumentError
 
+from .checkpoint import resolve
 from .component import ComponentReport, write_component
 from .convert import ConversionReport, convert
 from .encoder import convert_encoder, find_onnx
@@ -56,7 +57,7 @@ def _keep_gguf(
     first = model.files[0]
     architecture = GgufFile(first, metadata_only=True).text("general.architecture", 80) or "unknown"
     component = {"kind": "gguf", "file": first.name, "architecture": architecture}
-    files = {file.name: file for file in model.files}
+    files = {file.name: resolve(file.parent, file.name) for file in model.files}
     return write_component(
         first, output, component, files, model.assets, notes=model.notes, progress=progress
     )

@@ -158,11 +158,20 @@ def test_a_stream_can_be_cancelled(stand_in: type[_Llama], tmp_path: Path) -> No
     assert [piece.finish_reason for piece in stream] == ["cancelled"]
 
 
-def test_what_its_own_decoder_lacks_runs_there_by_itself(stand_in: type[_Llama], tmp_path: Path) -> None:
+def test_what_its_own_decoder_lacks_runs_there_by_itself(
+    stand_in: type[_Llama], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object, *rest: object) -> Path:
+        raise UnsupportedError("starcoder2 is not supported")
+
+    monkeypatch.setattr("edgert.model.locate", refuse)
     path = write_gguf(tmp_path / "model.gguf")
-    with pytest.warns(RuntimeWarning), edgert.load(path, memory="256MiB") as model:
+    with (
+        pytest.warns(RuntimeWarning, match="because starcoder2 is not supported"),
+        edgert.load(path, memory="256MiB") as model,
+    ):
         assert model.backend == "llama.cpp"
-    with pytest.raises((UnsupportedError, NotFoundError)):
+    with pytest.raises(UnsupportedError, match="starcoder2"):
         edgert.load(path, backend="edgert")
 
 

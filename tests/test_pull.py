@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from bundles import convert
 from hub import COMMIT, Hub, running
+from onnx_models import text_encoder
+from test_llama_cpp import write_gguf
 
 import edgert
-from edgert.bundle import models_dir
+from edgert.bundle import Bundle, models_dir
 from edgert.cli.main import main
 from edgert.converters import shards as shards_module
 from edgert.errors import CorruptError, InvalidArgumentError, NotFoundError, StorageError, UnsupportedError
@@ -270,3 +272,25 @@ def test_the_command(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     assert "mine.edgert" in captured.out and "`edgert run mine` runs it" in captured.err
     assert main(["pull", "hf:org/other"]) == 1
     assert "no such model" in capsys.readouterr().err
+
+
+def test_a_gguf_of_the_wanted_quantisation(hub: Hub, tmp_path: Path) -> None:
+    hub.files["m-Q8_0.gguf"] = hub.files["m-Q4_0.gguf"] = write_gguf(tmp_path / "m.gguf").read_bytes()
+    for keep in (False, True):
+        report = pull("hf:org/name:q4_0", backend="llama.cpp", keep=keep)
+        assert report.path == models_dir() / "name-q4_0.edgert"
+        component = Bundle.open(report.path).component
+        assert component is not None
+        assert (report.path / component["file"]).read_bytes() == hub.files["m-Q4_0.gguf"]
+    assert "m-Q8_0.gguf" not in hub.fetched()
+
+
+def test_an_encoder_with_its_pooling(hub: Hub, tmp_path: Path) -> None:
+    hub.files = Hub.of(text_encoder(tmp_path / "source")).files
+    hub.files["onnx/model.onnx"] = hub.files.pop("model.onnx")
+    for keep in (False, True):
+        report = pull("hf:org/name", keep=keep)
+        component = Bundle.open(report.path).component
+        assert component is not None and (component["pooling"], component["normalize"]) == ("mean", True)
+        with edgert.load("name", memory="256MiB") as model:
+            assert model.embed("w1").shape == (1, component["dimensions"])
