@@ -20,6 +20,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend",
+        choices=("edgert", "llama.cpp", "onnx"),
+        help="the engine (default: what the model needs); llama.cpp runs GGUF files",
+    )
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -27,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
     from edgert.model import memory_needs
 
     bundle = Bundle.open(locate(args.model))
+    if bundle.component is not None:
+        return _show_component(bundle, as_json=args.json)
     needs = memory_needs(bundle)
     value = {
         "name": bundle.name,
@@ -48,6 +50,39 @@ def run(args: argparse.Namespace) -> int:
     else:
         say(_text(bundle, value))
     return 0
+
+
+def _show_component(bundle: "Bundle", *, as_json: bool) -> int:
+    assert bundle.component is not None
+    part = bundle.component
+    if as_json:
+        about = {
+            key: bundle.manifest[key] for key in ("bundle_id", "format_version", "component", "provenance")
+        }
+        print_json({"name": bundle.name, "path": str(bundle.path), "bytes": bundle.bytes, **about})
+        return 0
+    rows = [("name", bundle.name), ("path", str(bundle.path)), ("kind", part["kind"])]
+    rows += [("architecture", part["architecture"]), ("size", format_bytes(bundle.bytes))]
+    if part["kind"] == "onnx":
+        rows += [(key, ", ".join(map(_port, part[key]))) for key in ("inputs", "outputs")]
+        if part["output"] is not None:
+            length = "normalised" if part["normalize"] else "not normalised"
+            rows.append(
+                (
+                    "embeds",
+                    f"{part['dimensions'] or 'any'} dimensions, {part['pooling'] or 'pooled by the model'}, {length}",
+                )
+            )
+            rows.append(("context", f"{part['max_length'] or 'any number of'} tokens"))
+        if part["prompts"]:
+            rows.append(("prompts", ", ".join(sorted(part["prompts"]))))
+    say(table(rows))
+    return 0
+
+
+def _port(port: dict[str, Any]) -> str:
+    sizes = ", ".join("any" if size is None else str(size) for size in port["shape"])
+    return f"{port['name']} {port['type']}[{sizes}]"
 
 
 def _formats(bundle: "Bundle") -> dict[str, dict[str, int]]:

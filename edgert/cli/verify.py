@@ -19,12 +19,15 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from edgert import _native
+    from edgert import _native, component
     from edgert.bundle import locate
 
     path = locate(args.model)
     with progress("verify") as update:
-        checked = _native.verify_bundle(str(path), update)
+        if component.is_one(path):
+            checked = component.verify(path, update)
+        else:
+            checked = _native.verify_bundle(str(path), update)
     if args.json:
         print_json({"path": str(path), "bytes": checked, "ok": True})
     else:
