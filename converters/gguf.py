@@ -403,6 +403,23 @@ _NO_TENSOR = TensorInfo("", "F32", (0,), 0, 0, Path())  # stands for one whose d
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
+def part_paths(path: Path) -> list[Path]:
+    """All files of a model by the name of one of them: the parts that it counts, or itself. Raises NotFoundError for
+    one that is missing."""
+    named = _PART.fullmatch(path.name)
+    count = 1 if named is None else int(named[3])
+    paths = [path]
+    if named is not None and 1 < count <= MAX_PARTS:
+        paths = [path.with_name(f"{named[1]}-{number + 1:05}-of-{count:05}.gguf") for number in range(count)]
+    for place in paths:
+        if not place.exists():
+            part = (
+                "" if place == path else f"; {path.name} is one of {count} parts. Is the download complete?"
+            )
+            raise NotFoundError(f"{place}: missing{part}")
+    return paths
+
+
 def read_parts(path: Path) -> list[GgufFile]:
     """The file and, where it is one part of several, all of them in order; the first one has the model's metadata.
 
@@ -421,12 +438,7 @@ def read_parts(path: Path) -> list[GgufFile]:
             f"NAME-00001-of-{count:05}.gguf"
         )
     parts = []
-    for number in range(count):
-        place = path.with_name(f"{named[1]}-{number + 1:05}-of-{count:05}.gguf")
-        if not place.exists():
-            raise NotFoundError(
-                f"{place}: missing; {path.name} is one of {count} parts. Is the download complete?"
-            )
+    for number, place in enumerate(part_paths(path)):
         part = first if place == path else GgufFile(place)
         if part.integer("split.no") != number or part.integer("split.count") != count:
             raise CorruptError(

@@ -5,12 +5,12 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgert import settings
+from edgert import gguf, settings
 from edgert.errors import CorruptError, InvalidArgumentError, NotFoundError, UnsupportedError
 
 EMBEDDED = "docs-moe"
@@ -28,10 +28,14 @@ def models_dir() -> Path:
     return settings.home() / "models"
 
 
-def locate(path_or_name: str | os.PathLike[str] | None) -> Path:
+def locate(
+    path_or_name: str | os.PathLike[str] | None, progress: Callable[[int, int], None] | None = None
+) -> Path:
     """Return the directory of a bundle: a path, a name in models_dir(), or the embedded one (its name, or None).
 
-    Raises NotFoundError saying where was looked, and InvalidArgumentError for a name that is not UTF-8.
+    A GGUF file stands for its bundle, which is made and kept if it is not there yet: progress(done, total) counts bytes
+    of the file. Raises NotFoundError saying where was looked, InvalidArgumentError for a name that is not UTF-8, and
+    what converting a GGUF file raises.
     """
     if path_or_name is None:
         path_or_name = EMBEDDED
@@ -47,6 +51,8 @@ def locate(path_or_name: str | os.PathLike[str] | None) -> Path:
         if os.path.exists(path / "config.json"):
             hint = f": it is a checkpoint; `edgert convert {path} NAME.edgert` makes a bundle of it"
         raise NotFoundError(f"{path}: no bundle (there is no manifest.json){hint}")
+    if gguf.is_gguf(path):
+        return gguf.bundle_of(path, progress)
     name = str(path_or_name)
     if _NAME.fullmatch(name):  # one path component, so a name never leaves the folder
         for candidate in (models_dir() / name, models_dir() / f"{name}.edgert"):

@@ -47,8 +47,9 @@ def load(
     backend: str | None = None,
     **others: Any,
 ) -> "Model":
-    """Load a bundle: a path, a name (see `edgert list`), or None for the embedded model. hf:ORG/NAME:FILE and
-    ollama:NAME stand for a GGUF file in the cache of Hugging Face or ollama (see `edgert list --all`).
+    """Load a bundle: a path, a name (see `edgert list`), or None for the embedded model. A GGUF file is converted into
+    a bundle the first time, which is kept in the cache until the file changes; hf:ORG/NAME:FILE and ollama:NAME stand for
+    one in the cache of Hugging Face or ollama (see `edgert list --all`).
 
     `memory` bounds all native memory and the tokenizer's: bytes, "10MiB", "1.5GB", or "auto" (what the machine can
     spare); `threads` and `context` (tokens) likewise take a number or "auto"; `others` are the remaining knobs, such as

@@ -19,8 +19,8 @@ from edgert.backends import library
 from edgert.backends.memory import Meter
 from edgert.bundle import Bundle
 from edgert.component import check_files
-from edgert.converters.gguf import GgufFile
-from edgert.errors import CancelledError, EdgertError, InvalidArgumentError, NotFoundError, UnsupportedError
+from edgert.converters.gguf import GgufFile, part_paths
+from edgert.errors import CancelledError, EdgertError, InvalidArgumentError, UnsupportedError
 from edgert.generation import Stream
 from edgert.model import Model
 from edgert.tokenizer import Tokenizer
@@ -64,7 +64,7 @@ class GgufModel:
         """Raises NotFoundError for a missing part, and CorruptError or UnsupportedError for metadata."""
         from edgert.converters.gguf_tokenizer import assets
 
-        files = parts(path)
+        files = tuple(part_paths(path))
         metadata = GgufFile(files[0], metadata_only=True)
         name = _PART.sub(r"\g<1>.gguf", path.name).removesuffix(".gguf")
         try:
@@ -77,24 +77,9 @@ class GgufModel:
         """Checks the files. Raises CorruptError."""
         assert bundle.component is not None
         check_files(bundle.path, bundle.manifest)
-        files = parts(bundle.path / bundle.component["file"])
+        files = tuple(part_paths(bundle.path / bundle.component["file"]))
         assets = {row["name"]: bundle.asset(row["name"]) or b"" for row in bundle.manifest["assets"]}
         return cls(bundle.name, bundle.path, files, assets)
-
-
-def parts(path: Path) -> tuple[Path, ...]:
-    """The files of a model that is split, in order, or the one file. Raises NotFoundError for one that is missing."""
-    named = _PART.fullmatch(path.name)
-    paths = [path]
-    if named is not None and 1 < int(named[3]) <= 1024:
-        paths = [
-            path.with_name(f"{named[1]}-{number + 1:05}-of-{named[3]}.gguf")
-            for number in range(int(named[3]))
-        ]
-    for place in paths:
-        if not place.is_file():
-            raise NotFoundError(f"{place}: no such file")
-    return tuple(paths)
 
 
 class LlamaCppModel(Model):

@@ -3,8 +3,10 @@
 import argparse
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from edgert.cli.terminal import note, progress
 from edgert.sampling import SAMPLING
 from edgert.settings import Layers, Setting, knobs
 
@@ -16,7 +18,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "model",
         metavar="MODEL",
         nargs="?",
-        help="a bundle's path, or its name as `edgert list` says (default: the embedded one)",
+        help="a bundle's path or its name as `edgert list` says, or a GGUF file (default: the embedded one)",
     )
 
 
@@ -26,6 +28,34 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
         choices=("edgert", "llama.cpp", "onnx"),
         help="the engine (default: what the model needs); llama.cpp runs GGUF files",
     )
+
+
+def find_model(model: str | None, backend: str | None = None) -> str | Path | None:
+    """What edgert.load() takes for MODEL: of a GGUF file that edgert's own engine is to run, the bundle, made first if it
+    is not there, and said so."""
+    from edgert import caches, gguf
+    from edgert.bundle import locate
+    from edgert.errors import UnsupportedError
+
+    if model is not None and caches.is_name(model):
+        model = str(caches.resolve(model))
+    path = Path(model or "")
+    if (
+        backend == "llama.cpp"
+        or not gguf.is_gguf(path)
+        or (gguf.kept_bundle(path) / "manifest.json").exists()
+    ):
+        return model
+    note(f"edgert: converting {model}, once; what is already quantised is carried over as it is")
+    try:
+        with progress("convert") as update:
+            bundle = locate(model, update)
+    except UnsupportedError:
+        if backend is not None:
+            raise
+        return model  # load() knows whether another engine runs it
+    note(f"edgert: kept as {bundle}")
+    return bundle
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

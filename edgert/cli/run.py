@@ -17,6 +17,7 @@ from edgert.cli.options import (
     add_knobs,
     add_model,
     add_sampling,
+    find_model,
     knob_flags,
     sampling_flags,
 )
@@ -65,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
     sampling = sampling_flags(args)
     talking = args.prompt is None and args.file is None and not args.json and sys.stdin.isatty()
     prompt = "" if talking else _prompt(args)
-    with edgert.load(args.model, backend=args.backend, **knob_flags(args)) as model:
+    model_path = find_model(args.model, args.backend)
+    with edgert.load(model_path, backend=args.backend, **knob_flags(args)) as model:
         note(describe(model))
         warn_if_slow(model)
         if talking:
