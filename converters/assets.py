@@ -51,16 +51,21 @@ def read_assets(checkpoint: Checkpoint, vocab_size: int) -> Assets:
     settings = _read_settings(checkpoint, "tokenizer_config.json")
     template = _chat_template(checkpoint, settings)
     if content is not None:
-        kept = {key: _token_text(settings.get(key)) for key in _TOKEN_KEYS}
-        kept |= {key: settings.get(key) for key in _TOKENIZER_FLAGS if isinstance(settings.get(key), bool)}
-        kept = {key: value for key, value in kept.items() if value is not None}
-        assets.files["tokenizer_config.json"] = _compact(kept)
+        kept = kept_settings(settings)
+        assets.files["tokenizer_config.json"] = compact(kept)
         Tokenizer(content, kept, template)  # what cannot be run is better refused now
     if template is not None:
         assets.files["chat_template.jinja"] = template.encode()
     generation = _generation_config(checkpoint, vocab_size, strict=content is not None, notes=assets.notes)
-    assets.files["generation_config.json"] = _compact(generation)
+    assets.files["generation_config.json"] = compact(generation)
     return assets
+
+
+def kept_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """What running needs of a tokenizer_config.json."""
+    kept = {key: _token_text(settings.get(key)) for key in _TOKEN_KEYS}
+    kept |= {key: settings.get(key) for key in _TOKENIZER_FLAGS if isinstance(settings.get(key), bool)}
+    return {key: value for key, value in kept.items() if value is not None}
 
 
 def check_tokenizer(content: bytes, where: str, vocab_size: int) -> None:
@@ -210,5 +215,6 @@ def _is_default(key: str, value: object, notes: list[str]) -> bool:
     return True
 
 
-def _compact(value: object) -> bytes:
+def compact(value: object) -> bytes:
+    """The bytes of a JSON asset."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n"

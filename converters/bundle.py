@@ -14,6 +14,7 @@ from .decoder import Decoder
 from .layout import Layout
 from .manifest import FORMAT_VERSION, build_manifest, quantization_report, seal
 from .pack import Packed, Part, pack_extent
+from .shards import Shards
 
 MAGIC = b"EDGERT\0\1"
 
@@ -35,10 +36,11 @@ def write_bundle(
     threads: int,
     progress: Progress | None,
     pack: Pack = pack_extent,
+    shards: Shards | None = None,
 ) -> dict[str, Any]:
     """Write and sync every file of the bundle into `directory`, which is empty; returns the manifest.
 
-    `progress(done, total)` is called on this thread with bytes of the checkpoint.
+    `progress(done, total)` is called on this thread with bytes of the checkpoint; `shards` brings it piece by piece.
     """
     with ExitStack() as stack:
         files = []
@@ -47,7 +49,7 @@ def write_bundle(
             stack.callback(os.close, fd)
             os.ftruncate(fd, file.bytes)
             files.append(fd)
-        packed = _pack_all(layout, files, threads, progress, pack)
+        packed = _pack_all(layout, files, threads, progress, pack, shards)
         report = quantization_report(layout, packed, options)
         manifest = build_manifest(decoder, layout, packed, assets, {**about, "quantization": report})
         for index, fd in enumerate(files):
@@ -55,13 +57,18 @@ def write_bundle(
             os.pwrite(fd, header, 0)
             os.fsync(fd)
     for name, content in assets.items():
-        _write_file(directory / name, content)
-    _write_file(directory / "manifest.json", seal(manifest))
+        write_file(directory / name, content)
+    write_file(directory / "manifest.json", seal(manifest))
     return manifest
 
 
 def _pack_all(
-    layout: Layout, files: list[int], threads: int, progress: Progress | None, pack: Pack
+    layout: Layout,
+    files: list[int],
+    threads: int,
+    progress: Progress | None,
+    pack: Pack,
+    shards: Shards | None,
 ) -> list[Packed]:
     """The results in the order of the layout, whatever order the threads finish in."""
     extents = [*layout.dense, *layout.experts]
@@ -71,37 +78,35 @@ def _pack_all(
     stop = threading.Event()
     with ThreadPoolExecutor(threads, thread_name_prefix="edgert-pack") as pool:
         try:
-            waiting: deque[Future[Packed]] = deque()
-            results: list[Packed] = []
+            waiting: deque[tuple[int, Future[Packed]]] = deque()
+            results: dict[int, Packed] = {}
             syncs: list[Future[None]] = []
             unsynced = 0
-            for extent in extents:
-                waiting.append(
-                    pool.submit(
-                        pack,
-                        extent.parts,
-                        files[extent.file],
-                        extent.offset,
-                        remainder_file,
-                        counter.add,
-                        stop,
-                    )
-                )
-                unsynced += extent.bytes
-                if unsynced >= _SYNC_BYTES:
-                    syncs.append(pool.submit(os.fdatasync, files[extent.file]))
-                    unsynced = 0
-                if len(waiting) > 4 * threads:  # enough ahead to keep the threads busy
-                    results.append(_wait(waiting.popleft(), counter, total, progress))
-            while waiting:
-                results.append(_wait(waiting.popleft(), counter, total, progress))
+
+            def collect() -> None:
+                index, future = waiting.popleft()
+                results[index] = _wait(future, counter, total, progress)
+
+            for group in [range(len(extents))] if shards is None else shards.groups(extents):
+                for index in group:
+                    extent = extents[index]
+                    arguments = (files[extent.file], extent.offset, remainder_file, counter.add, stop)
+                    waiting.append((index, pool.submit(pack, extent.parts, *arguments)))
+                    unsynced += extent.bytes
+                    if unsynced >= _SYNC_BYTES:
+                        syncs.append(pool.submit(os.fdatasync, files[extent.file]))
+                        unsynced = 0
+                    if len(waiting) > 4 * threads:  # enough ahead to keep the threads busy
+                        collect()
+                while waiting:
+                    collect()
             for sync in syncs:
                 sync.result()  # an error is told once, so the sync that ends the writing might not hear of it
         except BaseException:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    return results
+    return [results[index] for index in range(len(extents))]
 
 
 def _wait(future: Future[Packed], counter: "_Counter", total: int, progress: Progress | None) -> Packed:
@@ -127,7 +132,8 @@ class _Counter:
             self.value += amount
 
 
-def _write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
+    """A new file, synced."""
     with open(path, "xb") as file:
         file.write(content)
         file.flush()

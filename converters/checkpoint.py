@@ -67,7 +67,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
     directory = Path(path)
     if not directory.is_dir():
-        if directory.suffix == ".gguf":
+        if is_gguf(directory):
             from .gguf_checkpoint import open_gguf
 
             return open_gguf(directory)
@@ -87,6 +87,14 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(directory, config, tensors, files)
 
 
+def is_gguf(path: Path) -> bool:
+    """By its name, or by its first bytes: ollama calls its files by their checksums."""
+    if path.suffix == ".gguf" or not path.is_file():
+        return path.suffix == ".gguf"
+    with open(path, "rb") as file:
+        return file.read(4) == b"GGUF"
+
+
 def resolve(directory: Path, name: str) -> Path:
     """The real path of `name` in the checkpoint.
 
@@ -98,9 +106,8 @@ def resolve(directory: Path, name: str) -> Path:
         return path
     root = Path(os.path.realpath(directory))
     target = Path(os.path.realpath(path))
-    allowed = [root]
-    if root.parent.name == "snapshots":
-        allowed.append(root.parent.parent / "blobs")
+    snapshots = [place.parent for place in (root, *root.parents[:3]) if place.parent.name == "snapshots"]
+    allowed = [root, *(place.parent / "blobs" for place in snapshots)]
     if not any(target.is_relative_to(place) for place in allowed):
         raise CorruptError(
             f"{path}: is a symbolic link to {target}, outside the checkpoint; "

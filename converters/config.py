@@ -1,7 +1,7 @@
 """Typed, exhaustive reading of config.json: what a family does not read is refused, never ignored."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NoReturn
 
 from edgert.errors import CorruptError, UnsupportedError
@@ -127,6 +127,12 @@ class Config:
             self.fail(key, f"{str(values)[:80]}; an object is needed")
         return Config(values, f"{self.where}: {key}")
 
+    def changed(self, values: dict[str, Any]) -> "Config":
+        """The same with these values; what is read of it counts as read here."""
+        config = Config({**self._values, **values}, self.where)
+        config._read = self._read
+        return config
+
     def unsupported(self, key: str, message: str) -> NoReturn:
         raise UnsupportedError(f"{self.where}: {key}: {str(self._values.get(key))[:80]}; {message}")
 
@@ -139,18 +145,22 @@ class Config:
     def fail(self, key: str, message: str) -> NoReturn:
         raise CorruptError(f"{self.where}: {self._spelled(key)}: {message}")
 
-    def finish(self) -> None:
+    def keys(self) -> list[str]:
+        return list(self._values)
+
+    def finish(self, without_effect: Collection[str] = _WITHOUT_EFFECT) -> None:
         """Refuse what was not understood."""
+        kind = "quant_method" if "quant_method" in self._values else "model_type"
         for key, value in self._values.items():
-            if key in self._read or key in _WITHOUT_EFFECT:
+            if key in self._read or key in without_effect:
                 continue
             if key in _NEUTRAL and any(
                 value == neutral and type(value) is type(neutral) for neutral in _NEUTRAL[key]
             ):
                 continue
             raise UnsupportedError(
-                f"{self.where}: {self._spelled(key)}: {str(value)[:80]!r} is not understood for model_type "
-                f"{self._values.get('model_type')!r} and may change what the model computes, "
+                f"{self.where}: {self._spelled(key)}: {str(value)[:80]!r} is not understood for {kind} "
+                f"{self._values.get(kind)!r} and may change what the model computes, "
                 "so it is not ignored"
             )
 

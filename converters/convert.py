@@ -20,6 +20,7 @@ from .formats import Defaults, ExpertFormat, ExpertFormats, Formats, choose_form
 from .layout import DEFAULT_ALIGNMENT, Layout, plan_layout
 from .output import SPARE_BYTES, BundleOutput
 from .registry import read_decoder
+from .shards import Shards
 
 _MAX_THREADS = 1024
 _MAX_WORKERS = 64  # each holds a slab of source and of packed data
@@ -57,6 +58,7 @@ def convert(
     remainders: bool = False,
     threads: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    shards: Shards | None = None,
 ) -> ConversionReport:
     """Convert the checkpoint `source`, a Hugging Face directory or a GGUF file, into the bundle `output`.
 
@@ -65,7 +67,7 @@ def convert(
     are given too. `expert_formats` chooses formats expert by expert: a mapping from "layer.expert", "layer.*"
     or "*.expert" to a format (or three: gate, up, down), or a function of layer and expert. `remainders`
     keeps the rounding remainders. `threads` 0: usable cores. `progress(done, total)` counts bytes of the
-    checkpoint.
+    checkpoint. `shards` fetches the files of weights one after the other, where `source` has only their beginnings.
 
     Equal inputs and options give equal bytes. An existing bundle at `output` is replaced in one step once the
     new one is complete; anything else there is left alone. Raises an EdgertError that names file, field or
@@ -95,7 +97,8 @@ def convert(
             remainders=remainders,
         )
         with BundleOutput(output, checkpoint.path) as place:
-            place.require_space(layout.bytes + sum(map(len, assets.files.values())) + SPARE_BYTES)
+            fetched = 0 if shards is None else shards.peak_bytes([*layout.dense, *layout.experts])
+            place.require_space(layout.bytes + fetched + sum(map(len, assets.files.values())) + SPARE_BYTES)
             _check_same(decoder)
             manifest = write_bundle(
                 place.directory,
@@ -106,6 +109,7 @@ def convert(
                 {**formats.options(), "remainders": remainders},
                 threads=_thread_count(threads),
                 progress=progress,
+                shards=shards,
             )
             place.commit()
     except EdgertError:

@@ -2,10 +2,34 @@
 
 import os
 import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from edgert.errors import CorruptError, NotFoundError, StorageError
+
+
+@dataclass(frozen=True, slots=True)
+class _Partial:
+    present_bytes: int
+    fetch: Callable[[], None]
+
+
+_partial: dict[str, _Partial] = {}
+
+
+@contextmanager
+def partial_file(path: Path, present_bytes: int, fetch: Callable[[], None]) -> Iterator[None]:
+    """Meanwhile only the first bytes of `path` need be there: a read past them calls `fetch`, which puts the whole file
+    in its place and may be called again, from any thread."""
+    key = os.path.abspath(path)
+    _partial[key] = _Partial(present_bytes, fetch)
+    try:
+        yield
+    finally:
+        del _partial[key]
 
 
 class InputFile:
@@ -17,7 +41,12 @@ class InputFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._partial = _partial.get(os.path.abspath(path)) if _partial else None
         self._fd = -1
+        self._open()
+
+    def _open(self) -> None:
+        path = self.path
         try:
             _require_regular(path, os.lstat(path))  # before the open: opening a device can have effects
             self._fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -46,6 +75,11 @@ class InputFile:
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill `view` from `offset`. Raises CorruptError at the end of the file, StorageError on failure."""
+        if self._partial is not None and offset + len(view) > self._partial.present_bytes:
+            self._partial.fetch()
+            self.close()
+            self._partial = None
+            self._open()
         done = 0
         while done < len(view):
             try:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from edgert.errors import CorruptError, NotFoundError, UnsupportedError
 
+from .checkpoint import resolve
 from .files import InputFile
 from .tensor import BlockTensor, BlockType, TensorInfo, block_types
 
@@ -69,15 +70,17 @@ class GgufFile:
     tensor type that is not read; each names the place. `fields` and `tensors` are in the order of the file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, metadata_only: bool = False) -> None:
+        """`metadata_only`: no tensors, so that none of a type that is not read matters."""
         self.path = path
-        with InputFile(path) as file:
+        self._real = resolve(path.parent, path.name)
+        with InputFile(self._real) as file:
             self.bytes = file.bytes
-            parser = _Parser(path, file)
+            parser = _Parser(self._real, file)
             tensor_count, key_count = parser.header()
             self.fields = parser.fields(key_count)
             alignment = parser.alignment(self.fields.get("general.alignment"))
-            self.tensors = parser.tensors(tensor_count, alignment)
+            self.tensors = {} if metadata_only else parser.tensors(tensor_count, alignment)
 
     def __contains__(self, key: str) -> bool:
         return key in self.fields
@@ -101,7 +104,7 @@ class GgufFile:
             return None
         if field.kind != "string":
             self.fail(field, f"found {field.kind}, a string is needed")
-        with InputFile(self.path) as file:
+        with InputFile(self._real) as file:
             return _Cursor(self.path, file, field.offset).text(key, max_bytes)
 
     def texts(self, key: str) -> list[str] | None:
@@ -111,7 +114,7 @@ class GgufFile:
             return None
         if field.kind != "string array":
             self.fail(field, f"found {field.kind}, an array of strings is needed")
-        with InputFile(self.path) as file:
+        with InputFile(self._real) as file:
             return list(_Cursor(self.path, file, field.offset).texts(key, field.count))
 
     def numbers(self, key: str, max_count: int = MAX_STRINGS) -> tuple[Any, ...] | None:
@@ -128,7 +131,7 @@ class GgufFile:
         if field.count > max_count:
             self.fail(field, f"found {field.count} elements, at most {max_count} are allowed")
         code = formats[kind][1]
-        with InputFile(self.path) as file:
+        with InputFile(self._real) as file:
             raw = file.read(field.offset, field.count * struct.calcsize(code))
         return struct.unpack(f"<{field.count}{code}", raw)
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from edgert import component
 from edgert.errors import InvalidArgumentError, NotFoundError, StorageError
 
 _BUNDLE_FILES = re.compile(
@@ -109,9 +110,11 @@ class BundleOutput:
         if self.path.is_symlink() or not self.path.is_dir():
             problem = "is not a directory"
         else:
+            named = component.file_names(self.path)
             with os.scandir(self.path) as entries:
                 for entry in entries:
-                    if not entry.is_file(follow_symlinks=False) or not _BUNDLE_FILES.fullmatch(entry.name):
+                    known = _BUNDLE_FILES.fullmatch(entry.name) or entry.name in named
+                    if not entry.is_file(follow_symlinks=False) or not known:
                         problem = f"holds {entry.name!r}, which is not part of a bundle"
             if problem is None and not _has_manifest(self.path):
                 problem = "has no manifest.json of a bundle"

@@ -174,8 +174,8 @@ def slabs(part: Part) -> list[tuple[int, int]]:
     if part.is_vector:
         return [(0, source.rows)]
     tile = max(TILE_ROWS * source.tensor.row_bytes, _native.packed_bytes(part.format, TILE_ROWS, source.cols))
-    if source.tensor.stored_format is not None and not part.carried:
-        tile = max(tile, TILE_ROWS * source.cols * 4)  # dequantised in between
+    if not part.carried:
+        tile = max(tile, TILE_ROWS * source.cols * 4)  # f32 in between
     step = max(1, SLAB_BYTES // tile) * TILE_ROWS
     return [(first, min(step, source.rows - first)) for first in range(0, source.rows, step)]
 

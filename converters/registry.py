@@ -1,6 +1,7 @@
 """Model types and the families that read them: a new one is a line here and a file in families/."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from .families import (
     deepseek,
     ernie4_5,
     ernie4_5_moe,
+    gemma4,
     glm4_moe,
     gpt_oss,
     granitemoe,
@@ -38,6 +40,8 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v3": deepseek.v3,
     "ernie4_5": ernie4_5.decoder,
     "ernie4_5_moe": ernie4_5_moe.decoder,
+    "gemma4": gemma4.with_images,
+    "gemma4_text": gemma4.decoder,
     "glm4_moe": glm4_moe.decoder,
     "glm4_moe_lite": deepseek.glm4_moe_lite,
     "gpt_oss": gpt_oss.decoder,
@@ -65,6 +69,10 @@ FAMILIES: dict[str, Family] = {
 # Buffers that older checkpoints carry and that the configuration determines.
 _DERIVED = (".rotary_emb.inv_freq",)
 
+_QUANTIZED = ("quantization_config", "quantization")  # MLX writes both
+_MLX_EXPERTS = ".switch_mlp."
+_NAMED = 8  # tensors in a note
+
 
 def read_decoder(checkpoint: Checkpoint) -> Decoder:
     """The recipe of a checkpoint and the sources of its tensors.
@@ -72,11 +80,13 @@ def read_decoder(checkpoint: Checkpoint) -> Decoder:
     Raises UnsupportedError, naming it, for a model type, configuration key or tensor that is not understood;
     CorruptError for what is missing, mis-shaped or out of range.
     """
+    checkpoint = _unquantised(checkpoint)
     tensors = SourceTensors(
         checkpoint.tensors, str(checkpoint.path), checkpoint.config_name, checkpoint.tensor_name
     )
     config = Config(checkpoint.config, checkpoint.config_place, checkpoint.config_key)
     decoder = _decoder(checkpoint.config, config, tensors)
+    decoder.notes += _not_kept(decoder)
     if "auto_map" in checkpoint.config:
         decoder.notes.append(
             "config.json: auto_map names code, which is not run: this model type is built in"
@@ -87,8 +97,9 @@ def read_decoder(checkpoint: Checkpoint) -> Decoder:
 def expected_decoder(values: Mapping[str, Any], where: str) -> Decoder:
     """What a checkpoint with this config.json has to hold; its sources name no file. Raises as read_decoder does, naming
     `where`."""
-    config = Config(dict(values), where)
-    return _decoder(dict(values), config, _EveryTensor(str(values.get("dtype", values.get("torch_dtype")))))
+    plain = {key: value for key, value in values.items() if key not in _QUANTIZED}
+    tensors = _EveryTensor(str(values.get("dtype", values.get("torch_dtype"))))
+    return _decoder(plain, Config(plain, where), tensors)
 
 
 class _EveryTensor(SourceTensors):
@@ -105,15 +116,41 @@ class _EveryTensor(SourceTensors):
         return TensorInfo(name, self._dtype, shape, 0, 0, Path())
 
 
+def _unquantised(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint as if it had never been quantised: the same weights under their usual names, other sources."""
+    values = checkpoint.config
+    stated = next((key for key in _QUANTIZED if values.get(key)), None)
+    if stated is None and not any(_MLX_EXPERTS in name for name in checkpoint.tensors):
+        return checkpoint
+    from .schemes import read_scheme  # needs numpy, which other checkpoints do without
+
+    settings = values[stated] if stated is not None else {}
+    return replace(
+        checkpoint,
+        config={key: value for key, value in values.items() if key not in _QUANTIZED},
+        tensors=read_scheme(settings, checkpoint.tensors, f"{checkpoint.config_place}: {stated}"),
+    )
+
+
+def _not_kept(decoder: Decoder) -> list[str]:
+    """A note for each reason why quantised tensors are packed anew."""
+    reasons: dict[str, dict[str, None]] = {}
+    sources = [tensor.source for tensor in decoder.dense if tensor.kind != "exact"]
+    for source in [*sources, *(source for expert in decoder.experts for source in expert.sources)]:
+        reason = getattr(source.tensor, "why_not_kept", None)
+        if reason is not None:
+            reasons.setdefault(reason, {})[source.tensor.name] = None
+    notes = []
+    for reason, names in reasons.items():
+        some = ", ".join(list(names)[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+        notes.append(f"{len(names)} of the tensors are dequantised and packed anew ({reason}): {some}")
+    return notes
+
+
 def _decoder(values: dict[str, Any], config: Config, tensors: SourceTensors) -> Decoder:
     model_type, where = values.get("model_type"), config.where
     if not isinstance(model_type, str):
         raise CorruptError(f"{where}: model_type: {str(model_type)[:80]}; the name of a model type is needed")
-    if values.get("quantization_config"):
-        raise UnsupportedError(
-            f"{where}: quantization_config: checkpoints that are quantised already are not read by this "
-            "version; use the bf16, f16 or f32 one"
-        )
     if model_type not in FAMILIES:
         custom = " (its auto_map names code of its own, which is never run)" if "auto_map" in values else ""
         raise UnsupportedError(

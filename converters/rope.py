@@ -11,7 +11,7 @@ from edgert.errors import UnsupportedError
 
 from .config import Config
 
-_KINDS = ("default", "linear", "llama3", "yarn", "longrope", "factors")
+_KINDS = ("default", "linear", "llama3", "yarn", "longrope", "proportional", "factors")
 
 
 def rope_from(
@@ -35,7 +35,7 @@ def rope_from(
     outer_theta = config.number("rope_theta", default_theta, minimum=1.001, maximum=1e12)
     theta = scaling.number("rope_theta", outer_theta, minimum=1.001, maximum=1e12)
     kind = scaling.choice("rope_type", scaling.choice("type", "default", _KINDS), _KINDS)
-    rotated = _rotated(config, scaling, head_dim, partial)
+    rotated = head_dim if kind == "proportional" else _rotated(config, scaling, head_dim, partial)
     powers = [_f32(_f32(theta) ** _f32(i / rotated)) for i in range(0, rotated, 2)]
     frequencies = [_f32(1.0 / power) for power in powers]
     attention_factor = 1.0
@@ -46,6 +46,8 @@ def rope_from(
         frequencies = _llama3(config, scaling, frequencies)
     elif kind == "yarn":
         frequencies, attention_factor = _yarn(config, scaling, powers, theta)
+    elif kind == "proportional":
+        frequencies = _proportional(scaling, frequencies)
     elif kind == "factors":
         frequencies = _divided(scaling, frequencies)
     long: dict[str, Any] = {}
@@ -163,6 +165,14 @@ def _yarn(config: Config, scaling: Config, powers: list[float], theta: float) ->
         return _f32(_f32(interpolated * _f32(1.0 - kept)) + _f32(_f32(1.0 / power) * kept))
 
     return [blended(index, power) for index, power in enumerate(powers)], attention_factor
+
+
+def _proportional(scaling: Config, frequencies: list[float]) -> list[float]:
+    """The slower ones are zero: of the head, their elements do not rotate."""
+    share = scaling.number("partial_rotary_factor", 1.0, minimum=0.0, maximum=1.0)
+    factor = _f32(scaling.number("factor", 1.0, minimum=1e-6, maximum=1e6))
+    count = int(share * 2 * len(frequencies) // 2)
+    return [_f32(value / factor) if i < count else 0.0 for i, value in enumerate(frequencies)]
 
 
 def _longrope(

@@ -171,6 +171,8 @@ class Sampler:
     def __init__(self, options: SamplerOptions, *, stream: int = 0) -> None: ...
     def accept(self, tokens: Seq[int]) -> None:
         """Tell the penalties of tokens that were not sampled (the prompt)."""
+    def sample(self, logits: Buffer, position: int) -> Sample:
+        """Draw the token that takes `position` from float32 logits [vocab_size], which are left as they are."""
 
 class Sample:
     token: int

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgert import gguf, settings
-from edgert.errors import CorruptError, InvalidArgumentError, NotFoundError
+from edgert.errors import CorruptError, InvalidArgumentError, NotFoundError, UnsupportedError
 
 EMBEDDED = "docs-moe"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
@@ -90,8 +90,10 @@ class Bundle:
     @classmethod
     def open(cls, path: Path) -> "Bundle":
         """Raises what edgert._native.open_bundle raises: NotFoundError, CorruptError, UnsupportedError, StorageError."""
-        from edgert import _native
+        from edgert import _native, component
 
+        if component.is_one(path):
+            return cls(path, component.read_manifest(path), {})
         opened = _native.open_bundle(str(path))
         manifest = json.loads(opened.pop("manifest"))
         return cls(path, manifest, opened)
@@ -101,7 +103,17 @@ class Bundle:
         return self.path.name.removesuffix(".edgert")
 
     @property
+    def component(self) -> dict[str, Any] | None:
+        """What another engine runs (docs/bundle-format.md, "Components"); None for a decoder of edgert's own."""
+        return self.manifest.get("component")
+
+    @property
     def recipe(self) -> dict[str, Any]:
+        """Raises UnsupportedError where the bundle holds a component."""
+        if self.component is not None:
+            raise UnsupportedError(
+                f"{self.path}: holds an {self.component['kind']} component, which another engine runs; there is no recipe"
+            )
         recipe: dict[str, Any] = self.manifest["recipe"]
         return recipe
 
@@ -122,7 +134,7 @@ class Bundle:
             checked = {k.name: k.check(stated[k.name]) for k in settings.knobs() if k.name in stated}
         except InvalidArgumentError as error:
             raise CorruptError(f"{where}: {error}") from None
-        if checked.get("context", 0) > self.recipe["context_length"]:
+        if self.component is None and checked.get("context", 0) > self.recipe["context_length"]:
             raise CorruptError(
                 f"{where}: context is {checked['context']}, more than the recipe's context_length"
             )

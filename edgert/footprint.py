@@ -52,10 +52,10 @@ class ModelSizes:
 
 
 def sizes_of_bundle(bundle: Bundle, reserved_bytes: int = 0) -> ModelSizes:
-    """`reserved_bytes`: what the tokenizer takes of a budget."""
+    """`reserved_bytes`: what the tokenizer takes of a budget. Raises UnsupportedError where another engine runs the model."""
     return _sizes(
         bundle.name,
-        bundle.manifest,
+        {**bundle.manifest, "recipe": bundle.recipe},
         dense_bytes=bundle.sizes["dense_bytes"],
         disk_bytes=bundle.bytes,
         reserved_bytes=reserved_bytes,

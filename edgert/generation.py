@@ -126,11 +126,14 @@ class Stream(Iterator[Piece]):
     def statistics(self) -> dict[str, Any]:
         """Counts, seconds and bytes of this generation. The expert counters are the model's while it ran, so they
         include what other streams of the model did meanwhile; a model's first generation counts the bytes that loading
-        read as its own, so that bytes_read adds up to what storage was asked for. budget_bytes and peak_bytes are of the whole Runtime."""
+        read as its own, so that bytes_read adds up to what storage was asked for. Another engine than edgert's own counts
+        neither. budget_bytes and peak_bytes are of the whole Runtime."""
         after = self._after or self._model.stats()
         clock, generated = self._clock, len(self._drawn.tokens)
         counted = {name: after[name] - self._before[name] for name in _COUNTERS if name in after}
-        looked_up = sum(counted[name] for name in _LOOKUPS)
+        if all(name in counted for name in _LOOKUPS):
+            looked_up = sum(counted[name] for name in _LOOKUPS)
+            counted["hit_rate"] = counted["expert_hits"] / looked_up if looked_up else 1.0
         return {
             "prompt_tokens": len(self._prompt),
             "generated_tokens": generated,
@@ -141,14 +144,13 @@ class Stream(Iterator[Piece]):
             "budget_bytes": after["budget_bytes"],
             "peak_bytes": after["peak_bytes"],
             **counted,
-            "hit_rate": counted["expert_hits"] / looked_up if looked_up else 1.0,
             "resident": after["resident"],
             "threads": after["threads"],
             "context": after["context"],
         }
 
     def _run(self) -> Generator[Piece, None, None]:
-        sequence = self._model.native.sequence()
+        sequence = self._model.sequence()
         try:
             yield from self._draw(sequence)
         finally:
@@ -156,7 +158,7 @@ class Stream(Iterator[Piece]):
             if not self._model.closed:
                 self._after = self._model.stats()
 
-    def _draw(self, sequence: _native.Sequence) -> Iterator[Piece]:
+    def _draw(self, sequence: Any) -> Iterator[Piece]:
         sampling = self._sampling
         limit = self._model.context - len(self._prompt)
         if sampling.max_tokens is not None:
@@ -183,9 +185,7 @@ class Stream(Iterator[Piece]):
                 return
             tokens = [sample.token]
 
-    def _step(
-        self, sequence: _native.Sequence, tokens: list[int], sampler: _native.Sampler
-    ) -> _native.Sample | None:
+    def _step(self, sequence: Any, tokens: list[int], sampler: _native.Sampler) -> _native.Sample | None:
         """Run `tokens` and draw the next; None when cancelled."""
         clock, first = self._clock, not self._drawn.tokens
         start = time.perf_counter()
@@ -203,7 +203,7 @@ class Stream(Iterator[Piece]):
         return sample
 
     def _uncancelled(
-        self, sequence: _native.Sequence, tokens: list[int], sampler: _native.Sampler
+        self, sequence: Any, tokens: list[int], sampler: _native.Sampler
     ) -> _native.Sample | None:
         while not self._cancelled:
             try:

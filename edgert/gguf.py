@@ -18,7 +18,9 @@ _GENERATION = 1  # of what is kept: raised when the same file would give another
 
 
 def is_gguf(path: Path) -> bool:
-    return path.suffix == ".gguf" and not path.is_dir()
+    from edgert.converters.checkpoint import is_gguf as looks_like_one
+
+    return not path.is_dir() and looks_like_one(path)
 
 
 def kept_bundle(path: Path) -> Path:

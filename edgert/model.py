@@ -5,13 +5,15 @@ import os
 import threading
 import warnings
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, overload
 
-from edgert import _native
+from edgert import _native, backends, caches
 from edgert.bundle import Bundle, locate
+from edgert.converters import checkpoint
 from edgert.errors import (
     CorruptError,
     EdgertError,
@@ -24,7 +26,6 @@ from edgert.machine import measured
 from edgert.sampling import Sampling, defaults_from
 from edgert.settings import Layers, knobs
 from edgert.tokenizer import Tokenizer
-from edgert.units import format_bytes
 
 if TYPE_CHECKING:
     import numpy
@@ -33,15 +34,6 @@ if TYPE_CHECKING:
 Prompt = str | Sequence[int]
 Messages = str | Sequence[Mapping[str, Any]]
 
-_RUNTIME_KNOBS = {
-    "memory": "memory_bytes",
-    "threads": "threads",
-    "io_threads": "io_threads",
-    "io_backend": "io_backend",
-    "direct_io": "direct_io",
-    "isa": "isa",
-}
-_MODEL_KNOBS = ("context", "parallel", "chunk", "kv_format", "eviction")
 _LONG_TOKEN = 32  # characters; few texts have so many a token
 _PRIMING_TOKENS = 32  # of the prompt, so that text goes on where it ended
 
@@ -52,22 +44,44 @@ def load(
     memory: int | str | None = None,
     threads: int | str | None = None,
     context: int | str | None = None,
+    backend: str | None = None,
     **others: Any,
 ) -> "Model":
     """Load a bundle: a path, a name (see `edgert list`), or None for the embedded model. A GGUF file is converted into
-    a bundle the first time, which is kept in the cache until the file changes.
+    a bundle the first time, which is kept in the cache until the file changes; hf:ORG/NAME:FILE and ollama:NAME stand for
+    one in the cache of Hugging Face or ollama (see `edgert list --all`).
 
     `memory` bounds all native memory and the tokenizer's: bytes, "10MiB", "1.5GB", or "auto" (what the machine can
     spare); `threads` and `context` (tokens) likewise take a number or "auto"; `others` are the remaining knobs, such as
     io_threads. What is not given comes from the variable EDGERT_<NAME>, the configuration file, the bundle's own
     defaults, what `edgert devices probe` found best here, or the knob's default, in this order.
 
+    `backend` names the engine: "edgert", "llama.cpp" (extra gguf), which also runs a GGUF file that edgert's own decoder
+    has no place for, or "onnx" (extra onnx); by default what the model needs.
+
     Raises InvalidArgumentError for a knob outside its range, BudgetError naming the smallest budget that works,
     NotFoundError, CorruptError, UnsupportedError or StorageError for the bundle.
     """
     given = {"memory": memory, "threads": threads, "context": context, **others}
     values = knob_values(given)
-    bundle = Bundle.open(locate(path_or_name))
+    if backend not in (None, *backends.NAMES):
+        raise InvalidArgumentError(f"backend: found {backend!r:.60}, allowed are {', '.join(backends.NAMES)}")
+    if isinstance(path_or_name, str) and caches.is_name(path_or_name):
+        path_or_name = caches.resolve(path_or_name)
+    path = None if path_or_name is None else Path(path_or_name)
+    is_gguf = path is not None and path.is_file() and checkpoint.is_gguf(path)
+    if path is not None and is_gguf and backend == "llama.cpp":
+        return _load_gguf(path, values)
+    try:
+        bundle = Bundle.open(locate(path_or_name))
+    except UnsupportedError as error:
+        if path is None or not is_gguf or backend is not None or not backends.is_there("llama.cpp"):
+            raise
+        warnings.warn(f"llama.cpp runs this model, because {error}", RuntimeWarning, stacklevel=2)
+        return _load_gguf(path, values)
+    runs = "edgert" if bundle.component is None else backends.OF_KIND[bundle.component["kind"]]
+    if backend not in (None, runs):
+        raise UnsupportedError(f"{bundle.path}: {runs} runs this bundle, not {backend}")
     machine = measured()
     stated = {} if machine is None else machine.knobs(bundle.path)
     for name, value in bundle.knobs().items():
@@ -76,7 +90,31 @@ def load(
     for name, value in stated.items():
         if values[name] in (None, "auto"):
             values[name] = value
-    return Model(bundle, values)
+    if bundle.component is not None:
+        return _load_component(bundle, values)
+    from edgert.backends.native import NativeModel
+
+    return NativeModel(bundle, values)
+
+
+def _load_component(bundle: Bundle, values: Mapping[str, Any]) -> "Model":
+    assert bundle.component is not None
+    if bundle.component["kind"] == "gguf":
+        from edgert.backends.llama_cpp import GgufModel, LlamaCppModel
+
+        return LlamaCppModel(GgufModel.of_bundle(bundle), values)
+    from edgert.backends.onnx import Encoder
+
+    return Encoder(bundle, values)
+
+
+def _load_gguf(path: Path, values: Mapping[str, Any]) -> "Model":
+    from edgert.backends.llama_cpp import GgufModel, LlamaCppModel
+
+    source = GgufModel.of_file(path)
+    for note in source.notes:
+        warnings.warn(note, RuntimeWarning, stacklevel=3)
+    return LlamaCppModel(source, values)
 
 
 def knob_values(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,46 +127,42 @@ def knob_values(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: layers.value(setting, given.get(name)) for name, setting in rows.items()}
 
 
-class Model:
-    """A loaded model; made by load(). A context manager: leaving it frees the memory.
+class Model(ABC):
+    """A loaded model; made by load(), which picks the engine: edgert's own, llama.cpp or ONNX Runtime (edgert.backends).
+    A context manager: leaving it frees the memory.
 
     Attributes: name; context (tokens a sequence can hold); vocab_size; resident (every expert fits);
     minimum_bytes (the smallest budget that works); eos_token_ids. Methods may be called from several threads: steps
     take turns.
     """
 
-    def __init__(self, bundle: Bundle, knob_values: Mapping[str, Any]) -> None:
-        self.name = bundle.name
-        self.path: Path = bundle.path
+    backend: ClassVar[str]
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        tokenizer: Tokenizer | None,
+        generation_config: Mapping[str, Any],
+        *,
+        context: int,
+        vocab_size: int,
+        resident: bool = True,
+        minimum_bytes: int = 0,
+    ) -> None:
+        self.name = name
+        self.path = path
+        self.context = context
+        self.vocab_size = vocab_size
+        self.resident = resident
+        self.minimum_bytes = minimum_bytes
+        self._tokenizer = tokenizer
         self._lock = threading.Lock()
-        self._stepping: Stream | None = None
         self._load_counted = False  # whether a generation has counted what loading read
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
-        stated = {name: value for name, value in knob_values.items() if value not in (None, "auto")}
-        self._tokenizer = tokenizer_of(bundle)
-        for_runtime = {arg: stated[name] for name, arg in _RUNTIME_KNOBS.items() if name in stated}
-        for_model = {name: stated[name] for name in _MODEL_KNOBS if name in stated}
-        self._runtime = _native.Runtime(**for_runtime)
-        if self._tokenizer is not None:
-            self._runtime.reserve(self._tokenizer.memory_bytes)
-        self._pid = os.getpid()
-        self._native: _native.Model | None = _native.Model(self._runtime, str(bundle.path), **for_model)
-        self.context = self._native.context
-        self.vocab_size = self._native.vocab_size
-        self.minimum_bytes = self._native.minimum_bytes
-        self.resident = self._native.resident
-        plan = self._native.plan()
-        if plan["slots_bytes"] < min(plan["token_bytes"], plan["expert_bytes"]):
-            warnings.warn(
-                f"{self.name}: the budget leaves {format_bytes(plan['slots_bytes'])} for experts, and one token uses up to "
-                f"{format_bytes(plan['token_bytes'])}: every token will wait for storage",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-        generation_config = bundle.json_asset("generation_config.json")
-        where = str(bundle.path / "generation_config.json")
+        where = str(path / "generation_config.json")
         self.sampling_defaults = defaults_from(generation_config, where)
-        self.eos_token_ids = _eos_tokens(generation_config, self._tokenizer, where)
+        self.eos_token_ids = _eos_tokens(generation_config, tokenizer, where)
 
     # --- generation ---------------------------------------------------------------------------------
 
@@ -209,19 +243,14 @@ class Model:
         return self._tokenizer is not None
 
     @property
-    def closed(self) -> bool:
-        return self._native is None
+    def native(self) -> _native.Model:
+        """The engine's own model, for work by steps. Raises InvalidArgumentError once closed, and UnsupportedError where
+        another engine runs the model."""
+        raise self._unable("this is of edgert's own engine")
 
     @property
-    def native(self) -> _native.Model:
-        """The engine's own model, for work by steps. Raises InvalidArgumentError once closed."""
-        if self._native is None:
-            raise InvalidArgumentError(f"the model {self.name} is closed")
-        if os.getpid() != self._pid:  # the threads that it would wait for stayed behind
-            raise InvalidArgumentError(
-                f"the model {self.name} was loaded before this process was forked; load it here"
-            )
-        return self._native
+    @abstractmethod
+    def closed(self) -> bool: ...
 
     def logits(self, token_ids: Sequence[int]) -> "numpy.typing.NDArray[numpy.float32]":
         """Run `token_ids` from an empty sequence; return float32 [len(token_ids), vocab_size].
@@ -233,12 +262,33 @@ class Model:
             raise InvalidArgumentError(
                 f"token_ids: found {len(tokens)} tokens, the context holds {self.context}"
             )
-        sequence = self.native.sequence()
-        try:
-            with self._lock:
-                return self.native.logits(sequence, tokens)  # type: ignore[no-any-return]
-        finally:
-            sequence.close()
+        return self._logits(tokens)
+
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        dimensions: int | None = None,
+        normalize: bool | None = None,
+        batch_size: int = 32,
+        prompt: str | None = None,
+    ) -> "numpy.typing.NDArray[numpy.float32]":
+        """Return the embeddings of `texts`: float32 [len(texts), dimensions].
+
+        `dimensions`: keep the first so many (Matryoshka), then normalise again; `normalize`: to length 1, by default as
+        the model states; `prompt` names one of the prompts that the model states, such as "query", to go in front. What is
+        longer than the model takes is cut. Raises UnsupportedError where the model embeds no text and InvalidArgumentError for more
+        dimensions than it has.
+        """
+        raise self._unable("it embeds no text")
+
+    def encode(self, **arrays: "numpy.typing.ArrayLike") -> "dict[str, numpy.typing.NDArray[Any]]":
+        """Run an encoder on arrays by the names of its inputs; return its outputs by name.
+
+        Raises UnsupportedError where the model is no encoder, InvalidArgumentError for an input that is missing,
+        unknown or of another type or shape.
+        """
+        raise self._unable("it is no encoder")
 
     def counters_to_start_from(self) -> dict[str, Any]:
         """stats() as a generation is to count from: the first one answers for the reads of loading."""
@@ -251,26 +301,15 @@ class Model:
 
     def stats(self) -> dict[str, Any]:
         """Counters since loading (expert_hits, expert_misses, bytes_read, stall_s, …) and the state now: budget_bytes,
-        used_bytes, peak_bytes, threads, io_backend, isa, context, resident, minimum_bytes."""
-        native = self.native
-        return {
-            **native.statistics(),
-            "budget_bytes": self._runtime.budget_bytes,
-            "used_bytes": self._runtime.used_bytes,
-            "peak_bytes": self._runtime.peak_bytes,
-            "threads": self._runtime.threads,
-            "io_backend": self._runtime.io_backend,
-            "isa": self._runtime.isa,
-            "context": self.context,
-            "resident": self.resident,
-            "minimum_bytes": self.minimum_bytes,
-        }
+        used_bytes, peak_bytes, threads, io_backend, isa, context, resident, minimum_bytes. Another engine than edgert's
+        own leaves out what it does not tell."""
+        return self._stats()
 
     def close(self) -> None:
         """Cancel what runs and free the memory. May be repeated."""
         self.cancel()
         with self._lock:
-            self._native = None
+            self._free()
 
     def __enter__(self) -> Self:
         return self
@@ -283,26 +322,36 @@ class Model:
     def __repr__(self) -> str:
         return f"<edgert.Model {self.name}>"
 
-    # --- for Stream ---------------------------------------------------------------------------------
+    # --- what an engine does ------------------------------------------------------------------------
 
+    @abstractmethod
+    def sequence(self) -> Any:
+        """A new, empty sequence: what step() continues. Its close() frees its memory."""
+
+    @abstractmethod
     def step(
-        self, stream: Stream, sequence: _native.Sequence, tokens: list[int], sampler: _native.Sampler
+        self, stream: Stream, sequence: Any, tokens: list[int], sampler: _native.Sampler
     ) -> _native.Sample:
         """Run `tokens` of one stream and draw the next. Raises CancelledError when interrupt(stream) came."""
-        with self._lock:
-            self._stepping = stream
-            try:
-                (sample,) = self.native.step([(sequence, tokens, sampler)])
-            finally:
-                self._stepping = None
-        assert sample is not None  # the row has a sampler
-        return sample
 
+    @abstractmethod
     def interrupt(self, stream: Stream) -> None:
         """Stop the step in progress if it is `stream`'s. Takes no lock, so a signal handler may call it."""
-        native = self._native
-        if self._stepping is stream and native is not None:
-            native.cancel()
+
+    @abstractmethod
+    def _logits(self, tokens: list[int]) -> "numpy.typing.NDArray[numpy.float32]": ...
+
+    @abstractmethod
+    def _stats(self) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _free(self) -> None:
+        """Let go of what the engine holds; the lock is held. May be repeated."""
+
+    def _unable(self, why: str) -> UnsupportedError:
+        return UnsupportedError(f"{self.path}: {self.backend} runs this model: {why}")
+
+    # --- from prompts to streams --------------------------------------------------------------------
 
     def _start(self, tokens: list[int], options: Mapping[str, Any], primed: bool) -> Stream:
         sampling = Sampling.of(options, self.sampling_defaults, self.vocab_size)
@@ -393,7 +442,10 @@ def tokenizer_of(bundle: Bundle) -> Tokenizer | None:
         return None
     try:
         return Tokenizer(
-            content, bundle.json_asset("tokenizer_config.json"), bundle.text_asset("chat_template.jinja")
+            content,
+            bundle.json_asset("tokenizer_config.json"),
+            bundle.text_asset("chat_template.jinja"),
+            decodes=bundle.component is None,
         )
     except EdgertError as error:
         raise type(error)(f"{bundle.path}: {error}") from None

@@ -4,13 +4,13 @@ The `tokenizers` library does the work; this module bounds what a hostile tokeni
 memory that the library takes, and streams text (edgert.detokenizer). The library cannot run code from the file.
 """
 
-import ctypes
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import tokenizers
 
+from edgert.allocator import return_free_memory
 from edgert.chat import ChatTemplate
 from edgert.detokenizer import Detokenizer, plan
 from edgert.errors import CorruptError, EdgertError, InvalidArgumentError, UnsupportedError
@@ -30,9 +30,15 @@ class Tokenizer:
     """
 
     def __init__(
-        self, tokenizer_json: bytes, config: Mapping[str, Any] | None = None, chat_template: str | None = None
+        self,
+        tokenizer_json: bytes,
+        config: Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
+        *,
+        decodes: bool = True,
     ) -> None:
-        """Read a tokenizer.json; `config` is the content of tokenizer_config.json.
+        """Read a tokenizer.json; `config` is the content of tokenizer_config.json. One that never `decodes`, such as an
+        encoder's, may have a decoder that cannot be streamed.
 
         Raises CorruptError for a file that is not a tokenizer and UnsupportedError for one whose decoder cannot be
         streamed or whose patterns take unbounded work.
@@ -53,7 +59,7 @@ class Tokenizer:
             raise UnsupportedError(
                 f"tokenizer.json: model: max_input_chars_per_word: allowed are 0 to {_MAX_WORD}"
             )
-        self._steps = plan(_state(self._library.decoder))
+        self._steps = plan(_state(self._library.decoder)) if decodes else None
         added = self._library.get_added_tokens_decoder().values()
         self._special = frozenset(token.content for token in added if token.special)
         self.vocab_size: int = self._library.get_vocab_size()
@@ -65,7 +71,7 @@ class Tokenizer:
         self.chat_template = (
             None if chat_template is None else ChatTemplate(chat_template, bos_token=bos, eos_token=eos)
         )
-        _return_free_memory()
+        return_free_memory()
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of `text`; `add_special_tokens` adds those that the tokenizer puts around a text.
@@ -91,7 +97,9 @@ class Tokenizer:
         return "".join([*map(stream.push, tokens), stream.finish()])
 
     def stream(self) -> Detokenizer:
-        """Start a stream of text: push(token) -> text, finish() -> text."""
+        """Start a stream of text: push(token) -> text, finish() -> text. Raises UnsupportedError where it only encodes."""
+        if self._steps is None:
+            raise UnsupportedError("the tokenizer of an encoder gives no text back")
         return Detokenizer(self._text_token, self._steps)
 
     def token_id(self, token: str | None) -> int | None:
@@ -170,10 +178,3 @@ def _rethrow(error: BaseException, kind: type[EdgertError], what: str) -> NoRetu
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         raise error
     raise kind(f"{what}: {str(error)[:200]}") from None
-
-
-def _return_free_memory() -> None:
-    """Give back what parsing took: twice what is kept."""
-    trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
-    if trim is not None:
-        trim(0)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from bundles import read_manifest
+from oracle_mixing import MIXERS
 
 FLOATS = {"f32": (4, "<f4"), "f16": (2, "<f2"), "bf16": (2, "<u2")}
 
@@ -65,6 +66,16 @@ INTEGERS = {
     "iq4_nl": Integers((4,), 32, codebook=IQ4_NL),
     "iq4_xs": Integers((4,), 32, "i8", codebook=IQ4_NL, block=256),
     "mxfp4": Integers((4,), 32, "e8m0", codebook=E2M1),
+    "affine2": Integers((2,), 64, zero="min_f16"),
+    "affine3": Integers((2, 1), 64, zero="min_f16"),
+    "affine4": Integers((4,), 64, zero="min_f16"),
+    "affine5": Integers((4, 1), 64, zero="min_f16"),
+    "affine6": Integers((4, 2), 64, zero="min_f16"),
+    "affine8": Integers((8,), 64, zero="min_f16"),
+    "affine2_32": Integers((2,), 32, zero="min_f16"),
+    "affine3_32": Integers((2, 1), 32, zero="min_f16"),
+    "affine6_32": Integers((4, 2), 32, zero="min_f16"),
+    "affine8_32": Integers((8,), 32, zero="min_f16"),
 }
 TILE_ROWS = 16
 
@@ -232,7 +243,12 @@ class Oracle:
         for i, index in enumerate(self.recipe["layers"]):
             block, prefix = self.recipe["blocks"][index], f"layers.{i}."
             h = rms_norm(x, self.vector(prefix + "attention_norm"), block["norm_eps"])
-            x = x + block["residual_scale"] * self.attention(h, block, prefix + "attention.")
+            mixer = block["mixer"]
+            if mixer["kind"] == "attention":
+                mixed = self.attention(h, block, prefix + "attention.")
+            else:
+                mixed = MIXERS[mixer["kind"]](self, h, mixer, prefix)
+            x = x + block["residual_scale"] * mixed
             h = rms_norm(x, self.vector(prefix + "ffn_norm"), block["norm_eps"])
             mix = self.moe if block["ffn"]["kind"] == "moe" else self.dense
             x = x + block["residual_scale"] * mix(h, block["ffn"], i)
@@ -265,7 +281,10 @@ class Oracle:
         if mixer["window"] is not None:
             seen &= k_at > q_at - mixer["window"]
         attended = np.einsum("hqk,khd->qhd", softmax(np.where(seen, scores, -np.inf)), v)
-        out = self.matrix(prefix + "o")(attended.reshape(n, -1))
+        attended = attended.reshape(n, -1)
+        if mixer.get("output_gate") == "sigmoid":
+            attended = attended * sigmoid(self.matrix(prefix + "gate")(x))
+        out = self.matrix(prefix + "o")(attended)
         return out + self.vector(prefix + "o_bias") if mixer["output_bias"] else out
 
     def dense(self, x: np.ndarray, ffn: dict[str, Any], layer: int) -> np.ndarray:

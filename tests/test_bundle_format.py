@@ -66,7 +66,16 @@ def test_engine_runs_the_format_as_documented(
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen2_moe", "olmoe-MHA", "mixtral-head_dim-tied-fused", "llama-llama3_rope-tied"]
+    "name",
+    [
+        "qwen2_moe",
+        "olmoe-MHA",
+        "mixtral-head_dim-tied-fused",
+        "llama-llama3_rope-tied",
+        "deepseek_v3",
+        "qwen3_next",
+        "lfm2_moe",
+    ],
 )
 def test_engine_runs_the_families_in_default_formats(name: str, tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "checkpoint", by_name(VARIANTS, name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from edgert.cold_start import cold_start
 from edgert.errors import InvalidArgumentError
 from edgert.roof import Bandwidths, Footprint
 
-KNOBS = {"threads": 1, "context": 40}
+KNOBS: dict[str, Any] = {"threads": 1, "context": 40}
 
 
 def test_a_prompt_needs_the_dense_weights_and_the_experts_that_any_of_its_tokens_uses(

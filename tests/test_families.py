@@ -21,6 +21,25 @@ BASE: dict[str, Any] = {
     "hidden_act": "silu",
 }  # fmt: skip
 MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+GEMMA4: dict[str, Any] = {
+    "num_experts": 8,
+    "top_k_experts": 2,
+    "enable_moe_block": True,
+    "moe_intermediate_size": 48,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+    "hidden_act": None,
+    "hidden_size_per_layer_input": 0,
+    "sliding_window": 64,
+    "rope_theta": None,
+    "rope_parameters": {
+        "sliding_attention": {"rope_theta": 1e4},
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+    },
+    "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+}
 LLAMA4 = {"num_local_experts": 8, "num_experts_per_tok": 1, "intermediate_size_mlp": 128, "head_dim": 16}
 LATENT = BASE | {
     "num_key_value_heads": 4, "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48,
@@ -55,6 +74,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": BASE,
     "llama4": {"text_config": BASE | LLAMA4, "vision_config": {"hidden_size": 3}},
     "llama4_text": BASE | LLAMA4,
+    "gemma4": {"text_config": BASE | GEMMA4, "vision_config": None, "audio_config": {"hidden_size": 3}},
+    "gemma4_text": BASE | GEMMA4,
     "mixtral": BASE | {"num_local_experts": 8, "num_experts_per_tok": 2},
     "deepseek_v2": LATENT,
     "deepseek_v3": LATENT | {"n_group": 4, "topk_group": 2, "q_lora_rank": 24},
@@ -350,6 +371,19 @@ def test_granite_scales() -> None:
     assert (recipe["blocks"][0]["residual_scale"], recipe["blocks"][0]["mixer"]["scale"]) == (0.25, 0.5)
 
 
+def test_gemma4_layers() -> None:
+    tensors = Requests()
+    decoder = describe("gemma4_text", tensors)
+    sliding, full = mixers(decoder)[0], mixers(decoder)[3]
+    assert (sliding["head_dim"], sliding["num_kv_heads"], sliding["window"]) == (16, 2, 64)
+    assert (full["head_dim"], full["num_kv_heads"], full["window"]) == (32, 1, None)
+    assert full["values_are_keys"] and "values_are_keys" not in sliding
+    assert np.count_nonzero(full["rope"]["inv_freq"]) == 4 and len(full["rope"]["inv_freq"]) == 16
+    assert "model.layers.3.self_attn.v_proj.weight" not in tensors.shapes
+    assert tensors.shapes["model.layers.0.router.scale"] == (64,)
+    assert decoder.recipe["embedding"]["scale"] == 8.0
+
+
 def test_llama4_layers() -> None:
     decoder = describe(
         "llama4_text", interleave_moe_layer_step=2, attention_chunk_size=64, floor_scale=32, attn_scale=0.2
@@ -406,6 +440,10 @@ REFUSED: list[tuple[str, dict[str, Any], type[EdgertError], str]] = [
     ("granitemoe", {"position_embedding_type": "nope"}, UnsupportedError, "position_embedding_type"),
     ("phimoe", {"num_experts_per_tok": 3}, UnsupportedError, "num_experts_per_tok"),
     ("llama4_text", {"layer_types": ["sliding_attention"] * 4}, CorruptError, "layer_types"),
+    ("gemma4_text", {"hidden_size_per_layer_input": 8}, UnsupportedError, "hidden_size_per_layer_input"),
+    ("gemma4_text", {"num_kv_shared_layers": 2}, UnsupportedError, "num_kv_shared_layers"),
+    ("gemma4_text", {"use_bidirectional_attention": "all"}, UnsupportedError, "use_bidirectional_attention"),
+    ("gemma4_text", {"per_layer_config": {"1": {"head_dim": 8}}}, UnsupportedError, "per_layer_config"),
     ("llama4_text", {"no_rope_layers": [1]}, CorruptError, "no_rope_layers"),
     ("llama4", {"tie_word_embeddings": True}, CorruptError, "tie_word_embeddings"),
     ("llama4", {"text_config": None}, CorruptError, "text_config"),

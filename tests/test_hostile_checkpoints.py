@@ -286,7 +286,7 @@ ROWS = [
         UnsupportedError),
     Row("rope scaling of zero", put({"rope_type": "linear", "factor": 0}, "rope_scaling"), "factor: 0"),
     Row("rope base of one", put(1.0, "rope_theta"), "rope_theta: 1.0"),
-    Row("unknown model type", put("mamba", "model_type"), "'mamba' is not supported; known are llama", UnsupportedError),
+    Row("unknown model type", put("mamba", "model_type"), "'mamba' is not supported; known are ", UnsupportedError),
     Row("no model type", edit("config.json", lambda c: c.pop("model_type")), "model_type"),
     Row("code of its own", edit("config.json", lambda c: c.update(model_type="own", auto_map={"AutoModel": "evil.Model"})),
         "never run", UnsupportedError),

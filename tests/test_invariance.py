@@ -272,6 +272,7 @@ def plain_model(bundle: Path) -> Any:
         "glm4_moe-groups-qk_norm-scaled-shards",
         "phimoe",
         "llama4_text",
+        "gemma4_text",
     ],
 )
 def test_families(name: str, tmp_path: Path) -> None:

@@ -141,6 +141,8 @@ def test_the_table_lists_every_format() -> None:
     assert list(TABLE) == [
         "f32", "f16", "bf16", "int8", "int4", "int3", "int2", "int4_32", "q4_0", "q4_1", "q5_0", "q5_1",
         "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4",
+        "affine2", "affine3", "affine4", "affine5", "affine6", "affine8", "affine2_32", "affine3_32", "affine6_32",
+        "affine8_32",
     ]  # fmt: skip
     assert TABLE["int4"] == {
         "name": "int4", "bits": 4, "group": 64, "block": 64, "scale": "f16", "zero": "u8", "codebook": "none",

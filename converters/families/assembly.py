@@ -1,6 +1,5 @@
 """From blocks to a decoder: the recipe as a whole, and every tensor by its name in the checkpoint."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -32,6 +31,7 @@ class Names:
     router_bias: tuple[str, ...] = ("gate.bias",)
     experts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     fused: Fused = "rows"
+    experts_module: str | None = None  # where the experts are, if not in the moe module
     shared: str = "mlp.shared_expert"
     shared_router: str = "mlp.shared_expert_gate.weight"
 
@@ -50,6 +50,8 @@ class Frame:
     output_bias: bool = False
     eps_key: str = "rms_norm_eps"
     tied: bool = False  # where config.json is silent
+    softcap: float = 0.0  # of the logits; 0: none
+    post_norms: bool = False  # behind mixer and ffn, and a factor for every layer
 
 
 def assemble(
@@ -65,15 +67,20 @@ def assemble(
     hidden = config.integer("hidden_size", maximum=MAX_WIDTH)
     eps = config.number(frame.eps_key, minimum=0.0, maximum=1.0)
     tied = config.flag("tie_word_embeddings", frame.tied)
-    norm = {"norm": "layer"} if frame.layer_norm else {}
+    norm: Recipe = {"norm": "layer"} if frame.layer_norm else {}
+    if frame.post_norms:
+        norm |= {"post_norms": True, "scaled": True}
     blocks: list[Recipe] = [
         {**norm, "norm_eps": eps, "residual_scale": frame.residual_scale, "mixer": mixer, "ffn": ffn}
         for mixer, ffn in zip(mixers, ffns, strict=True)
     ]
-    keys = [json.dumps(block) for block in blocks]
-    unique = dict(zip(keys, blocks, strict=True))
-    numbers = {key: number for number, key in enumerate(unique)}
+    unique: list[Recipe] = []
+    for block in blocks:
+        if block not in unique:
+            unique.append(block)
     output: Recipe = {"tied": tied, "scale": frame.output_scale}
+    if frame.softcap:
+        output["softcap"] = frame.softcap
     decoder = Decoder(
         {
             "version": 1,
@@ -85,8 +92,8 @@ def assemble(
             "output": output | ({"bias": True} if frame.output_bias else {}),
             **({"final_norm": "layer"} if frame.layer_norm else {}),
             "final_norm_eps": eps,
-            "blocks": list(unique.values()),
-            "layers": [numbers[key] for key in keys],
+            "blocks": unique,
+            "layers": [unique.index(block) for block in blocks],
         }
     )
     Assembler(decoder, tensors, hidden, names or Names()).add_all(blocks)
@@ -110,6 +117,10 @@ class Assembler:
             self.norm(name + "attention_norm", self.hidden, source + self.names.attention_norm, layer_norm)
             MIXERS[block["mixer"]["kind"]](self, name, source, block["mixer"])
             self.norm(name + "ffn_norm", self.hidden, source + self.names.ffn_norm, layer_norm)
+            if "post_norms" in block:
+                self.norm(name + "attention_post_norm", self.hidden, source + "post_attention_layernorm")
+                self.norm(name + "ffn_post_norm", self.hidden, source + "post_feedforward_layernorm")
+                self.add(name + "scale", "exact", (1,), source + "layer_scalar")
             if block["ffn"]["kind"] == "dense":
                 self.ffn(name + "ffn.", f"{source}{self.names.dense}.", block["ffn"]["intermediate_size"])
             else:
@@ -155,6 +166,8 @@ class Assembler:
         queries = mixer["num_heads"] * mixer["head_dim"]
         keys = mixer["num_kv_heads"] * mixer["head_dim"]
         for part, rows in (("q", queries), ("k", keys), ("v", keys)):
+            if part == "v" and "values_are_keys" in mixer:
+                continue
             if part == "q" and "output_gate" in mixer:
                 self.gated_queries(name, source, mixer)
                 continue
@@ -216,8 +229,24 @@ class Assembler:
             self.ffn(name + "shared.", f"{source}{names.shared}.", ffn["shared"]["intermediate_size"])
             if ffn["shared"]["gate"] is not None:
                 self.add(name + "shared.router", "exact", (1, self.hidden), source + names.shared_router)
+        if "expert_scale" in ffn["router"]:
+            self.add(name + "router.expert_scale", "exact", (experts,), module + "per_expert_scale")
+        if "branch_norms" in ffn:
+            self.branch_norms(name, source)
+        if names.experts_module is not None:
+            module = source + names.experts_module
         layout = ExpertLayout(module, names.experts, names.fused, ffn.get("expert_bias", False))
         self.decoder.experts += experts_of(self.tensors, layout, layer, ffn, self.hidden)
+
+    def branch_norms(self, name: str, source: str) -> None:
+        """Of router, routed and shared experts. The router's has a root of the width to divide by as well."""
+        root = self.hidden**-0.5
+        scale = self.tensors.whole(source + "router.scale", (self.hidden,))
+        scale = replace(scale, tensor=Mapped(scale.tensor, lambda value: value * root))
+        self.decoder.dense.append(DenseTensor(name + "router_norm", "exact", (self.hidden,), scale))
+        self.norm(name + "experts_norm", self.hidden, source + "pre_feedforward_layernorm_2")
+        self.norm(name + "experts_post_norm", self.hidden, source + "post_feedforward_layernorm_2")
+        self.norm(name + "shared.post_norm", self.hidden, source + "post_feedforward_layernorm_1")
 
     def vector(self, name: str, size: int, source: str) -> None:
         """Of a tensor [size] or [1, size]."""

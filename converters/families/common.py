@@ -1,10 +1,10 @@
 """The parts of a recipe that decoder families share; they differ in a handful of values, stated in their own files."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ..config import Config
-from ..decoder import Decoder
+from ..decoder import Decoder, SourceTensors
 from ..rope import rope_from
 
 MAX_WIDTH = 1 << 20
@@ -59,6 +59,23 @@ def attention(
         "window": None,
         "rope": rope_from(config, size, rope_theta, partial=partial, layout=rope_layout, unused=rope_unused),
     }
+
+
+def text_config(config: Config, unused: Collection[str], *, tied: bool = False) -> Config:
+    """The configuration of the text half of a model that reads images as well, for which `unused` keys are; its finish() is
+    the caller's to call. `tied`: whether embeddings are tied where it is silent."""
+    text = config.inner("text_config")
+    if config.flag("tie_word_embeddings", tied) != text.flag("tie_word_embeddings", tied):
+        config.fail("tie_word_embeddings", "differs from that of text_config")
+    for key in ("vision_config", *unused):
+        config.get(key)
+    return text
+
+
+def leave_out_images(decoder: Decoder, tensors: SourceTensors, prefixes: Collection[str]) -> None:
+    left_out = sum(tensors.leave_out(prefix) for prefix in prefixes)
+    if left_out:
+        decoder.notes.append(f"{left_out} tensors for other than text are left out: this version reads text")
 
 
 def windowed(mixer: Recipe, windows: Sequence[int | None]) -> list[Recipe]:

@@ -13,8 +13,10 @@ from .common import (
     Recipe,
     attention,
     dense_ffn,
+    leave_out_images,
     moe_ffn,
     num_layers,
+    text_config,
 )
 
 _NAMES = Names(
@@ -40,19 +42,13 @@ def decoder(config: Config, tensors: SourceTensors) -> Decoder:
 
 def with_images(config: Config, tensors: SourceTensors) -> Decoder:
     """The text half of a model that reads images as well."""
-    text = config.inner("text_config")
+    text = text_config(config, ("image_token_index", "boi_token_index", "eoi_token_index"))
     inner = tensors.within("language_model.")
     decoded = decoder(text, inner)
     decoded.recipe["architecture"] = config.get("model_type")
     text.finish()
     inner.finish()
-    for key in ("vision_config", "image_token_index", "boi_token_index", "eoi_token_index"):
-        config.get(key)
-    if config.flag("tie_word_embeddings", False) != text.flag("tie_word_embeddings", False):
-        config.fail("tie_word_embeddings", "differs from that of text_config")
-    left_out = tensors.leave_out("vision_model.") + tensors.leave_out("multi_modal_projector.")
-    if left_out:
-        decoded.notes.append(f"{left_out} tensors for images are left out: this version reads text")
+    leave_out_images(decoded, tensors, ("vision_model.", "multi_modal_projector."))
     return decoded
 
 

@@ -9,11 +9,13 @@ from .common import (
     MAX_WIDTH,
     attention,
     layer_types,
+    leave_out_images,
     moe_ffn,
     note_prediction,
     num_layers,
     softmax_router,
     sparse_layers,
+    text_config,
 )
 from .mixers import gated_delta
 
@@ -30,17 +32,11 @@ def qwen3_5_moe_text(config: Config, tensors: SourceTensors) -> Decoder:
 
 def qwen3_5_moe(config: Config, tensors: SourceTensors) -> Decoder:
     """The text half of a model that reads images as well."""
-    text = config.inner("text_config")
+    text = text_config(config, _IMAGE_TOKENS)
     text.choice("model_type", "qwen3_5_moe_text", ("qwen3_5_moe_text",))
-    if config.flag("tie_word_embeddings", False) != text.flag("tie_word_embeddings", False):
-        config.fail("tie_word_embeddings", "differs from that of text_config")
-    for key in ("vision_config", *_IMAGE_TOKENS):
-        config.get(key)
     result = _qwen3_5(text, tensors, Names(model="model.language_model.", zero_centred=True))
     text.finish()
-    left_out = tensors.leave_out("model.visual.")
-    if left_out:
-        result.notes.append(f"{left_out} tensors for images are left out: this version reads text")
+    leave_out_images(result, tensors, ("model.visual.",))
     return result
 
 

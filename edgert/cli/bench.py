@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgert.cli.options import Subparsers, add_json, add_knobs, add_model, find_bundle, knob_flags
+from edgert.cli.options import Subparsers, add_json, add_knobs, add_model, find_model, knob_flags
 from edgert.cli.run import describe
 from edgert.cli.terminal import markdown_table, note, print_json, progress, say, table
 from edgert.errors import InvalidArgumentError
@@ -108,7 +108,7 @@ def _cold(args: argparse.Namespace, options: dict[str, Any], knobs: dict[str, An
         return cold_start(path, knobs, **options, bandwidths=_bandwidths, progress=update)
 
 
-def _bundle(args: argparse.Namespace, knobs: dict[str, Any], tokens: int) -> Path | None:
+def _bundle(args: argparse.Namespace, knobs: dict[str, Any], tokens: int) -> str | Path | None:
     """What is measured; `knobs` get the context that a shape needs for `tokens`."""
     from edgert.model import knob_values
 
@@ -119,7 +119,7 @@ def _bundle(args: argparse.Namespace, knobs: dict[str, Any], tokens: int) -> Pat
         return _shape(args)
     if any(getattr(args, name) is not None for name in _FORMATS):
         raise InvalidArgumentError("--shape: formats are those of a shape, and no shape was named")
-    return find_bundle(args.model)
+    return find_model(args.model)
 
 
 def _bandwidths(model: "Model") -> "Bandwidths | None":

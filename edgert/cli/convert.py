@@ -13,6 +13,7 @@ from edgert.settings import Layers, knobs
 from edgert.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
+    from edgert.converters.component import ComponentReport
     from edgert.converters.convert import ConversionReport
 
 
@@ -24,9 +25,19 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
         "complete.",
     )
     parser.add_argument(
-        "source", metavar="CHECKPOINT", type=Path, help="a directory with config.json and safetensors"
+        "source",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="a directory with config.json and safetensors, or one with an ONNX encoder",
     )
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="the bundle to write, NAME.edgert")
+    add_formats(parser)
+    add_json(parser)
+    return parser
+
+
+def add_formats(parser: argparse.ArgumentParser) -> None:
+    """What a conversion can be told."""
     parser.add_argument(
         "--device", metavar="NAME", help="profile that gives the defaults (see `edgert devices`)"
     )
@@ -46,16 +57,16 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "--remainders", action="store_true", help="keep the rounding remainders, which adapters need"
     )
+    parser.add_argument(
+        "--backend", metavar="NAME", help="llama.cpp: keep a GGUF file as it is, for that engine to run"
+    )
     parser.add_argument("--threads", metavar="N", help="threads that pack [EDGERT_THREADS]")
-    add_json(parser)
-    return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    from edgert.converters.convert import convert
-
+def conversion_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What add_formats() has read, for convert()."""
     threads = next(setting for setting in knobs() if setting.name == "threads")
-    options = {
+    return {
         "device": args.device,
         "dense_format": args.dense_format,
         "expert_format": args.expert_format,
@@ -64,17 +75,32 @@ def run(args: argparse.Namespace) -> int:
         "output_format": args.output_format,
         "alignment": None if args.alignment is None else parse_bytes(args.alignment, "--alignment"),
         "remainders": args.remainders,
+        "backend": args.backend,
         "threads": Layers.read().value(threads, args.threads) or 0,
     }
+
+
+def run(args: argparse.Namespace) -> int:
+    from edgert.converters.source import convert_source
+
     with progress("convert") as update:
-        report = convert(args.source, args.output, progress=update, **options)
+        report = convert_source(args.source, args.output, progress=update, **conversion_options(args))
     if args.json:
         print_json({**dataclasses.asdict(report), "path": str(report.path)})
-    else:
-        for line in report.notes:
-            note(f"edgert: note: {line}")
-        say(_text(report))
+        return 0
+    for line in report.notes:
+        note(f"edgert: note: {line}")
+    say(describe(report))
     return 0
+
+
+def describe(report: "ConversionReport | ComponentReport") -> str:
+    """What was written, for people."""
+    from edgert.converters.component import ComponentReport
+
+    if isinstance(report, ComponentReport):
+        return f"{report.path}: {report.kind}, {report.architecture}, {format_bytes(report.bytes)}"
+    return _text(report)
 
 
 def _formats(path: Path) -> dict[str, Any]:

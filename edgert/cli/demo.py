@@ -5,7 +5,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from edgert.cli.options import Subparsers, add_json, add_model, find_bundle
+from edgert.cli.options import Subparsers, add_json, add_model, find_model
 from edgert.cli.picture import Picture
 from edgert.cli.run import cancelled_by_ctrl_c
 from edgert.cli.terminal import print_json, say, table
@@ -49,11 +49,11 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     import edgert
-    from edgert.bundle import Bundle
+    from edgert.bundle import Bundle, locate
     from edgert.model import memory_needs
 
     count = _MAX_TOKENS.check(args.max_tokens, "--max-tokens")
-    bundle = Bundle.open(find_bundle(args.model))
+    bundle = Bundle.open(locate(find_model(args.model)))
     needs = memory_needs(bundle)
     paged_bytes = needs["minimum_bytes"] + bundle.sizes["expert_bytes"] // _SHARE
     if not args.json:

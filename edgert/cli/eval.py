@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from edgert.cli.options import Subparsers, add_json, add_knobs, add_model, find_bundle, knob_flags
+from edgert.cli.options import Subparsers, add_json, add_knobs, add_model, find_model, knob_flags
 from edgert.cli.run import describe, read_text
 from edgert.cli.terminal import note, print_json, progress, say
 from edgert.settings import Setting
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     stride = None if args.stride is None else _STRIDE.check(args.stride, "--stride")
     limit = None if args.tokens is None else _TOKENS.check(args.tokens, "--tokens")
     text = read_text(args.text, _MAX_TEXT_BYTES)
-    with edgert.load(find_bundle(args.model), **knob_flags(args)) as model:
+    with edgert.load(find_model(args.model), **knob_flags(args)) as model:
         note(describe(model))
         tokens = encode_text(model, text, limit)
         with progress("eval", "tokens") as update:

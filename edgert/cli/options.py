@@ -22,20 +22,38 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def find_bundle(model: str | None) -> Path:
-    """The bundle that MODEL names. One that a GGUF file needs first is made, and said so."""
-    from edgert import gguf
-    from edgert.bundle import locate
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend",
+        choices=("edgert", "llama.cpp", "onnx"),
+        help="the engine (default: what the model needs); llama.cpp runs GGUF files",
+    )
 
+
+def find_model(model: str | None, backend: str | None = None) -> str | Path | None:
+    """What edgert.load() takes for MODEL: of a GGUF file that edgert's own engine is to run, the bundle, made first if it
+    is not there, and said so."""
+    from edgert import caches, gguf
+    from edgert.bundle import locate
+    from edgert.errors import UnsupportedError
+
+    if model is not None and caches.is_name(model):
+        model = str(caches.resolve(model))
+    path = Path(model or "")
     if (
-        model is None
-        or not gguf.is_gguf(Path(model))
-        or (gguf.kept_bundle(Path(model)) / "manifest.json").exists()
+        backend == "llama.cpp"
+        or not gguf.is_gguf(path)
+        or (gguf.kept_bundle(path) / "manifest.json").exists()
     ):
-        return locate(model)
+        return model
     note(f"edgert: converting {model}, once; what is already quantised is carried over as it is")
-    with progress("convert") as update:
-        bundle = locate(model, update)
+    try:
+        with progress("convert") as update:
+            bundle = locate(model, update)
+    except UnsupportedError:
+        if backend is not None:
+            raise
+        return model  # load() knows whether another engine runs it
     note(f"edgert: kept as {bundle}")
     return bundle
 

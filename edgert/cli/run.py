@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from edgert.cli.conversation import converse
 from edgert.cli.options import (
     Subparsers,
+    add_backend,
     add_json,
     add_knobs,
     add_model,
     add_sampling,
-    find_bundle,
+    find_model,
     knob_flags,
     sampling_flags,
 )
@@ -50,6 +51,7 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
         "--raw", action="store_true", help="continue the text as it is, without the chat template"
     )
     parser.add_argument("--system", metavar="TEXT", help="a system message in front")
+    add_backend(parser)
     add_json(parser)
     add_sampling(parser)
     add_knobs(parser)
@@ -64,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
     sampling = sampling_flags(args)
     talking = args.prompt is None and args.file is None and not args.json and sys.stdin.isatty()
     prompt = "" if talking else _prompt(args)
-    with edgert.load(find_bundle(args.model), **knob_flags(args)) as model:
+    model_path = find_model(args.model, args.backend)
+    with edgert.load(model_path, backend=args.backend, **knob_flags(args)) as model:
         note(describe(model))
         warn_if_slow(model)
         if talking:
@@ -94,7 +97,9 @@ def describe(model: "Model") -> str:
 
 
 def warn_if_slow(model: "Model") -> None:
-    """One line where few tokens a second are to be expected."""
+    """One line where few tokens a second are to be expected of edgert's own engine."""
+    if model.backend != "edgert":
+        return
     from edgert import plan
     from edgert.bundle import Bundle
     from edgert.footprint import sizes_of_bundle
@@ -117,15 +122,19 @@ def warn_if_slow(model: "Model") -> None:
 def summary(result: "Generation") -> str:
     """Two lines of statistics."""
     s = result.statistics
+    speeds = (
+        f"prompt {s['prompt_tokens']} tokens at {s['prefill_tokens_per_s']:.1f} tok/s, "
+        f"generated {s['generated_tokens']} at {s['decode_tokens_per_s']:.1f} tok/s ({result.finish_reason})\n"
+        f"peak {format_bytes(s['peak_bytes'])} of {format_bytes(s['budget_bytes'])}"
+    )
+    if "expert_hits" not in s:  # another engine
+        return speeds
     lookups = s["expert_hits"] + s["expert_prefetch_hits"] + s["expert_misses"]
     experts = f"hits {s['hit_rate']:.1%} of {lookups} expert look-ups" if lookups else "no routed experts"
     if s["expert_prefetch_hits"]:
         experts += f" and {s['expert_prefetch_hits'] / lookups:.1%} read ahead"
     return (
-        f"prompt {s['prompt_tokens']} tokens at {s['prefill_tokens_per_s']:.1f} tok/s, "
-        f"generated {s['generated_tokens']} at {s['decode_tokens_per_s']:.1f} tok/s ({result.finish_reason})\n"
-        f"peak {format_bytes(s['peak_bytes'])} of {format_bytes(s['budget_bytes'])}, {experts}, "
-        f"read {format_bytes(s['bytes_read'])}, waited {s['stall_s']:.2f} s for storage"
+        f"{speeds}, {experts}, read {format_bytes(s['bytes_read'])}, waited {s['stall_s']:.2f} s for storage"
     )
 
 
@@ -159,16 +168,17 @@ def _prompt(args: argparse.Namespace) -> str:
         return str(args.prompt)
     if args.file is not None:
         return read_text(args.file)
-    return _decode(sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1), "stdin", _MAX_PROMPT_BYTES)
+    return decode(sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1), "stdin", _MAX_PROMPT_BYTES)
 
 
 def read_text(path: Path, limit: int = _MAX_PROMPT_BYTES) -> str:
     """The UTF-8 text of a file of at most `limit` bytes."""
     with path.open("rb") as file:
-        return _decode(file.read(limit + 1), str(path), limit)
+        return decode(file.read(limit + 1), str(path), limit)
 
 
-def _decode(content: bytes, where: str, limit: int) -> str:
+def decode(content: bytes, where: str, limit: int) -> str:
+    """`content` as UTF-8 text. Raises InvalidArgumentError naming `where` beyond `limit` bytes."""
     if len(content) > limit:
         raise InvalidArgumentError(f"{where}: more than {limit} bytes of text")
     try:

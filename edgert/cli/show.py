@@ -25,9 +25,16 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     from edgert import gguf
+    from edgert.bundle import Bundle, locate
 
-    path = None if args.model is None else Path(args.model)
-    value = _of_bundle(args.model) if path is None or not gguf.is_gguf(path) else _of_gguf(path)
+    path = Path(args.model or "")
+    if gguf.is_gguf(path):
+        value = _of_gguf(path)
+    else:
+        bundle = Bundle.open(locate(args.model))
+        if bundle.component is not None:
+            return _show_component(bundle, as_json=args.json)
+        value = _of_bundle(bundle)
     if args.json:
         print_json(value)
     else:
@@ -35,11 +42,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _of_bundle(model: str | None) -> dict[str, Any]:
-    from edgert.bundle import Bundle, locate
+def _of_bundle(bundle: "Bundle") -> dict[str, Any]:
     from edgert.model import memory_needs
 
-    bundle = Bundle.open(locate(model))
     needs = memory_needs(bundle)
     return {
         "name": bundle.name,
@@ -86,6 +91,39 @@ def _of_gguf(path: Path) -> dict[str, Any]:
         "recipe": decoder.recipe,
         "provenance": checkpoint.provenance(),
     }
+
+
+def _show_component(bundle: "Bundle", *, as_json: bool) -> int:
+    assert bundle.component is not None
+    part = bundle.component
+    if as_json:
+        about = {
+            key: bundle.manifest[key] for key in ("bundle_id", "format_version", "component", "provenance")
+        }
+        print_json({"name": bundle.name, "path": str(bundle.path), "bytes": bundle.bytes, **about})
+        return 0
+    rows = [("name", bundle.name), ("path", str(bundle.path)), ("kind", part["kind"])]
+    rows += [("architecture", part["architecture"]), ("size", format_bytes(bundle.bytes))]
+    if part["kind"] == "onnx":
+        rows += [(key, ", ".join(map(_port, part[key]))) for key in ("inputs", "outputs")]
+        if part["output"] is not None:
+            length = "normalised" if part["normalize"] else "not normalised"
+            rows.append(
+                (
+                    "embeds",
+                    f"{part['dimensions'] or 'any'} dimensions, {part['pooling'] or 'pooled by the model'}, {length}",
+                )
+            )
+            rows.append(("context", f"{part['max_length'] or 'any number of'} tokens"))
+        if part["prompts"]:
+            rows.append(("prompts", ", ".join(sorted(part["prompts"]))))
+    say(table(rows))
+    return 0
+
+
+def _port(port: dict[str, Any]) -> str:
+    sizes = ", ".join("any" if size is None else str(size) for size in port["shape"])
+    return f"{port['name']} {port['type']}[{sizes}]"
 
 
 def _formats(bundle: "Bundle") -> dict[str, dict[str, int]]:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from edgert.cli.options import Subparsers, add_json, add_model, find_bundle
+from edgert.cli.options import Subparsers, add_json, add_model, find_model
 from edgert.cli.terminal import print_json, progress, say
 from edgert.units import format_bytes
 
@@ -19,11 +19,15 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from edgert import _native
+    from edgert import _native, component
+    from edgert.bundle import locate
 
-    path = find_bundle(args.model)
+    path = locate(find_model(args.model))
     with progress("verify") as update:
-        checked = _native.verify_bundle(str(path), update)
+        if component.is_one(path):
+            checked = component.verify(path, update)
+        else:
+            checked = _native.verify_bundle(str(path), update)
     if args.json:
         print_json({"path": str(path), "bytes": checked, "ok": True})
     else:

@@ -87,7 +87,8 @@ TEST_CASE("the format table states the bits of the documentation") {
   CHECK_THROWS_WITH_AS(
       format("int5"),
       "weight format 'int5' is unknown; known are f32, f16, bf16, int8, int4, int3, int2, int4_32, "
-      "q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4",
+      "q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4, "
+      "affine2, affine3, affine4, affine5, affine6, affine8, affine2_32, affine3_32, affine6_32, affine8_32",
       Error);
   CHECK_THROWS_AS(packed_bytes(format("f32"), 0, 1), Error);
   CHECK_THROWS_AS(packed_bytes(format("f32"), 1, std::size_t{1} << 31), Error);

@@ -29,6 +29,7 @@ Choice route(const RouterRecipe& recipe, int per_token, std::vector<float> logit
   route_row(kernels("scalar"), recipe,
             {.logits = logits,
              .selection_bias = bias.empty() ? nullptr : bias.data(),
+             .expert_scale = nullptr,
              .space = space,
              .experts = choice.experts,
              .weights = choice.weights},

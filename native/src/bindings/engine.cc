@@ -2,8 +2,11 @@
 #include <pybind11/stl.h>
 
 #include <map>
+#include <span>
+#include <vector>
 
 #include "bindings/bindings.h"
+#include "bindings/buffer.h"
 #include "engine/runtime.h"
 #include "engine/sampler.h"
 #include "model/kv_cache.h"
@@ -46,6 +49,19 @@ void bind_runtime(py::module_& module) {
       .def("reserve", &Runtime::reserve, py::arg("bytes"));
 }
 
+// For logits that another engine computed; the sampler works on a copy.
+Sample sample(Sampler& sampler, const py::object& logits, std::int64_t position) {
+  const BorrowedBuffer borrowed(logits, "logits");
+  const std::span<const float> values = borrowed.as<const float>();
+  if (values.empty()) throw Error(ErrorKind::invalid_argument, "logits: found none, at least one is needed");
+  sampler.check(static_cast<int>(values.size()), "logits");
+  std::vector<float> copy(values.begin(), values.end());
+  std::vector<Candidate> space(copy.size());
+  const Sample drawn = sampler.sample(copy, position, space);
+  sampler.accept(std::span(&drawn.token, 1));
+  return drawn;
+}
+
 void bind_sampler(py::module_& module) {
   using Bias = std::map<std::int32_t, float>;
   py::class_<SamplerOptions>(module, "SamplerOptions")
@@ -65,17 +81,18 @@ void bind_sampler(py::module_& module) {
           [](const SamplerOptions& o) { return Bias(o.logit_bias.begin(), o.logit_bias.end()); },
           [](SamplerOptions& o, const Bias& bias) { o.logit_bias.assign(bias.begin(), bias.end()); });
 
+  py::class_<Sample>(module, "Sample")
+      .def_readonly("token", &Sample::token)
+      .def_readonly("logprob", &Sample::logprob)
+      .def_readonly("top", &Sample::top);
+
   py::class_<Sampler, std::shared_ptr<Sampler>>(module, "Sampler")
       .def(py::init<SamplerOptions, std::uint64_t>(), py::arg("options"), py::kw_only(),
            py::arg("stream") = 0)
       .def(
           "accept", [](Sampler& s, const std::vector<std::int32_t>& tokens) { s.accept(tokens); },
-          py::arg("tokens"));
-
-  py::class_<Sample>(module, "Sample")
-      .def_readonly("token", &Sample::token)
-      .def_readonly("logprob", &Sample::logprob)
-      .def_readonly("top", &Sample::top);
+          py::arg("tokens"))
+      .def("sample", &sample, py::arg("logits"), py::arg("position"));
 }
 
 void bind_sequence(py::module_& module) {

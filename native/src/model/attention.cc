@@ -41,13 +41,15 @@ float temperature(const AttentionRecipe& a, std::int64_t position) {
 void Decoder::mix(int layer, const AttentionRecipe& a, const AttentionWeights& w, Activations& in,
                   std::span<const BatchRow> rows) {
   const auto width = static_cast<std::size_t>(a.num_heads * a.head_dim);
+  const std::size_t kv_width = w.k.rows;
   if (any_integer({w.q.format, w.k.format, w.v.format}) || (w.gate && any_integer({w.gate->format})))
     quantize(machine_, in, hidden());
   std::vector<MatMul> products{product(w.q, in, s_.q, width, w.q_bias),
-                               product(w.k, in, s_.k, w.k.rows, w.k_bias),
-                               product(w.v, in, s_.v, w.v.rows, w.v_bias)};
+                               product(w.k, in, s_.k, kv_width, w.k_bias)};
+  if (!a.values_are_keys) products.push_back(product(w.v, in, s_.v, kv_width, w.v_bias));
   if (w.gate) products.push_back(product(*w.gate, in, s_.wide, width, w.gate_bias));
   multiply(machine_, products);
+  if (a.values_are_keys) std::copy_n(s_.k, rows.size() * kv_width, s_.v);
   project_qkv(a, w, recipe_.block(layer).norm_eps, rows.size());
   rotate(a, rows);
   attend(layer, a, w.sinks, rows);
@@ -65,26 +67,27 @@ void Decoder::mix(int layer, const AttentionRecipe& a, const AttentionWeights& w
 // What stands between projection and rotation: norms and clipping.
 void Decoder::project_qkv(const AttentionRecipe& a, const AttentionWeights& w, float norm_eps,
                           std::size_t rows) {
-  if (a.qk_norm == QkNorm::none && !a.clip_qkv) return;
+  if (a.qk_norm == QkNorm::none && !a.clip_qkv && !a.value_norm) return;
   const auto dim = static_cast<std::size_t>(a.head_dim);
   machine_.for_rows(rows, [&](std::size_t i, int) {
     float* q = s_.q + i * w.q.rows;
     float* k = s_.k + i * w.k.rows;
-    float* v = s_.v + i * w.v.rows;
-    const auto norm = [&](float* x, std::size_t n, const float* weight) {
-      const std::size_t width = a.qk_norm == QkNorm::row ? n : dim;
+    float* v = s_.v + i * w.k.rows;
+    const auto norm = [&](float* x, std::size_t n, const float* weight, std::size_t width) {
       for (std::size_t at = 0; at < n; at += width) {
         machine_.kernels.rms_norm(x + at, weight, width, norm_eps, x + at);
       }
     };
     if (a.qk_norm != QkNorm::none) {
-      norm(q, w.q.rows, w.q_norm);
-      norm(k, w.k.rows, w.k_norm);
+      const bool by_row = a.qk_norm == QkNorm::row;
+      norm(q, w.q.rows, w.q_norm, by_row ? w.q.rows : dim);
+      norm(k, w.k.rows, w.k_norm, by_row ? w.k.rows : dim);
     }
+    if (a.value_norm) norm(v, w.k.rows, nullptr, dim);
     if (a.clip_qkv) {
       clamp(q, w.q.rows, *a.clip_qkv);
       clamp(k, w.k.rows, *a.clip_qkv);
-      clamp(v, w.v.rows, *a.clip_qkv);
+      clamp(v, w.k.rows, *a.clip_qkv);
     }
   });
 }

@@ -1,6 +1,7 @@
 #include "model/decoder.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "platform/error.h"
 #include "quant/pack.h"
@@ -34,6 +35,9 @@ void Decoder::run(std::span<const BatchRow> rows, const StepControl& control, co
     control.check();
     mix(layer, rows);
     ffn(layer, rows, control);
+    if (const float* scale = weights_.layer(layer).scale) {
+      for (float& value : std::span(s_.x, rows.size() * hidden())) value *= *scale;
+    }
   }
   output(rows, control, sink);
 }
@@ -48,7 +52,7 @@ void Decoder::mix(int layer, std::span<const BatchRow> rows) {
           mix(layer, recipe, weights, in, rows);
       },
       block.mixer, weights_.layer(layer).mixer);
-  add_residual(s_.projected, block.residual_scale, rows.size());
+  add_residual(s_.projected, weights_.layer(layer).attention_post_norm, block, rows.size());
 }
 
 void Decoder::embed(std::span<const BatchRow> rows) {
@@ -75,10 +79,12 @@ Activations Decoder::normed(const NormWeights& weights, const BlockRecipe& block
   return {s_.normed, hidden(), rows, s_.inputs};
 }
 
-void Decoder::add_residual(const float* y, float scale, std::size_t rows) {
+void Decoder::add_residual(float* y, const float* post_norm, const BlockRecipe& block, std::size_t rows) {
   machine_.for_rows(rows, [&](std::size_t i, int) {
     float* x = s_.x + i * hidden();
-    for (std::size_t j = 0; j < hidden(); ++j) x[j] += scale * y[i * hidden() + j];
+    float* add = y + i * hidden();
+    if (post_norm != nullptr) machine_.kernels.rms_norm(add, post_norm, hidden(), block.norm_eps, add);
+    for (std::size_t j = 0; j < hidden(); ++j) x[j] += block.residual_scale * add[j];
   });
 }
 
@@ -106,6 +112,9 @@ void Decoder::output(std::span<const BatchRow> rows, const StepControl& control,
       const std::span logits(s_.logits + i * vocab, vocab);
       if (recipe_.output_scale != 1) {
         for (float& value : logits) value *= recipe_.output_scale;
+      }
+      if (const float cap = recipe_.output_softcap; cap > 0) {
+        for (float& value : logits) value = std::tanh(value / cap) * cap;
       }
       sink(wanted[i], logits);
     }

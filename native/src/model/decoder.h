@@ -115,11 +115,15 @@ class Decoder {
   void run_experts(const FfnRecipe& recipe, std::span<const ExpertWork> group, std::size_t rows,
                    const Activations& in);
   void weigh_inner(std::span<const ExpertWork> group, std::size_t width);
-  void combine(const FfnRecipe& recipe, const LayerWeights& weights, float residual_scale, std::size_t rows);
+  void combine(const BlockRecipe& block, const LayerWeights& weights, std::size_t rows);
   void output(std::span<const BatchRow> rows, const StepControl& control, const LogitsSink& sink);
   void norm(Norm kind, const NormWeights& weights, float eps, const float* x, float* y) const;
   Activations normed(const NormWeights& weights, const BlockRecipe& block, std::size_t rows);
-  void add_residual(const float* y, float scale, std::size_t rows);
+  Activations normed(const float* weight, const BlockRecipe& block, std::size_t rows) {
+    return normed(NormWeights{.weight = weight}, block, rows);
+  }
+  // y is normed first where there is a weight for it.
+  void add_residual(float* y, const float* post_norm, const BlockRecipe& block, std::size_t rows);
 
   std::size_t hidden() const noexcept { return static_cast<std::size_t>(recipe_.hidden_size); }
 

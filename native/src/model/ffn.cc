@@ -20,12 +20,14 @@ void Decoder::ffn(int layer, std::span<const BatchRow> rows, const StepControl& 
   Activations in = normed(w.ffn_norm, block, rows.size());
   if (w.dense) gated_ffn(block.ffn, *w.dense, in, s_.projected);
   if (!block.ffn.is_moe()) {
-    add_residual(s_.projected, block.residual_scale, rows.size());
+    add_residual(s_.projected, w.ffn_post_norm, block, rows.size());
     return;
   }
+  if (block.ffn.branch_norms) normed(w.router_norm, block, rows.size());
   route(layer, rows);
+  if (block.ffn.branch_norms) in = normed(w.experts_norm, block, rows.size());
   routed_experts(layer, in, control);
-  combine(block.ffn, w, block.residual_scale, rows.size());
+  combine(block, w, rows.size());
 }
 
 // out = down(activation(gate(in), up(in)))
@@ -74,6 +76,7 @@ void Decoder::route(int layer, std::span<const BatchRow> rows) {
   machine_.for_rows(rows.size(), [&](std::size_t i, int) {
     const RouterRow row{.logits = {s_.router + i * experts, experts},
                         .selection_bias = selection_bias,
+                        .expert_scale = w.expert_scale,
                         .space = {s_.router_space + i * space, space},
                         .experts = {s_.pair_expert + i * top, top},
                         .weights = {s_.pair_weight + i * top, top}};
@@ -211,9 +214,11 @@ void Decoder::weigh_inner(std::span<const ExpertWork> group, std::size_t width) 
 }
 
 // x += residual_scale * (sum of weighted experts in ascending id + gated shared expert)
-void Decoder::combine(const FfnRecipe& recipe, const LayerWeights& w, float residual_scale,
-                      std::size_t rows) {
-  const auto top = static_cast<std::size_t>(recipe.num_experts_per_tok);
+void Decoder::combine(const BlockRecipe& block, const LayerWeights& w, std::size_t rows) {
+  const auto top = static_cast<std::size_t>(block.ffn.num_experts_per_tok);
+  const auto norm = [&](const float* weight, float* x) {
+    if (weight != nullptr) machine_.kernels.rms_norm(x, weight, hidden(), block.norm_eps, x);
+  };
   float* gates = s_.router;  // the router's scores are spent
   if (w.shared_router)
     multiply(machine_, {product(*w.shared_router, {s_.normed, hidden(), rows, {}}, gates, 1)});
@@ -225,13 +230,15 @@ void Decoder::combine(const FfnRecipe& recipe, const LayerWeights& w, float resi
       const float* out = s_.expert_out + static_cast<std::size_t>(s_.pair_slot[i * top + n]) * hidden();
       for (std::size_t j = 0; j < hidden(); ++j) sum[j] += weight * out[j];
     }
+    norm(w.experts_post_norm, sum);
     if (w.dense) {
+      norm(w.shared_post_norm, s_.projected + i * hidden());
       const float gate = w.shared_router ? 1 / (1 + std::exp(-gates[i])) : 1.0F;
       const float* shared = s_.projected + i * hidden();
       for (std::size_t j = 0; j < hidden(); ++j) sum[j] += gate * shared[j];
     }
   });
-  add_residual(s_.normed, residual_scale, rows);
+  add_residual(s_.normed, w.ffn_post_norm, block, rows);
 }
 
 }  // namespace edgert

@@ -117,6 +117,8 @@ AttentionRecipe parse_attention(JsonObject object) {
   if (const JsonField window = object.take("window"); !window.is_null()) a.window = positive(window, 1 << 30);
   if (object.has("chunk")) a.chunk = positive(object.take("chunk"), 1 << 30);
   a.sinks = flag(object, "sinks");
+  a.values_are_keys = flag(object, "values_are_keys");
+  a.value_norm = flag(object, "value_norm");
   if (object.has("temperature")) {
     JsonObject temperature(object.take("temperature"));
     a.temperature = {.floor = static_cast<float>(positive(temperature.take("floor"), 1 << 30)),
@@ -181,6 +183,7 @@ RouterRecipe parse_router(const JsonField& field, const FfnRecipe& ffn) {
   router.scale = real(object.take("scale"));
   router.weighs_input =
       one_of<bool>(object, "weighs", "what a router weighs", false, {{"output", false}, {"input", true}});
+  router.expert_scale = flag(object, "expert_scale");
   if (router.scoring == Scoring::sparsemixer) {
     router.jitter = real(object.take("jitter"));
     if (ffn.num_experts_per_tok != 2 || router.chooses_apart() || router.normalize)
@@ -213,6 +216,7 @@ FfnRecipe parse_ffn(const JsonField& field) {
     ffn.num_experts = positive(object.take("num_experts"), 1 << 16);
     ffn.num_experts_per_tok = positive(object.take("num_experts_per_tok"), ffn.num_experts);
     ffn.expert_bias = flag(object, "expert_bias");
+    ffn.branch_norms = flag(object, "branch_norms");
     const JsonField router = object.take("router");
     ffn.router = parse_router(router, ffn);
     if (ffn.expert_bias && ffn.router.weighs_input)
@@ -230,6 +234,8 @@ BlockRecipe parse_block(const JsonField& field) {
   JsonObject object(field);
   BlockRecipe block;
   block.norm = parse_norm(object, "norm");
+  block.post_norms = flag(object, "post_norms");
+  block.scaled = flag(object, "scaled");
   block.norm_eps = real(object.take("norm_eps"));
   block.residual_scale = real(object.take("residual_scale"));
   block.mixer = parse_mixer(object.take("mixer"));
@@ -261,6 +267,7 @@ Recipe parse_recipe(const Json& json, const std::string& where) {
   recipe.tied_output = output.take("tied").as_bool();
   recipe.output_scale = real(output.take("scale"));
   recipe.output_bias = flag(output, "bias");
+  recipe.output_softcap = non_negative(output, "softcap");
   output.finish();
   recipe.final_norm = parse_norm(root, "final_norm");
   recipe.final_norm_eps = real(root.take("final_norm_eps"));

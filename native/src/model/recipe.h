@@ -48,6 +48,8 @@ struct AttentionRecipe {
     float scale = 0;
   };
   std::optional<Temperature> temperature;
+  bool values_are_keys = false;  // as projected, before norm and rotation
+  bool value_norm = false;
   std::optional<RopeRecipe> rope;
   bool output_gate = false;  // the heads' output is multiplied by a sigmoid
 };
@@ -110,6 +112,7 @@ struct RouterRecipe {
   float scale = 1;
   float jitter = 0;           // of the sparsemixer
   bool weighs_input = false;  // of an expert, instead of its output
+  bool expert_scale = false;
   bool chooses_apart() const noexcept { return bias == RouterBias::selection || groups; }
 };
 
@@ -128,6 +131,7 @@ struct FfnRecipe {
   float activation_alpha = 1;  // of clamped_swiglu
   float activation_limit = 0;
   bool expert_bias = false;
+  bool branch_norms = false;  // router, routed and shared experts have norms of their own
   RouterRecipe router;
   std::optional<SharedExpertRecipe> shared;
   bool is_moe() const noexcept { return num_experts > 0; }
@@ -137,6 +141,8 @@ enum class Norm { rms, layer };
 
 struct BlockRecipe {
   Norm norm = Norm::rms;
+  bool post_norms = false;
+  bool scaled = false;
   float norm_eps = 1e-6F;
   float residual_scale = 1;
   MixerRecipe mixer;
@@ -152,6 +158,7 @@ struct Recipe {
   bool tied_output = false;
   float output_scale = 1;
   bool output_bias = false;
+  float output_softcap = 0;  // 0: none
   Norm final_norm = Norm::rms;
   float final_norm_eps = 1e-6F;
   std::vector<BlockRecipe> blocks;

@@ -111,6 +111,17 @@ void choose_apart(const RouterRecipe& recipe, const RouterRow& row) {
   choose_best(values, row.experts);
 }
 
+void choose_and_weigh(const KernelTable& kernels, const RouterRecipe& recipe, const RouterRow& row,
+                      std::span<const std::int32_t> imposed) {
+  std::copy(imposed.begin(), imposed.end(), row.experts.begin());
+  // Scores order experts as their logits do, which tell apart what a score rounds to the same.
+  if (imposed.empty() && !recipe.chooses_apart()) choose_best(row.logits, row.experts);
+  if (recipe.scoring == Scoring::sparsemixer) return sparsemixer(recipe, row);
+  score(kernels, recipe.scoring, row.logits);
+  if (imposed.empty() && recipe.chooses_apart()) choose_apart(recipe, row);
+  weigh(recipe, row);
+}
+
 }  // namespace
 
 std::size_t router_space(const FfnRecipe& recipe) {
@@ -121,13 +132,9 @@ std::size_t router_space(const FfnRecipe& recipe) {
 
 void route_row(const KernelTable& kernels, const RouterRecipe& recipe, const RouterRow& row,
                std::span<const std::int32_t> imposed) {
-  std::copy(imposed.begin(), imposed.end(), row.experts.begin());
-  // Scores order experts as their logits do, which tell apart what a score rounds to the same.
-  if (imposed.empty() && !recipe.chooses_apart()) choose_best(row.logits, row.experts);
-  if (recipe.scoring == Scoring::sparsemixer) return sparsemixer(recipe, row);
-  score(kernels, recipe.scoring, row.logits);
-  if (imposed.empty() && recipe.chooses_apart()) choose_apart(recipe, row);
-  weigh(recipe, row);
+  choose_and_weigh(kernels, recipe, row, imposed);
+  if (row.expert_scale == nullptr) return;
+  for (std::size_t n = 0; n < row.experts.size(); ++n) row.weights[n] *= row.expert_scale[row.experts[n]];
 }
 
 }  // namespace edgert

@@ -15,6 +15,7 @@ namespace edgert {
 struct RouterRow {
   std::span<float> logits;          // [num_experts], overwritten
   const float* selection_bias;      // [num_experts]; null where the recipe has none
+  const float* expert_scale;        // [num_experts], multiplies the weights; likewise
   std::span<float> space;           // router_space() floats
   std::span<std::int32_t> experts;  // [num_experts_per_tok], ascending
   std::span<float> weights;         // likewise

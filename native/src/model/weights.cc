@@ -167,12 +167,12 @@ AttentionWeights bind_mixer(Binder& binder, const AttentionRecipe& a, const std:
   return {
       .q = binder.matrix(prefix + "q", q_rows, hidden),
       .k = binder.matrix(prefix + "k", kv_rows, hidden),
-      .v = binder.matrix(prefix + "v", kv_rows, hidden),
+      .v = a.values_are_keys ? Matrix{} : binder.matrix(prefix + "v", kv_rows, hidden),
       .o = binder.matrix(prefix + "o", hidden, q_rows),
       .gate = a.output_gate ? std::optional(binder.matrix(prefix + "gate", q_rows, hidden)) : std::nullopt,
       .q_bias = binder.vector_if(a.qkv_bias, prefix + "q_bias", q_rows),
       .k_bias = binder.vector_if(a.qkv_bias, prefix + "k_bias", kv_rows),
-      .v_bias = binder.vector_if(a.qkv_bias, prefix + "v_bias", kv_rows),
+      .v_bias = binder.vector_if(a.qkv_bias && !a.values_are_keys, prefix + "v_bias", kv_rows),
       .o_bias = binder.vector_if(a.output_bias, prefix + "o_bias", hidden),
       .gate_bias = binder.vector_if(a.output_gate && a.qkv_bias, prefix + "gate_bias", q_rows),
       .q_norm = binder.vector_if(normed, prefix + "q_norm", by_row ? q_rows : a.head_dim),
@@ -242,6 +242,9 @@ LayerWeights bind_layer(Binder& binder, const Recipe& recipe, int index) {
       std::visit([&](const auto& mixer) -> MixerWeights { return bind_mixer(binder, mixer, prefix, hidden); },
                  block.mixer);
   layer.ffn_norm = binder.norm(block.norm, prefix + "ffn_norm", hidden);
+  layer.attention_post_norm = binder.vector_if(block.post_norms, prefix + "attention_post_norm", hidden);
+  layer.ffn_post_norm = binder.vector_if(block.post_norms, prefix + "ffn_post_norm", hidden);
+  layer.scale = binder.vector_if(block.scaled, prefix + "scale", 1);
   if (!ffn.is_moe()) {
     layer.dense = binder.gated_ffn(prefix + "ffn.", hidden, ffn.intermediate_size);
     return layer;
@@ -249,7 +252,13 @@ LayerWeights bind_layer(Binder& binder, const Recipe& recipe, int index) {
   layer.router = binder.matrix(prefix + "router", ffn.num_experts, hidden, true);
   layer.router_bias =
       binder.vector_if(ffn.router.bias != RouterBias::none, prefix + "router.bias", ffn.num_experts);
+  layer.expert_scale =
+      binder.vector_if(ffn.router.expert_scale, prefix + "router.expert_scale", ffn.num_experts);
+  layer.router_norm = binder.vector_if(ffn.branch_norms, prefix + "router_norm", hidden);
+  layer.experts_norm = binder.vector_if(ffn.branch_norms, prefix + "experts_norm", hidden);
+  layer.experts_post_norm = binder.vector_if(ffn.branch_norms, prefix + "experts_post_norm", hidden);
   if (ffn.shared) {
+    layer.shared_post_norm = binder.vector_if(ffn.branch_norms, prefix + "shared.post_norm", hidden);
     layer.dense = binder.gated_ffn(prefix + "shared.", hidden, ffn.shared->intermediate_size);
     if (ffn.shared->sigmoid_gate)
       layer.shared_router = binder.matrix(prefix + "shared.router", 1, hidden, true);

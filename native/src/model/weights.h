@@ -84,7 +84,15 @@ struct LayerWeights {
   NormWeights ffn_norm;
   std::optional<GatedFfnWeights> dense;  // a dense ffn, or the shared expert
   Matrix router;                         // of an MoE
-  const float* router_bias = nullptr;    // null where the recipe has none
+  const float* router_bias = nullptr;    // null where the recipe has none, as those that follow
+  const float* expert_scale = nullptr;
+  const float* router_norm = nullptr;
+  const float* experts_norm = nullptr;
+  const float* experts_post_norm = nullptr;
+  const float* shared_post_norm = nullptr;
+  const float* attention_post_norm = nullptr;
+  const float* ffn_post_norm = nullptr;
+  const float* scale = nullptr;
   std::optional<Matrix> shared_router;
 };
 

@@ -51,6 +51,16 @@ enum class FormatId : std::uint8_t {
   iq4_nl,
   iq4_xs,
   mxfp4,
+  affine2,
+  affine3,
+  affine4,
+  affine5,
+  affine6,
+  affine8,
+  affine2_32,
+  affine3_32,
+  affine6_32,
+  affine8_32,
 };
 enum class ScaleType : std::uint8_t {
   none,
@@ -104,6 +114,16 @@ inline constexpr std::array kFormats{
     Format{FormatId::iq4_nl, "iq4_nl", 4, 32, ScaleType::f16, ZeroType::none, Codebook::iq4_nl},
     Format{FormatId::iq4_xs, "iq4_xs", 4, 32, ScaleType::i8, ZeroType::none, Codebook::iq4_nl, 256},
     Format{FormatId::mxfp4, "mxfp4", 4, 32, ScaleType::e8m0, ZeroType::none, Codebook::e2m1},
+    Format{FormatId::affine2, "affine2", 2, 64, ScaleType::f16, ZeroType::min_f16},
+    Format{FormatId::affine3, "affine3", 3, 64, ScaleType::f16, ZeroType::min_f16},
+    Format{FormatId::affine4, "affine4", 4, 64, ScaleType::f16, ZeroType::min_f16},
+    Format{FormatId::affine5, "affine5", 5, 64, ScaleType::f16, ZeroType::min_f16},
+    Format{FormatId::affine6, "affine6", 6, 64, ScaleType::f16, ZeroType::min_f16},
+    Format{FormatId::affine8, "affine8", 8, 64, ScaleType::f16, ZeroType::min_f16},
+    Format{FormatId::affine2_32, "affine2_32", 2, 32, ScaleType::f16, ZeroType::min_f16},
+    Format{FormatId::affine3_32, "affine3_32", 3, 32, ScaleType::f16, ZeroType::min_f16},
+    Format{FormatId::affine6_32, "affine6_32", 6, 32, ScaleType::f16, ZeroType::min_f16},
+    Format{FormatId::affine8_32, "affine8_32", 8, 32, ScaleType::f16, ZeroType::min_f16},
 };
 
 // What the codes of a codebook stand for; e2m1 doubled, so that its values are integers.

@@ -1,6 +1,7 @@
 #include "quant/ggml.h"
 
 #include <array>
+#include <cstring>
 #include <string>
 
 #include "platform/error.h"
@@ -24,18 +25,31 @@ void read_nibbles(const std::byte* from, std::size_t count, std::size_t apart, s
   }
 }
 
+constexpr std::size_t kWord = sizeof(std::uint64_t);
+
+void add_to_word(std::uint8_t* codes, std::uint64_t bits) noexcept {
+  std::uint64_t word;
+  std::memcpy(&word, codes, kWord);
+  word |= bits;
+  std::memcpy(codes, &word, kWord);
+}
+
 // Adds `bits` bits of each of 32 bytes, from bit `shift` on, to the codes of 32 columns at bit `lift`.
 void add_bits(const std::byte* from, unsigned shift, unsigned bits, unsigned lift,
               std::uint8_t* codes) noexcept {
-  const unsigned mask = (1U << bits) - 1;
-  for (std::size_t i = 0; i < 32; ++i) {
-    codes[i] = static_cast<std::uint8_t>(codes[i] | ((byte_at(from, i) >> shift) & mask) << lift);
+  const std::uint64_t mask = each_byte((1U << bits) - 1);
+  for (std::size_t i = 0; i < 32; i += kWord) {
+    add_to_word(codes + i, ((load<std::uint64_t>(from + i) >> shift) & mask) << lift);
   }
 }
 
-// A bit a column, 32 of them in one word.
-void add_word(std::uint32_t word, std::uint8_t* codes) noexcept {
-  for (unsigned i = 0; i < 32; ++i) codes[i] = static_cast<std::uint8_t>(codes[i] | ((word >> i) & 1) << 4);
+// A bit a column, 32 of them from `from` on, to bit 4.
+void add_fifth_bits(const std::byte* from, std::uint8_t* codes) noexcept {
+  constexpr std::uint64_t kBitOfByte = 0x8040201008040201U;
+  for (std::size_t i = 0; i < 4; ++i) {
+    const std::uint64_t chosen = each_byte(byte_at(from, i)) & kBitOfByte;  // not zero where the bit is set
+    add_to_word(codes + kWord * i, ((chosen + each_byte(0x7f)) >> 7 & each_byte(1)) << 4);
+  }
 }
 
 void read_q8_0(const std::byte* from, BlockRow& to) {
@@ -57,14 +71,14 @@ void read_q4_1(const std::byte* from, BlockRow& to) {
 void read_q5_0(const std::byte* from, BlockRow& to) {
   to.scale = load<std::uint16_t>(from);
   read_nibbles(from + 6, 16, 16, to.codes.data());
-  add_word(load<std::uint32_t>(from + 2), to.codes.data());
+  add_fifth_bits(from + 2, to.codes.data());
 }
 
 void read_q5_1(const std::byte* from, BlockRow& to) {
   to.scale = load<std::uint16_t>(from);
   to.minimum = load<std::uint16_t>(from + 2) ^ kSign;
   read_nibbles(from + 8, 16, 16, to.codes.data());
-  add_word(load<std::uint32_t>(from + 4), to.codes.data());
+  add_fifth_bits(from + 4, to.codes.data());
 }
 
 void read_q2_k(const std::byte* from, BlockRow& to) {

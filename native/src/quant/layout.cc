@@ -25,21 +25,21 @@ TileLayout::TileLayout(const Format& format, std::size_t cols)
 }
 
 void TileLayout::store_codes(std::byte* tile, std::size_t chunk, const ChunkCodes& codes) const noexcept {
-  constexpr std::size_t kQuads = kChunkCols / 4;
+  constexpr std::size_t kQuads = kChunkCols / 4, kWord = sizeof(std::uint64_t);
   for (const Plane& plane : planes()) {
     const std::size_t quads_per_vector = 8 / plane.bits;
-    const unsigned mask = (1U << plane.bits) - 1;
+    const std::uint64_t mask = each_byte((1U << plane.bits) - 1);
     std::byte* vector = tile + plane.offset + chunk * (kQuads / quads_per_vector) * kVectorBytes;
     for (std::size_t first = 0; first < kQuads; first += quads_per_vector, vector += kVectorBytes) {
-      std::uint8_t merged[kVectorBytes] = {};
-      for (std::size_t i = 0; i < quads_per_vector; ++i) {
-        const unsigned lift = plane.bits * static_cast<unsigned>(i);
-        for (std::size_t at = 0; at < kVectorBytes; ++at) {
-          const unsigned code = codes.quads[first + i][at];
-          merged[at] = static_cast<std::uint8_t>(merged[at] | (((code >> plane.shift) & mask) << lift));
+      for (std::size_t at = 0; at < kVectorBytes; at += kWord) {
+        std::uint64_t merged = 0;
+        for (std::size_t i = 0; i < quads_per_vector; ++i) {
+          std::uint64_t word;
+          std::memcpy(&word, codes.quads[first + i] + at, kWord);
+          merged |= ((word >> plane.shift) & mask) << (plane.bits * i);
         }
+        store(vector + at, merged);
       }
-      std::memcpy(vector, merged, kVectorBytes);
     }
   }
 }

@@ -72,6 +72,14 @@ std::uint16_t exact_half(const Format& format, const char* what, float value, st
   refuse(row, col, message.str());
 }
 
+[[noreturn]] void refuse_code(const Format& format, std::span<const std::uint8_t> codes, std::size_t row,
+                              std::size_t first) {
+  const auto large =
+      std::find_if(codes.begin(), codes.end(), [&](unsigned code) { return code >> format.bits != 0; });
+  refuse(row, first + static_cast<std::size_t>(large - codes.begin()),
+         "code " + std::to_string(*large) + " has more than " + std::to_string(format.bits) + " bits");
+}
+
 void check_coded(const Format& format, const CodedMatrix& source, std::size_t rows, std::size_t cols) {
   if (format.is_float() || format.has_blocks()) {
     throw Error(ErrorKind::unsupported, "codes and scales apart do not make " + std::string(format.name) +
@@ -120,29 +128,28 @@ void pack_codes(const Format& form, const CodedMatrix& source, std::size_t rows,
   check_coded(form, source, rows, cols);
   const auto width = static_cast<std::size_t>(form.group);
   const std::size_t groups = padded_cols(form, cols) / width;
-  fill_tiles(
-      form, rows, cols, destination, threads, [&](std::size_t row, std::size_t group, BlockRow& block) {
-        const std::size_t at = row * groups + group, first = group * width;
-        const std::size_t used = std::min(width, cols - first);
-        if (form.scale == ScaleType::e8m0) {
-          block.scale = source.exponents[at];
-          if (block.scale == 0xff) refuse(row, first, "scale 255 of e8m0 is no number; mend the checkpoint");
-        } else {
-          block.scale = exact_half(form, "scale", source.scales[at], row, first);
-        }
-        if (form.has_minima()) block.minimum = exact_half(form, "minimum", source.minima[at], row, first);
-        if (form.zero == ZeroType::u8) block.zeros[0] = source.zeros[at];
-        const auto codes = source.codes.subspan(row * cols + first, used);
-        const auto large =
-            std::find_if(codes.begin(), codes.end(), [&](unsigned code) { return code >> form.bits != 0; });
-        if (large != codes.end()) {
-          refuse(row, first + static_cast<std::size_t>(large - codes.begin()),
-                 "code " + std::to_string(*large) + " has more than " + std::to_string(form.bits) + " bits");
-        }
-        std::copy(codes.begin(), codes.end(), block.codes.begin());
-        std::fill(block.codes.begin() + static_cast<std::ptrdiff_t>(used),
-                  block.codes.begin() + static_cast<std::ptrdiff_t>(width), std::uint8_t{0});
-      });
+  fill_tiles(form, rows, cols, destination, threads,
+             [&](std::size_t row, std::size_t group, BlockRow& block) {
+               const std::size_t at = row * groups + group, first = group * width;
+               const std::size_t used = std::min(width, cols - first);
+               if (form.scale == ScaleType::e8m0) {
+                 block.scale = source.exponents[at];
+                 if (block.scale == 0xff)
+                   refuse(row, first, "scale 255 of e8m0 is no number; mend the checkpoint");
+               } else {
+                 block.scale = exact_half(form, "scale", source.scales[at], row, first);
+               }
+               if (form.has_minima())
+                 block.minimum = exact_half(form, "minimum", source.minima[at], row, first);
+               if (form.zero == ZeroType::u8) block.zeros[0] = source.zeros[at];
+               const auto codes = source.codes.subspan(row * cols + first, used);
+               unsigned bits = 0;
+               for (const std::uint8_t code : codes) bits |= code;
+               if (bits >> form.bits != 0) refuse_code(form, codes, row, first);
+               std::copy(codes.begin(), codes.end(), block.codes.begin());
+               std::fill(block.codes.begin() + static_cast<std::ptrdiff_t>(used),
+                         block.codes.begin() + static_cast<std::ptrdiff_t>(width), std::uint8_t{0});
+             });
 }
 
 }  // namespace edgert

@@ -29,6 +29,9 @@ void read_floats(SourceType type, const std::byte* from, std::size_t count, floa
 // Error{invalid_argument} unless a buffer has the bytes that it needs.
 void check_bytes(const char* what, std::size_t found, std::size_t wanted);
 
+// Eight bytes that compute as one word.
+constexpr std::uint64_t each_byte(unsigned value) noexcept { return 0x0101010101010101U * value; }
+
 template <typename T>
 T load(const std::byte* from) noexcept {
   T value;

@@ -1,0 +1,121 @@
+"""edgert's own engine: decoders in a bundle, whose experts may stay in storage."""
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from edgert import _native
+from edgert.bundle import Bundle
+from edgert.errors import InvalidArgumentError
+from edgert.generation import Stream
+from edgert.model import Model, tokenizer_of
+from edgert.units import format_bytes
+
+if TYPE_CHECKING:
+    import numpy
+    import numpy.typing
+
+_RUNTIME_KNOBS = {
+    "memory": "memory_bytes",
+    "threads": "threads",
+    "io_threads": "io_threads",
+    "io_backend": "io_backend",
+    "direct_io": "direct_io",
+    "isa": "isa",
+}
+_MODEL_KNOBS = ("context", "parallel", "chunk", "kv_format", "eviction")
+
+
+class NativeModel(Model):
+    backend = "edgert"
+
+    def __init__(self, bundle: Bundle, knob_values: Mapping[str, Any]) -> None:
+        self._stepping: Stream | None = None
+        stated = {name: value for name, value in knob_values.items() if value not in (None, "auto")}
+        tokenizer = tokenizer_of(bundle)
+        for_runtime = {arg: stated[name] for name, arg in _RUNTIME_KNOBS.items() if name in stated}
+        for_model = {name: stated[name] for name in _MODEL_KNOBS if name in stated}
+        self._runtime = _native.Runtime(**for_runtime)
+        if tokenizer is not None:
+            self._runtime.reserve(tokenizer.memory_bytes)
+        self._pid = os.getpid()
+        native = _native.Model(self._runtime, str(bundle.path), **for_model)
+        self._native: _native.Model | None = native
+        super().__init__(
+            bundle.name,
+            bundle.path,
+            tokenizer,
+            bundle.json_asset("generation_config.json"),
+            context=native.context,
+            vocab_size=native.vocab_size,
+            resident=native.resident,
+            minimum_bytes=native.minimum_bytes,
+        )
+        plan = native.plan()
+        if plan["slots_bytes"] < min(plan["token_bytes"], plan["expert_bytes"]):
+            warnings.warn(
+                f"{self.name}: the budget leaves {format_bytes(plan['slots_bytes'])} for experts, and one token uses up to "
+                f"{format_bytes(plan['token_bytes'])}: every token will wait for storage",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    @property
+    def closed(self) -> bool:
+        return self._native is None
+
+    @property
+    def native(self) -> _native.Model:
+        if self._native is None:
+            raise InvalidArgumentError(f"the model {self.name} is closed")
+        if os.getpid() != self._pid:  # the threads that it would wait for stayed behind
+            raise InvalidArgumentError(
+                f"the model {self.name} was loaded before this process was forked; load it here"
+            )
+        return self._native
+
+    def sequence(self) -> _native.Sequence:
+        return self.native.sequence()
+
+    def step(
+        self, stream: Stream, sequence: _native.Sequence, tokens: list[int], sampler: _native.Sampler
+    ) -> _native.Sample:
+        with self._lock:
+            self._stepping = stream
+            try:
+                (sample,) = self.native.step([(sequence, tokens, sampler)])
+            finally:
+                self._stepping = None
+        assert sample is not None  # the row has a sampler
+        return sample
+
+    def interrupt(self, stream: Stream) -> None:
+        native = self._native
+        if self._stepping is stream and native is not None:
+            native.cancel()
+
+    def _logits(self, tokens: list[int]) -> "numpy.typing.NDArray[numpy.float32]":
+        sequence = self.native.sequence()
+        try:
+            with self._lock:
+                return self.native.logits(sequence, tokens)  # type: ignore[no-any-return]
+        finally:
+            sequence.close()
+
+    def _stats(self) -> dict[str, Any]:
+        return {
+            **self.native.statistics(),
+            "budget_bytes": self._runtime.budget_bytes,
+            "used_bytes": self._runtime.used_bytes,
+            "peak_bytes": self._runtime.peak_bytes,
+            "threads": self._runtime.threads,
+            "io_backend": self._runtime.io_backend,
+            "isa": self._runtime.isa,
+            "context": self.context,
+            "resident": self.resident,
+            "minimum_bytes": self.minimum_bytes,
+        }
+
+    def _free(self) -> None:
+        self._native = None
