@@ -14,7 +14,7 @@ from edgert.errors import CorruptError, UnsupportedError
 
 from .checkpoint import Checkpoint
 from .gguf import GgufFile, GgufTensor, merged_tensors, read_parts
-from .gguf_architectures import ARCHITECTURES, ROWS, Architecture, architecture
+from .gguf_architectures import ARCHITECTURES, CONVOLUTIONS, ROWS, Architecture, architecture
 from .tensor import BlockTensor, TensorInfo
 
 _MAX_NAME_BYTES = 256
@@ -101,11 +101,19 @@ def open_gguf(path: Path) -> GgufCheckpoint:
     tensors: dict[str, GgufTensor] = {}
     for own, tensor in stored.items():
         if own != _ROPE_FACTORS:
-            is_row = own.partition("blk.")[2].partition(".")[2] in ROWS and len(tensor.shape) == 1
-            shaped = dataclasses.replace(tensor, shape=(1, *tensor.shape)) if is_row else tensor
-            tensors[chosen.hugging_face_name(own) or own] = shaped
+            tensors[chosen.hugging_face_name(own) or own] = _shaped(own, tensor)
     files = tuple((part.path.name, part.path) for part in parts)
     return GgufCheckpoint(file.path, config, tensors, files, file, chosen, name)
+
+
+def _shaped(name: str, tensor: GgufTensor) -> GgufTensor:
+    """In the shape that the tensor has elsewhere."""
+    part = name.partition("blk.")[2].partition(".")[2]
+    if part in ROWS and len(tensor.shape) == 1:
+        return dataclasses.replace(tensor, shape=(1, *tensor.shape))
+    if part in CONVOLUTIONS and len(tensor.shape) == 2:
+        return dataclasses.replace(tensor, shape=(tensor.shape[0], 1, tensor.shape[1]))
+    return tensor
 
 
 def _architecture_name(file: GgufFile) -> str:
@@ -121,7 +129,7 @@ def _architecture_name(file: GgufFile) -> str:
 
 
 class _Reader:
-    """Turns the metadata of one architecture into a configuration."""
+    """Turns the metadata of one architecture into a configuration. Keys that nobody asked for are refused."""
 
     def __init__(
         self, file: GgufFile, name: str, chosen: Architecture, tensors: Mapping[str, GgufTensor]
@@ -130,6 +138,7 @@ class _Reader:
         self._prefix = name + "."
         self._architecture = chosen
         self._tensors = tensors
+        self._read: set[str] = set()
 
     def config(self) -> dict[str, Any]:
         embedding = self._tensors.get("token_embd.weight")
@@ -150,13 +159,28 @@ class _Reader:
             value = self._value(key)
             if value is not None:
                 config[there] = value
-        self._check_heads(config)
         config |= self._rope()
+        if chosen.adjust is not None:
+            chosen.adjust(self, config)
+        self._check_heads(config)
         self._refuse_others()
         return config
 
+    def has(self, tensor: str) -> bool:
+        return tensor in self._tensors
+
+    def values(self, key: str) -> tuple[Any, ...] | None:
+        """One a layer."""
+        self._read.add(key)
+        return self._file.numbers(self._prefix + key, max_count=1 << 12)
+
+    def value(self, key: str) -> Any:
+        """See _value(), for what an architecture looks at itself."""
+        return self._value(key)
+
     def _value(self, key: str) -> Any:
         """A number or flag. An array with a value a layer is one value where all are equal."""
+        self._read.add(key)
         field = self._file.fields.get(self._prefix + key)
         if field is None or field.value is not None:
             return None if field is None else field.value
@@ -170,12 +194,16 @@ class _Reader:
 
     def _check_heads(self, config: dict[str, Any]) -> None:
         """Keys and values of one length, all of it rotated."""
+        lengths = {
+            key: self._value(key)
+            for key in ("attention.value_length", "rope.dimension_count")
+            if key not in self._read
+        }
         heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
         if type(heads) is not int or type(hidden) is not int or heads < 1:
             return  # the family says so
         head_dim = config.get("head_dim", hidden // heads)
-        for key in ("attention.value_length", "rope.dimension_count"):
-            value = self._value(key)
+        for key, value in lengths.items():
             if value not in (None, head_dim):
                 raise UnsupportedError(
                     f"{self._file.path}: {self._file.where(self._prefix + key)}: {value}; only the length of a head, "
@@ -184,6 +212,7 @@ class _Reader:
 
     def _rope(self) -> dict[str, Any]:
         """Static scaling of the rotary embeddings."""
+        self._read |= _SCALING
         key = self._prefix + "rope.scaling.type"
         kind = self._file.text(key, _MAX_NAME_BYTES) or "none"
         linear = self._value("rope.scale_linear")
@@ -221,8 +250,7 @@ class _Reader:
 
     def _refuse_others(self) -> None:
         """What is not understood may change what the model computes."""
-        known = self._architecture.all_keys().keys() | _INFORMATIVE | _SCALING
-        known |= {"attention.value_length", "rope.dimension_count"}
+        known = self._read | _INFORMATIVE
         for name in self._file.fields:
             key = name.removeprefix(self._prefix)
             if key == name or key in known:

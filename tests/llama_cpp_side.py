@@ -122,12 +122,27 @@ def quantize(source: Path, output: Path, kind: str) -> None:
 
 
 def logits(path: Path, tokens: Path, output: Path) -> None:
-    import llama_cpp
-
+    library = llama()
     ids = json.loads(tokens.read_text())
-    model = llama_cpp.Llama(str(path), n_ctx=512, n_threads=1, n_batch=512, logits_all=True, verbose=False)
-    model.eval(ids)
-    np.save(output, np.asarray(model.scores[: len(ids)], np.float32))
+    model = library.llama_model_load_from_file(str(path).encode(), library.llama_model_default_params())
+    assert model
+    options = library.llama_context_default_params()
+    options.n_ctx, options.n_batch, options.n_ubatch, options.n_threads = 256, 256, 256, 1
+    options.type_k = options.type_v = 0  # f32
+    options.flash_attn_type = 0
+    context = library.llama_init_from_model(model, options)
+    batch = library.llama_batch_init(len(ids), 0, 1)
+    batch.n_tokens = len(ids)
+    for position, token in enumerate(ids):
+        batch.token[position], batch.pos[position], batch.n_seq_id[position] = token, position, 1
+        batch.seq_id[position][0], batch.logits[position] = 0, 1
+    assert library.llama_decode(context, batch) == 0
+    vocabulary = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
+    rows = [
+        np.ctypeslib.as_array(library.llama_get_logits_ith(context, i), (vocabulary,))
+        for i in range(len(ids))
+    ]
+    np.save(output, np.stack(rows).astype(np.float32))
 
 
 def dequantize(path: Path, output: Path) -> None:

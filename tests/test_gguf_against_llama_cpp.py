@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from bundles import F32, convert, open_model, read_manifest
 from checkpoints import prompt_tokens, tiny_checkpoint
+from gguf_models import MODELS, Model, write_pair
 from ggufs import fields_of, write_gguf
 
 SIDE = Path(__file__).parent / "llama_cpp_side.py"
@@ -55,6 +56,20 @@ def reference_logits(weights: dict[str, np.ndarray], source: Path, tokens: list[
     path = write_gguf(source.with_name("dequantised.gguf"), fields_of(source), weights)
     model = open_model(convert(path, source.with_name("dequantised.edgert"), **F32))
     return np.asarray(model.logits(model.sequence(), tokens))
+
+
+@pytest.mark.parametrize("pair", MODELS, ids=lambda pair: pair.variant.name)
+def test_an_architecture(pair: Model, tmp_path: Path) -> None:
+    """All in f32, so both compute the same but for the order of sums."""
+    _, path = write_pair(tmp_path, pair)
+    tokens = prompt_tokens(40, 160)
+    (tmp_path / "tokens.json").write_text(json.dumps(tokens))
+    side("logits", path, tmp_path / "tokens.json", tmp_path / "logits.npy")
+    theirs = np.load(tmp_path / "logits.npy")
+    model = open_model(convert(path, tmp_path / "model.edgert"), kv_format="f32")
+    ours = model.logits(model.sequence(), tokens)
+    error = np.abs(ours - theirs).max(axis=1) / np.abs(theirs).max(axis=1)
+    assert np.median(error) <= 1e-5 and error.max() <= 1e-3, error
 
 
 @pytest.mark.parametrize("kind", TYPES)

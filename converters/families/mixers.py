@@ -68,9 +68,15 @@ def add_latent_attention(assembler: "Assembler", layer: str, source: str, mixer:
     assembler.norm(name + "kv_a_norm", rank, source + "kv_a_layernorm")
     if biased:
         assembler.add(name + "kv_a_bias", "exact", (rank + rotated,), source + "kv_a_proj_with_mqa.bias")
-    stored = assembler.tensors.find(source + "kv_b_proj.weight", (heads * (nope + values), rank))
-    assembler.add_rows(name + "k_b", "dense", TransposedHeads(stored, nope, nope + values))
-    assembler.add_rows(name + "v_b", "dense", PickedRows(stored, nope, values, nope + values))
+    if source + "k_b_proj.weight" in assembler.tensors:  # GGUF files have the two apart, the first transposed
+        for part, shape in (("k_b", (heads, rank, nope)), ("v_b", (heads, values, rank))):
+            stored = assembler.tensors.find(f"{source}{part}_proj.weight", shape)
+            rows = Source(stored, 0, shape[0] * shape[1], shape[2])
+            assembler.decoder.dense.append(DenseTensor(name + part, "dense", (rows.rows, rows.cols), rows))
+    else:
+        stored = assembler.tensors.find(source + "kv_b_proj.weight", (heads * (nope + values), rank))
+        assembler.add_rows(name + "k_b", "dense", TransposedHeads(stored, nope, nope + values))
+        assembler.add_rows(name + "v_b", "dense", PickedRows(stored, nope, values, nope + values))
     assembler.add(name + "o", "dense", (hidden, heads * values), source + "o_proj.weight")
     if mixer.get("output_bias", False):
         assembler.add(name + "o_bias", "exact", (hidden,), source + "o_proj.bias")
