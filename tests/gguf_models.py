@@ -240,6 +240,9 @@ MODELS = [
         "expert_shared_feed_forward_length": c["moe_num_shared_experts"] * c["moe_intermediate_size"]}),
     model("deepseek_v2", "deepseek2", {**_LATENT, "q_lora_rank": 24}, reshape=mapped(_deepseek), values=_deepseek_values),
     model("deepseek_v3", "deepseek2", _LATENT, reshape=mapped(_deepseek), values=_deepseek_values),
+    model("deepseek_v3", "deepseek2", {**_LATENT, "rope_parameters": {**_YARN, "mscale": 0.7, "mscale_all_dim": 0.7}},
+          id="deepseek_v3-yarn", reshape=mapped(_deepseek),
+          values=lambda c: {**_deepseek_values(c), **_SCALED, "rope.scaling.yarn_log_multiplier": 0.07}),
     model("lfm2", "lfm2", reshape=mapped(_lfm2),
           values=lambda c: {**_LFM2_KEYS, "feed_forward_length": 80}),
     model("lfm2_moe", "lfm2moe", reshape=mapped(_lfm2), values=lambda c: {

@@ -151,7 +151,8 @@ def dequantize(path: Path, output: Path) -> None:
     tensors = gguf.GGUFReader(str(path)).tensors
     arrays = {tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in tensors}
     shapes = {tensor.name: tuple(int(n) for n in reversed(tensor.shape)) for tensor in tensors}
-    np.savez(output, **{name: array.reshape(shapes[name]) for name, array in arrays.items()})
+    shaped: dict[str, Any] = {name: array.reshape(shapes[name]) for name, array in arrays.items()}
+    np.savez(output, **shaped)
 
 
 def tokenize(path: Path, texts: Path, output: Path) -> None:
