@@ -207,7 +207,7 @@ def check_gguf(path: Path) -> None:
     file = gguf.GgufFile(path)
     for tensor in file.tensors.values():
         rows = math.prod(tensor.shape[:-1])
-        assert 0 < tensor.begin and tensor.begin + rows * tensor.row_bytes <= path.stat().st_size
+        assert tensor.begin > 0 and tensor.begin + rows * tensor.row_bytes <= path.stat().st_size
     for key, field in file.fields.items():
         with suppress(EdgertError):
             if field.kind == "string":
