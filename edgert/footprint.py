@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgert import _native, roof
+from edgert import _native, gguf, roof
 from edgert.bundle import Bundle, locate
 from edgert.errors import InvalidArgumentError, NotFoundError
 from edgert.shapes import SHAPES
@@ -71,10 +71,17 @@ def sizes_of_config(
     names the configuration in messages. Raises UnsupportedError for a model that cannot be converted, CorruptError for
     a configuration that no model has.
     """
-    from edgert.converters.convert import layout_of
     from edgert.converters.registry import expected_decoder
 
-    decoder = expected_decoder(config, where)
+    return sizes_of_decoder(name, expected_decoder(config, where), device=device, **formats)
+
+
+def sizes_of_decoder(
+    name: str, decoder: "Decoder", *, device: str | None = None, **formats: str | None
+) -> ModelSizes:
+    """The bundle that convert() would make of it."""
+    from edgert.converters.convert import layout_of
+
     layout = layout_of(decoder, device=device, **formats)
     sources = [tensor.source for tensor in decoder.dense]
     for expert in decoder.experts:
@@ -137,7 +144,7 @@ class Subject:
 
 
 def find(text: str, *, device: str | None = None, **formats: str | None) -> Subject:
-    """The bundle, checkpoint directory, config.json or shape that `text` names; a path goes before a name.
+    """The bundle, checkpoint directory, config.json, GGUF file or shape that `text` names; a path goes before a name.
 
     `device` and `formats` are those of a conversion. Raises NotFoundError saying what was looked for,
     InvalidArgumentError for formats of a bundle, which has its own, and what reading it raises.
@@ -146,13 +153,15 @@ def find(text: str, *, device: str | None = None, **formats: str | None) -> Subj
     config = path / "config.json" if path.is_dir() else path
     if not (path / "manifest.json").exists() and config.suffix == ".json" and config.is_file():
         return _of_checkpoint(config, device, formats)
+    if gguf.is_gguf(path):
+        return Subject("checkpoint", path, sizes_of_gguf(path, device=device, **formats))
     if text in SHAPES and not path.exists():
         return _of_shape(text, device, formats)
     try:
         place = locate(text)
     except NotFoundError as error:
         raise NotFoundError(
-            f"{error}; a checkpoint's directory, its config.json or a shape ({', '.join(SHAPES)}) would do too"
+            f"{error}; a checkpoint's directory, its config.json, a GGUF file or a shape ({', '.join(SHAPES)}) would do too"
         ) from None
     if device is not None or any(formats.values()):
         raise InvalidArgumentError(f"{text}: is a bundle, whose formats are chosen already")
@@ -164,6 +173,14 @@ def _of_bundle(bundle: Bundle) -> ModelSizes:
 
     tokenizer = tokenizer_of(bundle)
     return sizes_of_bundle(bundle, 0 if tokenizer is None else tokenizer.memory_bytes)
+
+
+def sizes_of_gguf(path: Path, *, device: str | None = None, **formats: str | None) -> ModelSizes:
+    """The bundle that convert() would make of a GGUF file. Raises what reading it raises."""
+    from edgert.converters.checkpoint import open_checkpoint
+    from edgert.converters.registry import read_decoder
+
+    return sizes_of_decoder(gguf.name(path), read_decoder(open_checkpoint(path)), device=device, **formats)
 
 
 def _of_checkpoint(config: Path, device: str | None, formats: Mapping[str, str | None]) -> Subject:

@@ -29,7 +29,7 @@ def kept_bundle(path: Path) -> Path:
     Raises what reading the file raises.
     """
     place, state = _keys(path)
-    return _folder() / f"{place}-{state}" / f"{_name(path)}.edgert"
+    return _folder() / f"{place}-{state}" / f"{name(path)}.edgert"
 
 
 def bundle_of(path: Path, progress: Callable[[int, int], None] | None = None) -> Path:
@@ -77,7 +77,7 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _name(path: Path) -> str:
+def name(path: Path) -> str:
     """The file's, in the letters that a bundle's name has."""
     from edgert.converters.gguf import part_paths
 

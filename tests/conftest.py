@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # What the developer has configured for edgert is not what the tests are about.
 for name in [name for name in os.environ if name.startswith(("EDGERT_", "XDG_"))]:
-    if name != "EDGERT_REFERENCE_DIR":
+    if name not in ("EDGERT_REFERENCE_DIR", "EDGERT_LLAMA_PYTHON"):
         del os.environ[name]
 os.environ["EDGERT_CONFIG"] = os.devnull
 os.environ["EDGERT_HOME"] = os.devnull  # neither the developer's probe and bundles nor a place to leave some

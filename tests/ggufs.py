@@ -168,3 +168,19 @@ def qwen3_moe_arrays(seed: int = 0, vocab_size: int = 320) -> dict[str, np.ndarr
 
     config = TINY_CONFIG | {"hidden_size": 64, "moe_intermediate_size": 32, "vocab_size": vocab_size}
     return random_weights(qwen3_moe_shapes(config), seed)
+
+
+def fields_of(path: Path) -> list[bytes]:
+    """The metadata of a GGUF file, as it stands in it."""
+    from edgert.converters.gguf import GgufFile
+
+    file = GgufFile(path)
+    content = path.read_bytes()
+    ends = [f.offset for f in list(file.fields.values())[1:]]
+    begins = [24]
+    for key, end in zip(list(file.fields)[1:], ends, strict=True):
+        array = 12 if "array" in file.fields[key].kind else 0
+        begins.append(end - array - 4 - len(key.encode()) - 8)
+    name = next(iter(file.tensors)).encode()
+    last = content.index(len(name).to_bytes(8, "little") + name, begins[-1])
+    return [content[a:b] for a, b in zip(begins, [*begins[1:], last], strict=True)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 import tracemalloc
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -273,19 +272,9 @@ def test_truncation_at_every_4_kib(tmp_path: Path, arrays: dict[str, Any]) -> No
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    ("name", "make"),
-    [
-        ("a link", lambda path, other: path.symlink_to(other)),
-        ("a FIFO", lambda path, other: os.mkfifo(path)),
-    ],
-)
-def test_not_a_regular_file(
-    name: str, make: Callable[[Path, Path], Any], tmp_path: Path, arrays: dict[str, Any]
-) -> None:
-    other = write_gguf(tmp_path / "other.gguf", model(), arrays)
-    make(tmp_path / "model.gguf", other)
-    with pytest.raises(CorruptError, match=r"model\.gguf: is a (symbolic link|FIFO)"):
+def test_not_a_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.gguf")
+    with pytest.raises(CorruptError, match=r"model\.gguf: is a FIFO"):
         convert(tmp_path / "model.gguf", tmp_path / "out.edgert")
 
 

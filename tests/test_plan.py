@@ -189,7 +189,9 @@ def test_what_is_named_is_found(tiny_source: Path, tiny_bundle: Path, tmp_path: 
 
 
 def test_what_is_not_there_is_said_with_what_would_do(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match=r"no bundle of this name.*config\.json or a shape \(olmoe-1b-7b"):
+    with pytest.raises(
+        NotFoundError, match=r"no bundle of this name.*config\.json, a GGUF file or a shape \(olmoe-1b-7b"
+    ):
         find("nosuchmodel")
     with pytest.raises(NotFoundError, match="no manifest"):
         find(str(tmp_path))

@@ -5,7 +5,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from edgert.cli.options import Subparsers, add_json, add_model
+from edgert.cli.options import Subparsers, add_json, add_model, find_model
 from edgert.cli.picture import Picture
 from edgert.cli.run import cancelled_by_ctrl_c
 from edgert.cli.terminal import print_json, say, table
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from edgert.model import memory_needs
 
     count = _MAX_TOKENS.check(args.max_tokens, "--max-tokens")
-    bundle = Bundle.open(locate(args.model))
+    bundle = Bundle.open(locate(find_model(args.model)))
     needs = memory_needs(bundle)
     paged_bytes = needs["minimum_bytes"] + bundle.sizes["expert_bytes"] // _SHARE
     if not args.json:

@@ -29,7 +29,7 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a bundle, a checkpoint's directory or just its config.json, or a shape that `edgert bench --shape` knows",
+        help="a bundle, a checkpoint's directory or just its config.json, a GGUF file, or a shape that `edgert bench --shape` knows",
     )
     parser.add_argument(
         "--memory", metavar="SIZE", action="append", help="plan for this budget; may be repeated"

@@ -1,6 +1,7 @@
 """edgert show: what a bundle is, and what it needs."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgert.cli.options import Subparsers, add_json, add_model
@@ -15,7 +16,7 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "show",
         help="show what a bundle is",
-        description="Show a bundle's recipe, formats, sizes and smallest budget.",
+        description="Show the recipe, formats, sizes and smallest budget of a bundle, or of the one that a GGUF file is run through.",
     )
     add_model(parser)
     add_json(parser)
@@ -23,14 +24,29 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
+    from edgert import gguf
     from edgert.bundle import Bundle, locate
+
+    path = Path(args.model or "")
+    if gguf.is_gguf(path):
+        value = _of_gguf(path)
+    else:
+        bundle = Bundle.open(locate(args.model))
+        if bundle.component is not None:
+            return _show_component(bundle, as_json=args.json)
+        value = _of_bundle(bundle)
+    if args.json:
+        print_json(value)
+    else:
+        say(_text(value))
+    return 0
+
+
+def _of_bundle(bundle: "Bundle") -> dict[str, Any]:
     from edgert.model import memory_needs
 
-    bundle = Bundle.open(locate(args.model))
-    if bundle.component is not None:
-        return _show_component(bundle, as_json=args.json)
     needs = memory_needs(bundle)
-    value = {
+    return {
         "name": bundle.name,
         "path": str(bundle.path),
         **{
@@ -45,11 +61,36 @@ def run(args: argparse.Namespace) -> int:
         "quantization": bundle.manifest["quantization"],
         "provenance": bundle.manifest["provenance"],
     }
-    if args.json:
-        print_json(value)
-    else:
-        say(_text(bundle, value))
-    return 0
+
+
+def _of_gguf(path: Path) -> dict[str, Any]:
+    """What the file's bundle is or would be; nothing is converted to show it."""
+    from edgert import gguf
+    from edgert.converters.checkpoint import open_checkpoint
+    from edgert.converters.convert import layout_of
+    from edgert.converters.registry import read_decoder
+    from edgert.footprint import sizes_of_decoder
+
+    checkpoint = open_checkpoint(path)
+    decoder = read_decoder(checkpoint)
+    layout = layout_of(decoder)
+    formats: dict[str, dict[str, int]] = {"dense": {}, "experts": {}}
+    for kind, extents in (("dense", layout.dense), ("experts", layout.experts)):
+        for extent in extents:
+            _count(formats[kind], "/".join(dict.fromkeys(p.format for p in extent.parts)), extent.bytes)
+    bundle = gguf.kept_bundle(path)
+    return {
+        "name": gguf.name(path),
+        "path": str(path),
+        "bundle": str(bundle) if (bundle / "manifest.json").exists() else None,
+        "device": None,
+        "bytes": sum(file.stat().st_size for _, file in checkpoint.files),
+        "num_experts": len(layout.experts),
+        **sizes_of_decoder(gguf.name(path), decoder).needs(),
+        "formats": formats,
+        "recipe": decoder.recipe,
+        "provenance": checkpoint.provenance(),
+    }
 
 
 def _show_component(bundle: "Bundle", *, as_json: bool) -> int:
@@ -101,8 +142,8 @@ def _count(sizes: dict[str, int], name: str, size: int) -> None:
     sizes[name] = sizes.get(name, 0) + size
 
 
-def _text(bundle: "Bundle", value: dict[str, Any]) -> str:
-    recipe = bundle.recipe
+def _text(value: dict[str, Any]) -> str:
+    recipe = value["recipe"]
     layers = [recipe["blocks"][index] for index in recipe["layers"]]
     routed = [block["ffn"] for block in layers if block["ffn"]["kind"] == "moe"]
     experts = "none (dense)"
@@ -112,8 +153,8 @@ def _text(bundle: "Bundle", value: dict[str, Any]) -> str:
         experts = f"{value['num_experts']} in {len(routed)} layers: {each}"
     mixers = ", ".join(sorted({block["mixer"]["kind"] for block in layers}))
     rows = [
-        ("name", bundle.name),
-        ("path", str(bundle.path)),
+        ("name", value["name"]),
+        ("path", value["path"]),
         ("architecture", recipe["architecture"]),
         ("layers", f"{len(layers)} ({mixers}), hidden {recipe['hidden_size']}"),
         ("experts", experts),

@@ -2,7 +2,7 @@
 
 import argparse
 
-from edgert.cli.options import Subparsers, add_json, add_model
+from edgert.cli.options import Subparsers, add_json, add_model, find_model
 from edgert.cli.terminal import print_json, progress, say
 from edgert.units import format_bytes
 
@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     from edgert import _native, component
     from edgert.bundle import locate
 
-    path = locate(args.model)
+    path = locate(find_model(args.model))
     with progress("verify") as update:
         if component.is_one(path):
             checked = component.verify(path, update)
