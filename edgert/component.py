@@ -31,9 +31,9 @@ _KEYS = {
 def is_one(path: Path) -> bool:
     """Whether the bundle at `path` holds a component: that is the manifest's first key."""
     try:
-        with open(path / "manifest.json", "rb") as file:
-            start = file.read(64)
-    except OSError:
+        with InputFile(path / "manifest.json") as file:
+            start = bytes(file.read(0, min(file.bytes, 64)))
+    except EdgertError:
         return False  # what opens it then says why
     match = _START.match(start)
     return match is not None and start.startswith(_KEY, match.end())

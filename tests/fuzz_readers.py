@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import struct
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import ggufs
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from edgert.converters import safetensors
+from edgert.converters import gguf, safetensors
 from edgert.errors import EdgertError
 
 Mutate = Callable[[random.Random], bytes]
@@ -126,10 +129,100 @@ def check_safetensors(path: Path) -> None:
     assert end in (None, path.stat().st_size)
 
 
+# --- GGUF -------------------------------------------------------------------------------------------
+
+
+def _a_value(dice: random.Random) -> Any:
+    return dice.choice(
+        ("", "text", "\0", "x" * 300, 7, True, 0.5, [], [1, 2, 3], ["a", "b"], [[1], [2]], [0.5] * 9)
+    )
+
+
+def _an_entry(name: str, dice: random.Random) -> bytes:
+    """A key of the metadata, seldom with a type or a length that is not its own."""
+    item = _a_value(dice)
+    entry = bytearray(ggufs.field(name, item))
+    if dice.random() < 0.2:
+        at = len(ggufs.string(name)) + dice.choice((0, 4, 8))
+        entry[at : at + 8] = struct.pack("<Q", any_integer(dice, len(entry)) % (1 << 64))
+    return bytes(entry)
+
+
+def a_gguf_file(dice: random.Random) -> bytes:
+    fields = {
+        "general.architecture": ggufs.field("general.architecture", "llama"),
+        "llama.block_count": ggufs.field("llama.block_count", 2),
+        "tokenizer.ggml.tokens": ggufs.field("tokenizer.ggml.tokens", ["a", "b", "é"]),
+        "tokenizer.ggml.scores": ggufs.field("tokenizer.ggml.scores", [0.5, 1.5, -2.5]),
+    }
+    tensors: dict[str, tuple[list[int], int, int]] = {}  # shape, type, offset
+    offset = 0
+    for name, shape, kind, size in (
+        ("a", [3, 32], 2, 54),
+        ("b", [5], 0, 20),
+        ("c", [2, 1, 256], 12, 288),
+        ("d", [4, 4], 30, 32),
+    ):
+        tensors[name] = (shape, kind, offset)
+        offset += -(-size // 32) * 32
+    alignment, version, counts, data = 32, 3, [len(tensors), len(fields)], bytes(offset)
+    for _ in range(dice.choice((0, 1, 1, 2, 4))):
+        name = dice.choice(list(tensors))
+        shape, kind, offset = tensors[name]
+        match dice.randrange(9):
+            case 0:
+                key = dice.choice((*fields, "new", "", "general.alignment"))
+                fields[key] = _an_entry(key, dice)
+                counts[1] = len(fields)
+            case 1:
+                fields["twice"] = _an_entry(dice.choice(list(fields)), dice)
+                counts[1] = len(fields)
+            case 2:
+                alignment = dice.choice((0, 1, 8, 13, 64, 1 << 16, 1 << 31))
+                fields["general.alignment"] = ggufs.field("general.alignment", alignment)
+                counts[1] = len(fields)
+            case 3:
+                shape = [
+                    any_integer(dice, size) % (1 << 64) if dice.random() < 0.5 else size for size in shape
+                ]
+                tensors[name] = (dice.choice((shape, [*shape, 1], shape[1:], [1] * 5)), kind, offset)
+            case 4:
+                tensors[name] = (shape, dice.choice((*range(42), any_integer(dice) % (1 << 32))), offset)
+            case 5:
+                tensors[name] = (shape, kind, any_integer(dice, offset) % (1 << 64))
+            case 6:
+                counts[dice.randrange(2)] = any_integer(dice, 4) % (1 << 64)
+            case 7:
+                version = dice.choice((0, 1, 2, 3, 4, 3 << 24))
+            case _:
+                data = bytes(dice.choice((0, 1, max(len(data) - 1, 0), len(data) + 1, 4096)))
+    file = b"GGUF" + struct.pack("<IQQ", version, *counts) + b"".join(fields.values())
+    for name, (shape, kind, offset) in tensors.items():
+        file += ggufs.info(name, shape, kind, offset)
+    file += bytes(-len(file) % (alignment if 0 < alignment <= 1 << 16 else 32)) + data
+    return changed_bytes(file, dice) if dice.random() < 0.2 else file
+
+
+def check_gguf(path: Path) -> None:
+    file = gguf.GgufFile(path)
+    for tensor in file.tensors.values():
+        rows = math.prod(tensor.shape[:-1])
+        assert tensor.begin > 0 and tensor.begin + rows * tensor.row_bytes <= path.stat().st_size
+    for key, field in file.fields.items():
+        with suppress(EdgertError):
+            if field.kind == "string":
+                file.text(key, 1 << 10)
+            elif field.kind == "string array":
+                assert len(file.texts(key) or ()) == field.count
+            elif field.kind.endswith("array"):
+                assert len(file.numbers(key) or ()) == field.count
+
+
 # --- the loop ---------------------------------------------------------------------------------------
 
 TARGETS: dict[str, tuple[Mutate, Callable[[Path], None]]] = {
     "safetensors": (a_safetensors_file, check_safetensors),
+    "gguf": (a_gguf_file, check_gguf),
 }
 
 

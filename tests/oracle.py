@@ -154,11 +154,12 @@ def unpack(format: str, data: np.ndarray, rows: int, cols: int) -> np.ndarray:
 class Weight:
     format: str
     values: np.ndarray
+    bias: np.ndarray | None = None
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         if self.format in INTEGERS:
             x = as_int8(x)
-        return np.asarray(x @ self.values.T)
+        return np.asarray(x @ self.values.T) + (0 if self.bias is None else self.bias)
 
 
 def as_int8(x: np.ndarray) -> np.ndarray:
@@ -183,14 +184,29 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return np.asarray(weights / weights.sum(-1, keepdims=True))
 
 
+def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
+    centred = x - x.mean(-1, keepdims=True)
+    return np.asarray(centred / np.sqrt((centred * centred).mean(-1, keepdims=True) + eps) * weight + bias)
+
+
+def activation(ffn: dict[str, Any], g: np.ndarray, u: np.ndarray) -> np.ndarray:
+    if ffn["activation"] == "clamped_swiglu":
+        alpha, limit = ffn["activation_alpha"], ffn["activation_limit"]
+        g = np.minimum(g, limit)
+        return np.asarray(g * sigmoid(alpha * g) * (np.clip(u, -limit, limit) + 1))
+    if ffn["activation"] == "gelu_tanh":
+        return np.asarray(0.5 * g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3))) * u)
+    return np.asarray(g * sigmoid(g) * u)
+
+
 def feed_forward(
+    ffn: dict[str, Any],
     x: np.ndarray,
     gate: Callable[[np.ndarray], np.ndarray],
     up: Callable[[np.ndarray], np.ndarray],
     down: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    g = gate(x)
-    return down(g * sigmoid(g) * up(x))
+    return down(activation(ffn, gate(x), up(x)))
 
 
 class Oracle:
@@ -222,7 +238,7 @@ class Oracle:
         return Weight(t["format"], unpack(t["format"], data, rows, cols))
 
     @cache  # noqa: B019 - a reader lives as long as its test
-    def expert(self, layer: int, expert: int, inter: int) -> list[Weight]:
+    def expert(self, layer: int, expert: int, inter: int, biased: bool) -> list[Weight]:
         row = next(r for r in self.manifest["experts"] if r["layer"] == layer)
         file, offset, length, _, combination = row["extents"][expert]
         hidden = self.recipe["hidden_size"]
@@ -233,55 +249,92 @@ class Oracle:
             size = packed_bytes(format, rows, cols)
             weights.append(Weight(format, unpack(format, self.files[file][at : at + size], rows, cols)))
             at += size
+        if biased:  # of gate, up and down, one after the other
+            for weight, rows in zip(weights, (inter, inter, hidden), strict=True):
+                weight.bias = self.files[file][at : at + 4 * rows].view("<f4").astype(np.float64)
+                at += 4 * rows
         assert at == offset + length
         return weights
+
+    def norm(self, kind: str, x: np.ndarray, name: str, eps: float) -> np.ndarray:
+        if kind == "layer":
+            return layer_norm(x, self.vector(name), self.vector(name + "_bias"), eps)
+        return rms_norm(x, self.vector(name), eps)
 
     def logits(self, tokens: list[int]) -> np.ndarray:
         """Tokens of one sequence from its start -> [n, vocab]."""
         embedding = self.matrix("embedding")
         x = embedding.values[tokens] * self.recipe["embedding"]["scale"]
         for i, index in enumerate(self.recipe["layers"]):
-            block, prefix = self.recipe["blocks"][index], f"layers.{i}."
-            h = rms_norm(x, self.vector(prefix + "attention_norm"), block["norm_eps"])
-            mixer = block["mixer"]
-            if mixer["kind"] == "attention":
-                mixed = self.attention(h, block, prefix + "attention.")
-            else:
-                mixed = MIXERS[mixer["kind"]](self, h, mixer, prefix)
-            x = x + block["residual_scale"] * mixed
-            h = rms_norm(x, self.vector(prefix + "ffn_norm"), block["norm_eps"])
-            mix = self.moe if block["ffn"]["kind"] == "moe" else self.dense
-            x = x + block["residual_scale"] * mix(h, block["ffn"], i)
-        x = rms_norm(x, self.vector("final_norm"), self.recipe["final_norm_eps"])
-        output = embedding if self.recipe["output"]["tied"] else self.matrix("output")
-        logits: np.ndarray = output(x) * self.recipe["output"]["scale"]
-        return logits
+            x = self.layer(x, self.recipe["blocks"][index], f"layers.{i}.", i)
+        x = self.norm(self.recipe.get("final_norm", "rms"), x, "final_norm", self.recipe["final_norm_eps"])
+        stated = self.recipe["output"]
+        logits: np.ndarray = (embedding if stated["tied"] else self.matrix("output"))(x)
+        if stated.get("bias"):
+            logits = logits + self.vector("output_bias")
+        logits = logits * stated["scale"]
+        cap = stated.get("softcap")
+        return cap * np.tanh(logits / cap) if cap else logits
+
+    def layer(self, x: np.ndarray, block: dict[str, Any], prefix: str, index: int) -> np.ndarray:
+        eps, kind = block["norm_eps"], block.get("norm", "rms")
+
+        def add(half: str, y: np.ndarray) -> np.ndarray:
+            if block.get("post_norms"):
+                y = rms_norm(y, self.vector(f"{prefix}{half}_post_norm"), eps)
+            return np.asarray(x + block["residual_scale"] * y)
+
+        h = self.norm(kind, x, prefix + "attention_norm", eps)
+        mixer = block["mixer"]
+        if mixer["kind"] == "attention":
+            x = add("attention", self.attention(h, block, prefix + "attention."))
+        else:
+            x = add("attention", MIXERS[mixer["kind"]](self, h, mixer, prefix))
+        h = self.norm(kind, x, prefix + "ffn_norm", eps)
+        is_moe = block["ffn"]["kind"] == "moe"
+        x = add("ffn", self.moe(x, h, block, index) if is_moe else self.dense(h, block["ffn"], index))
+        return x * self.vector(prefix + "scale") if block.get("scaled") else x
+
+    def heads(self, x: np.ndarray, block: dict[str, Any], prefix: str, name: str) -> np.ndarray:
+        """q, k or v as [n, heads, head_dim], before rotation."""
+        mixer, eps = block["mixer"], block["norm_eps"]
+        stored = "k" if name == "v" and mixer.get("values_are_keys") else name
+        y = self.matrix(prefix + stored)(x)
+        if mixer["qkv_bias"]:
+            y = y + self.vector(f"{prefix}{stored}_bias")
+        norm = mixer["qk_norm"] if name != "v" else "unit" if mixer.get("value_norm") else None
+        if norm == "row":
+            y = rms_norm(y, self.vector(f"{prefix}{name}_norm"), eps)
+        y = y.reshape(len(x), -1, mixer["head_dim"])
+        if norm in ("head", "unit"):
+            weight = self.vector(f"{prefix}{name}_norm") if norm == "head" else np.ones(mixer["head_dim"])
+            y = rms_norm(y, weight, eps)
+        if mixer["clip_qkv"] is not None:
+            y = np.clip(y, -mixer["clip_qkv"], mixer["clip_qkv"])
+        return y
 
     def attention(self, x: np.ndarray, block: dict[str, Any], prefix: str) -> np.ndarray:
-        mixer = block["mixer"]
-        n, head = len(x), mixer["head_dim"]
-        parts = {}
-        for name in "qkv":
-            y = self.matrix(prefix + name)(x)
-            if mixer["qkv_bias"]:
-                y = y + self.vector(f"{prefix}{name}_bias")
-            if mixer["qk_norm"] == "row" and name != "v":
-                y = rms_norm(y, self.vector(f"{prefix}{name}_norm"), block["norm_eps"])
-            y = y.reshape(n, -1, head)
-            if mixer["qk_norm"] == "head" and name != "v":
-                y = rms_norm(y, self.vector(f"{prefix}{name}_norm"), block["norm_eps"])
-            if mixer["clip_qkv"] is not None:
-                y = np.clip(y, -mixer["clip_qkv"], mixer["clip_qkv"])
-            parts[name] = y if name == "v" else rotate(y, mixer["rope"])
+        mixer, n = block["mixer"], len(x)
+        q, k, v = (self.heads(x, block, prefix, name) for name in "qkv")
+        if mixer["rope"] is not None:
+            q, k = rotate(q, mixer["rope"]), rotate(k, mixer["rope"])
+        if "temperature" in mixer:
+            steps = np.floor((np.arange(n) + 1) / mixer["temperature"]["floor"])
+            q = q * (1 + mixer["temperature"]["scale"] * np.log1p(steps))[:, None, None]
         group = mixer["num_heads"] // mixer["num_kv_heads"]
-        k, v = (parts[name].repeat(group, axis=1) for name in "kv")
-        scores = np.einsum("qhd,khd->hqk", parts["q"], k) * mixer["scale"]
+        k, v = k.repeat(group, axis=1), v.repeat(group, axis=1)
+        scores = np.einsum("qhd,khd->hqk", q, k) * mixer["scale"]
         q_at, k_at = np.arange(n)[:, None], np.arange(n)[None, :]
         seen = k_at <= q_at
         if mixer["window"] is not None:
             seen &= k_at > q_at - mixer["window"]
-        attended = np.einsum("hqk,khd->qhd", softmax(np.where(seen, scores, -np.inf)), v)
-        attended = attended.reshape(n, -1)
+        if "chunk" in mixer:
+            seen &= k_at // mixer["chunk"] == q_at // mixer["chunk"]
+        scores = np.where(seen, scores, -np.inf)
+        if mixer.get("sinks"):
+            sinks = np.broadcast_to(self.vector(prefix + "sinks")[:, None, None], (len(scores), n, 1))
+            scores = np.concatenate([scores, sinks], axis=-1)
+        attended = np.einsum("hqk,khd->qhd", softmax(scores)[:, :, :n], v).reshape(n, -1)
         if mixer.get("output_gate") == "sigmoid":
             attended = attended * sigmoid(self.matrix(prefix + "gate")(x))
         out = self.matrix(prefix + "o")(attended)
@@ -289,7 +342,7 @@ class Oracle:
 
     def dense(self, x: np.ndarray, ffn: dict[str, Any], layer: int) -> np.ndarray:
         return feed_forward(
-            x, *(self.matrix(f"layers.{layer}.ffn.{part}") for part in ("gate", "up", "down"))
+            ffn, x, *(self.matrix(f"layers.{layer}.ffn.{part}") for part in ("gate", "up", "down"))
         )
 
     def route(self, x: np.ndarray, ffn: dict[str, Any], layer: int) -> tuple[np.ndarray, np.ndarray]:
@@ -298,6 +351,8 @@ class Oracle:
         logits = self.matrix(prefix)(x)
         if router.get("bias") == "logits":
             logits = logits + self.vector(prefix + ".bias")
+        if router["scoring"] == "sparsemixer":
+            return sparsemixer(logits, router["jitter"])
         scores = softmax(logits) if router["scoring"] == "softmax" else sigmoid(logits)
         values = scores + self.vector(prefix + ".bias") if router.get("bias") == "selection" else scores
         if router.get("groups") is not None:
@@ -307,23 +362,50 @@ class Oracle:
         if router["normalize"]:
             total = gates.sum(-1, keepdims=True) + router.get("norm_epsilon", 0)
             gates = gates / np.maximum(total, router.get("norm_minimum", 0))
-        return chosen, gates * router["scale"]
+        gates = gates * router["scale"]
+        if router.get("expert_scale"):
+            gates = gates * self.vector(prefix + ".expert_scale")[chosen]
+        return chosen, gates
 
-    def moe(self, x: np.ndarray, ffn: dict[str, Any], layer: int) -> np.ndarray:
-        chosen, gates = self.route(x, ffn, layer)
-        out = np.zeros_like(x)
+    def moe(self, x: np.ndarray, h: np.ndarray, block: dict[str, Any], layer: int) -> np.ndarray:
+        """Of the hidden state `x`, and `h`, which is it normed."""
+        ffn, prefix, apart = block["ffn"], f"layers.{layer}.", block["ffn"].get("branch_norms")
+
+        def branch(y: np.ndarray, name: str) -> np.ndarray:
+            return rms_norm(y, self.vector(prefix + name), block["norm_eps"]) if apart else y
+
+        chosen, gates = self.route(branch(x, "router_norm") if apart else h, ffn, layer)
+        inputs = branch(x, "experts_norm") if apart else h
+        out = np.zeros_like(h)
         for e in np.unique(chosen):
             rows, slots = np.nonzero(chosen == e)
-            expert = self.expert(layer, int(e), ffn["moe_intermediate_size"])
-            out[rows] += gates[rows, slots, None] * feed_forward(x[rows], *expert)
+            expert = self.expert(layer, int(e), ffn["moe_intermediate_size"], ffn.get("expert_bias", False))
+            weight = gates[rows, slots, None]
+            if ffn["router"].get("weighs") == "input":
+                out[rows] += feed_forward(ffn, weight * inputs[rows], *expert)
+            else:
+                out[rows] += weight * feed_forward(ffn, inputs[rows], *expert)
+        out = branch(out, "experts_post_norm")
         if ffn["shared"] is not None:
-            shared = feed_forward(
-                x, *(self.matrix(f"layers.{layer}.shared.{p}") for p in ("gate", "up", "down"))
-            )
+            parts = (self.matrix(f"{prefix}shared.{part}") for part in ("gate", "up", "down"))
+            shared = branch(feed_forward(ffn, h, *parts), "shared.post_norm")
             if ffn["shared"]["gate"] == "sigmoid":
-                shared *= sigmoid(self.matrix(f"layers.{layer}.shared.router")(x))
+                shared = shared * sigmoid(self.matrix(prefix + "shared.router")(h))
             out += shared
         return out
+
+
+def sparsemixer(logits: np.ndarray, jitter: float) -> tuple[np.ndarray, np.ndarray]:
+    """The best expert and its share, then the best of the others and its share without the first."""
+    chosen, gates = [], []
+    remaining = logits
+    for _ in range(2):
+        best = remaining.max(-1, keepdims=True)
+        far = (best - logits) / np.maximum(np.abs(logits), best) > 2 * jitter
+        chosen.append(remaining.argmax(-1))
+        gates.append(softmax(np.where(far, -np.inf, remaining)).max(-1))
+        remaining = np.where(np.arange(logits.shape[1]) == chosen[-1][:, None], -np.inf, remaining)
+    return np.stack(chosen, -1), np.stack(gates, -1)
 
 
 def best_groups(values: np.ndarray, groups: dict[str, Any]) -> np.ndarray:

@@ -121,9 +121,8 @@ def _text(report: "ConversionReport") -> str:
         for row in report.quantization["tensors"]
         if row["weights"] > shown
     ]
-    smaller = report.source_bytes / report.bytes if report.bytes else 0
     return (
         f"{table(rows, right=(2, 3))}\n\n"
-        f"{report.path}: {report.architecture}, {format_bytes(report.bytes)} ({smaller:.1f} times smaller), "
+        f"{report.path}: {report.architecture}, {format_bytes(report.bytes)} of {format_bytes(report.source_bytes)}, "
         f"{report.num_experts} experts in {format_bytes(report.expert_bytes)}"
     )
