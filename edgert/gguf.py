@@ -1,7 +1,7 @@
 """GGUF files run through a bundle, which is made the first time and kept.
 
 The engine's kernels read tiles of sixteen rows and its store reads aligned extents of one expert each, so a GGUF file is
-repacked once, losslessly, rather than read in place (docs/recipes.md says what was weighed).
+repacked once, losslessly, rather than read in place (docs/checkpoints.md says what was weighed).
 """
 
 import hashlib

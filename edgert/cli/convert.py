@@ -21,7 +21,7 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "convert",
         help="make a bundle of a checkpoint",
-        description="Make a device bundle of a Hugging Face checkpoint. An existing bundle is replaced when the new one is "
+        description="Make a device bundle of a Hugging Face checkpoint or a GGUF file. An existing bundle is replaced when the new one is "
         "complete.",
     )
     parser.add_argument(
