@@ -140,11 +140,15 @@ def _triple(what: str, value: ExpertFormat) -> Triple:
 
 
 def _checked(what: str, name: str) -> str:
-    known = [
-        row["name"] for row in _native.formats() if row["packs_floats"]
-    ]  # the others are only carried over
-    if name not in known:
-        raise InvalidArgumentError(f"{what}: {str(name)[:80]!r}; known are {', '.join(known)}")
+    packs_floats = {row["name"]: row["packs_floats"] for row in _native.formats()}
+    known = ", ".join(format for format, packs in packs_floats.items() if packs)
+    if name not in packs_floats:
+        raise InvalidArgumentError(f"{what}: {str(name)[:80]!r}; known are {known}")
+    if not packs_floats[name]:
+        raise InvalidArgumentError(
+            f"{what}: {name!r} is only kept from checkpoints that hold it, which leaving the option out does; "
+            f"allowed are {known}"
+        )
     return name
 
 

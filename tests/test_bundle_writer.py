@@ -197,6 +197,12 @@ def test_experts_of_mixed_formats(tiny_source: Path, tmp_path: Path) -> None:
     ("options", "names"),
     [
         ({"dense_format": "int5"}, "dense_format: 'int5'; known are f32"),
+        (
+            {"dense_format": "q4_k"},
+            "dense_format: 'q4_k' is only kept from checkpoints that hold it.*allowed are f32",
+        ),
+        ({"expert_format": "mxfp4"}, "expert_format: 'mxfp4' is only kept"),
+        ({"expert_formats": {"0.0": "q4_1"}}, "expert 0.0: 'q4_1' is only kept"),
         ({"expert_format": ["int4", "int4"]}, "expert_format: 2 formats"),
         ({"expert_formats": {"0.8": "int4"}}, "'0.8' names no expert"),
         ({"expert_formats": {"3.0": "int4"}}, "'3.0' names no expert"),
