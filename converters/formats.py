@@ -115,9 +115,11 @@ def choose_formats(
     embedding = _checked("embedding_format", embedding or dense or defaults.embedding_format)
     if not tied:
         output = _checked("output_format", output or dense or defaults.output_format)
-    elif output not in (None, embedding):
+    elif output is not None and ("output" in stored or output != embedding):
+        found = "the one that it is stored in" if "output" in stored else embedding
         raise InvalidArgumentError(
-            f"output_format: {output}, but this model's output is its embedding, whose format is {embedding}"
+            f"output_format: {output}, but this model's output is its embedding, whose format is {found} "
+            "(see embedding_format)"
         )
     return Formats(
         dense or defaults.dense_format,
