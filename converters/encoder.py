@@ -96,7 +96,12 @@ def convert_encoder(
     if "input_ids" in {port.name for port in model.inputs}:
         assets = _tokenizer(directory)
         if assets:
-            component |= vars(_text(model, directory, config))
+            text = _text(model, directory, config)
+            component |= vars(text)
+            if text.pooling is not None and not _pooling(directory)[1]:
+                notes.append(
+                    f"{_pooling(directory)[0]}: none; the mean of the tokens is taken, which the model may not be made for"
+                )
         else:
             notes.append("tokenizer.json: none; the bundle encodes arrays and embeds no text")
     return write_component(directory, output, component, files, assets, notes=notes, progress=progress)
@@ -108,13 +113,12 @@ def _text(model: OnnxFile, directory: Path, config: Mapping[str, Any]) -> _Text:
         raise UnsupportedError(f"{model.path}: input {unknown[0]!r}; texts give {', '.join(TEXT_INPUTS)}")
     port = _chosen(model)
     modules = _modules(directory)
-    pooling, kind = None, _object(directory, f"{modules.get('Pooling', '1_Pooling')}/config.json")
+    pooling, (where, kind) = None, _pooling(directory)
     if len(port.shape) == 3:
         stated = [name for key, name in _POOLINGS.items() if kind.get(key) is True]
         if len(stated) > 1 or (kind and not stated):
             raise UnsupportedError(
-                f"{directory}: {modules.get('Pooling', '1_Pooling')}/config.json: {', '.join(stated) or 'this pooling'} is not "
-                f"done; one of {', '.join(_POOLINGS)} is"
+                f"{directory / where}: {', '.join(stated) or 'this pooling'} is not done; one of {', '.join(_POOLINGS)} is"
             )
         pooling = stated[0] if stated else "mean"
     for name in modules.keys() - {"Transformer", "Pooling", "Normalize"}:
@@ -152,6 +156,12 @@ def _chosen(model: OnnxFile) -> Port:
     raise UnsupportedError(
         f"{model.path}: outputs {', '.join(port.name for port in model.outputs)}; one of rank 2 or 3 is needed to embed texts"
     )
+
+
+def _pooling(directory: Path) -> tuple[str, dict[str, Any]]:
+    """The file that states the pooling, and what it states: nothing where it is missing."""
+    name = f"{_modules(directory).get('Pooling', '1_Pooling')}/config.json"
+    return name, _object(directory, name)
 
 
 def _modules(directory: Path) -> dict[str, str]:

@@ -115,9 +115,11 @@ def choose_formats(
     embedding = _checked("embedding_format", embedding or dense or defaults.embedding_format)
     if not tied:
         output = _checked("output_format", output or dense or defaults.output_format)
-    elif output not in (None, embedding):
+    elif output is not None and ("output" in stored or output != embedding):
+        found = "the one that it is stored in" if "output" in stored else embedding
         raise InvalidArgumentError(
-            f"output_format: {output}, but this model's output is its embedding, whose format is {embedding}"
+            f"output_format: {output}, but this model's output is its embedding, whose format is {found} "
+            "(see embedding_format)"
         )
     return Formats(
         dense or defaults.dense_format,
@@ -140,11 +142,15 @@ def _triple(what: str, value: ExpertFormat) -> Triple:
 
 
 def _checked(what: str, name: str) -> str:
-    known = [
-        row["name"] for row in _native.formats() if row["packs_floats"]
-    ]  # the others are only carried over
-    if name not in known:
-        raise InvalidArgumentError(f"{what}: {str(name)[:80]!r}; known are {', '.join(known)}")
+    packs_floats = {row["name"]: row["packs_floats"] for row in _native.formats()}
+    known = ", ".join(format for format, packs in packs_floats.items() if packs)
+    if name not in packs_floats:
+        raise InvalidArgumentError(f"{what}: {str(name)[:80]!r}; known are {known}")
+    if not packs_floats[name]:
+        raise InvalidArgumentError(
+            f"{what}: {name!r} is only kept from checkpoints that hold it, which leaving the option out does; "
+            f"allowed are {known}"
+        )
     return name
 
 

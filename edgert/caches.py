@@ -19,7 +19,7 @@ from edgert.hub import parse_spec, stem
 
 OLLAMA_PREFIX = "ollama:"
 _OLLAMA_NAME = re.compile(
-    r"ollama:((?:[A-Za-z0-9][A-Za-z0-9._-]*/){0,3})([A-Za-z0-9][A-Za-z0-9._-]*)(?::([A-Za-z0-9][A-Za-z0-9._-]*))?"
+    r"ollama:((?:[A-Za-z0-9][A-Za-z0-9._-]*/){0,2})([A-Za-z0-9][A-Za-z0-9._-]*)(?::([A-Za-z0-9][A-Za-z0-9._-]*))?"
 )
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _OLLAMA_MODEL = "application/vnd.ollama.image.model"
@@ -162,7 +162,7 @@ def _ollama_blob(text: str) -> Path:
         else ["registry.ollama.ai", *before]
         if len(before) == 1
         else before
-    )[:2]
+    )
     manifest = ollama_dir() / "manifests" / host / owner / match[2] / (match[3] or "latest")
     if not manifest.is_file():
         raise NotFoundError(f"{text}: ollama has no such model in {ollama_dir()} (see `edgert list --all`)")
@@ -203,9 +203,11 @@ def _looked_at(model: Found) -> Found:
 
 
 def _checkpoint(directory: Path) -> dict[str, Any]:
-    config: dict[str, Any] = {}
+    config: Any = {}
     with suppress(OSError, ValueError, RecursionError), open(directory / "config.json", "rb") as file:
         config = json.loads(file.read(_MAX_CONFIG_BYTES))
+    if not isinstance(config, dict):
+        config = {}
     scheme = config.get("quantization_config") or config.get("quantization")
     method = scheme.get("quant_method") or scheme.get("mode") if isinstance(scheme, dict) else None
     about = {

@@ -19,7 +19,7 @@ PROFILES = Path(__file__).parent / "devices"
 
 
 def _format() -> Any:
-    return choice(*(row["name"] for row in _native.formats()))
+    return choice(*(row["name"] for row in _native.formats() if row["packs_floats"]))
 
 
 def _isa() -> Any:

@@ -213,6 +213,10 @@ class Hub:
                 break
             try:
                 self._go_on(spec, commit, file, part, before if before < file.bytes else 0)
+                if part.stat().st_size <= before:  # an answer that ends in order, and too early
+                    raise StorageError(
+                        f"hf:{spec.repo}: {file.path}: found {part.stat().st_size} bytes, the hub says {file.bytes}"
+                    )
             except StorageError:
                 progressed = part.exists() and part.stat().st_size > before
                 failures = 1 if progressed else failures + 1

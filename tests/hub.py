@@ -28,6 +28,7 @@ class Hub:
     gated: bool = False
     cut_after: dict[str, int] = field(default_factory=dict)  # bytes until the connection breaks, once
     gone_after_cut: bool = False  # nothing more is answered then
+    short: set[str] = field(default_factory=set)  # served without their last byte
     false_checksums: set[str] = field(default_factory=set)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, range
     tokens: set[str] = field(default_factory=set)
@@ -102,7 +103,7 @@ def running(hub: Hub) -> Iterator[Hub]:
             self._send(302, b"", {**headers, "Location": f"{hub.cdn}/cdn/{name}"})
 
         def _content(self, name: str, headers: Mapping[str, str], *, send: bool) -> None:
-            content, status = hub.files[name], 200
+            content, status = hub.files[name][: -1 if name in hub.short else None], 200
             wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
             if wanted:
                 first, last = int(wanted[1]), int(wanted[2] or len(content) - 1)

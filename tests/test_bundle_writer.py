@@ -20,7 +20,7 @@ from edgert.converters import layout as layouts
 from edgert.converters import pack
 from edgert.converters.checkpoint import open_checkpoint
 from edgert.converters.convert import ConversionReport, convert
-from edgert.converters.formats import Defaults, choose_formats
+from edgert.converters.formats import Defaults, Formats, choose_formats
 from edgert.converters.layout import plan_layout
 from edgert.converters.registry import read_decoder
 from edgert.converters.tensor import TensorInfo
@@ -197,6 +197,12 @@ def test_experts_of_mixed_formats(tiny_source: Path, tmp_path: Path) -> None:
     ("options", "names"),
     [
         ({"dense_format": "int5"}, "dense_format: 'int5'; known are f32"),
+        (
+            {"dense_format": "q4_k"},
+            "dense_format: 'q4_k' is only kept from checkpoints that hold it.*allowed are f32",
+        ),
+        ({"expert_format": "mxfp4"}, "expert_format: 'mxfp4' is only kept"),
+        ({"expert_formats": {"0.0": "q4_1"}}, "expert 0.0: 'q4_1' is only kept"),
         ({"expert_format": ["int4", "int4"]}, "expert_format: 2 formats"),
         ({"expert_formats": {"0.8": "int4"}}, "'0.8' names no expert"),
         ({"expert_formats": {"3.0": "int4"}}, "'3.0' names no expert"),
@@ -221,6 +227,16 @@ def test_output_of_tied_embeddings_has_no_format_of_its_own(tmp_path: Path) -> N
     convert(source, tmp_path / "m.edgert", embedding_format="f16", output_format="f16")
     with pytest.raises(InvalidArgumentError, match="output_format"):
         convert(source, tmp_path / "m.edgert", embedding_format="f16", output_format="int8")
+
+
+def test_output_of_tied_embeddings_that_are_kept_has_no_format_of_its_own() -> None:
+    def chosen(embedding: str | None, output: str | None) -> Formats:
+        return choose_formats(None, None, embedding, output, None, Defaults(), tied=True, quantised=True)
+
+    with pytest.raises(InvalidArgumentError, match="whose format is the one that it is stored in"):
+        chosen(None, Defaults.embedding_format)
+    assert {"embedding", "output"} <= chosen(None, None).stored
+    assert {"embedding", "output"}.isdisjoint(chosen("int8", "int8").stored)
 
 
 def test_tied_tensors_that_differ_are_refused(tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ def test_gguf_files_in_every_cache(home: Path, tmp_path: Path) -> None:
         "ollama:a/../b",
         "ollama:a:../../b",
         "ollama:/etc/passwd",
+        "ollama:a/b/c/d",
         "ollama:a/b/c/d/e",
         "ollama:a:b:c",
     ],
@@ -132,6 +133,17 @@ def test_what_cannot_be_read_says_why(home: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + b"\xff" * 40)
     in_ollama(home, "registry.ollama.ai/library/broken/latest", broken)
+    (model,) = found()
+    assert not model.convertible and model.why_not
+
+
+@pytest.mark.parametrize("config", ["[]", "7", '"text"', "null", "{"])
+def test_a_configuration_that_is_no_object_says_why(
+    config: str, home: Path, tiny_source: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(config)
+    files = {"config.json": tmp_path / "config.json", "model.safetensors": tiny_source / "model.safetensors"}
+    in_hub_cache(home, "org/odd", files)
     (model,) = found()
     assert not model.convertible and model.why_not
 

@@ -21,6 +21,7 @@ PROMPT = "The module reads the file"
 
 INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever was inherited
 from edgert.cli import main, run
 calls = []
 def interrupted(*args, **options):

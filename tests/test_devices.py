@@ -75,6 +75,11 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
             r"key cpu\.arch: found 'arm', allowed is one of x86_64, aarch64",
         ),
         (
+            'dense_format = "int8"',
+            'dense_format = "q4_k"',
+            r"key bundle\.dense_format: found 'q4_k'",
+        ),
+        (
             'expert_format = "int4"',
             'expert_format = "int5"',
             r"key bundle\.expert_format: found 'int5'.*int4",

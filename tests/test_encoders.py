@@ -85,6 +85,16 @@ def test_the_pooling_that_the_model_states(
     np.testing.assert_allclose(found[1], expected(rows(0, 7, 8, 9, 1)), rtol=1e-6)
 
 
+def test_a_pooling_that_nobody_states_is_the_mean_and_noted(tmp_path: Path) -> None:
+    source = text_encoder(tmp_path / "source", normalize=False)
+    assert not convert_source(source, tmp_path / "x.edgert").notes
+    (source / "1_Pooling/config.json").unlink()
+    report = convert_source(source, tmp_path / "x.edgert")
+    assert [note.partition(";")[0] for note in report.notes] == ["1_Pooling/config.json: none"]
+    found = edgert.load(report.path, memory="256MiB").embed("w4 w5")
+    np.testing.assert_allclose(found, [rows(0, 7, 8, 1).mean(axis=0)], rtol=1e-6)
+
+
 def test_a_long_text_is_cut_and_keeps_its_end_token(model: Model) -> None:
     text = " ".join(["w0"] * 50)
     expected = rows(0, *[3] * 14, 1).mean(axis=0)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from bundles import F32, MIB, convert, minimum_bytes, open_model
-from checkpoints import tiny_checkpoint
+from checkpoints import Variant, make_checkpoint, tiny_checkpoint
 
 PAGE = mmap.PAGESIZE
 
@@ -87,6 +87,31 @@ def test_anonymous_memory_stays_within_the_budget(
     assert report["peak_bytes"] <= memory
     # A count that is far below what the process took would not be a count of everything.
     assert report["growth_bytes"] <= report["peak_bytes"] + max(memory // 50, 2 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        (
+            "qwen3_next",
+            {"linear_num_value_heads": 16, "linear_key_head_dim": 128, "linear_value_head_dim": 128},
+        ),
+        ("deepseek_v3", {"kv_lora_rank": 256, "max_position_embeddings": 4096}),
+    ],
+    ids=("recurrent state", "latent keys"),
+)
+def test_what_a_sequence_keeps_is_within_the_budget(
+    family: str, sizes: dict[str, Any], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """Of such a model most is state: a part that nobody paid for would show."""
+    source = make_checkpoint(tmp_path / "checkpoint", Variant(family, family, sizes))
+    bundle = convert(source, tmp_path / "model.edgert")
+    plan = open_model(bundle).plan()
+    assert plan["kv_bytes"] + plan["state_bytes"] > 4 * MIB > plan["dense_bytes"]
+    memory = plan["minimum_bytes"] + MIB
+    report = probe(bundle, tiny_bundle, memory)
+    assert report["growth_bytes"] <= memory + 2 * MIB
+    assert report["peak_bytes"] <= memory
 
 
 def test_a_manifest_of_many_experts_is_within_the_budget_too(tiny_bundle: Path, tmp_path: Path) -> None:

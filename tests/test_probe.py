@@ -103,6 +103,7 @@ def test_the_file_that_is_read_never_has_a_name_while_it_holds_anything(tmp_path
 
 INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever was inherited
 from pathlib import Path
 from edgert import probe
 from edgert.cli.main import main

@@ -138,6 +138,15 @@ def test_the_next_pull_goes_on_where_one_ended(hub: Hub) -> None:
     assert wanted[-1] == "bytes=7000-"
 
 
+@pytest.mark.parametrize("path", ["config.json", "model-00003-of-00004.safetensors"])
+def test_a_file_shorter_than_stated_is_refused(path: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.short.add(path)
+    size = len(hub.files[path])
+    with pytest.raises(StorageError, match=f"{path}: found {size - 1} bytes, the hub says {size}"):
+        pull("hf:org/name")
+
+
 @pytest.mark.parametrize("path", ["model-00003-of-00004.safetensors"])
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_wrong_checksum_is_refused(path: str, keep: bool, hub: Hub) -> None:

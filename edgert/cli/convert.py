@@ -41,8 +41,16 @@ def add_formats(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", metavar="NAME", help="profile that gives the defaults (see `edgert devices`)"
     )
-    parser.add_argument("--dense-format", metavar="FORMAT", help="of all weights but experts (int8)")
-    parser.add_argument("--expert-format", metavar="FORMAT", help="of the experts (int4)")
+    parser.add_argument(
+        "--dense-format",
+        metavar="FORMAT",
+        help="of all weights but experts (as stored where that is quantised, else int8)",
+    )
+    parser.add_argument(
+        "--expert-format",
+        metavar="FORMAT",
+        help="of the experts (as stored where that is quantised, else int4)",
+    )
     parser.add_argument(
         "--expert-formats",
         metavar="FILE",
