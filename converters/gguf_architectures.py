@@ -199,10 +199,10 @@ def _deepseek(metadata: Metadata, config: Config) -> None:
     config["q_lora_rank"] = metadata.value("attention.q_lora_rank") or None
     config["kv_lora_rank"] = metadata.value("attention.kv_lora_rank")
     config["num_key_value_heads"] = config.get("num_attention_heads")
-    corrected = metadata.has(f"blk.{config['first_k_dense_replace']}.exp_probs_b.bias")
-    if (
-        metadata.value("expert_gating_func") or corrected * _SIGMOID
-    ) == _SIGMOID:  # older files do not state it
+    gating = metadata.value("expert_gating_func")
+    if not gating and metadata.has(f"blk.{config['first_k_dense_replace']}.exp_probs_b.bias"):
+        gating = _SIGMOID  # older files do not state it
+    if gating == _SIGMOID:
         config |= {"model_type": "deepseek_v3", "scoring_func": "sigmoid", "topk_method": "noaux_tc"}
     else:
         limited = config["topk_group"] < config["n_group"]
