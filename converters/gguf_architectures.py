@@ -51,7 +51,7 @@ _LAYER = {
     "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
 ROWS = frozenset({"ffn_gate_inp_shexp.weight"})  # matrices of one row that are stored as vectors
-CONVOLUTIONS = frozenset({"shortconv.conv.weight"})  # a kernel for each channel
+CONVOLUTIONS = frozenset({"shortconv.conv.weight", "ssm_conv1d.weight"})  # a kernel for each channel
 # One tensor an expert, as files of 2023 have it.
 _SEPARATE = {"ffn_gate": "w1", "ffn_up": "w3", "ffn_down": "w2"}
 _LAYER_NAME = re.compile(r"blk\.(0|[1-9]\d{0,5})\.(.+)")
@@ -135,7 +135,11 @@ class Architecture:
 
     def _exact_names(self) -> dict[str, str]:
         """Of tensors whose counterparts end otherwise."""
-        names = {name: there for name, there in self.layer.items() if name.endswith((".weight", ".bias"))}
+        names = {
+            name: there
+            for name, there in self.layer.items()
+            if name.endswith((".weight", ".bias")) or name == "ssm_a"
+        }
         for part in ("gate", "up", "down"):  # all experts in one
             names[f"ffn_{part}_exps.weight"] = f"{self.moe}.experts.{part}_proj"
             names[f"ffn_{part}_exps.bias"] = f"{self.moe}.experts.{part}_proj_bias"
@@ -195,7 +199,10 @@ def _deepseek(metadata: Metadata, config: Config) -> None:
     config["q_lora_rank"] = metadata.value("attention.q_lora_rank") or None
     config["kv_lora_rank"] = metadata.value("attention.kv_lora_rank")
     config["num_key_value_heads"] = config.get("num_attention_heads")
-    if metadata.value("expert_gating_func") == _SIGMOID:
+    gating = metadata.value("expert_gating_func")
+    if not gating and metadata.has(f"blk.{config['first_k_dense_replace']}.exp_probs_b.bias"):
+        gating = _SIGMOID  # older files do not state it
+    if gating == _SIGMOID:
         config |= {"model_type": "deepseek_v3", "scoring_func": "sigmoid", "topk_method": "noaux_tc"}
     else:
         limited = config["topk_group"] < config["n_group"]
@@ -232,12 +239,26 @@ def _lfm2(metadata: Metadata, config: Config) -> None:
         config["scoring_func"] = "not sigmoid"
 
 
+def _qwen3_next(metadata: Metadata, config: Config) -> None:
+    _partial_rotation(metadata, config)
+    _further_layers(metadata, config)
+    config["linear_num_value_heads"] = heads = metadata.value("ssm.time_step_rank")
+    width = metadata.value("ssm.inner_size")
+    if isinstance(heads, int) and isinstance(width, int) and heads > 0:
+        config["linear_value_head_dim"] = width // heads
+    recurrent = metadata.values("attention.recurrent_layers")
+    if recurrent is not None:
+        kinds = ("full_attention", "linear_attention")
+        config["layer_types"] = [kinds[bool(each)] for each in recurrent][: config["num_hidden_layers"]]
+
+
 # --- the architectures ------------------------------------------------------------------------------------
 
 _SIGMOID = 2  # of expert_gating_func
 _QKV_BIAS = {"attn_q.bias": "qkv_bias"}
 _ATTENTION_BIAS = {"attn_q.bias": "attention_bias"}
 _LOCAL_EXPERTS = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
+_OLMOE_EXPERTS = {key: there for key, there in _EXPERT_KEYS.items() if there != "moe_intermediate_size"}
 _ROUTED_EXPERTS = _EXPERT_KEYS | {"expert_count": "n_routed_experts"}
 _SHARED_EXPERTS = {f"ffn_{part}_shexp": f"mlp.shared_experts.{part}_proj" for part in ("gate", "up", "down")}
 _CORRECTION = {"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"}
@@ -266,6 +287,17 @@ _SHORT_CONVOLUTION = {
     "ffn_gate_inp": "feed_forward.gate",
     "exp_probs_b.bias": "feed_forward.expert_bias",
 }
+_GATED_DELTA = {
+    "attn_qkv": "linear_attn.in_proj_qkv",
+    "attn_gate": "linear_attn.in_proj_z",
+    "ssm_in": "linear_attn.in_proj_qkvz",
+    "ssm_ba": "linear_attn.in_proj_ba",
+    "ssm_conv1d": "linear_attn.conv1d",
+    "ssm_norm": "linear_attn.norm",
+    "ssm_out": "linear_attn.out_proj",
+    "ssm_dt.bias": "linear_attn.dt_bias",
+    "ssm_a": "linear_attn.decay",
+}
 _EMBEDDING_NORM = {"token_embd_norm.weight": "model.embedding_norm.weight"}
 _LLAMA = Architecture("llama", interleaved=True, biases=_ATTENTION_BIAS)
 _MIXTRAL = Architecture("mixtral", interleaved=True, keys=_LOCAL_EXPERTS)
@@ -284,7 +316,7 @@ ARCHITECTURES: dict[str, Callable[[bool], Architecture] | Architecture] = {
         "qwen3_moe", keys=_EXPERT_KEYS, constants={"norm_topk_prob": True}, biases=_ATTENTION_BIAS
     ),
     "olmoe": Architecture(
-        "olmoe", keys=_EXPERT_KEYS, constants={"norm_topk_prob": False}, biases=_ATTENTION_BIAS
+        "olmoe", keys=_OLMOE_EXPERTS, constants={"norm_topk_prob": False}, biases=_ATTENTION_BIAS
     ),
     "gpt-oss": Architecture(
         "gpt_oss",
@@ -358,6 +390,20 @@ ARCHITECTURES: dict[str, Callable[[bool], Architecture] | Architecture] = {
         layer=_SHORT_CONVOLUTION,
         moe="feed_forward",
         adjust=_lfm2,
+    ),
+    "qwen3next": Architecture(
+        "qwen3_next",
+        keys=_EXPERT_KEYS
+        | {
+            "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+            "ssm.conv_kernel": "linear_conv_kernel_dim",
+            "ssm.state_size": "linear_key_head_dim",
+            "ssm.group_count": "linear_num_key_heads",
+            "full_attention_interval": "full_attention_interval",
+        },
+        layer=_GATED_DELTA | {"post_attention_norm": "post_attention_layernorm"},
+        constants={"norm_topk_prob": True, "norms_are_zero_centred": False},
+        adjust=_qwen3_next,
     ),
 }
 

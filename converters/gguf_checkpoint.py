@@ -47,6 +47,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "rope.scaling.yarn_ext_factor": (1.0, -1.0),
     "nextn_predict_layers": (0,),
 }
+# Of a model that needs one of them: nothing is said where they are equal.
+_RESTATED = {"expert_feed_forward_length": "feed_forward_length"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def open_gguf(path: Path) -> GgufCheckpoint:
     if chosen is None:
         raise UnsupportedError(
             f"{file.path}: {file.where('general.architecture')}: {name!r} is not supported; "
-            f"known are {', '.join(ARCHITECTURES)}"
+            f"known are {', '.join(ARCHITECTURES)}. llama.cpp itself may run it: --backend llama.cpp"
         )
     stored = merged_tensors(parts)
     config = _Reader(file, name, chosen, stored).config()
@@ -258,6 +260,8 @@ class _Reader:
             stated = self._file.fields[name]
             value = f"a {stated.kind}" if "string" in stated.kind else self._value(key)
             if key == "attention.sliding_window" and value in (0, self._value("context_length")):
+                continue
+            if key in _RESTATED and value == self._value(_RESTATED[key]):
                 continue
             if not any(value == neutral for neutral in _NEUTRAL.get(key, ())):
                 raise UnsupportedError(

@@ -68,7 +68,10 @@ def add_latent_attention(assembler: "Assembler", layer: str, source: str, mixer:
     assembler.norm(name + "kv_a_norm", rank, source + "kv_a_layernorm")
     if biased:
         assembler.add(name + "kv_a_bias", "exact", (rank + rotated,), source + "kv_a_proj_with_mqa.bias")
-    if source + "k_b_proj.weight" in assembler.tensors:  # GGUF files have the two apart, the first transposed
+    if (
+        source + "kv_b_proj.weight" not in assembler.tensors
+        and source + "k_b_proj.weight" in assembler.tensors
+    ):  # GGUF files have the two apart, the first transposed
         for part, shape in (("k_b", (heads, rank, nope)), ("v_b", (heads, values, rank))):
             stored = assembler.tensors.find(f"{source}{part}_proj.weight", shape)
             rows = Source(stored, 0, shape[0] * shape[1], shape[2])
@@ -106,43 +109,49 @@ def add_gated_delta(assembler: "Assembler", layer: str, source: str, mixer: Reci
     name, source, hidden = layer + "delta.", source + "linear_attn.", assembler.hidden
     heads, key_dim, value_dim = mixer["num_value_heads"], mixer["key_head_dim"], mixer["value_head_dim"]
     keys, values = mixer["num_key_heads"] * key_dim, heads * value_dim
-    if assembler.names.joined_delta:
-        _add_joined_projections(assembler, name, source, mixer)
+    apart = source + "in_proj_qkvz.weight" not in assembler.tensors  # in the newer GGUF files
+    if assembler.names.joined_delta and not (apart and source + "in_proj_qkv.weight" in assembler.tensors):
+        _add_joined(assembler, name, source, mixer, "qkvz")
     else:
         stored = assembler.tensors.find(source + "in_proj_qkv.weight", (2 * keys + values, hidden))
         for part, first, rows in (("q", 0, keys), ("k", keys, keys), ("v", 2 * keys, values)):
             part_source = Source(stored, first, rows, hidden)
             assembler.decoder.dense.append(DenseTensor(name + part, "dense", (rows, hidden), part_source))
         assembler.add(name + "z", "dense", (values, hidden), source + "in_proj_z.weight")
+    if assembler.names.joined_delta:
+        _add_joined(assembler, name, source, mixer, "ba")
+    else:
         for part in ("b", "a"):
             assembler.add(name + part, "exact", (heads, hidden), f"{source}in_proj_{part}.weight")
     assembler.add_convolution(
         name + "conv", source + "conv1d.weight", 2 * keys + values, mixer["conv_kernel"]
     )
     assembler.add(name + "dt_bias", "exact", (heads,), source + "dt_bias")
-    decay = assembler.tensors.whole(source + "A_log", (heads,))
-    decay = Source(Mapped(decay.tensor, lambda value: -math.exp(value)), 0, 1, heads)
-    assembler.decoder.dense.append(DenseTensor(name + "decay", "exact", (heads,), decay))
+    if (
+        source + "A_log" not in assembler.tensors and source + "decay" in assembler.tensors
+    ):  # as GGUF files have it
+        assembler.add(name + "decay", "exact", (heads,), source + "decay")
+    else:
+        decay = assembler.tensors.whole(source + "A_log", (heads,))
+        decay = Source(Mapped(decay.tensor, lambda value: -math.exp(value)), 0, 1, heads)
+        assembler.decoder.dense.append(DenseTensor(name + "decay", "exact", (heads,), decay))
     assembler.add(name + "norm", "exact", (value_dim,), source + "norm.weight")  # never zero-centred
     assembler.add(name + "o", "dense", (hidden, values), source + "out_proj.weight")
 
 
-def _add_joined_projections(assembler: "Assembler", name: str, source: str, mixer: Recipe) -> None:
-    """q, k, v and z of each key head one after the other, and b and a likewise."""
+def _add_joined(assembler: "Assembler", name: str, source: str, mixer: Recipe, parts: str) -> None:
+    """Of each key head, one after the other: q, k, v and z; or b and a."""
     key_heads, key_dim, hidden = mixer["num_key_heads"], mixer["key_head_dim"], assembler.hidden
     sharing = mixer["num_value_heads"] // key_heads
     value_dim = sharing * mixer["value_head_dim"]
-    joined: tuple[tuple[str, Kind, dict[str, int]], ...] = (
-        ("in_proj_qkvz", "dense", {"q": key_dim, "k": key_dim, "v": value_dim, "z": value_dim}),
-        ("in_proj_ba", "exact", {"b": sharing, "a": sharing}),
-    )
-    for tensor, kind, parts in joined:
-        period = sum(parts.values())
-        stored = assembler.tensors.find(f"{source}{tensor}.weight", (key_heads * period, hidden))
-        first = 0
-        for part, rows in parts.items():
-            assembler.add_rows(name + part, kind, PickedRows(stored, first, rows, period))
-            first += rows
+    rows_of = {"q": key_dim, "k": key_dim, "v": value_dim, "z": value_dim, "b": sharing, "a": sharing}
+    period = sum(rows_of[part] for part in parts)
+    stored = assembler.tensors.find(f"{source}in_proj_{parts}.weight", (key_heads * period, hidden))
+    kind: Kind = "exact" if parts == "ba" else "dense"
+    first = 0
+    for part in parts:
+        assembler.add_rows(name + part, kind, PickedRows(stored, first, rows_of[part], period))
+        first += rows_of[part]
 
 
 # --- short convolution --------------------------------------------------------------------------------

@@ -23,7 +23,9 @@ _IMAGE_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "v
 
 
 def decoder(config: Config, tensors: SourceTensors) -> Decoder:
-    return _decoder(config, tensors, Names(zero_centred=True, joined_delta=True))
+    # GGUF files have the norms' weights as they are multiplied with.
+    zero_centred = config.flag("norms_are_zero_centred", True)
+    return _decoder(config, tensors, Names(zero_centred=zero_centred, joined_delta=True))
 
 
 def qwen3_5_moe_text(config: Config, tensors: SourceTensors) -> Decoder:
@@ -68,5 +70,7 @@ def _decoder(
     )
     ffns = sparse_layers(config, layers, moe)
     result = assemble(config, tensors, [mixers[kind] for kind in types], ffns, names)
-    note_prediction(result, tensors.leave_out("mtp."))
+    further = config.integer("num_nextn_predict_layers", 0, minimum=0, maximum=MAX_LAYERS)
+    left_out = [tensors.leave_out(f"model.layers.{layers + index}.") for index in range(further)]
+    note_prediction(result, sum(left_out) + tensors.leave_out("mtp."))
     return result
