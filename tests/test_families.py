@@ -104,7 +104,7 @@ class Requests(SourceTensors):
     def __contains__(self, name: str) -> bool:
         if name.endswith("experts.gate_up_proj"):
             return self._fused
-        if name.endswith("experts.gate_proj") or "input_linear" in name:
+        if name.endswith(("experts.gate_proj", ".k_b_proj.weight")) or "input_linear" in name:
             return False
         return name in self._present or name.startswith("model.")
 
