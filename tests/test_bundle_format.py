@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import oracle
+import oracle_formats
 import pytest
 from bundles import F32, convert, open_model, read_manifest, runnable_isas
 from checkpoints import TINY_CONFIG, VARIANTS, Variant, by_name, make_checkpoint, prompt_tokens
@@ -23,21 +24,21 @@ TOKENS = prompt_tokens(64, 131)
 def test_packed_matrix(name: str, rows: int, cols: int) -> None:
     values = np.random.default_rng(rows).standard_normal((rows, cols), np.float32)
     packed = bytearray(_native.packed_bytes(name, rows, cols))
-    assert len(packed) == oracle.packed_bytes(name, rows, cols)
+    assert len(packed) == oracle_formats.packed_bytes(name, rows, cols)
     _native.pack(name, values.tobytes(), "f32", rows, cols, destination=packed)
-    ours = oracle.unpack(name, np.frombuffer(packed, np.uint8), rows, cols)
+    ours = oracle_formats.unpack(name, np.frombuffer(packed, np.uint8), rows, cols)
     theirs = np.frombuffer(_native.unpack(name, packed, rows, cols), np.float32).reshape(rows, cols)
     assert np.array_equal(ours.astype(np.float32), theirs)
-    key = name if name in oracle.FLOATS else sum(oracle.INTEGERS[name].planes)
+    key = name if name in oracle_formats.FLOATS else sum(oracle_formats.INTEGERS[name].planes)
     error = np.sqrt(((ours - values) ** 2).sum() / (values**2).sum())
     assert error <= {"f32": 0, "f16": 1e-3, "bf16": 5e-3, 8: 1e-2, 5: 0.05, 4: 0.1, 3: 0.2, 2: 0.45}[key]
 
 
 def test_format_table() -> None:
     table = {f["name"]: f["bits_per_weight"] for f in _native.formats()}
-    assert list(table) == [*oracle.FLOATS, *oracle.INTEGERS]
+    assert list(table) == [*oracle_formats.FLOATS, *oracle_formats.INTEGERS]
     for name, bits in table.items():
-        assert oracle.packed_bytes(name, 1024, 1024) * 8 / 1024**2 == bits
+        assert oracle_formats.packed_bytes(name, 1024, 1024) * 8 / 1024**2 == bits
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import oracle
+import oracle_formats
 import pytest
 
 from edgert import _native
@@ -78,7 +78,7 @@ def test_weights_are_those_of_the_golden_blocks(name: str) -> None:
     packed = carry_over(name, blocks, 1, len(values))
     form = TYPES[name]["format"]
     assert_same_bits(unpack(form, packed, 1, len(values))[0], values)
-    documented = oracle.unpack(form, np.frombuffer(packed, np.uint8), 1, len(values))[0]
+    documented = oracle_formats.unpack(form, np.frombuffer(packed, np.uint8), 1, len(values))[0]
     np.testing.assert_array_equal(documented.astype(np.float32), values)
 
 
