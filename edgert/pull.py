@@ -1,8 +1,10 @@
 """From a name on the hub to a bundle that runs by name."""
 
+import fcntl
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +65,39 @@ def pull(
         return _convert(_source(root, files), output, progress, options)
     # Kept after a failure, so that the next try goes on from there.
     directory = settings.cache() / "pull" / f"{spec.repo.replace('/', '--')}@{commit}"
+    with _held(directory):
+        report = _fetch_and_convert(hub, spec, commit, files, directory, output, progress, tell, options)
+        shutil.rmtree(directory, ignore_errors=True)
+    return report
+
+
+@contextmanager
+def _held(directory: Path) -> Iterator[None]:
+    """Makes the directory and keeps others out: a second pull would put the beginnings of shards, which read as zeros,
+    where the first one reads whole ones."""
     directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StorageError(f"{directory}: another pull is fetching this model; wait for it") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _fetch_and_convert(
+    hub: Hub,
+    spec: Spec,
+    commit: str,
+    files: Sequence[RemoteFile],
+    directory: Path,
+    output: Path,
+    progress: Progress | None,
+    tell: Callable[[str], None],
+    options: Mapping[str, Any],
+) -> "ConversionReport | ComponentReport":
     shards = [file for file in files if file.path.endswith(".safetensors")]
     others = [file for file in files if file not in shards]
     _require_space(directory, others, directory)
@@ -73,11 +107,8 @@ def pull(
             hub.fetch(spec, commit, file, place)
     if shards:
         with _arriving(hub, spec, commit, shards, directory, tell) as arriving:
-            report = _convert(directory, output, progress, {**options, "shards": arriving})
-    else:
-        report = _convert(_source(directory, files), output, progress, options)
-    shutil.rmtree(directory, ignore_errors=True)
-    return report
+            return _convert(directory, output, progress, {**options, "shards": arriving})
+    return _convert(_source(directory, files), output, progress, options)
 
 
 def _arriving(

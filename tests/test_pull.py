@@ -103,6 +103,23 @@ def test_one_shard_is_on_disk_at_a_time(hub: Hub, tmp_path: Path, monkeypatch: p
             assert len(content) <= hub.served[path] < 1.5 * len(content) + 20_000
 
 
+def test_a_second_pull_of_the_same_model_leaves_the_first_alone(
+    hub: Hub, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would put beginnings of shards, with zeros behind them, where the first has whole ones."""
+    bring = shards_module.Shards._bring
+
+    def meanwhile(self: shards_module.Shards, path: Path) -> None:
+        bring(self, path)
+        with pytest.raises(StorageError, match="another pull is fetching this model"):
+            pull("hf:org/name", name="second")
+
+    monkeypatch.setattr(shards_module.Shards, "_bring", meanwhile)
+    report = pull("hf:org/name")
+    assert files_of(report.path) == files_of(convert(sharded, tmp_path / "direct.edgert"))
+    assert not (models_dir() / "second.edgert").exists()
+
+
 def test_kept_in_the_cache_and_found_there_offline(hub: Hub, tmp_path: Path) -> None:
     first = files_of(pull("hf:org/name", keep=True).path)
     assert (tmp_path / "huggingface/hub/models--org--name/snapshots" / COMMIT).is_dir()
