@@ -99,10 +99,11 @@ class TensorInfo:
         return _FloatReader(self)
 
 
-class _FloatReader:
-    def __init__(self, tensor: TensorInfo) -> None:
-        self._tensor = tensor
-        self._file = InputFile(tensor.path)
+class _PlainReader:
+    """Of a tensor without a stored format of its own to carry over."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = InputFile(path)
 
     def __enter__(self) -> Self:
         return self
@@ -110,13 +111,19 @@ class _FloatReader:
     def __exit__(self, *exception: object) -> None:
         self._file.close()
 
+    def carry(self, first_row: int, rows: int, destination: bytearray, step: int = 1) -> None:
+        raise NotImplementedError("floats are packed from floats()")
+
+
+class _FloatReader(_PlainReader):
+    def __init__(self, tensor: TensorInfo) -> None:
+        super().__init__(tensor.path)
+        self._tensor = tensor
+
     def floats(self, first_row: int, rows: int, step: int = 1) -> tuple[bytes | bytearray, str]:
         row_bytes = self._tensor.row_bytes
         raw = _read_rows(self._file, self._tensor.begin + first_row * row_bytes, row_bytes, rows, step)
         return raw, _FLOATS[self._tensor.dtype][0]
-
-    def carry(self, first_row: int, rows: int, destination: bytearray, step: int = 1) -> None:
-        raise NotImplementedError("floats are packed from floats()")
 
 
 def _read_rows(file: InputFile, offset: int, row_bytes: int, rows: int, step: int) -> bytes | bytearray:
@@ -171,16 +178,10 @@ class TransposedTensor:
         return _TransposedReader(self)
 
 
-class _TransposedReader:
+class _TransposedReader(_PlainReader):
     def __init__(self, tensor: TransposedTensor) -> None:
+        super().__init__(tensor.path)
         self._tensor = tensor
-        self._file = InputFile(tensor.path)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
 
     def floats(self, first_row: int, rows: int, step: int = 1) -> tuple[bytes | bytearray, str]:
         """REQUIRES rows of one matrix."""
@@ -193,9 +194,6 @@ class _TransposedReader:
             self._file.read_into(self._tensor.offset(first_row, column), part)
         elements = raw.cast("I" if element_bytes == 4 else "H")
         return b"".join(elements[row::span].tobytes() for row in range(0, span, step)), dtype
-
-    def carry(self, first_row: int, rows: int, destination: bytearray, step: int = 1) -> None:
-        raise NotImplementedError("floats are packed from floats()")
 
 
 @dataclass(frozen=True, slots=True)
