@@ -33,7 +33,12 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def read_header(path: Path) -> list[TensorInfo]:
-    """The tensors of a safetensors file in the order of their data.
+    """The tensors of a safetensors file in the order of their data; see read_header_and_metadata()."""
+    return read_header_and_metadata(path)[0]
+
+
+def read_header_and_metadata(path: Path) -> tuple[list[TensorInfo], dict[str, str]]:
+    """The tensors of a safetensors file in the order of their data, and what `__metadata__` says.
 
     Raises CorruptError for every malformed header and for data that overlaps, leaves gaps or disagrees with
     the size of the file; UnsupportedError for an unknown dtype.
@@ -59,10 +64,11 @@ def read_header(path: Path) -> list[TensorInfo]:
                 f"{path}: byte 0: header length {length}; at most {MAX_HEADER_BYTES} is allowed"
             )
         header = bytes(file.read(8, length))
-        tensors = _HeaderParser(path, header).parse()
+        parser = _HeaderParser(path, header)
+        tensors = parser.parse()
         tensors.sort(key=lambda tensor: (tensor.begin, tensor.end))
         _check_coverage(path, tensors, 8 + length, file.bytes)
-    return tensors
+    return tensors, parser.metadata
 
 
 class _HeaderParser:
@@ -70,6 +76,7 @@ class _HeaderParser:
         self.path = path
         self.header = header
         self.position = 0
+        self.metadata: dict[str, str] = {}
 
     def parse(self) -> list[TensorInfo]:
         tensors: dict[str, TensorInfo] = {}
@@ -82,7 +89,7 @@ class _HeaderParser:
                 if metadata_seen:
                     self.fail("__metadata__ appears twice")
                 metadata_seen = True
-                self.skip_metadata()
+                self.read_metadata()
             else:
                 if name in tensors:
                     self.fail(f"tensor {name!r} appears twice")
@@ -151,28 +158,25 @@ class _HeaderParser:
                 f"but shape {list(shape)} of {bits} bits an element needs {size / 8:g}"
             )
 
-    def skip_metadata(self) -> None:
+    def read_metadata(self) -> None:
         self.expect(b"{")
         if not self.peek(b"}"):
             while True:
-                self.string("a metadata key", keep=False)
+                key = self.string("a metadata key", most=MAX_HEADER_BYTES)
                 self.expect(b":")
-                self.string("a metadata value (they are strings)", keep=False)
+                self.metadata[key] = self.string("a metadata value (they are strings)", most=MAX_HEADER_BYTES)
                 if not self.peek(b","):
                     break
                 self.expect(b",")
         self.expect(b"}")
 
-    def string(self, what: str, *, keep: bool = True) -> str:
+    def string(self, what: str, *, most: int = _MAX_ENTRY_BYTES) -> str:
         self.skip_space()
         match = _STRING.match(self.header, self.position)
         if match is None:
             self.fail(f"expected {what}")
-        if not keep:
-            self.position = match.end()
-            return ""
-        if len(match.group()) > _MAX_ENTRY_BYTES:
-            self.fail(f"{what} of {len(match.group())} bytes; at most {_MAX_ENTRY_BYTES} are allowed")
+        if len(match.group()) > most:
+            self.fail(f"{what} of {len(match.group())} bytes; at most {most} are allowed")
         try:
             text = str(json.loads(match.group().decode("utf-8")))
             text.encode("utf-8")  # a lone surrogate escape decodes, but is no text
