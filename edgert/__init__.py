@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgert import errors
     from edgert._native import __version__
+    from edgert.calibrating import calibrate
     from edgert.errors import EdgertError
     from edgert.generation import Generation, Piece, Stream
     from edgert.model import Model, load
@@ -28,6 +29,7 @@ __all__ = [
     "Stream",
     "Tokenizer",
     "__version__",
+    "calibrate",
     "errors",
     "load",
 ]
@@ -40,6 +42,7 @@ _HOME = {
     "Stream": "edgert.generation",
     "Tokenizer": "edgert.tokenizer",
     "__version__": "edgert._native",
+    "calibrate": "edgert.calibrating",
     "load": "edgert.model",
 }
 

@@ -195,6 +195,7 @@ class Model:
         chunk: int = 0,
         kv_format: str = "auto",
         eviction: str = "forecast",
+        moments: str = "none",
     ) -> None: ...
     context: int
     chunk: int
@@ -220,6 +221,9 @@ class Model:
         budget's. InvalidArgumentError names position and MoE layer where the ids do not fit the model."""
     def last_experts(self) -> list[list[int]]:
         """The experts that the last step's last token used, by MoE layer, ascending."""
+    def observed(self) -> tuple[int, dict[str, Any]]:
+        """What was measured since loading with `moments` ("diagonal", "full" or "auto"; "none" measures nothing): the
+        tokens, and numpy arrays by the names of docs/calibration.md. InvalidArgumentError without moments."""
     def statistics(self) -> dict[str, int | float]:
         """Cumulative: expert_hits (resident without prefetch), expert_prefetch_hits (the first use of what a prefetch
         read), expert_misses, bytes_read, expert_bytes_read, expert_bytes_prefetched (of expert_bytes_read), stall_s,

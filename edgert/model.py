@@ -63,7 +63,17 @@ def load(
     NotFoundError, CorruptError, UnsupportedError or StorageError for the bundle.
     """
     given = {"memory": memory, "threads": threads, "context": context, **others}
-    values = knob_values(given)
+    return load_with(knob_values(given), path_or_name, backend)
+
+
+def load_with(
+    values: dict[str, Any],
+    path_or_name: str | os.PathLike[str] | None,
+    backend: str | None = None,
+    *,
+    moments: str = "none",
+) -> "Model":
+    """load() with knob_values(); with `moments` edgert's own engine measures what it runs (_native.Model.observed)."""
     if backend not in (None, *backends.NAMES):
         raise InvalidArgumentError(f"backend: found {backend!r:.60}, allowed are {', '.join(backends.NAMES)}")
     if isinstance(path_or_name, str) and caches.is_name(path_or_name):
@@ -77,7 +87,7 @@ def load(
     except UnsupportedError as error:
         if path is None or not is_gguf or backend is not None or not backends.is_there("llama.cpp"):
             raise
-        warnings.warn(f"llama.cpp runs this model, because {error}", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"llama.cpp runs this model, because {error}", RuntimeWarning, stacklevel=3)
         return _load_gguf(path, values)
     runs = "edgert" if bundle.component is None else backends.OF_KIND[bundle.component["kind"]]
     if backend not in (None, runs):
@@ -94,7 +104,7 @@ def load(
         return _load_component(bundle, values)
     from edgert.backends.native import NativeModel
 
-    return NativeModel(bundle, values)
+    return NativeModel(bundle, values, moments=moments)
 
 
 def _load_component(bundle: Bundle, values: Mapping[str, Any]) -> "Model":
@@ -113,7 +123,7 @@ def _load_gguf(path: Path, values: Mapping[str, Any]) -> "Model":
 
     source = GgufModel.of_file(path)
     for note in source.notes:
-        warnings.warn(note, RuntimeWarning, stacklevel=3)
+        warnings.warn(note, RuntimeWarning, stacklevel=4)
     return LlamaCppModel(source, values)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 def calibration(*, full: bool = True, seed: int = 0) -> Any:
     """Two MoE layers (3 and 4 experts of width 6, 2 a token, hidden size 8) behind a dense one; 100 tokens. In the first
     MoE layer nobody uses expert 2."""
-    from edgert.calibration import Calibration, Measured, MoeLayer
+    from edgert.calibration import Calibration
+    from edgert.calibration_file import Measured, MoeLayer
 
     rng = np.random.default_rng(seed)
     moe = (MoeLayer(1, 3, 2, 6), MoeLayer(2, 4, 2, 6))

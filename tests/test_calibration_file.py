@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from calibrations import calibration, recipe_of
 
-from edgert.calibration import PRIOR_TOKENS, Calibration, triangle_size
+from edgert.calibration import PRIOR_TOKENS, Calibration
+from edgert.calibration_file import triangle_size
 from edgert.errors import (
     CorruptError,
     InvalidArgumentError,

@@ -30,7 +30,7 @@ _MODEL_KNOBS = ("context", "parallel", "chunk", "kv_format", "eviction")
 class NativeModel(Model):
     backend = "edgert"
 
-    def __init__(self, bundle: Bundle, knob_values: Mapping[str, Any]) -> None:
+    def __init__(self, bundle: Bundle, knob_values: Mapping[str, Any], *, moments: str = "none") -> None:
         self._stepping: Stream | None = None
         stated = {name: value for name, value in knob_values.items() if value not in (None, "auto")}
         tokenizer = tokenizer_of(bundle)
@@ -40,7 +40,7 @@ class NativeModel(Model):
         if tokenizer is not None:
             self._runtime.reserve(tokenizer.memory_bytes)
         self._pid = os.getpid()
-        native = _native.Model(self._runtime, str(bundle.path), **for_model)
+        native = _native.Model(self._runtime, str(bundle.path), **for_model, moments=moments)
         self._native: _native.Model | None = native
         super().__init__(
             bundle.name,

@@ -10,12 +10,25 @@ import traceback
 from collections.abc import Sequence
 
 from edgert import __version__
-from edgert.cli import bench, convert, demo, devices, embed, plan, pull, run, show, terminal, verify
+from edgert.cli import (
+    bench,
+    calibrate,
+    convert,
+    demo,
+    devices,
+    embed,
+    plan,
+    pull,
+    run,
+    show,
+    terminal,
+    verify,
+)
 from edgert.cli import eval as eval_
 from edgert.cli import list as list_
 from edgert.errors import EdgertError
 
-COMMANDS = (demo, plan, pull, convert, run, embed, show, verify, list_, devices, eval_, bench)
+COMMANDS = (demo, plan, pull, convert, run, embed, show, verify, list_, devices, calibrate, eval_, bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -43,8 +43,9 @@ std::optional<KvType> kv_type(const std::string& word) {
 
 std::shared_ptr<Model> load(std::shared_ptr<Runtime> runtime, const std::string& path, std::int64_t context,
                             int parallel, int chunk, const std::string& kv_format,
-                            const std::string& eviction_word) {
-  const ModelOptions options{context, parallel, chunk, kv_type(kv_format), eviction(eviction_word)};
+                            const std::string& eviction_word, const std::string& moments_word) {
+  const ModelOptions options{
+      context, parallel, chunk, kv_type(kv_format), eviction(eviction_word), moments(moments_word)};
   const py::gil_scoped_release released;
   return std::make_shared<Model>(std::move(runtime), path, options, Interrupts());
 }
@@ -68,6 +69,7 @@ py::dict describe(const MemoryPlan& p) {
   out["dense_bytes"] = p.dense_bytes;
   out["kv_bytes"] = p.kv_bytes;
   out["state_bytes"] = p.state_bytes;
+  out["observation_bytes"] = p.observation_bytes;
   out["scratch_bytes"] = p.scratch_bytes + p.sampler_bytes;
   out["slots_bytes"] = p.slots_bytes;
   out["expert_bytes"] = p.expert_bytes;
@@ -125,6 +127,43 @@ py::array_t<float> logits(Model& model, KvSequence& sequence, const Tokens& toke
   return out;
 }
 
+py::array array_of(const Observation::Statistic& s) {
+  if (s.values.empty()) {
+    py::array_t<std::int64_t> out(s.shape);
+    std::copy(s.counts.begin(), s.counts.end(), out.mutable_data());
+    return out;
+  }
+  if (!s.mean) {
+    py::array_t<double> out(s.shape);
+    std::copy(s.values.begin(), s.values.end(), out.mutable_data());
+    return out;
+  }
+  py::array_t<float> out(s.shape);
+  float* to = out.mutable_data();
+  const std::size_t share = s.values.size() / s.counts.size();
+  for (std::size_t i = 0; i < s.values.size(); ++i) {
+    const std::int64_t count = s.counts[i / share];
+    to[i] = count == 0 ? 0.0F : static_cast<float>(s.values[i] / static_cast<double>(count));
+  }
+  return out;
+}
+
+py::tuple observed(const Model& model) {
+  py::dict arrays;
+  std::int64_t tokens = 0;
+  const auto take = [&](const Observation& observation) {
+    const py::gil_scoped_acquire held;
+    tokens = observation.tokens();
+    for (const auto& statistic : observation.statistics())
+      arrays[py::str(statistic.name)] = array_of(statistic);
+  };
+  {
+    const py::gil_scoped_release released;  // a step that wants the GIL comes first
+    model.observed(take);
+  }
+  return py::make_tuple(tokens, arrays);
+}
+
 py::dict statistics(const Model& model) {
   const ModelStatistics s = model.statistics();
   py::dict out;
@@ -169,7 +208,7 @@ void bind_model(py::module_& module) {
   py::class_<Model, std::shared_ptr<Model>>(module, "Model")
       .def(py::init(&load), py::arg("runtime"), py::arg("path"), py::kw_only(), py::arg("context") = 0,
            py::arg("parallel") = 1, py::arg("chunk") = 0, py::arg("kv_format") = "auto",
-           py::arg("eviction") = std::string(kEvictions[0]))
+           py::arg("eviction") = std::string(kEvictions[0]), py::arg("moments") = "none")
       .def_property_readonly("context", [](const Model& m) { return m.plan().context; })
       .def_property_readonly("chunk", [](const Model& m) { return m.plan().chunk; })
       .def_property_readonly("kv_format", [](const Model& m) { return name(m.plan().kv_type); })
@@ -185,6 +224,7 @@ void bind_model(py::module_& module) {
       .def("impose_routing", &Model::impose_routing, py::arg("experts"),
            py::call_guard<py::gil_scoped_release>())
       .def("last_experts", &Model::last_experts, py::call_guard<py::gil_scoped_release>())
+      .def("observed", &observed)
       .def("statistics", &statistics)
       .def("store", &store);
 }

@@ -27,6 +27,12 @@ Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path
       decoder_(bundle_, recipe_, weights_, store_, *kv_, {runtime_->pool(), runtime_->kernel_table()},
                runtime_->budget(), {plan_.chunk, runtime_->pool().threads(), plan_.context, plan_.kv_type}),
       sampling_(runtime_->budget(), Sampler::space_bytes(recipe_.vocab_size), "sampling") {
+  if (options.moments != Moments::none) {
+    observation_ = std::make_unique<Observation>(recipe_, options.moments,
+                                                 Machine{runtime_->pool(), runtime_->kernel_table()},
+                                                 runtime_->budget(), plan_.chunk);
+    decoder_.observe(observation_.get());
+  }
   batch_.reserve(static_cast<std::size_t>(plan_.chunk));
   origins_.reserve(static_cast<std::size_t>(plan_.chunk));
 }
@@ -161,6 +167,14 @@ ImposedRouting::Table::value_type Model::last_experts() const {
     layers.emplace_back(experts.begin(), experts.end());
   }
   return layers;
+}
+
+void Model::observed(const std::function<void(const Observation&)>& use) const {
+  if (!observation_)
+    throw Error(ErrorKind::invalid_argument,
+                "moments: the model was loaded with none, so nothing is measured");
+  const std::lock_guard lock(step_mutex_);
+  use(*observation_);
 }
 
 ModelStatistics Model::statistics() const {

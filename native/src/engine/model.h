@@ -22,6 +22,7 @@
 #include "experts/store.h"
 #include "model/decoder.h"
 #include "model/kv_cache.h"
+#include "model/observation.h"
 #include "model/recipe.h"
 #include "model/weights.h"
 
@@ -33,6 +34,7 @@ struct ModelOptions {
   int chunk = 0;                  // rows of a step; 0: as many as pay, by the budget
   std::optional<KvType> kv_type;  // none: f32 where attention is f32, else f16
   Eviction eviction = Eviction::forecast;
+  Moments moments = Moments::none;  // what to measure of the model as it runs
 };
 
 // The budget, divided.
@@ -45,11 +47,12 @@ struct MemoryPlan {
   std::uint64_t state_bytes = 0;  // of sequence_state.h
   std::uint64_t scratch_bytes = 0;
   std::uint64_t sampler_bytes = 0;
-  std::uint64_t expert_bytes = 0;    // of every expert
-  std::uint64_t slots_bytes = 0;     // of the budget, for experts
-  std::uint64_t resident_bytes = 0;  // the smallest budget that holds every expert
-  std::uint64_t minimum_bytes = 0;   // the smallest budget that works
-  std::uint64_t token_bytes = 0;     // the experts of one token, at most
+  std::uint64_t observation_bytes = 0;  // sums, where the model is measured
+  std::uint64_t expert_bytes = 0;       // of every expert
+  std::uint64_t slots_bytes = 0;        // of the budget, for experts
+  std::uint64_t resident_bytes = 0;     // the smallest budget that holds every expert
+  std::uint64_t minimum_bytes = 0;      // the smallest budget that works
+  std::uint64_t token_bytes = 0;        // the experts of one token, at most
   bool resident() const noexcept { return slots_bytes >= expert_bytes; }
 };
 // Error{budget} names the smallest budget that works.
@@ -126,6 +129,10 @@ class Model {
   // The experts that the last step's last token used, by MoE layer.
   ImposedRouting::Table::value_type last_experts() const;
 
+  // What was measured since loading; Error{invalid_argument} without ModelOptions::moments. No step runs
+  // during the call, and what it is given dies with it.
+  void observed(const std::function<void(const Observation&)>& use) const;
+
   ModelStatistics statistics() const;
   std::vector<std::vector<ExpertStore::Residency>> residency() const { return store_.residency(); }
 
@@ -147,7 +154,8 @@ class Model {
   const std::shared_ptr<KvPool> kv_;
   ExpertStore store_;
   Decoder decoder_;
-  Buffer sampling_;  // the samplers' working space
+  std::unique_ptr<Observation> observation_;  // or null
+  Buffer sampling_;                           // the samplers' working space
 
   mutable std::mutex step_mutex_;
   std::atomic<bool> cancelled_{false};

@@ -140,18 +140,23 @@ MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const R
   plan.kv_bytes = pages(KvPool::kv_bytes(KvLayout(recipe, plan.kv_type), pool));
   plan.state_bytes = pages(KvPool::state_bytes(StateLayout(recipe), pool));
   plan.sampler_bytes = pages(Sampler::space_bytes(recipe.vocab_size));
+  if (options.moments != Moments::none)
+    plan.observation_bytes = Observation::sums_bytes(recipe, options.moments);
   const ExpertSizes experts = expert_sizes(weights, recipe);
   plan.expert_bytes = experts.total;
   plan.token_bytes = experts.token;
 
   const std::uint64_t limit = runtime.budget()->limit_bytes();
   const std::uint64_t fixed = runtime.budget()->used_bytes() + plan.dense_bytes + plan.kv_bytes +
-                              plan.state_bytes + plan.sampler_bytes +
+                              plan.state_bytes + plan.sampler_bytes + plan.observation_bytes +
                               ExpertStore::index_bytes(options.eviction, experts.by_layer);
   const int count = std::reduce(experts.by_layer.begin(), experts.by_layer.end());
   const std::uint64_t two_slots = static_cast<std::uint64_t>(std::min(2, count)) * experts.largest;
   const auto scratch = [&](int chunk) {
-    return pages(Scratch::layout(recipe, {chunk, threads, plan.context, plan.kv_type}, nullptr).bytes);
+    const std::uint64_t rows =
+        pages(Scratch::layout(recipe, {chunk, threads, plan.context, plan.kv_type}, nullptr).bytes);
+    if (options.moments == Moments::none) return rows;
+    return rows + Observation::scratch_bytes(recipe, options.moments, chunk, threads);
   };
   const auto longest =
       static_cast<int>(std::min<std::int64_t>(plan.context * options.parallel, knob("chunk").maximum));
@@ -159,15 +164,18 @@ MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const R
   plan.minimum_bytes = fixed + scratch(plan.chunk) + two_slots;
   plan.resident_bytes = fixed + scratch(plan.chunk) + experts.total;
   if (plan.minimum_bytes > limit) {
-    throw Error(ErrorKind::budget,
-                "memory: a budget of " + std::to_string(limit) + " bytes (" + megabytes(limit) +
-                    ") is too small for " + weights.name + "; the smallest that works is " +
-                    std::to_string(plan.minimum_bytes) + " bytes (" + megabytes(plan.minimum_bytes) +
-                    "): dense weights " + megabytes(plan.dense_bytes) + ", KV cache of " +
-                    std::to_string(plan.context) + " tokens x " + std::to_string(options.parallel) + " " +
-                    megabytes(plan.kv_bytes + plan.state_bytes) + ", two expert slots " +
-                    megabytes(two_slots) +
-                    ", the rest scratch, tokenizer and the list of experts; a smaller context needs less");
+    throw Error(
+        ErrorKind::budget,
+        "memory: a budget of " + std::to_string(limit) + " bytes (" + megabytes(limit) +
+            ") is too small for " + weights.name + "; the smallest that works is " +
+            std::to_string(plan.minimum_bytes) + " bytes (" + megabytes(plan.minimum_bytes) +
+            "): dense weights " + megabytes(plan.dense_bytes) + ", KV cache of " +
+            std::to_string(plan.context) + " tokens x " + std::to_string(options.parallel) + " " +
+            megabytes(plan.kv_bytes + plan.state_bytes) + ", two expert slots " + megabytes(two_slots) +
+            (plan.observation_bytes == 0 ? std::string()
+                                         : ", sums of the calibration " + megabytes(plan.observation_bytes) +
+                                               " (diagonals alone take less)") +
+            ", the rest scratch, tokenizer and the list of experts; a smaller context needs less");
   }
   if (options.chunk == 0) {
     const int chosen = choose_chunk(experts, scratch, limit - fixed, two_slots, longest);

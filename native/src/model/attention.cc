@@ -60,6 +60,7 @@ void Decoder::mix(int layer, const AttentionRecipe& a, const AttentionWeights& w
       machine_.kernels.sigmoid_mul(s_.mixed + i * width, s_.wide + i * width, width);
     });
   }
+  observe(layer, Site::attention_o, mixed);
   if (any_integer({w.o.format})) quantize(machine_, mixed, width);
   multiply(machine_, {product(w.o, mixed, s_.projected, hidden(), w.o_bias)});
 }

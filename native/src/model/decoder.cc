@@ -31,6 +31,7 @@ void Decoder::run(std::span<const BatchRow> rows, const StepControl& control, co
   embed(rows);
   rotated_ = nullptr;
   find_runs(rows, shape_.rows, runs_, [](std::size_t) { return true; });
+  if (observer_ != nullptr) observer_->begin(rows);
   for (int layer = 0; layer < recipe_.num_layers(); ++layer) {
     control.check();
     mix(layer, rows);
@@ -39,12 +40,23 @@ void Decoder::run(std::span<const BatchRow> rows, const StepControl& control, co
       for (float& value : std::span(s_.x, rows.size() * hidden())) value *= *scale;
     }
   }
+  if (observer_ != nullptr) observe_output(rows.size());
   output(rows, control, sink);
+}
+
+// Of every row, whether its logits are wanted or not.
+void Decoder::observe_output(std::size_t rows) {
+  machine_.for_rows(rows, [&](std::size_t i, int) {
+    norm(recipe_.final_norm, weights_.final_norm(), recipe_.final_norm_eps, s_.x + i * hidden(),
+         s_.normed + i * hidden());
+  });
+  observe(-1, Site::output, {s_.normed, hidden(), rows, {}});
 }
 
 void Decoder::mix(int layer, std::span<const BatchRow> rows) {
   const BlockRecipe& block = recipe_.block(layer);
   Activations in = normed(weights_.layer(layer).attention_norm, block, rows.size());
+  observe(layer, Site::mixer, in);
   std::visit(
       [&](const auto& recipe, const auto& weights) {
         // Weights are bound by their recipe: other pairs do not occur.

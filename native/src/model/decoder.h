@@ -14,6 +14,7 @@
 #include "experts/store.h"
 #include "model/kv_cache.h"
 #include "model/linear.h"
+#include "model/observer.h"
 #include "model/recipe.h"
 #include "model/routing.h"
 #include "model/scratch.h"
@@ -52,6 +53,8 @@ class Decoder {
   void impose_routing(std::shared_ptr<const ImposedRouting> routing) noexcept {
     imposed_ = std::move(routing);
   }
+  // From the next run on, `observer` is shown what happens; null: nobody. It changes nothing.
+  void observe(Observer* observer) noexcept { observer_ = observer; }
   // The experts that an MoE layer used for the last row of the last run, ascending.
   std::span<const std::int32_t> last_experts(int layer) const noexcept;
 
@@ -72,7 +75,8 @@ class Decoder {
            std::span<const BatchRow> rows);
   void mix(int layer, const ShortConvRecipe& c, const ShortConvWeights& w, Activations& in,
            std::span<const BatchRow> rows);
-  void absorb_queries(const LatentAttentionRecipe& a, const LatentAttentionWeights& w, std::size_t rows);
+  void absorb_queries(int layer, const LatentAttentionRecipe& a, const LatentAttentionWeights& w,
+                      std::size_t rows);
   void attend_latent(int layer, const LatentAttentionRecipe& a, std::span<const BatchRow> rows);
   void convolve(Convolution work, std::size_t offset, std::span<const BatchRow> rows);
   void delta_rule(const GatedDeltaRecipe& d, std::size_t offset, std::span<const BatchRow> rows);
@@ -100,7 +104,7 @@ class Decoder {
   }
   void attend(int layer, const AttentionRecipe& recipe, const float* sinks, std::span<const BatchRow> rows);
   void ffn(int layer, std::span<const BatchRow> rows, const StepControl& control);
-  void gated_ffn(const FfnRecipe& recipe, const GatedFfnWeights& weights, Activations& in, float* out);
+  void gated_ffn(int layer, const GatedFfnWeights& weights, Activations& in, float* out);
   Activations activate(const FfnRecipe& recipe, std::size_t width, std::size_t rows, bool integer);
   void route(int layer, std::span<const BatchRow> rows);
   std::size_t group_by_expert(const FfnRecipe& recipe, std::size_t rows);
@@ -112,9 +116,13 @@ class Decoder {
     std::size_t count;  // of its rows
     std::size_t row;    // of its rows in gate and up
   };
-  void run_experts(const FfnRecipe& recipe, std::span<const ExpertWork> group, std::size_t rows,
-                   const Activations& in);
+  void run_experts(int layer, std::span<const ExpertWork> group, std::size_t rows, const Activations& in);
   void weigh_inner(std::span<const ExpertWork> group, std::size_t width);
+  void observe_experts(int layer, Site site, std::span<const ExpertWork> group, const Activations& in);
+  void observe_output(std::size_t rows);
+  void observe(int layer, Site site, const Activations& in) {
+    if (observer_ != nullptr) observer_->input(layer, site, {in.x, in.stride, in.rows});
+  }
   void combine(const BlockRecipe& block, const LayerWeights& weights, std::size_t rows);
   void output(std::span<const BatchRow> rows, const StepControl& control, const LogitsSink& sink);
   void norm(Norm kind, const NormWeights& weights, float eps, const float* x, float* y) const;
@@ -136,6 +144,7 @@ class Decoder {
   Machine machine_;
   ScratchShape shape_;
   std::shared_ptr<const ImposedRouting> imposed_;
+  Observer* observer_ = nullptr;
   std::vector<RowRun> attended_;         // rows that attend together
   std::vector<RowRun> runs_;             // whole ones, of this step
   const RopeRecipe* rotated_ = nullptr;  // whose angles of this step's rows are in s_.rotation

@@ -18,24 +18,30 @@ void Decoder::ffn(int layer, std::span<const BatchRow> rows, const StepControl& 
   const BlockRecipe& block = recipe_.block(layer);
   const LayerWeights& w = weights_.layer(layer);
   Activations in = normed(w.ffn_norm, block, rows.size());
-  if (w.dense) gated_ffn(block.ffn, *w.dense, in, s_.projected);
+  observe(layer, Site::ffn, in);
+  if (w.dense) gated_ffn(layer, *w.dense, in, s_.projected);
   if (!block.ffn.is_moe()) {
     add_residual(s_.projected, w.ffn_post_norm, block, rows.size());
     return;
   }
-  if (block.ffn.branch_norms) normed(w.router_norm, block, rows.size());
+  if (block.ffn.branch_norms) observe(layer, Site::router, normed(w.router_norm, block, rows.size()));
   route(layer, rows);
-  if (block.ffn.branch_norms) in = normed(w.experts_norm, block, rows.size());
+  if (block.ffn.branch_norms) {
+    in = normed(w.experts_norm, block, rows.size());
+    observe(layer, Site::experts, in);
+  }
   routed_experts(layer, in, control);
   combine(block, w, rows.size());
 }
 
 // out = down(activation(gate(in), up(in)))
-void Decoder::gated_ffn(const FfnRecipe& recipe, const GatedFfnWeights& w, Activations& in, float* out) {
+void Decoder::gated_ffn(int layer, const GatedFfnWeights& w, Activations& in, float* out) {
+  const FfnRecipe& recipe = recipe_.block(layer).ffn;
   const std::size_t width = w.gate.rows;
   if (any_integer({w.gate.format, w.up.format})) quantize(machine_, in, hidden());
   multiply(machine_, {product(w.gate, in, s_.gate, width), product(w.up, in, s_.up, width)});
   const Activations inner = activate(recipe, width, in.rows, any_integer({w.down.format}));
+  observe(layer, recipe.is_moe() ? Site::shared_down : Site::ffn_down, inner);
   multiply(machine_, {product(w.down, inner, out, hidden())});
 }
 
@@ -72,6 +78,7 @@ void Decoder::route(int layer, std::span<const BatchRow> rows) {
   const float* selection_bias = recipe.router.bias == RouterBias::selection ? w.router_bias : nullptr;
   multiply(machine_,
            {product(w.router, {s_.normed, hidden(), rows.size(), {}}, s_.router, experts, logit_bias)});
+  if (observer_ != nullptr) observer_->router(layer, {s_.normed, hidden(), rows.size()}, s_.router);
   const std::size_t space = router_space(recipe);
   machine_.for_rows(rows.size(), [&](std::size_t i, int) {
     const RouterRow row{.logits = {s_.router + i * experts, experts},
@@ -83,6 +90,7 @@ void Decoder::route(int layer, std::span<const BatchRow> rows) {
     route_row(machine_.kernels, recipe.router, row,
               imposed_ ? imposed_->experts(layer, rows[i].position) : std::span<const std::int32_t>());
   });
+  if (observer_ != nullptr) observer_->routed(layer, s_.pair_expert, s_.pair_weight);
   const std::int32_t* last = s_.pair_expert + (rows.size() - 1) * top;
   std::copy(last, last + top, s_.last_experts + static_cast<std::size_t>(layer) * s_.most_per_token);
 }
@@ -143,7 +151,7 @@ void Decoder::routed_experts(int layer, Activations& in, const StepControl& cont
     while (rows < s_.group_rows && add(request->next_ready())) {
     }
     control.check();
-    run_experts(recipe, group, rows, in);
+    run_experts(layer, group, rows, in);
   }
 }
 
@@ -162,8 +170,10 @@ void Decoder::prefetch_after(int layer, std::size_t rows) {
 
 // Each expert's down(activation(gate(in), up(in))) into its rows of expert_out, in three parallel regions for
 // all.
-void Decoder::run_experts(const FfnRecipe& recipe, std::span<const ExpertWork> group, std::size_t rows,
+void Decoder::run_experts(int layer, std::span<const ExpertWork> group, std::size_t rows,
                           const Activations& in) {
+  const FfnRecipe& recipe = recipe_.block(layer).ffn;
+  if (observer_ != nullptr) observe_experts(layer, Site::expert_input, group, in);
   const auto width = static_cast<std::size_t>(recipe.intermediate_size);
   const auto layout_of = [&](const ExpertWork& work) {
     return expert_layout(bundle_.manifest().expert_formats[work.lease.formats()], hidden(), recipe);
@@ -190,6 +200,7 @@ void Decoder::run_experts(const FfnRecipe& recipe, std::span<const ExpertWork> g
   multiply(machine_, products);
   if (recipe.router.weighs_input) weigh_inner(group, width);
   const Activations inner = activate(recipe, width, rows, integer);
+  if (observer_ != nullptr) observe_experts(layer, Site::expert_inner, group, inner);
   products.clear();
   for (const ExpertWork& work : group) {
     const ExpertLayout layout = layout_of(work);
@@ -198,6 +209,18 @@ void Decoder::run_experts(const FfnRecipe& recipe, std::span<const ExpertWork> g
                                hidden(), bias_of(work, layout, 2 * width)));
   }
   multiply(machine_, products);
+}
+
+// `in`: of every row of the step, or of the group's rows in its order.
+void Decoder::observe_experts(int layer, Site site, std::span<const ExpertWork> group,
+                              const Activations& in) {
+  std::vector<ObservedExpert> shown;
+  for (const ExpertWork& work : group) {
+    const Activations own = site == Site::expert_inner ? in.slice(work.row, work.count) : in;
+    const std::int32_t* gather = site == Site::expert_inner ? nullptr : s_.grouped_rows + work.first;
+    shown.push_back({work.lease.expert(), {own.x, own.stride, work.count, gather}});
+  }
+  observer_->experts(layer, site, shown);
 }
 
 // The weight of an expert's input, which gate and up are linear in.

@@ -68,6 +68,7 @@ void Decoder::mix(int layer, const GatedDeltaRecipe& d, const GatedDeltaWeights&
     machine_.kernels.silu_mul(s_.v + i * values, s_.k + i * values, values);
     if (integer) quantize_row(machine_, mixed, values, i);
   });
+  observe(layer, Site::delta_o, mixed);
   multiply(machine_, {product(w.o, mixed, s_.projected, hidden())});
 }
 

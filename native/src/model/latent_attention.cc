@@ -26,18 +26,21 @@ void Decoder::mix(int layer, const LatentAttentionRecipe& a, const LatentAttenti
   });
   if (q_rank != 0) {
     Activations low{s_.mixed, q_rank, rows.size(), s_.inputs};
+    observe(layer, Site::attention_q_b, low);
     if (any_integer({w.q.format})) quantize(machine_, low, q_rank);
     multiply(machine_, {product(w.q, low, s_.q, w.q.rows)});
   }
-  absorb_queries(a, w, rows.size());
+  absorb_queries(layer, a, w, rows.size());
   attend_latent(layer, a, rows);
 
   const auto heads = static_cast<std::size_t>(a.num_heads);
   const std::size_t width = heads * static_cast<std::size_t>(a.value_head_dim);
   Activations gathered{s_.mixed, rank, rows.size() * heads, s_.inputs};
+  observe(layer, Site::attention_v_b, gathered);
   if (any_integer({w.v_b.format})) quantize(machine_, gathered, rank);
   multiply(machine_, products_by_head(w.v_b, heads, gathered, s_.q, width));
   Activations mixed{s_.q, width, rows.size(), s_.inputs};
+  observe(layer, Site::attention_o, mixed);
   if (any_integer({w.o.format})) quantize(machine_, mixed, width);
   multiply(machine_, {product(w.o, mixed, s_.projected, hidden(), w.o_bias)});
 }
@@ -60,13 +63,14 @@ std::vector<MatMul> Decoder::products_by_head(const Matrix& matrix, std::size_t 
 }
 
 // From the projected queries [heads][nope | rope] to those over latent rows, [heads][rank | rope], scaled.
-void Decoder::absorb_queries(const LatentAttentionRecipe& a, const LatentAttentionWeights& w,
+void Decoder::absorb_queries(int layer, const LatentAttentionRecipe& a, const LatentAttentionWeights& w,
                              std::size_t rows) {
   const auto heads = static_cast<std::size_t>(a.num_heads);
   const auto nope = static_cast<std::size_t>(a.nope_head_dim);
   const auto rope = static_cast<std::size_t>(a.rope_head_dim);
   const auto rank = static_cast<std::size_t>(a.kv_rank);
   Activations queries{s_.q, nope + rope, rows * heads, s_.inputs};
+  observe(layer, Site::attention_k_b, queries);
   if (any_integer({w.k_b.format})) quantize(machine_, queries, nope);
   multiply(machine_, products_by_head(w.k_b, heads, queries, s_.wide, heads * (rank + rope)));
   machine_.for_rows(rows, [&](std::size_t i, int) {

@@ -36,6 +36,7 @@ void Decoder::mix(int layer, const ShortConvRecipe& c, const ShortConvWeights& w
     for (std::size_t j = 0; j < hidden(); ++j) y[j] *= gate[j];
     if (integer) quantize_row(machine_, mixed, hidden(), i);
   });
+  observe(layer, Site::conv_o, mixed);
   multiply(machine_, {product(w.o, mixed, s_.projected, hidden(), w.o_bias)});
 }
 
