@@ -71,7 +71,7 @@ class Calibration:
         for name, array in self.tensors.items():
             if not np.isfinite(array).all():
                 raise InvalidArgumentError(f"tensor {name!r}: holds values that are not finite")
-            signed = name.endswith((".mean", ".logits", ".triangle")) or ".cross_" in name
+            signed = name.endswith((".mean", ".logits", ".weight", ".triangle")) or ".cross_" in name
             if not signed and (array < 0).any():
                 raise InvalidArgumentError(f"tensor {name!r}: holds negative values")
         for row in self.model.moe:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     limit = None if args.tokens is None else _TOKENS.check(args.tokens, "--tokens")
     text = read_text(args.text, _MAX_TEXT_BYTES)
     model = find_model(args.model)
-    out = args.out or Path(_default_name(model))
+    out = args.out or Path(default_name(model))
     _check_place(out)
     begin = time.monotonic()
     with progress("calibrate", "tokens") as update:
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         f"kept as {out}, {format_bytes(out.stat().st_size)}"
     )
     if calibration.model.moe:
-        say(_text(calibration))
+        say(picture(calibration))
     return 0
 
 
@@ -102,10 +103,11 @@ def summary(calibration: "Calibration") -> dict[str, Any]:
     }
 
 
-def _default_name(model: str | Path | None) -> str:
+def default_name(model: str | Path | None) -> str:
+    """NAME.calibration for a bundle, a GGUF file, or a name of either."""
     from edgert.bundle import EMBEDDED
 
-    name = EMBEDDED if model is None else Path(model).name
+    name = EMBEDDED if model is None else re.split(r"[/:\\\\]", str(model))[-1]
     return name.removesuffix(".edgert").removesuffix(".gguf") + _SUFFIX
 
 
@@ -123,7 +125,8 @@ def _check_place(path: Path) -> None:
         )
 
 
-def _text(calibration: "Calibration") -> str:
+def picture(calibration: "Calibration") -> str:
+    """For people: how uses fall on the experts of each layer."""
     rows = [("layer", "effective", "uses, most used first", "most used", "least used", "unused")]
     for m, row in enumerate(calibration.model.moe):
         frequency = calibration.frequency[m]
