@@ -236,8 +236,16 @@ class Calibration:
         return found
 
     def _experts_input(self, m: int) -> Floats:
-        """The moments of what the routed experts of a layer read, over all tokens."""
-        return self._own_or_ffn_input(m, "experts.input_of_layer")
+        """The moments of what the routed experts of a layer read, over all tokens. Asked for by one expert after the
+        other, so the last layer's are kept."""
+        if m not in self._kept:
+            self._kept.clear()
+            self._kept[m] = self._own_or_ffn_input(m, "experts.input_of_layer")
+        return self._kept[m]
+
+    @cached_property
+    def _kept(self) -> dict[int, Floats]:
+        return {}
 
     def _expert(self, name: str, m: int, expert: int) -> tuple[Floats, bool]:
         """One expert's, as recorded, and whether they are a whole matrix."""
@@ -264,10 +272,10 @@ class Calibration:
 
 def _unpacked(triangle: Floats) -> Floats:
     n = triangle_side(len(triangle))
-    matrix = np.zeros((n, n), np.float32)
-    rows, columns = np.tril_indices(n)
-    matrix[rows, columns] = triangle
-    matrix[columns, rows] = triangle
+    lower = np.tri(n, dtype=bool)
+    matrix = np.empty((n, n), np.float32)
+    matrix[lower] = triangle
+    matrix.T[lower] = triangle
     return matrix
 
 
