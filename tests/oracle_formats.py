@@ -25,7 +25,8 @@ class Integers:
         block = self.block or self.group
         parts = {"scales": ("u1" if self.scale == "e8m0" else "<f2", block)}
         if self.block:
-            parts["group_scales"] = ("i1" if self.scale == "i8" else "u1", self.group)
+            shared = 2 * self.group if self.scale == "u4x2" else self.group
+            parts["group_scales"] = ("i1" if self.scale == "i8" else "u1", shared)
         if self.zero != "none":
             parts["zeros"] = ("u1" if self.zero == "u8" else "<f2", block)
         if self.zero == "min_u8":
@@ -38,6 +39,9 @@ class Integers:
 
 IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+NL2 = (-10, -3, 3, 10)
+NL3 = (-18, -11, -6, -2, 2, 6, 11, 18)
+NL4 = (-64, -48, -38, -29, -22, -15, -9, -3, 3, 9, 15, 22, 29, 38, 48, 64)
 INTEGERS = {
     "int8": Integers((8,), 32),
     "int4": Integers((4,), 64, zero="u8"),
@@ -66,6 +70,12 @@ INTEGERS = {
     "affine3_32": Integers((2, 1), 32, zero="min_f16"),
     "affine6_32": Integers((4, 2), 32, zero="min_f16"),
     "affine8_32": Integers((8,), 32, zero="min_f16"),
+    "nl2": Integers((2,), 256, codebook=NL2),
+    "nl2_16": Integers((2,), 16, "u4x2", codebook=NL2, block=256),
+    "nl3": Integers((2, 1), 128, codebook=NL3),
+    "nl3_16": Integers((2, 1), 16, "u4x2", codebook=NL3, block=256),
+    "nl4": Integers((4,), 128, codebook=NL4),
+    "nl4_16": Integers((4,), 16, "u4x2", codebook=NL4, block=256),
 }
 TILE_ROWS = 16
 
@@ -116,6 +126,9 @@ def unpack_tile(format: str, data: np.ndarray, cols: int) -> np.ndarray:
     scales = parts["scales"].astype(np.float64)
     if row.scale == "e8m0":
         scales = 2.0 ** (scales - 128)
+    elif row.scale == "u4x2":
+        nibbles = np.arange(padded) // row.group % 2 * 4
+        scales = scales * ((parts["group_scales"] >> nibbles) & 15)
     elif row.scale == "u4":
         scales = scales * (parts["group_scales"] & 15)
     elif row.scale == "i8":

@@ -190,7 +190,7 @@ TEST_CASE("the smallest and the largest scales, zeros and minima") {
       BlockRow block;
       block.scale = f.scale == ScaleType::e8m0 ? powers[random.below(6)] : halves[random.below(6)];
       block.minimum = halves[random.below(6)];
-      const bool nibbles = f.scale == ScaleType::u4;
+      const bool nibbles = f.scale == ScaleType::u4 || f.scale == ScaleType::u4x2;
       for (auto& scale : block.group_scales) {
         scale = nibbles ? static_cast<std::int8_t>(15 * random.below(2)) : integers[random.below(4)];
       }

@@ -54,7 +54,8 @@ inline BlockRow random_scales(const Format& f, Random& random) {
                                            : half(centred ? -0.1f : 0.001f, 0.1f);
   block.minimum = half(-0.5f, 0.5f);
   for (std::int8_t& scale : block.group_scales) {
-    const unsigned low = f.scale == ScaleType::u4 ? random.below(16) : random.below(256);
+    const bool nibbles = f.scale == ScaleType::u4 || f.scale == ScaleType::u4x2;
+    const unsigned low = nibbles ? random.below(16) : random.below(256);
     scale = static_cast<std::int8_t>(low);
   }
   for (std::uint8_t& zero : block.zeros) {

@@ -1,8 +1,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
 #include <optional>
-#include <tuple>
 
 #include "bindings/bindings.h"
 #include "bindings/buffer.h"
@@ -23,7 +23,7 @@ namespace {
 using Access = BorrowedBuffer::Access;
 
 std::string_view name_of(ScaleType type) {
-  constexpr std::string_view kNames[] = {"none", "f16", "e8m0", "i8", "u4"};
+  constexpr std::string_view kNames[] = {"none", "f16", "e8m0", "i8", "u4", "u4x2"};
   return kNames[static_cast<std::size_t>(type)];
 }
 
@@ -33,7 +33,7 @@ std::string_view name_of(ZeroType type) {
 }
 
 std::string_view name_of(Codebook codebook) {
-  constexpr std::string_view kNames[] = {"none", "iq4_nl", "e2m1"};
+  constexpr std::string_view kNames[] = {"none", "iq4_nl", "e2m1", "nl2", "nl3", "nl4"};
   return kNames[static_cast<std::size_t>(codebook)];
 }
 
@@ -57,19 +57,33 @@ py::list block_table() {
   return table;
 }
 
-std::tuple<double, double, double> pack(const std::string& name, const py::object& source,
-                                        const std::string& dtype, std::size_t rows, std::size_t cols,
-                                        const py::object& destination,
-                                        const std::optional<py::object>& remainder, int threads) {
+std::shared_ptr<Moments> make_moments(const py::object& values, std::size_t cols) {
+  const BorrowedBuffer from(values, "moments");
+  const py::gil_scoped_release release;
+  return std::make_shared<Moments>(from.as<const float>(), cols);
+}
+
+py::tuple pack(const std::string& name, const py::object& source, const std::string& dtype, std::size_t rows,
+               std::size_t cols, const py::object& destination, const std::optional<py::object>& remainder,
+               const py::object& moments, int threads) {
   const BorrowedBuffer from(source, "source");
   const BorrowedBuffer to(destination, "destination", Access::write);
   std::optional<BorrowedBuffer> rest;
   if (remainder) rest.emplace(*remainder, "remainder", Access::write);
-  const py::gil_scoped_release release;
-  const PackReport report =
-      pack_matrix(format(name), source_type(dtype), from.bytes(), rows, cols, to.as<std::byte>(),
-                  rest ? rest->as<std::int8_t>() : std::span<std::int8_t>(), threads);
-  return {report.squared_error, report.squared_weight, report.max_error};
+  std::shared_ptr<Moments> weights;
+  if (py::isinstance<Moments>(moments)) {
+    weights = moments.cast<std::shared_ptr<Moments>>();
+  } else if (!moments.is_none()) {
+    weights = make_moments(moments, cols);
+  }
+  PackReport report;
+  {
+    const py::gil_scoped_release release;
+    report = pack_matrix(format(name), source_type(dtype), from.bytes(), rows, cols, to.as<std::byte>(),
+                         rest ? rest->as<std::int8_t>() : std::span<std::int8_t>(), threads, weights.get());
+  }
+  if (!weights) return py::make_tuple(report.squared_error, report.squared_weight, report.max_error);
+  return py::make_tuple(report.squared_error, report.squared_weight, report.max_error, report.weighted_error);
 }
 
 py::bytes unpack(const std::string& name, const py::object& packed, std::size_t rows, std::size_t cols) {
@@ -162,7 +176,11 @@ void bind_quant(py::module_& module) {
       },
       "format"_a, "rows"_a, "cols"_a);
   module.def("pack", &pack, "format"_a, "source"_a, "dtype"_a, "rows"_a, "cols"_a, py::kw_only(),
-             "destination"_a, "remainder"_a = py::none(), "threads"_a = 0);
+             "destination"_a, "remainder"_a = py::none(), "moments"_a = py::none(), "threads"_a = 0);
+  py::class_<Moments, std::shared_ptr<Moments>>(module, "Moments")
+      .def(py::init(&make_moments), "values"_a, "cols"_a)
+      .def_property_readonly("cols", &Moments::cols)
+      .def_property_readonly("is_full", &Moments::is_full);
   module.def("block_types", &block_table);
   module.def("repack", &repack_blocks, "type"_a, "source"_a, "rows"_a, "cols"_a, py::kw_only(),
              "destination"_a, "threads"_a = 0);

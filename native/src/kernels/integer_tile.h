@@ -20,13 +20,21 @@ struct Kind {
   Codebook codebook;
   int halves;  // 2 where 16 columns share a scale
 
-  constexpr bool has_blocks() const { return scale == ScaleType::i8 || scale == ScaleType::u4; }
+  constexpr bool has_blocks() const {
+    return scale == ScaleType::i8 || scale == ScaleType::u4 || scale == ScaleType::u4x2;
+  }
   constexpr bool has_minima() const { return zero >= ZeroType::min_f16; }
   // The largest code that meets a dot product; values of codebooks become unsigned by codebook_offset.
   constexpr int largest() const {
-    return codebook == Codebook::iq4_nl ? 255 : codebook == Codebook::e2m1 ? 24 : (1 << bits) - 1;
+    if (codebook == Codebook::none) return (1 << bits) - 1;
+    return codebook == Codebook::iq4_nl ? 255 : 2 * codebook_offset();
   }
-  constexpr int codebook_offset() const { return codebook == Codebook::iq4_nl ? 128 : 12; }
+  constexpr int codebook_offset() const {
+    if (codebook == Codebook::iq4_nl) return 128;
+    int largest_value = 0;
+    for (const int value : codebook_values(codebook)) largest_value = std::max(largest_value, value);
+    return largest_value;
+  }
   // The zero of every group, where they do not have one each.
   constexpr int zero_code() const {
     return codebook != Codebook::none ? codebook_offset() : has_minima() ? 0 : 1 << (bits - 1);
@@ -208,7 +216,12 @@ class GroupTerms {
     }
     if constexpr (K.has_minima()) minimum_ = load_halves(tile.zeros, lane);
     if constexpr (K.has_blocks()) {
-      for (int half = 0; half < K.halves; ++half) {
+      if constexpr (K.scale == ScaleType::u4x2) {
+        const auto pair = V::load_u8(tile.group_scales + group * kTileRows + first);
+        scales_[0] = pair & 15;
+        scales_[1] = pair >> 4;
+      }
+      for (int half = 0; half < K.halves && K.scale != ScaleType::u4x2; ++half) {
         const std::size_t at = (group * K.halves + static_cast<std::size_t>(half)) * kTileRows + first;
         if constexpr (K.scale == ScaleType::u4) {
           const auto pair = V::load_u8(tile.group_scales + at);

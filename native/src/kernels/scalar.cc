@@ -71,6 +71,10 @@ Column column_at(const Format& f, const TileParts& parts, const std::byte* tile,
   if (f.zero == ZeroType::min_u4) c.minimum = u8_at(tile + parts.group_scales, at) >> 4;
   if (f.scale == ScaleType::i8) c.scale = static_cast<std::int8_t>(u8_at(tile + parts.group_scales, at));
   if (f.scale == ScaleType::u4) c.scale = u8_at(tile + parts.group_scales, at) & 15;
+  if (f.scale == ScaleType::u4x2) {
+    const std::size_t group = column / static_cast<std::size_t>(f.group);
+    c.scale = u8_at(tile + parts.group_scales, group / 2 * kTileRows + lane) >> (group % 2 * 4) & 15;
+  }
   return c;
 }
 

@@ -37,12 +37,14 @@ constexpr std::size_t round_to(std::size_t n, std::size_t multiple) {
 // Bytes for one row: of a block's scale and zero or minimum, and of those of each group in it.
 struct Overhead {
   std::size_t scale, group_scale, zero, group_minimum;
+  std::size_t groups_a_scale = 1;  // that share the bytes of a group's scale
 };
 
 constexpr Overhead overhead(const Format& format) {
   Overhead bytes{};
   bytes.scale = format.scale == ScaleType::none ? 0 : format.scale == ScaleType::e8m0 ? 1 : 2;
   bytes.group_scale = format.has_blocks() ? 1 : 0;
+  if (format.scale == ScaleType::u4x2) bytes.groups_a_scale = 2;
   bytes.zero = format.zero == ZeroType::none ? 0 : format.zero == ZeroType::u8 ? 1 : 2;
   bytes.group_minimum = format.zero == ZeroType::min_u8 ? 1 : 0;
   return bytes;
@@ -74,7 +76,7 @@ TileParts tile_parts(const Format& format, std::size_t cols) {
   TileParts parts;
   parts.scales = padded * kTileRows * static_cast<std::size_t>(format.bits) / 8;
   parts.group_scales = parts.scales + blocks * each.scale;
-  parts.zeros = parts.group_scales + groups * each.group_scale;
+  parts.zeros = parts.group_scales + groups * each.group_scale / each.groups_a_scale;
   parts.group_minima = parts.zeros + blocks * each.zero;
   parts.bytes = round_to(parts.group_minima + groups * each.group_minimum, kTileAlignment);
   return parts;
@@ -96,7 +98,9 @@ std::size_t packed_bytes(const Format& format, std::size_t rows, std::size_t col
 double bits_per_weight(const Format& format) noexcept {
   const Overhead each = overhead(format);
   return format.bits + 8.0 * static_cast<double>(each.scale + each.zero) / format.block +
-         8.0 * static_cast<double>(each.group_scale + each.group_minimum) / format.group;
+         8.0 * static_cast<double>(each.group_scale) / static_cast<double>(each.groups_a_scale) /
+             format.group +
+         8.0 * static_cast<double>(each.group_minimum) / format.group;
 }
 
 }  // namespace edgert

@@ -61,6 +61,12 @@ enum class FormatId : std::uint8_t {
   affine3_32,
   affine6_32,
   affine8_32,
+  nl2,
+  nl2_16,
+  nl3,
+  nl3_16,
+  nl4,
+  nl4_16,
 };
 enum class ScaleType : std::uint8_t {
   none,
@@ -68,6 +74,7 @@ enum class ScaleType : std::uint8_t {
   e8m0,  // 2^(code - 127); with the codebook e2m1, whose values are doubled, 2^(code - 128)
   i8,    // times the block's f16
   u4,    // times the block's f16; the low half of a byte whose high half is the minimum's
+  u4x2,  // times the block's f16; the low half of a byte whose high half is the next group's
 };
 enum class ZeroType : std::uint8_t {
   none,
@@ -76,7 +83,7 @@ enum class ZeroType : std::uint8_t {
   min_u8,  // times the block's f16
   min_u4,  // times the block's f16; the high half of the scale's byte
 };
-enum class Codebook : std::uint8_t { none, iq4_nl, e2m1 };
+enum class Codebook : std::uint8_t { none, iq4_nl, e2m1, nl2, nl3, nl4 };
 
 struct Format {
   FormatId id;
@@ -124,15 +131,26 @@ inline constexpr std::array kFormats{
     Format{FormatId::affine3_32, "affine3_32", 3, 32, ScaleType::f16, ZeroType::min_f16},
     Format{FormatId::affine6_32, "affine6_32", 6, 32, ScaleType::f16, ZeroType::min_f16},
     Format{FormatId::affine8_32, "affine8_32", 8, 32, ScaleType::f16, ZeroType::min_f16},
+    Format{FormatId::nl2, "nl2", 2, 256, ScaleType::f16, ZeroType::none, Codebook::nl2},
+    Format{FormatId::nl2_16, "nl2_16", 2, 16, ScaleType::u4x2, ZeroType::none, Codebook::nl2, 256},
+    Format{FormatId::nl3, "nl3", 3, 128, ScaleType::f16, ZeroType::none, Codebook::nl3},
+    Format{FormatId::nl3_16, "nl3_16", 3, 16, ScaleType::u4x2, ZeroType::none, Codebook::nl3, 256},
+    Format{FormatId::nl4, "nl4", 4, 128, ScaleType::f16, ZeroType::none, Codebook::nl4},
+    Format{FormatId::nl4_16, "nl4_16", 4, 16, ScaleType::u4x2, ZeroType::none, Codebook::nl4, 256},
 };
 
-// What the codes of a codebook stand for; e2m1 doubled, so that its values are integers.
+// What the codes of a codebook stand for; e2m1 doubled, so that its values are integers. nl2, nl3 and nl4
+// ascend: the values of least squared error for normally distributed weights (Lloyd and Max), as small
+// integers.
 using CodebookValues = std::array<std::int8_t, 16>;
 constexpr CodebookValues codebook_values(Codebook codebook) noexcept {
   if (codebook == Codebook::iq4_nl) {
     return {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
   }
   if (codebook == Codebook::e2m1) return {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+  if (codebook == Codebook::nl2) return {-10, -3, 3, 10};
+  if (codebook == Codebook::nl3) return {-18, -11, -6, -2, 2, 6, 11, 18};
+  if (codebook == Codebook::nl4) return {-64, -48, -38, -29, -22, -15, -9, -3, 3, 9, 15, 22, 29, 38, 48, 64};
   return {};
 }
 
@@ -149,7 +167,7 @@ const Format& format(std::string_view name);  // Error{unsupported} that lists t
 struct TileParts {
   std::size_t codes = 0;
   std::size_t scales = 0;        // f16 or e8m0 [block][16]
-  std::size_t group_scales = 0;  // i8, or u4 under a minimum's u4 [group][16]
+  std::size_t group_scales = 0;  // i8, or u4 under a minimum's u4 [group][16], or u4x2 [two groups][16]
   std::size_t zeros = 0;         // u8, or minima f16 [block][16]
   std::size_t group_minima = 0;  // u8 [group][16]
   std::size_t bytes = 0;

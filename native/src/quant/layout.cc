@@ -87,6 +87,8 @@ void TileLayout::store_scales(std::byte* tile, std::size_t block, std::size_t ro
     if (format_.scale == ScaleType::i8) tile[parts_.group_scales + at] = u8(from.group_scales[g]);
     if (format_.scale == ScaleType::u4)
       tile[parts_.group_scales + at] = u8(from.group_scales[g] | from.zeros[g] << 4);
+    if (format_.scale == ScaleType::u4x2 && g % 2 == 0)
+      tile[pair_offset(block, g, row)] = u8(from.group_scales[g] | from.group_scales[g + 1] << 4);
     if (format_.zero == ZeroType::u8) tile[parts_.zeros + at] = u8(from.zeros[g]);
     if (format_.zero == ZeroType::min_u8) tile[parts_.group_minima + at] = u8(from.zeros[g]);
   }
@@ -103,6 +105,10 @@ void TileLayout::load_block(const std::byte* tile, std::size_t block, std::size_
     const std::size_t at = (block * block_groups_ + g) * kTileRows + row;
     if (format_.scale == ScaleType::i8)
       to.group_scales[g] = load<std::int8_t>(tile + parts_.group_scales + at);
+    if (format_.scale == ScaleType::u4x2) {
+      const auto pair = std::to_integer<unsigned>(tile[pair_offset(block, g, row)]);
+      to.group_scales[g] = static_cast<std::int8_t>(g % 2 == 0 ? pair & 15 : pair >> 4);
+    }
     if (format_.scale == ScaleType::u4) {
       const auto pair = std::to_integer<unsigned>(tile[parts_.group_scales + at]);
       to.group_scales[g] = static_cast<std::int8_t>(pair & 15);

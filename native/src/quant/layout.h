@@ -50,6 +50,10 @@ class TileLayout {
   };
   static constexpr std::size_t kVectorBytes = 64;
   std::span<const Plane> planes() const noexcept { return {planes_.data(), plane_count_}; }
+  // Of the byte with the scales of a group and its neighbour.
+  std::size_t pair_offset(std::size_t block, std::size_t group, std::size_t row) const noexcept {
+    return parts_.group_scales + (block * block_groups_ + group) / 2 * kTileRows + row;
+  }
   void load_codes(const std::byte* tile, std::size_t block, std::size_t row,
                   std::uint8_t* codes) const noexcept;
 

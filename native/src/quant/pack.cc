@@ -40,6 +40,10 @@ class Slab {
                   std::string(task.format.name) +
                       " holds weights that a file has in it; floats are packed as one of " + float_packers());
     }
+    if (task.moments != nullptr && task.moments->cols() != task.cols) {
+      throw Error(ErrorKind::invalid_argument, "moments of " + std::to_string(task.moments->cols()) +
+                                                   " columns for a matrix of " + std::to_string(task.cols));
+    }
     const std::size_t tiles = packed_bytes(task.format, task.rows, task.cols) / tile_bytes_;
     if (tile_begin > tile_end || tile_end > tiles) {
       throw Error(ErrorKind::invalid_argument, "tiles " + std::to_string(tile_begin) + " to " +
@@ -87,13 +91,21 @@ SourceType element_type(const Format& format) noexcept {
 }  // namespace
 
 bool packs_floats(const Format& format) noexcept {
-  return !format.has_blocks() && !format.has_minima() && format.codebook == Codebook::none;
+  switch (format.codebook) {
+    case Codebook::nl2:
+    case Codebook::nl3:
+    case Codebook::nl4:
+      return true;
+    default:
+      return !format.has_blocks() && !format.has_minima() && format.codebook == Codebook::none;
+  }
 }
 
 void PackReport::add(const PackReport& part) noexcept {
   squared_error += part.squared_error;
   squared_weight += part.squared_weight;
   max_error = std::max(max_error, part.max_error);
+  weighted_error += part.weighted_error;
 }
 
 SourceType source_type(std::string_view name) {
@@ -108,8 +120,9 @@ std::size_t source_bytes(SourceType type) noexcept { return type == SourceType::
 
 PackReport pack_tiles(const Format& format, SourceType type, std::span<const std::byte> source,
                       std::size_t rows, std::size_t cols, std::size_t tile_begin, std::size_t tile_end,
-                      std::span<std::byte> destination, std::span<std::int8_t> remainder) {
-  const Slab slab({format, type, rows, cols}, source, tile_begin, tile_end, destination, remainder);
+                      std::span<std::byte> destination, std::span<std::int8_t> remainder,
+                      const Moments* moments) {
+  const Slab slab({format, type, rows, cols, moments}, source, tile_begin, tile_end, destination, remainder);
   PackReport report;
   for (std::size_t tile = tile_begin; tile < tile_end; ++tile) report.add(slab.pack(tile));
   return report;
@@ -117,9 +130,9 @@ PackReport pack_tiles(const Format& format, SourceType type, std::span<const std
 
 PackReport pack_matrix(const Format& format, SourceType type, std::span<const std::byte> source,
                        std::size_t rows, std::size_t cols, std::span<std::byte> destination,
-                       std::span<std::int8_t> remainder, int threads) {
+                       std::span<std::int8_t> remainder, int threads, const Moments* moments) {
   const std::size_t tiles = packed_bytes(format, rows, cols) / tile_bytes(format, cols);
-  const Slab slab({format, type, rows, cols}, source, 0, tiles, destination, remainder);
+  const Slab slab({format, type, rows, cols, moments}, source, 0, tiles, destination, remainder);
   const int count = static_cast<int>(tiles);
   std::vector<PackReport> parts(tiles);
   ThreadPool pool(std::min(threads == 0 ? usable_cores() : threads, count));

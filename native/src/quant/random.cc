@@ -98,7 +98,7 @@ class BlockScales {
       block.scale = static_cast<std::uint16_t>(block.scale + (coins >> 32 < doubled_ ? 1 : 0));
     } else if (format_.zero == ZeroType::u8) {
       block.zeros[0] = static_cast<std::uint8_t>((1 << (format_.bits - 1)) - coin(0));
-    } else if (!format_.has_minima() && format_.has_blocks()) {
+    } else if (!format_.has_minima() && format_.scale == ScaleType::i8) {
       for (std::size_t g = 0; g < block.group_scales.size(); ++g) {
         if (coin(g) != 0) block.group_scales[g] = static_cast<std::int8_t>(-block.group_scales[g]);
       }

@@ -1,5 +1,7 @@
 #include "quant/search.h"
 
+#include <algorithm>
+
 namespace edgert {
 
 namespace {
@@ -28,14 +30,6 @@ constexpr Grid grid(const Format& format) noexcept {
     default:
       return {0.01F, 3, 0};
   }
-}
-
-// Positive scales to the nearest half: Veltkamp's splitting keeps 11 bits; below 2^-14 the steps are 2^-24.
-Lanes to_half(Lanes scale) {
-  const Lanes split = scale * lanes(0x1p13F + 1.0F);
-  const Lanes normal = split - (split - scale);
-  const Lanes subnormal = (scale + lanes(0.5F)) - lanes(0.5F);
-  return clamp(scale < lanes(0x1p-14F) ? subnormal : normal, lanes(kHalfTiny), lanes(kHalfMax));
 }
 
 float largest_code(const Format& format) { return static_cast<float>((1 << format.bits) - 1); }
@@ -98,7 +92,19 @@ Choice search_grid(const Format& format, const GroupWeights& weights, Lanes low,
 
 }  // namespace
 
+// Veltkamp's splitting keeps 11 bits; below 2^-14 the steps are 2^-24.
+Lanes to_half(Lanes scale) noexcept {
+  const Lanes split = scale * lanes(0x1p13F + 1.0F);
+  const Lanes normal = split - (split - scale);
+  const Lanes subnormal = (scale + lanes(0.5F)) - lanes(0.5F);
+  return clamp(scale < lanes(0x1p-14F) ? subnormal : normal, lanes(kHalfTiny), lanes(kHalfMax));
+}
+
 float largest_weight(const Format& format) noexcept {
+  if (format.codebook != Codebook::none) {
+    const CodebookValues values = codebook_values(format.codebook);
+    return kHalfMax * static_cast<float>(*std::max_element(values.begin(), values.end()));
+  }
   // Half of the codes serve each sign at worst.
   return kHalfMax * static_cast<float>((1 << (format.bits - 1)) - 1);
 }

@@ -26,6 +26,9 @@ struct GroupFit {
   Lanes code(Lanes weight) const { return round(clamp(weight * inverse, lowest, highest)); }
 };
 
+// Positive scales to the nearest that f16 holds, at least the smallest.
+Lanes to_half(Lanes scale) noexcept;
+
 // The largest magnitude of a weight that a format represents without passing the range of its scale.
 float largest_weight(const Format& format) noexcept;
 

@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
-#include <sstream>
 #include <string>
+#include <vector>
 
 #include "platform/error.h"
 #include "quant/layout.h"
 #include "quant/search.h"
+#include "quant/stretch.h"
 
 namespace edgert {
 
@@ -17,64 +17,6 @@ namespace {
 constexpr std::size_t kRows = kTileRows;
 constexpr float kRemainderSteps = 200.0F;
 
-// The largest magnitude that the format holds.
-float largest_value(const Format& format) noexcept {
-  switch (format.id) {
-    case FormatId::f32:
-      return std::numeric_limits<float>::max();
-    case FormatId::f16:
-      return 0x1.ffdffep15F;  // what rounds to 65504
-    case FormatId::bf16:
-      return 0x1.fefffep127F;  // what rounds to the largest bf16
-    default:
-      return largest_weight(format);
-  }
-}
-
-[[noreturn]] void refuse(const Format& format, std::size_t row, std::size_t col, float value) {
-  std::ostringstream message;
-  message << "row " << row << ", column " << col << " is " << value << ": ";
-  if (std::isfinite(value)) {
-    message << format.name << " holds magnitudes up to " << largest_value(format)
-            << "; pack this tensor as f32";
-  } else {
-    message << "a weight must be a finite number; mend the checkpoint";
-  }
-  throw Error(ErrorKind::invalid_argument, message.str());
-}
-
-// A stretch of columns of the 16 rows of a tile as floats, zero where the matrix ends.
-class Stretch {
- public:
-  static constexpr std::size_t kMaxCols = kMaxGroup;
-
-  // `source` is the first row of the tile, `row` its index.
-  void load(const Format& format, SourceType type, const std::byte* source, std::size_t row, std::size_t rows,
-            std::size_t first, std::size_t cols, std::size_t width) {
-    const std::size_t present = std::min(kRows, rows - row);
-    used_ = std::min(width, cols - first);
-    const float largest = largest_value(format);
-    for (std::size_t r = 0; r < kRows; ++r) {
-      const std::size_t count = r < present ? used_ : 0;
-      if (count > 0) read_floats(type, source + (r * cols + first) * source_bytes(type), count, values_[r]);
-      std::fill(values_[r] + count, values_[r] + width, 0.0F);
-      bool inside = true;
-      for (std::size_t c = 0; c < count; ++c) inside &= std::fabs(values_[r][c]) <= largest;  // false for NaN
-      if (inside) continue;
-      const float* bad = std::find_if_not(values_[r], values_[r] + count,
-                                          [largest](float value) { return std::fabs(value) <= largest; });
-      refuse(format, row + r, first + static_cast<std::size_t>(bad - values_[r]), *bad);
-    }
-  }
-
-  const float* row(std::size_t r) const noexcept { return values_[r]; }
-  std::size_t used() const noexcept { return used_; }
-
- private:
-  alignas(64) float values_[kRows][kMaxCols];
-  std::size_t used_ = 0;
-};
-
 double square(float x) noexcept { return static_cast<double>(x) * static_cast<double>(x); }
 
 PackReport pack_float_tile(const TileTask& task, const std::byte* source, std::size_t row, std::byte* tile) {
@@ -82,6 +24,7 @@ PackReport pack_float_tile(const TileTask& task, const std::byte* source, std::s
   const bool half = task.format.id == FormatId::f16;
   PackReport report;
   Stretch stretch;
+  std::vector<Rows> errors(task.moments == nullptr ? 0 : task.cols);
   for (std::size_t first = 0; first < task.cols; first += Stretch::kMaxCols) {
     stretch.load(task.format, task.type, source, row, task.rows, first, task.cols, Stretch::kMaxCols);
     for (std::size_t r = 0; r < kRows; ++r) {
@@ -96,13 +39,15 @@ PackReport pack_float_tile(const TileTask& task, const std::byte* source, std::s
         }
         const std::uint16_t bits = half ? float_to_half(weight) : float_to_bfloat(weight);
         store(tile + 2 * at, bits);
-        const float error = std::fabs(weight - (half ? half_to_float(bits) : bfloat_to_float(bits)));
+        const float error = weight - (half ? half_to_float(bits) : bfloat_to_float(bits));
         part.squared_error += square(error);
-        part.max_error = std::max(part.max_error, static_cast<double>(error));
+        part.max_error = std::max(part.max_error, static_cast<double>(std::fabs(error)));
+        if (!errors.empty()) errors[first + c].at(r) = error;
       }
       report.add(part);
     }
   }
+  if (task.moments != nullptr && !wide) report.weighted_error = weighted_error(*task.moments, errors.data());
   return report;
 }
 
@@ -212,7 +157,11 @@ void read_floats(SourceType type, const std::byte* from, std::size_t count, floa
 PackReport pack_tile(const TileTask& task, const std::byte* source, std::size_t row, std::byte* tile,
                      std::int8_t* remainder) {
   if (task.format.is_float()) return pack_float_tile(task, source, row, tile);
-  return pack_integer_tile(task, TileLayout(task.format, task.cols), source, row, tile, remainder);
+  const TileLayout layout(task.format, task.cols);
+  // Groups apart where nothing ties them together, which is quicker.
+  if (task.moments == nullptr && task.format.codebook == Codebook::none)
+    return pack_integer_tile(task, layout, source, row, tile, remainder);
+  return pack_weighted_tile(task, layout, source, row, tile, remainder);
 }
 
 }  // namespace edgert

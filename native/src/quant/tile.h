@@ -7,7 +7,10 @@
 #include <cstdint>
 #include <cstring>
 
+#include "quant/layout.h"
+#include "quant/moments.h"
 #include "quant/pack.h"
+#include "quant/rows.h"
 
 namespace edgert {
 
@@ -16,12 +19,20 @@ struct TileTask {
   SourceType type;
   std::size_t rows;  // of the matrix
   std::size_t cols;
+  const Moments* moments = nullptr;  // of its inputs, where they are known
 };
 
 // Packs the tile that begins at `row`. `source` and `remainder` (may be null) begin at that row, `tile` is
 // zeroed. Error{invalid_argument} as pack_tiles says.
 PackReport pack_tile(const TileTask& task, const std::byte* source, std::size_t row, std::byte* tile,
                      std::int8_t* remainder);
+
+// The same for an integer format whose errors moments weigh, and for one with a codebook.
+PackReport pack_weighted_tile(const TileTask& task, const TileLayout& layout, const std::byte* source,
+                              std::size_t row, std::byte* tile, std::int8_t* remainder);
+
+// Sum of e M e^T over the 16 rows of `errors` [moments.cols()].
+double weighted_error(const Moments& moments, const Rows* errors) noexcept;
 
 // `count` consecutive elements, unaligned.
 void read_floats(SourceType type, const std::byte* from, std::size_t count, float* to) noexcept;
