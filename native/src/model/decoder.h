@@ -14,7 +14,9 @@
 #include "experts/store.h"
 #include "model/kv_cache.h"
 #include "model/linear.h"
+#include "model/lossy.h"
 #include "model/recipe.h"
+#include "model/router.h"
 #include "model/routing.h"
 #include "model/scratch.h"
 #include "model/weights.h"
@@ -52,7 +54,12 @@ class Decoder {
   void impose_routing(std::shared_ptr<const ImposedRouting> routing) noexcept {
     imposed_ = std::move(routing);
   }
-  // The experts that an MoE layer used for the last row of the last run, ascending.
+  // From the next run on.
+  void set_lossy(const LossyModes& modes) noexcept { lossy_ = modes; }
+  const LossyModes& lossy() const noexcept { return lossy_; }
+  LossyCounts lossy_counts() const noexcept { return {replaced_.load(), skipped_.load()}; }
+  // The experts that an MoE layer used for the last row of the last run, ascending; kNoExpert for those left
+  // out.
   std::span<const std::int32_t> last_experts(int layer) const noexcept;
 
  private:
@@ -103,6 +110,7 @@ class Decoder {
   void gated_ffn(const FfnRecipe& recipe, const GatedFfnWeights& weights, Activations& in, float* out);
   Activations activate(const FfnRecipe& recipe, std::size_t width, std::size_t rows, bool integer);
   void route(int layer, std::span<const BatchRow> rows);
+  void give_up(int layer, std::size_t rows, const std::function<RouterRow(std::size_t)>& row_at);
   std::size_t group_by_expert(const FfnRecipe& recipe, std::size_t rows);
   void routed_experts(int layer, Activations& in, const StepControl& control);
   void prefetch_after(int layer, std::size_t rows);
@@ -136,6 +144,9 @@ class Decoder {
   Machine machine_;
   ScratchShape shape_;
   std::shared_ptr<const ImposedRouting> imposed_;
+  LossyModes lossy_;
+  std::atomic<std::uint64_t> replaced_{0};  // uses of experts, by all runs
+  std::atomic<std::uint64_t> skipped_{0};
   std::vector<RowRun> attended_;         // rows that attend together
   std::vector<RowRun> runs_;             // whole ones, of this step
   const RopeRecipe* rotated_ = nullptr;  // whose angles of this step's rows are in s_.rotation
