@@ -1,6 +1,6 @@
 """The C++ core. Errors are edgert.errors.EdgertError subclasses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from typing import Any
 
