@@ -1,6 +1,6 @@
 """The C++ core. Errors are edgert.errors.EdgertError subclasses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from typing import Any
 
@@ -17,7 +17,8 @@ def cpu_features() -> dict[str, bool]: ...
 def runnable_isas() -> list[str]: ...
 def page_size() -> int: ...
 def knobs() -> list[dict[str, Any]]:
-    """The knob table: name, kind (bytes | int | choice), default, minimum, maximum, choices, unit, live, help."""
+    """The knob table: name, kind (bytes | int | float | choice), default, minimum, maximum, choices, unit, live, lossy,
+    help."""
 
 # --- weight formats ---------------------------------------------------------------------------------
 def formats() -> list[dict[str, Any]]:
@@ -196,6 +197,7 @@ class Model:
         kv_format: str = "auto",
         eviction: str = "forecast",
         moments: str = "none",
+        lossy: Mapping[str, float] = {},
     ) -> None: ...
     context: int
     chunk: int
@@ -219,6 +221,11 @@ class Model:
         """For measurements: position p uses the expert ids experts[p % len(experts)], listed by MoE layer, instead of
         the routers' choice, which an empty list restores; the routers still weigh them. Memory is the caller's, not the
         budget's. InvalidArgumentError names position and MoE layer where the ids do not fit the model."""
+    def lossy(self) -> dict[str, float]:
+        """The lossy modes that are on, by knob."""
+    def set_lossy(self, shares: Mapping[str, float]) -> None:
+        """From the next step on these lossy modes, by knob, and no others. InvalidArgumentError for a knob that is none and
+        outside its range."""
     def last_experts(self) -> list[list[int]]:
         """The experts that the last step's last token used, by MoE layer, ascending."""
     def observed(self) -> tuple[int, dict[str, Any]]:
@@ -227,7 +234,8 @@ class Model:
     def statistics(self) -> dict[str, int | float]:
         """Cumulative: expert_hits (resident without prefetch), expert_prefetch_hits (the first use of what a prefetch
         read), expert_misses, bytes_read, expert_bytes_read, expert_bytes_prefetched (of expert_bytes_read), stall_s,
-        prefill_tokens, prefill_s, decode_tokens, decode_s, evictions; now: experts_resident, experts_total,
+        prefill_tokens, prefill_s, decode_tokens, decode_s, evictions, experts_replaced and experts_skipped (uses of an
+        expert by a token that lossy modes gave to another or left out); now: experts_resident, experts_total,
         experts_prefetching (those that are still to be read ahead of need), slot_bytes, slot_capacity_bytes."""
     def store(self) -> list[bytes]:
         """Per MoE layer one byte an expert: 0 absent, 1 being read, 2 resident."""

@@ -27,7 +27,8 @@ _TEXT = (
     "checks the permissions, and returns a small number by which the program refers to the file from then on. "
 )
 _LOOKUPS = ("expert_hits", "expert_prefetch_hits", "expert_misses")
-_COUNTED = (*_LOOKUPS, "bytes_read", "stall_s")
+_LOSSES = ("experts_replaced", "experts_skipped")
+_COUNTED = (*_LOOKUPS, *_LOSSES, "bytes_read", "stall_s")
 _POLL_S = 0.05
 
 
@@ -124,6 +125,7 @@ def describe_model(model: "Model", manifest: dict[str, Any]) -> dict[str, Any]:
         "io_backend": stats["io_backend"],
         "isa": stats["isa"],
         "eviction": model.native.eviction,
+        "lossy": model.lossy_modes,
         "cpu": _native.cpu_name(),
         "budget_bytes": stats["budget_bytes"],
         "peak_bytes": stats["peak_bytes"],
@@ -180,6 +182,7 @@ def _row(phase: str, runs: list[dict[str, float]]) -> dict[str, Any]:
         "hit_rate": total["expert_hits"] / looked_up if looked_up else 1.0,
         "bytes_read_per_token": total["bytes_read"] / total["tokens"],
         "stall_s_per_token": total["stall_s"] / total["tokens"],
+        **{f"{name}_per_token": total[name] / total["tokens"] for name in _LOSSES},
     }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from edgert import lossy
 from edgert.bundle import Bundle
 from edgert.calibration import Calibration
 from edgert.calibration_file import measured_model
@@ -42,6 +43,7 @@ def calibrate(
         raise InvalidArgumentError(f"tokens: found {tokens}, at least 2 are needed")
     if not text:
         raise InvalidArgumentError("text: it is empty; at least 2 tokens are needed")
+    lossy.refuse(knobs)  # what is measured is the model itself
     with load_with(knob_values(knobs), model, "edgert", moments=moments) as loaded:
         ids = encode_text(loaded, text, tokens) if isinstance(text, str) else text[:tokens]
         return measure(loaded, ids, progress)

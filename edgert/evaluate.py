@@ -26,7 +26,8 @@ _CHUNK_BYTES = 8 << 20  # of f32 logits at a time, whatever the vocabulary
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`tokens` were scored. kl_mean (nats, reference to model) and top1_agreement (share of tokens) with a reference."""
+    """`tokens` were scored. With a reference: kl_mean (nats, reference to model), top1_agreement (share of tokens) and its own
+    perplexity."""
 
     perplexity: float
     tokens: int
@@ -34,6 +35,7 @@ class Evaluation:
     stride: int
     kl_mean: float | None = None
     top1_agreement: float | None = None
+    reference_perplexity: float | None = None
 
 
 def evaluate(
@@ -70,6 +72,7 @@ def evaluate(
         stride=stride,
         kl_mean=max(0.0, sums.divergence / sums.tokens) if compared else None,
         top1_agreement=sums.agreed / sums.tokens if compared else None,
+        reference_perplexity=float(np.exp(sums.reference_loss / sums.tokens)) if compared else None,
     )
 
 
@@ -134,14 +137,16 @@ class _Sums:
 
     def __init__(self) -> None:
         self.tokens = self.agreed = 0
-        self.loss = self.divergence = 0.0
+        self.loss = self.reference_loss = self.divergence = 0.0
 
     def add(self, targets: list[int], logits: "NDArray[Any]", reference: "NDArray[Any] | None") -> None:
         logprobs = _log_softmax(logits)
+        scored = np.arange(len(targets)), targets
         self.tokens += len(targets)
-        self.loss -= float(logprobs[np.arange(len(targets)), targets].sum())
+        self.loss -= float(logprobs[scored].sum())
         if reference is not None:
             expected = _log_softmax(reference)
+            self.reference_loss -= float(expected[scored].sum())
             self.divergence += float((np.exp(expected) * (expected - logprobs)).sum())
             self.agreed += int((logits.argmax(axis=1) == reference.argmax(axis=1)).sum())
 

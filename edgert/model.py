@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, overload
 
-from edgert import _native, backends, caches
+from edgert import _native, backends, caches, lossy
 from edgert.bundle import Bundle, locate
 from edgert.converters import checkpoint
 from edgert.errors import (
@@ -45,6 +45,7 @@ def load(
     threads: int | str | None = None,
     context: int | str | None = None,
     backend: str | None = None,
+    exact: bool = False,
     **others: Any,
 ) -> "Model":
     """Load a bundle: a path, a name (see `edgert list`), or None for the embedded model. A GGUF file is converted into
@@ -57,13 +58,17 @@ def load(
     defaults, what `edgert devices probe` found best here, or the knob's default, in this order.
 
     `backend` names the engine: "edgert", "llama.cpp" (extra gguf), which also runs a GGUF file that edgert's own decoder
-    has no place for, or "onnx" (extra onnx); by default what the model needs.
+    has no place for, or "onnx" (extra onnx); by default what the model needs. `exact` refuses every lossy mode (knobs that
+    give up quality for speed, such as skip_experts), wherever it is turned on.
 
-    Raises InvalidArgumentError for a knob outside its range, BudgetError naming the smallest budget that works,
+    Raises InvalidArgumentError for a knob outside its range and for a lossy mode where `exact`, BudgetError naming the smallest budget that works,
     NotFoundError, CorruptError, UnsupportedError or StorageError for the bundle.
     """
     given = {"memory": memory, "threads": threads, "context": context, **others}
-    return load_with(knob_values(given), path_or_name, backend)
+    values = knob_values(given)
+    if exact:
+        lossy.refuse(given)
+    return load_with(values, path_or_name, backend)
 
 
 def load_with(
@@ -257,6 +262,11 @@ class Model(ABC):
         """The engine's own model, for work by steps. Raises InvalidArgumentError once closed, and UnsupportedError where
         another engine runs the model."""
         raise self._unable("this is of edgert's own engine")
+
+    @property
+    def lossy_modes(self) -> dict[str, float]:
+        """The knobs that are giving up quality for speed, by name; empty where results are exact."""
+        return {}
 
     @property
     @abstractmethod

@@ -38,6 +38,7 @@ class Setting:
     choices: tuple[str, ...] = ()
     unit: str = ""
     live: bool = False
+    lossy: bool = False  # gives up quality unless it is 0
 
     @property
     def flag(self) -> str:
@@ -143,6 +144,7 @@ def _from_knob(row: Mapping[str, Any]) -> Setting:
         choices=tuple(row["choices"]),
         unit=row["unit"],
         live=row["live"],
+        lossy=row["lossy"],
     )
 
 
@@ -192,14 +194,20 @@ class Layers:
 
     def value(self, setting: Setting, given: object = None) -> Any:
         """The value of `setting`: `given` unless None, else the variable's, else the first file's, else None."""
+        found = self.find(setting, given)
+        return None if found is None else found[0]
+
+    def find(self, setting: Setting, given: object = None) -> tuple[Any, str] | None:
+        """The same with where it comes from: the setting's name if it was given."""
         if given is not None:
-            return setting.check(given)
+            return setting.check(given), setting.name
         variable = os.environ.get(setting.variable)
         if variable:
-            return setting.check(variable, setting.variable)
+            return setting.check(variable, setting.variable), setting.variable
         for path, table in self._files:
             if setting.name in table:
-                return setting.check(table[setting.name], f"{path}: {setting.name}")
+                where = f"{path}: {setting.name}"
+                return setting.check(table[setting.name], where), where
         return None
 
 

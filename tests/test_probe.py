@@ -238,7 +238,8 @@ def test_loading_a_model_takes_what_was_found(
     profile = made({(1024, 1): 500.0, (1024, 16): 1000.0})
     here = dataclasses.replace(profile.storage, path=str(tiny_bundle), direct_io="off", io_backend="pread")
     save_machine(dataclasses.replace(profile, storage=here), home / "machine.toml")
-    for knobs in ({}, {"io_backend": "auto", "direct_io": "auto"}):
+    choices: tuple[dict[str, Any], ...] = ({}, {"io_backend": "auto", "direct_io": "auto"})
+    for knobs in choices:
         with edgert.load(tiny_bundle, **knobs) as model:
             assert model.stats()["io_backend"] == "pread"
     last = _native.usable_io_backends()[-1]

@@ -9,6 +9,7 @@ from edgert import _native
 from edgert.bundle import Bundle
 from edgert.errors import InvalidArgumentError
 from edgert.generation import Stream
+from edgert.lossy import names
 from edgert.model import Model, tokenizer_of
 from edgert.units import format_bytes
 
@@ -40,7 +41,8 @@ class NativeModel(Model):
         if tokenizer is not None:
             self._runtime.reserve(tokenizer.memory_bytes)
         self._pid = os.getpid()
-        native = _native.Model(self._runtime, str(bundle.path), **for_model, moments=moments)
+        lossy = {name: stated[name] for name in names() if name in stated}
+        native = _native.Model(self._runtime, str(bundle.path), lossy=lossy, moments=moments, **for_model)
         self._native: _native.Model | None = native
         super().__init__(
             bundle.name,
@@ -74,6 +76,10 @@ class NativeModel(Model):
                 f"the model {self.name} was loaded before this process was forked; load it here"
             )
         return self._native
+
+    @property
+    def lossy_modes(self) -> dict[str, float]:
+        return self.native.lossy()
 
     def sequence(self) -> _native.Sequence:
         return self.native.sequence()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgert.cli.options import Subparsers, add_json, add_knobs, add_model, find_model, knob_flags
-from edgert.cli.run import describe
+from edgert.cli.run import describe, note_lossy
 from edgert.cli.terminal import markdown_table, note, print_json, progress, say, table
 from edgert.errors import InvalidArgumentError
 from edgert.settings import Setting
@@ -85,6 +85,7 @@ def _warm(args: argparse.Namespace, options: dict[str, Any], knobs: dict[str, An
     path = _bundle(args, knobs, wanted)
     with edgert.load(path, **knobs) as model:
         note(describe(model))
+        note_lossy(model)
         with progress("bench", "runs") as update:
             return benchmark(
                 model,
@@ -220,4 +221,11 @@ def _summary(report: dict[str, Any]) -> str:
     if simulated := report.get("eviction_simulated"):
         rates = ", ".join(f"{name} {row['hit_rate']:.1%}" for name, row in simulated.items())
         lines.append(f"eviction: {report['eviction']}; hits of the decode, simulated: {rates}")
+    if report["lossy"] and "experts_replaced_per_token" in report["results"][-1]:
+        decode = report["results"][-1]
+        shown = ", ".join(f"{name} {share:g}" for name, share in report["lossy"].items())
+        lines.append(
+            f"lossy: {shown}; of a token's uses of experts {decode['experts_replaced_per_token']:.2f} replaced, "
+            f"{decode['experts_skipped_per_token']:.2f} left out"
+        )
     return "\n".join(lines)

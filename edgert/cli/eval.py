@@ -3,11 +3,17 @@
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgert.cli.options import Subparsers, add_json, add_knobs, add_model, find_model, knob_flags
-from edgert.cli.run import describe, read_text
+from edgert.cli.run import describe, note_lossy, read_text
 from edgert.cli.terminal import note, print_json, progress, say
 from edgert.settings import Setting
+
+if TYPE_CHECKING:
+    from edgert.evaluate import Evaluation
+    from edgert.lossy import Loss
+    from edgert.model import Model
 
 _MAX_TEXT_BYTES = 256 << 20
 _STRIDE = Setting(
@@ -22,7 +28,8 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
         help="measure perplexity",
         description="Perplexity on a text, by windows of --context tokens that begin every --stride tokens; each token is "
         "scored once, in the first window that holds it. With --reference also the KL divergence from the reference's "
-        "distribution and how often both rank the same token first.",
+        "distribution and how often both rank the same token first. A reference computes exactly: against itself a model shows "
+        "what its lossy modes cost, token by token (--chunk 1) unless --chunk says otherwise.",
     )
     add_model(parser)
     parser.add_argument("--text", metavar="FILE", type=Path, required=True, help="UTF-8 text")
@@ -38,24 +45,35 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     import edgert
+    from edgert import lossy
     from edgert.evaluate import encode_text, evaluate
+    from edgert.model import knob_values
 
     stride = None if args.stride is None else _STRIDE.check(args.stride, "--stride")
     limit = None if args.tokens is None else _TOKENS.check(args.tokens, "--tokens")
     text = read_text(args.text, _MAX_TEXT_BYTES)
-    with edgert.load(find_model(args.model), **knob_flags(args)) as model:
+    knobs = knob_flags(args)
+    if lossy.asked_for(knobs) and knob_values(knobs)["chunk"] is None:
+        knobs["chunk"] = 1  # what is given up depends on what else a step reads: as in generating
+    loss = None
+    with edgert.load(find_model(args.model), **knobs) as model:
         note(describe(model))
+        if args.reference is None:
+            note_lossy(model)
         tokens = encode_text(model, text, limit)
         with progress("eval", "tokens") as update:
             if args.reference is None:
                 result = evaluate(model, tokens, stride=stride, progress=update)
             else:
+                exactly = dict.fromkeys(lossy.names(), 0)
                 with edgert.load(
-                    args.reference, **{**knob_flags(args), "context": model.context}
+                    args.reference, exact=True, **{**knobs, **exactly, "context": model.context}
                 ) as reference:
                     result = evaluate(model, tokens, reference=reference, stride=stride, progress=update)
+                    loss = _loss(args.text, model, reference, result)
         if args.json:
-            print_json({"model": model.name, "reference": args.reference, **dataclasses.asdict(result)})
+            about = {"model": model.name, "reference": args.reference, "lossy": model.lossy_modes}
+            print_json({**about, **dataclasses.asdict(result)})
             return 0
     say(
         f"perplexity {result.perplexity:.4f} over {result.tokens} tokens (windows of {result.context}, stride {result.stride})"
@@ -64,4 +82,31 @@ def run(args: argparse.Namespace) -> int:
         say(
             f"against {args.reference}: KL {result.kl_mean:.6f} nats a token, same first token {result.top1_agreement:.2%}"
         )
+    if loss is not None:
+        say(lossy.describe(loss.modes, loss, args.reference))
     return 0
+
+
+def _loss(text: Path, model: "Model", reference: "Model", result: "Evaluation") -> "Loss | None":
+    """What lossy modes cost, kept for other commands to state; None where none is on or the reference is another model."""
+    from edgert import lossy
+    from edgert.bundle import Bundle
+
+    bundle_id, other = (Bundle.open(one.path).manifest["bundle_id"] for one in (model, reference))
+    if not model.lossy_modes or bundle_id != other:
+        return None
+    assert result.reference_perplexity is not None
+    assert result.kl_mean is not None
+    assert result.top1_agreement is not None
+    loss = lossy.Loss(
+        modes=model.lossy_modes,
+        budget_bytes=model.stats()["budget_bytes"],
+        text=text.name,
+        tokens=result.tokens,
+        perplexity=result.perplexity,
+        exact_perplexity=result.reference_perplexity,
+        kl_mean=result.kl_mean,
+        top1_agreement=result.top1_agreement,
+    )
+    lossy.keep(bundle_id, loss)
+    return loss

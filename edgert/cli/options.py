@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from edgert import lossy
 from edgert.cli.terminal import note, progress
 from edgert.sampling import SAMPLING
 from edgert.settings import Layers, Setting, knobs
@@ -64,7 +65,13 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def add_knobs(parser: argparse.ArgumentParser) -> None:
     """The engine's knobs."""
-    _add(parser.add_argument_group("engine"), knobs())
+    group = parser.add_argument_group("engine")
+    _add(group, knobs())
+    group.add_argument(
+        "--exact",
+        action="store_true",
+        help="refuse every lossy mode, wherever it is turned on",
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -82,8 +89,11 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def knob_flags(args: argparse.Namespace) -> dict[str, Any]:
-    """The knobs that were given as flags, for edgert.load()."""
-    return {setting.name: getattr(args, setting.name) for setting in knobs()}
+    """The knobs that were given as flags, for edgert.load(). Raises InvalidArgumentError where --exact forbids one that is on."""
+    given = {setting.name: getattr(args, setting.name) for setting in knobs()}
+    if args.exact:
+        lossy.refuse(given)
+    return given
 
 
 def sampling_flags(args: argparse.Namespace) -> dict[str, Any]:

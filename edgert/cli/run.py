@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     model_path = find_model(args.model, args.backend)
     with edgert.load(model_path, backend=args.backend, **knob_flags(args)) as model:
         note(describe(model))
+        note_lossy(model)
         warn_if_slow(model)
         if talking:
             return converse(model, args, sampling)
@@ -94,6 +95,16 @@ def describe(model: "Model") -> str:
         f"{model.name}: context {model.context} tokens, budget {format_bytes(stats['budget_bytes'])}, {experts}, "
         f"{stats['threads']} threads ({stats['isa']})"
     )
+
+
+def note_lossy(model: "Model") -> None:
+    """One line where lossy modes are on: which, and what they cost."""
+    from edgert import lossy
+    from edgert.bundle import Bundle
+
+    if modes := model.lossy_modes:
+        bundle_id = Bundle.open(model.path).manifest["bundle_id"]
+        note(lossy.describe(modes, lossy.kept(bundle_id, modes, model.stats()["budget_bytes"]), model.name))
 
 
 def warn_if_slow(model: "Model") -> None:
@@ -133,6 +144,10 @@ def summary(result: "Generation") -> str:
     experts = f"hits {s['hit_rate']:.1%} of {lookups} expert look-ups" if lookups else "no routed experts"
     if s["expert_prefetch_hits"]:
         experts += f" and {s['expert_prefetch_hits'] / lookups:.1%} read ahead"
+    if given_up := [
+        f"{s[f'experts_{what}']} {what}" for what in ("replaced", "skipped") if s[f"experts_{what}"]
+    ]:
+        experts += f", uses of experts {' and '.join(given_up)}"
     return (
         f"{speeds}, {experts}, read {format_bytes(s['bytes_read'])}, waited {s['stall_s']:.2f} s for storage"
     )

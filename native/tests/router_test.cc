@@ -26,14 +26,14 @@ Choice route(const RouterRecipe& recipe, int per_token, std::vector<float> logit
   std::vector<float> space(router_space(ffn), std::numeric_limits<float>::quiet_NaN());
   Choice choice{std::vector<std::int32_t>(static_cast<std::size_t>(per_token)),
                 std::vector<float>(static_cast<std::size_t>(per_token))};
-  route_row(kernels("scalar"), recipe,
-            {.logits = logits,
-             .selection_bias = bias.empty() ? nullptr : bias.data(),
-             .expert_scale = nullptr,
-             .space = space,
-             .experts = choice.experts,
-             .weights = choice.weights},
-            imposed);
+  const RouterRow row{.logits = logits,
+                      .selection_bias = bias.empty() ? nullptr : bias.data(),
+                      .expert_scale = nullptr,
+                      .space = space,
+                      .experts = choice.experts,
+                      .weights = choice.weights};
+  choose_row(kernels("scalar"), recipe, row, imposed);
+  weigh_row(kernels("scalar"), recipe, row);
   return choice;
 }
 

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
+#include <map>
 
 #include "bindings/bindings.h"
 #include "engine/sampler.h"
@@ -41,11 +42,41 @@ std::optional<KvType> kv_type(const std::string& word) {
   throw Error(ErrorKind::invalid_argument, "kv_format: found '" + word + "', allowed auto, f32, f16, int8");
 }
 
+const LossyMode& lossy_mode(const std::string& name) {
+  std::string known;
+  for (const LossyMode& mode : kLossyModes) {
+    if (mode.knob == name) return mode;
+    known.append(known.empty() ? "" : ", ").append(mode.knob);
+  }
+  throw Error(ErrorKind::invalid_argument, "knob " + name + " is no lossy mode; those are " + known);
+}
+
+std::map<std::string, double> lossy(const Model& model) {
+  std::map<std::string, double> out;
+  const LossyModes modes = model.lossy();
+  for (const LossyMode& mode : kLossyModes) {
+    if (modes.*mode.share > 0) out[std::string(mode.knob)] = modes.*mode.share;
+  }
+  return out;
+}
+
+LossyModes lossy_modes(const std::map<std::string, double>& shares) {
+  LossyModes modes;
+  for (const auto& [name, share] : shares) modes.*lossy_mode(name).share = static_cast<float>(share);
+  return modes;
+}
+
 std::shared_ptr<Model> load(std::shared_ptr<Runtime> runtime, const std::string& path, std::int64_t context,
                             int parallel, int chunk, const std::string& kv_format,
-                            const std::string& eviction_word, const std::string& moments_word) {
-  const ModelOptions options{
-      context, parallel, chunk, kv_type(kv_format), eviction(eviction_word), moments(moments_word)};
+                            const std::string& eviction_word, const std::string& moments_word,
+                            const std::map<std::string, double>& shares) {
+  const ModelOptions options{context,
+                             parallel,
+                             chunk,
+                             kv_type(kv_format),
+                             eviction(eviction_word),
+                             moments(moments_word),
+                             lossy_modes(shares)};
   const py::gil_scoped_release released;
   return std::make_shared<Model>(std::move(runtime), path, options, Interrupts());
 }
@@ -179,6 +210,8 @@ py::dict statistics(const Model& model) {
   out["prefill_s"] = s.prefill_s;
   out["decode_tokens"] = s.decode_tokens;
   out["decode_s"] = s.decode_s;
+  out["experts_replaced"] = s.lossy.replaced;
+  out["experts_skipped"] = s.lossy.skipped;
   out["experts_resident"] = s.experts.resident;
   out["experts_prefetching"] = s.experts.prefetching;
   out["experts_total"] = s.experts.total;
@@ -208,7 +241,8 @@ void bind_model(py::module_& module) {
   py::class_<Model, std::shared_ptr<Model>>(module, "Model")
       .def(py::init(&load), py::arg("runtime"), py::arg("path"), py::kw_only(), py::arg("context") = 0,
            py::arg("parallel") = 1, py::arg("chunk") = 0, py::arg("kv_format") = "auto",
-           py::arg("eviction") = std::string(kEvictions[0]), py::arg("moments") = "none")
+           py::arg("eviction") = std::string(kEvictions[0]), py::arg("moments") = "none",
+           py::arg("lossy") = std::map<std::string, double>())
       .def_property_readonly("context", [](const Model& m) { return m.plan().context; })
       .def_property_readonly("chunk", [](const Model& m) { return m.plan().chunk; })
       .def_property_readonly("kv_format", [](const Model& m) { return name(m.plan().kv_type); })
@@ -223,6 +257,11 @@ void bind_model(py::module_& module) {
       .def("cancel", &Model::cancel)
       .def("impose_routing", &Model::impose_routing, py::arg("experts"),
            py::call_guard<py::gil_scoped_release>())
+      .def("lossy", &lossy, py::call_guard<py::gil_scoped_release>())
+      .def(
+          "set_lossy",
+          [](Model& m, const std::map<std::string, double>& shares) { m.set_lossy(lossy_modes(shares)); },
+          py::arg("shares"), py::call_guard<py::gil_scoped_release>())
       .def("last_experts", &Model::last_experts, py::call_guard<py::gil_scoped_release>())
       .def("observed", &observed)
       .def("statistics", &statistics)

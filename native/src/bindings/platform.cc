@@ -23,6 +23,7 @@ py::dict describe(const Knob& knob) {
   row["choices"] = py::cast(std::vector(knob.choices.begin(), knob.choices.end()));
   row["unit"] = knob.unit;
   row["live"] = knob.live;
+  row["lossy"] = knob.lossy;
   row["help"] = knob.help;
   return row;
 }

@@ -64,6 +64,38 @@ constexpr Knob kKnobs[] = {
     {"eviction", KnobKind::choice, kEvictions[0], 0, 0, kEvictions, "", false,
      "Which expert goes when another needs its memory: the least likely to be used next (forecast), the one "
      "used longest ago (lru) or least often (lfu), or as EdgeMoE has it (edgemoe). Changes no output."},
+    {"cache_aware_routing",
+     KnobKind::number,
+     0,
+     0,
+     1,
+     {},
+     "of the spread of a row's router logits",
+     true,
+     "Lossy: a chosen expert that would have to be read gives way to one in memory whose logit is lower by "
+     "at "
+     "most this share of the spread; never the first choice. 0: off.",
+     true},
+    {"skip_experts",
+     KnobKind::number,
+     0,
+     0,
+     1,
+     {},
+     "of a row's expert weights",
+     true,
+     "Lossy: leaves out experts whose weight is below this share of the row's, never the largest. 0: off.",
+     true},
+    {"skip_absent_experts",
+     KnobKind::number,
+     0,
+     0,
+     1,
+     {},
+     "of a row's expert weights",
+     true,
+     "Lossy: the same for experts that would have to be read. 0: off.",
+     true},
     {"isa", KnobKind::choice, "auto", 0, 0, kIsas, "", false,
      "Instruction set of the kernels. auto: the best that this processor runs."},
 };
@@ -78,6 +110,8 @@ std::string_view name(KnobKind kind) noexcept {
       return "bytes";
     case KnobKind::integer:
       return "int";
+    case KnobKind::number:
+      return "float";
     case KnobKind::choice:
       return "choice";
   }
@@ -100,6 +134,14 @@ void check_knob(std::string_view name, std::int64_t value) {
   throw Error(ErrorKind::invalid_argument, std::string(name) + ": found " + std::to_string(value) +
                                                ", allowed " + std::to_string(row.minimum) + " to " +
                                                std::to_string(row.maximum) + (automatic ? " (0: auto)" : ""));
+}
+
+void check_number(std::string_view name, double value) {
+  const Knob& row = knob(name);
+  if (value >= static_cast<double>(row.minimum) && value <= static_cast<double>(row.maximum)) return;
+  throw Error(ErrorKind::invalid_argument, std::string(name) + ": found " + std::to_string(value) +
+                                               ", allowed " + std::to_string(row.minimum) + " to " +
+                                               std::to_string(row.maximum));
 }
 
 }  // namespace edgert

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <utility>
 
+#include "control/knobs.h"
 #include "platform/error.h"
 
 namespace edgert {
@@ -33,6 +34,7 @@ Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path
                                                  runtime_->budget(), plan_.chunk);
     decoder_.observe(observation_.get());
   }
+  set_lossy(options.lossy);
   batch_.reserve(static_cast<std::size_t>(plan_.chunk));
   origins_.reserve(static_cast<std::size_t>(plan_.chunk));
 }
@@ -158,13 +160,25 @@ void Model::impose_routing(const ImposedRouting::Table& table) {
   decoder_.impose_routing(std::move(routing));
 }
 
+void Model::set_lossy(const LossyModes& modes) {
+  for (const LossyMode& mode : kLossyModes) check_number(mode.knob, modes.*mode.share);
+  const std::lock_guard lock(step_mutex_);
+  decoder_.set_lossy(modes);
+}
+
+LossyModes Model::lossy() const {
+  const std::lock_guard lock(step_mutex_);
+  return decoder_.lossy();
+}
+
 ImposedRouting::Table::value_type Model::last_experts() const {
   const std::lock_guard lock(step_mutex_);
   ImposedRouting::Table::value_type layers;
   for (int layer = 0; layer < recipe_.num_layers(); ++layer) {
     if (!recipe_.block(layer).ffn.is_moe()) continue;
     const auto experts = decoder_.last_experts(layer);
-    layers.emplace_back(experts.begin(), experts.end());
+    auto& used = layers.emplace_back(experts.begin(), experts.end());
+    std::erase(used, kNoExpert);
   }
   return layers;
 }
@@ -184,6 +198,7 @@ ModelStatistics Model::statistics() const {
     out = statistics_;
   }
   out.experts = store_.statistics();
+  out.lossy = decoder_.lossy_counts();
   out.bytes_read = weights_.bytes_read() + out.experts.demand_bytes + out.experts.prefetched_bytes;
   return out;
 }

@@ -35,6 +35,7 @@ struct ModelOptions {
   std::optional<KvType> kv_type;  // none: f32 where attention is f32, else f16
   Eviction eviction = Eviction::forecast;
   Moments moments = Moments::none;  // what to measure of the model as it runs
+  LossyModes lossy{};
 };
 
 // The budget, divided.
@@ -97,6 +98,7 @@ struct ModelStatistics {
   std::uint64_t decode_tokens = 0;
   double prefill_s = 0;
   double decode_s = 0;
+  LossyCounts lossy;
 };
 
 class Model {
@@ -126,6 +128,10 @@ class Model {
   // See ImposedRouting; an empty table gives the choice back to the routers. Changes what the model computes:
   // it is there to measure how a routing pages.
   void impose_routing(const ImposedRouting::Table& table);
+  // From the next step on. Error{invalid_argument} outside the knobs' ranges.
+  void set_lossy(const LossyModes& modes);
+  LossyModes lossy() const;
+
   // The experts that the last step's last token used, by MoE layer.
   ImposedRouting::Table::value_type last_experts() const;
 

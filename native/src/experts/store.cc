@@ -361,6 +361,13 @@ ExpertStatistics ExpertStore::statistics() const {
   return out;
 }
 
+void ExpertStore::at_hand(int layer, std::span<std::uint8_t> experts) const {
+  const Row& r = row(layer);
+  const std::lock_guard lock(mutex_);
+  for (int i = 0; i < r.count; ++i)
+    experts[at(i)] = entries_[at(r.first + i)].state == Residency::absent ? 0 : 1;
+}
+
 std::vector<std::vector<ExpertStore::Residency>> ExpertStore::residency() const {
   const std::lock_guard lock(mutex_);
   std::vector<std::vector<Residency>> out;

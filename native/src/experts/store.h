@@ -127,6 +127,8 @@ class ExpertStore {
 
   void set_page_in_hook(PageInHook hook);  // REQUIRES no request under way
   ExpertStatistics statistics() const;
+  // By expert of a layer, 1 where it is resident or being read, else 0. REQUIRES one byte an expert.
+  void at_hand(int layer, std::span<std::uint8_t> experts) const;
   // One entry an expert, layer after layer in the manifest's order.
   std::vector<std::vector<Residency>> residency() const;
 

@@ -14,8 +14,10 @@
 #include "experts/store.h"
 #include "model/kv_cache.h"
 #include "model/linear.h"
+#include "model/lossy.h"
 #include "model/observer.h"
 #include "model/recipe.h"
+#include "model/router.h"
 #include "model/routing.h"
 #include "model/scratch.h"
 #include "model/weights.h"
@@ -55,7 +57,12 @@ class Decoder {
   }
   // From the next run on, `observer` is shown what happens; null: nobody. It changes nothing.
   void observe(Observer* observer) noexcept { observer_ = observer; }
-  // The experts that an MoE layer used for the last row of the last run, ascending.
+  // From the next run on.
+  void set_lossy(const LossyModes& modes) noexcept { lossy_ = modes; }
+  const LossyModes& lossy() const noexcept { return lossy_; }
+  LossyCounts lossy_counts() const noexcept { return {replaced_.load(), skipped_.load()}; }
+  // The experts that an MoE layer used for the last row of the last run, ascending; kNoExpert for those left
+  // out.
   std::span<const std::int32_t> last_experts(int layer) const noexcept;
 
  private:
@@ -107,6 +114,7 @@ class Decoder {
   void gated_ffn(int layer, const GatedFfnWeights& weights, Activations& in, float* out);
   Activations activate(const FfnRecipe& recipe, std::size_t width, std::size_t rows, bool integer);
   void route(int layer, std::span<const BatchRow> rows);
+  void give_up(int layer, std::size_t rows, const std::function<RouterRow(std::size_t)>& row_at);
   std::size_t group_by_expert(const FfnRecipe& recipe, std::size_t rows);
   void routed_experts(int layer, Activations& in, const StepControl& control);
   void prefetch_after(int layer, std::size_t rows);
@@ -145,6 +153,9 @@ class Decoder {
   ScratchShape shape_;
   std::shared_ptr<const ImposedRouting> imposed_;
   Observer* observer_ = nullptr;
+  LossyModes lossy_;
+  std::atomic<std::uint64_t> replaced_{0};  // uses of experts, by all runs
+  std::atomic<std::uint64_t> skipped_{0};
   std::vector<RowRun> attended_;         // rows that attend together
   std::vector<RowRun> runs_;             // whole ones, of this step
   const RopeRecipe* rotated_ = nullptr;  // whose angles of this step's rows are in s_.rotation

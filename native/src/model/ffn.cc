@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "model/decoder.h"
-#include "model/router.h"
 
 namespace edgert {
 namespace {
@@ -80,19 +79,46 @@ void Decoder::route(int layer, std::span<const BatchRow> rows) {
            {product(w.router, {s_.normed, hidden(), rows.size(), {}}, s_.router, experts, logit_bias)});
   if (observer_ != nullptr) observer_->router(layer, {s_.normed, hidden(), rows.size()}, s_.router);
   const std::size_t space = router_space(recipe);
+  const auto row_at = [&](std::size_t i) {
+    return RouterRow{.logits = {s_.router + i * experts, experts},
+                     .selection_bias = selection_bias,
+                     .expert_scale = w.expert_scale,
+                     .space = {s_.router_space + i * space, space},
+                     .experts = {s_.pair_expert + i * top, top},
+                     .weights = {s_.pair_weight + i * top, top}};
+  };
+  const bool lossy = lossy_ != LossyModes{};
   machine_.for_rows(rows.size(), [&](std::size_t i, int) {
-    const RouterRow row{.logits = {s_.router + i * experts, experts},
-                        .selection_bias = selection_bias,
-                        .expert_scale = w.expert_scale,
-                        .space = {s_.router_space + i * space, space},
-                        .experts = {s_.pair_expert + i * top, top},
-                        .weights = {s_.pair_weight + i * top, top}};
-    route_row(machine_.kernels, recipe.router, row,
-              imposed_ ? imposed_->experts(layer, rows[i].position) : std::span<const std::int32_t>());
+    choose_row(machine_.kernels, recipe.router, row_at(i),
+               imposed_ ? imposed_->experts(layer, rows[i].position) : std::span<const std::int32_t>());
+    if (!lossy) weigh_row(machine_.kernels, recipe.router, row_at(i));
   });
   if (observer_ != nullptr) observer_->routed(layer, s_.pair_expert, s_.pair_weight);
+  if (lossy) give_up(layer, rows.size(), row_at);
   const std::int32_t* last = s_.pair_expert + (rows.size() - 1) * top;
   std::copy(last, last + top, s_.last_experts + static_cast<std::size_t>(layer) * s_.most_per_token);
+}
+
+// What lossy.h says, between the choice of experts and their weights.
+void Decoder::give_up(int layer, std::size_t rows, const std::function<RouterRow(std::size_t)>& row_at) {
+  const FfnRecipe& recipe = recipe_.block(layer).ffn;
+  std::span<std::uint8_t> at_hand;
+  if (lossy_.asks_residency()) {
+    at_hand = {s_.at_hand, static_cast<std::size_t>(recipe.num_experts)};
+    store_.at_hand(layer, at_hand);
+    for (std::size_t i = 0; i < rows && !imposed_; ++i)
+      at_hand[static_cast<std::size_t>(first_choice(ranking(recipe.router, row_at(i))))] = 1;
+  }
+  machine_.for_rows(rows, [&](std::size_t i, int) {
+    const RouterRow row = row_at(i);
+    if (lossy_.cache_aware_routing > 0 && !imposed_) {
+      replaced_.fetch_add(
+          prefer_at_hand(ranking(recipe.router, row), at_hand, lossy_.cache_aware_routing, row.experts),
+          std::memory_order_relaxed);
+    }
+    weigh_row(machine_.kernels, recipe.router, row);
+    skipped_.fetch_add(skip_light(lossy_, at_hand, row.experts, row.weights), std::memory_order_relaxed);
+  });
 }
 
 std::span<const std::int32_t> Decoder::last_experts(int layer) const noexcept {
@@ -107,7 +133,9 @@ std::size_t Decoder::group_by_expert(const FfnRecipe& recipe, std::size_t rows) 
   const std::size_t pairs = rows * top;
   std::int32_t* first = s_.expert_first;
   std::fill(first, first + experts + 1, 0);
-  for (std::size_t p = 0; p < pairs; ++p) ++first[s_.pair_expert[p] + 1];
+  for (std::size_t p = 0; p < pairs; ++p) {
+    if (s_.pair_expert[p] != kNoExpert) ++first[s_.pair_expert[p] + 1];
+  }
   std::size_t used = 0;
   for (std::size_t e = 0; e < experts; ++e) {
     if (first[e + 1] > 0) s_.expert_ids[used++] = static_cast<std::int32_t>(e);
@@ -115,6 +143,7 @@ std::size_t Decoder::group_by_expert(const FfnRecipe& recipe, std::size_t rows) 
   }
   // Each placement advances its expert's start; afterwards first[e] is where group e + 1 begins.
   for (std::size_t p = 0; p < pairs; ++p) {
+    if (s_.pair_expert[p] == kNoExpert) continue;
     const std::int32_t slot = first[s_.pair_expert[p]]++;
     s_.pair_slot[p] = slot;
     s_.grouped_rows[slot] = static_cast<std::int32_t>(p / top);
@@ -249,6 +278,7 @@ void Decoder::combine(const BlockRecipe& block, const LayerWeights& w, std::size
     float* sum = s_.normed + i * hidden();  // the normed input is spent
     std::fill(sum, sum + hidden(), 0.0F);
     for (std::size_t n = 0; n < top; ++n) {
+      if (s_.pair_expert[i * top + n] == kNoExpert) continue;
       const float weight = s_.pair_weight[i * top + n];
       const float* out = s_.expert_out + static_cast<std::size_t>(s_.pair_slot[i * top + n]) * hidden();
       for (std::size_t j = 0; j < hidden(); ++j) sum[j] += weight * out[j];

@@ -100,7 +100,7 @@ void weigh(const RouterRecipe& recipe, const RouterRow& row) {
 }
 
 // By score, bias and group.
-void choose_apart(const RouterRecipe& recipe, const RouterRow& row) {
+void rank_apart(const RouterRecipe& recipe, const RouterRow& row) {
   const std::span values = row.space.first(row.logits.size());
   for (std::size_t e = 0; e < values.size(); ++e)
     values[e] = row.logits[e] + (row.selection_bias != nullptr ? row.selection_bias[e] : 0);
@@ -108,18 +108,6 @@ void choose_apart(const RouterRecipe& recipe, const RouterRow& row) {
     const auto count = static_cast<std::size_t>(recipe.groups->count);
     keep_best_groups(*recipe.groups, values, row.space.subspan(values.size(), count));
   }
-  choose_best(values, row.experts);
-}
-
-void choose_and_weigh(const KernelTable& kernels, const RouterRecipe& recipe, const RouterRow& row,
-                      std::span<const std::int32_t> imposed) {
-  std::copy(imposed.begin(), imposed.end(), row.experts.begin());
-  // Scores order experts as their logits do, which tell apart what a score rounds to the same.
-  if (imposed.empty() && !recipe.chooses_apart()) choose_best(row.logits, row.experts);
-  if (recipe.scoring == Scoring::sparsemixer) return sparsemixer(recipe, row);
-  score(kernels, recipe.scoring, row.logits);
-  if (imposed.empty() && recipe.chooses_apart()) choose_apart(recipe, row);
-  weigh(recipe, row);
 }
 
 }  // namespace
@@ -130,9 +118,29 @@ std::size_t router_space(const FfnRecipe& recipe) {
                                   (recipe.router.groups ? recipe.router.groups->count : 0));
 }
 
-void route_row(const KernelTable& kernels, const RouterRecipe& recipe, const RouterRow& row,
-               std::span<const std::int32_t> imposed) {
-  choose_and_weigh(kernels, recipe, row, imposed);
+void choose_row(const KernelTable& kernels, const RouterRecipe& recipe, const RouterRow& row,
+                std::span<const std::int32_t> imposed) {
+  if (recipe.chooses_apart()) {
+    score(kernels, recipe.scoring, row.logits);
+    rank_apart(recipe, row);
+  }
+  if (imposed.empty()) return choose_best(ranking(recipe, row), row.experts);
+  std::copy(imposed.begin(), imposed.end(), row.experts.begin());
+}
+
+std::span<const float> ranking(const RouterRecipe& recipe, const RouterRow& row) noexcept {
+  // Scores order experts as their logits do, which tell apart what a score rounds to the same.
+  if (!recipe.chooses_apart()) return row.logits;
+  return row.space.first(row.logits.size());
+}
+
+void weigh_row(const KernelTable& kernels, const RouterRecipe& recipe, const RouterRow& row) {
+  if (recipe.scoring == Scoring::sparsemixer) {
+    sparsemixer(recipe, row);
+  } else {
+    if (!recipe.chooses_apart()) score(kernels, recipe.scoring, row.logits);
+    weigh(recipe, row);
+  }
   if (row.expert_scale == nullptr) return;
   for (std::size_t n = 0; n < row.experts.size(); ++n) row.weights[n] *= row.expert_scale[row.experts[n]];
 }

@@ -1,5 +1,7 @@
 // The choice of experts from a router's logits, for one row.
 //
+// A choice may be changed before it is weighed (see lossy.h).
+//
 // Threads: pure over its arguments. A row's choice and weights depend on that row alone.
 #pragma once
 
@@ -24,9 +26,14 @@ struct RouterRow {
 // Floats that route_row() needs beside the logits.
 std::size_t router_space(const FfnRecipe& recipe);
 
-// Fills experts and weights. Of equal experts the lower id is chosen. With `imposed` (ascending ids, else
-// empty) the choice is made already, and only the weights are the router's.
-void route_row(const KernelTable& kernels, const RouterRecipe& recipe, const RouterRow& row,
-               std::span<const std::int32_t> imposed);
+// Makes the ranking of a row and chooses the best of it into `experts`; of equal ones the lower id. With
+// `imposed` (ascending ids, else empty) the choice is made already.
+void choose_row(const KernelTable& kernels, const RouterRecipe& recipe, const RouterRow& row,
+                std::span<const std::int32_t> imposed);
+// What the experts of the row are ordered by, the largest first; -inf where one cannot be chosen. Valid from
+// choose_row() to weigh_row().
+std::span<const float> ranking(const RouterRecipe& recipe, const RouterRow& row) noexcept;
+// Fills weights. REQUIRES choose_row() of this row; its experts may have been changed since.
+void weigh_row(const KernelTable& kernels, const RouterRecipe& recipe, const RouterRow& row);
 
 }  // namespace edgert

@@ -162,6 +162,7 @@ Scratch Scratch::layout(const Recipe& recipe, const ScratchShape& shape, std::by
   s.expert_ids = layout.take<std::int32_t>(w.experts);
   s.most_per_token = w.per_token;
   s.last_experts = layout.take<std::int32_t>(recipe.layers.size() * w.per_token);
+  s.at_hand = layout.take<std::uint8_t>(w.experts);
   s.logits = layout.take<float>(static_cast<std::size_t>(s.logit_rows) * vocab);
   s.bytes = layout.bytes();
   return s;

@@ -58,7 +58,8 @@ struct Scratch {
   std::int32_t* expert_ids = nullptr;    // [experts], those in use
   std::int32_t* last_experts = nullptr;  // [layers][most_per_token], of the last row
   std::size_t most_per_token = 0;
-  float* logits = nullptr;  // [logit_rows][vocab]
+  std::uint8_t* at_hand = nullptr;  // [experts], whether one need not be read
+  float* logits = nullptr;          // [logit_rows][vocab]
 };
 
 }  // namespace edgert
