@@ -19,7 +19,8 @@ from typing import Any
 import gguf_shape
 import numpy as np
 
-from edgert.converters.gguf_architectures import Architecture, architecture
+from edgert.converters.gguf_architectures import architecture
+from edgert.converters.gguf_names import Architecture
 from edgert.shapes import SHAPES
 
 _SHARD_BYTES = 5 << 30
