@@ -177,7 +177,7 @@ def write(
     partial.mkdir(parents=True)
     draw = np.random.Generator(np.random.SFC64(1))
     divided = shards(parts(config, scheme), shard_bytes)
-    index = {}
+    index: dict[str, str] = {}
     for number, shard in enumerate(divided, 1):
         name = f"model-{number:05}-of-{len(divided):05}.safetensors"
         _write_shard(partial / name, shard, draw)
