@@ -29,7 +29,7 @@ _NORMS_OF_QUERIES = {
 }  # and of keys: what one is of
 # Standard deviation of a matrix's products, given inputs of unit scale.
 _PRODUCT_DEVIATION = {"attn_output": 0.1, "ffn_down_exps": 0.25}
-_SLAB_BYTES = 32 << 20  # of a matrix, written at a time
+SLAB_BYTES = 32 << 20  # of a matrix, written at a time
 
 Matrix = tuple[str, tuple[int, ...]]
 Blocks = np.ndarray[Any, Any]  # u8 [blocks, bytes of one], random at first
@@ -197,7 +197,7 @@ def slabs(name: str, shape: tuple[int, ...], kind: BlockType, draw: np.random.Ge
     elif is_f32(name, shape):
         yield draw.standard_normal(shape, np.float32) * np.float32(deviation(name, columns))
     else:
-        height = max(1, _SLAB_BYTES // (columns // kind.elements * kind.bytes))
+        height = max(1, SLAB_BYTES // (columns // kind.elements * kind.bytes))
         for first in range(0, rows, height):
             yield random_blocks(min(height, rows - first), columns, kind, deviation(name, columns), draw)
 

@@ -76,7 +76,10 @@ def _pack_all(
     remainder_file = None if layout.remainder_file is None else files[layout.remainder_file]
     counter = _Counter()
     stop = threading.Event()
-    with ThreadPoolExecutor(threads, thread_name_prefix="edgert-pack") as pool:
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="edgert-sync") as syncing,
+        ThreadPoolExecutor(threads, thread_name_prefix="edgert-pack") as pool,
+    ):
         try:
             waiting: deque[tuple[int, Future[Packed]]] = deque()
             results: dict[int, Packed] = {}
@@ -94,7 +97,7 @@ def _pack_all(
                     waiting.append((index, pool.submit(pack, extent.parts, *arguments)))
                     unsynced += extent.bytes
                     if unsynced >= _SYNC_BYTES:
-                        syncs.append(pool.submit(os.fdatasync, files[extent.file]))
+                        syncs.append(syncing.submit(os.fdatasync, files[extent.file]))
                         unsynced = 0
                     if len(waiting) > 4 * threads:  # enough ahead to keep the threads busy
                         collect()
@@ -104,7 +107,8 @@ def _pack_all(
                 sync.result()  # an error is told once, so the sync that ends the writing might not hear of it
         except BaseException:
             stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+            for each in (pool, syncing):
+                each.shutdown(wait=True, cancel_futures=True)
             raise
     return [results[index] for index in range(len(extents))]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from .pack import TILE_ROWS
-from .tensor import Tensor, TensorReader
+from .tensor import CarryingReader, Tensor, TensorReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,6 @@ class _Reader:
 
     def __exit__(self, *exception: object) -> None:
         self._stored.__exit__(*exception)
-
-    def carry(self, first_row: int, rows: int, destination: bytearray, step: int = 1) -> None:
-        raise NotImplementedError("is packed from floats()")
 
 
 # --- rows in another order ----------------------------------------------------------------------------
@@ -94,9 +91,11 @@ class _PickedReader(_Reader):
     def carry(self, first_row: int, rows: int, destination: bytearray, step: int = 1) -> None:
         packed_row = len(destination) // (-(-rows // TILE_ROWS) * TILE_ROWS)
         offset = 0
+        stored = self._stored
+        assert isinstance(stored, CarryingReader)  # where there is a stored format
         for first, count in self._pieces(first_row, rows, step):
             piece = bytearray(-(-count // TILE_ROWS) * TILE_ROWS * packed_row)
-            self._stored.carry(first, count, piece)
+            stored.carry(first, count, piece)
             destination[offset : offset + len(piece)] = piece
             offset += len(piece)
 

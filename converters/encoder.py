@@ -42,6 +42,7 @@ class _Text:
     max_length: int | None
     dimensions: int | None
     prompts: Mapping[str, str]
+    default_prompt: str | None
 
 
 def find_onnx(directory: Path) -> Path | None:
@@ -91,6 +92,7 @@ def convert_encoder(
         "inputs": [port.as_json() for port in model.inputs],
         "outputs": [port.as_json() for port in model.outputs],
         "output": None, "pooling": None, "normalize": False, "max_length": None, "dimensions": None, "prompts": {},
+        "default_prompt": None,
     }  # fmt: skip
     assets, notes = {}, []
     if "input_ids" in {port.name for port in model.inputs}:
@@ -128,7 +130,17 @@ def _text(model: OnnxFile, directory: Path, config: Mapping[str, Any]) -> _Text:
     limits = [_object(directory, "sentence_bert_config.json").get("max_seq_length")]
     limits += [config.get("max_position_embeddings")]
     lengths = [value for value in limits if type(value) is int and value > 0]
-    prompts = _object(directory, "config_sentence_transformers.json").get("prompts")
+    stated_prompts = _object(directory, "config_sentence_transformers.json")
+    prompts, default = stated_prompts.get("prompts"), stated_prompts.get("default_prompt_name")
+    kept = {
+        str(name): text
+        for name, text in (prompts.items() if isinstance(prompts, dict) else ())
+        if isinstance(text, str) and len(text) <= 4096
+    }
+    if default is not None and default not in kept:
+        raise UnsupportedError(
+            f"{directory / 'config_sentence_transformers.json'}: default_prompt_name {str(default)[:60]!r} is none of its prompts"
+        )
     width = port.shape[-1] if port.shape[-1] else config.get("hidden_size")
     return _Text(
         output=port.name,
@@ -136,11 +148,8 @@ def _text(model: OnnxFile, directory: Path, config: Mapping[str, Any]) -> _Text:
         normalize="Normalize" in modules,
         max_length=min(lengths) if lengths else None,
         dimensions=width if type(width) is int else None,
-        prompts={
-            str(name): text
-            for name, text in (prompts.items() if isinstance(prompts, dict) else ())
-            if isinstance(text, str) and len(text) <= 4096
-        },
+        prompts=kept,
+        default_prompt=default,
     )
 
 

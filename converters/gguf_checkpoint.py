@@ -14,7 +14,8 @@ from edgert.errors import CorruptError, UnsupportedError
 
 from .checkpoint import Checkpoint
 from .gguf import GgufFile, GgufTensor, merged_tensors, read_parts
-from .gguf_architectures import ARCHITECTURES, CONVOLUTIONS, ROWS, Architecture, architecture
+from .gguf_architectures import ARCHITECTURES, architecture
+from .gguf_names import CONVOLUTIONS, ROWS, Architecture
 from .tensor import BlockTensor, TensorInfo
 
 _MAX_NAME_BYTES = 256

@@ -12,7 +12,7 @@ from edgert import _native
 from edgert.errors import CancelledError, CorruptError, InvalidArgumentError
 
 from .decoder import Source
-from .tensor import FLOAT_FORMATS, TensorReader
+from .tensor import FLOAT_FORMATS, CarryingReader, TensorReader
 
 TILE_ROWS = 16
 SLAB_BYTES = 4 << 20  # of source or of packed data, whichever is larger
@@ -109,9 +109,10 @@ class _PartPacker:
         return memoryview(packed)[: self._part.bytes] if self._part.is_vector else memoryview(packed)
 
     def _carry(self, first_row: int, rows: int, packed: bytearray) -> None:
-        source = self._part.source
+        source, reader = self._part.source, self._reader
+        assert isinstance(reader, CarryingReader)  # where there is a stored format
         try:
-            self._reader.carry(self._row(first_row), rows, packed, source.step)
+            reader.carry(self._row(first_row), rows, packed, source.step)
         except InvalidArgumentError as error:
             raise self._explain(error, *self._floats(first_row, rows), first_row) from None
 

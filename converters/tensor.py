@@ -6,7 +6,7 @@ one is made by open() and used by one thread.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from edgert import _native
 from edgert.errors import UnsupportedError
@@ -26,9 +26,13 @@ class TensorReader(Protocol):
         """The weights of `rows` rows, each `step` after the one before, row-major, and their element type: f32, f16 or
         bf16."""
 
+
+@runtime_checkable
+class CarryingReader(TensorReader, Protocol):
+    """Of a tensor whose stored_format is none of floats."""
+
     def carry(self, first_row: int, rows: int, destination: bytearray, step: int = 1) -> None:
-        """The same rows packed in the tensor's stored_format, code for code. Only for formats that are not floats; raises
-        InvalidArgumentError where the format cannot hold them."""
+        """The same rows packed in that format, code for code. Raises InvalidArgumentError where it cannot hold them."""
 
 
 class Tensor(Protocol):
@@ -100,7 +104,7 @@ class TensorInfo:
 
 
 class _PlainReader:
-    """Of a tensor without a stored format of its own to carry over."""
+    """Holds the tensor's file open."""
 
     def __init__(self, path: Path) -> None:
         self._file = InputFile(path)
@@ -110,9 +114,6 @@ class _PlainReader:
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()
-
-    def carry(self, first_row: int, rows: int, destination: bytearray, step: int = 1) -> None:
-        raise NotImplementedError("floats are packed from floats()")
 
 
 class _FloatReader(_PlainReader):

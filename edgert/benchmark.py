@@ -64,14 +64,7 @@ def benchmark(
     prompt_tokens and decode_tokens are 128 and 64 by default, and at most two thirds and one third of the context.
     Raises InvalidArgumentError where they do not fit into it, and what routing.imposed() raises.
     """
-    room = model.context - 1
-    prompt_tokens = prompt_tokens or max(1, min(PROMPT_TOKENS, room * 2 // 3))
-    decode_tokens = decode_tokens or max(1, min(DECODE_TOKENS, room // 3))
-    if prompt_tokens + decode_tokens > room:
-        raise InvalidArgumentError(
-            f"prompt_tokens + decode_tokens: found {prompt_tokens + decode_tokens}, allowed are {room}: "
-            f"the context holds {model.context}"
-        )
+    prompt_tokens, decode_tokens = lengths(model.context, prompt_tokens, decode_tokens)
     manifest = Bundle.open(model.path).manifest
     table = None
     if routing is not None:
@@ -114,6 +107,20 @@ def benchmark(
         "eviction_simulated": None if model.resident else _evictions(model, footprint, runs, prompt),
         "results": [prefill, decode],
     }
+
+
+def lengths(context: int, prompt_tokens: int | None, decode_tokens: int | None) -> tuple[int, int]:
+    """Of prompt and decode; what is not given is the default, or less where the context holds less. Raises
+    InvalidArgumentError where they do not fit."""
+    room = context - 1
+    prompt_tokens = prompt_tokens or max(1, min(PROMPT_TOKENS, room * 2 // 3))
+    decode_tokens = decode_tokens or max(1, min(DECODE_TOKENS, room // 3))
+    if prompt_tokens + decode_tokens > room:
+        raise InvalidArgumentError(
+            f"prompt_tokens + decode_tokens: found {prompt_tokens + decode_tokens}, allowed are {room}: "
+            f"the context holds {context}"
+        )
+    return prompt_tokens, decode_tokens
 
 
 def describe_model(model: "Model", manifest: dict[str, Any]) -> dict[str, Any]:

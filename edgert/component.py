@@ -163,6 +163,8 @@ class _Check:
         prompts = part.get("prompts")
         if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
             self._fail("component.prompts", prompts, "an object of texts")
+        if part.get("default_prompt") not in (None, *prompts):
+            self._fail("component.default_prompt", part.get("default_prompt"), "the name of a prompt or null")
         outputs = [row.get("name") for row in self._list(part, "outputs") if isinstance(row, dict)]
         if part.get("output") not in (None, *outputs):
             self._fail("component.output", part.get("output"), "the name of an output or null")

@@ -296,9 +296,9 @@ class Model(ABC):
         """Return the embeddings of `texts`: float32 [len(texts), dimensions].
 
         `dimensions`: keep the first so many (Matryoshka), then normalise again; `normalize`: to length 1, by default as
-        the model states; `prompt` names one of the prompts that the model states, such as "query", to go in front. What is
-        longer than the model takes is cut. Raises UnsupportedError where the model embeds no text and InvalidArgumentError for more
-        dimensions than it has.
+        the model states; `prompt` names one of the prompts that the model states, such as "query", to go in front,
+        by default the one that the model states for that. What is longer than the model takes is cut. Raises UnsupportedError
+        where the model embeds no text and InvalidArgumentError for more dimensions than it has.
         """
         raise self._unable("it embeds no text")
 

@@ -75,16 +75,33 @@ def pull(
 def _held(directory: Path) -> Iterator[None]:
     """Makes the directory and keeps others out: a second pull would put the beginnings of shards, which read as zeros,
     where the first one reads whole ones."""
-    directory.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = _locked(directory)
+    while descriptor is None:  # the pull that ended meanwhile has taken the directory with it
+        descriptor = _locked(directory)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StorageError(f"{directory}: another pull is fetching this model; wait for it") from None
         yield
     finally:
         os.close(descriptor)
+
+
+def _locked(directory: Path) -> int | None:
+    """The directory, open and locked; None where what was locked is no longer what stands there."""
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.stat(directory)):
+            return descriptor
+    except FileNotFoundError:
+        pass
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StorageError(f"{directory}: another pull is fetching this model; wait for it") from None
+    os.close(descriptor)
+    return None
 
 
 def _fetch_and_convert(

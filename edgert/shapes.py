@@ -101,6 +101,19 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+def shape_recipe(name: str) -> dict[str, Any]:
+    """What the shape's bundle will compute. Raises InvalidArgumentError for an unknown shape."""
+    from edgert.converters.synthetic import synthetic_decoder
+
+    _require(name)
+    return synthetic_decoder(name, SHAPES[name]).recipe
+
+
+def _require(name: str) -> None:
+    if name not in SHAPES:
+        raise InvalidArgumentError(f"shape: found {name[:60]!r}, allowed are {', '.join(SHAPES)}")
+
+
 def shape_bundle(
     name: str,
     *,
@@ -118,8 +131,7 @@ def shape_bundle(
     from edgert.converters.formats import Defaults, choose_formats
     from edgert.converters.synthetic import write_synthetic
 
-    if name not in SHAPES:
-        raise InvalidArgumentError(f"shape: found {name[:60]!r}, allowed are {', '.join(SHAPES)}")
+    _require(name)
     formats = choose_formats(
         dense_format,
         expert_format,

@@ -329,7 +329,27 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": 11,
         "tie_word_embeddings": True,
     },
+    "granite": {
+        "intermediate_size": 100,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 0.7,
+        "residual_multiplier": 0.6,
+        "attention_multiplier": 0.3,
+    },
     "mistral": {"intermediate_size": 100},
+    "ministral3": {
+        "intermediate_size": 100,
+        "head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.4,
+        },
+    },
     "phimoe": {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 40},
     "qwen2": {"intermediate_size": 100},
     "gpt_oss": {
@@ -498,7 +518,9 @@ VARIANTS = [
     Variant("gemma4_text", "gemma4_text"),
     Variant("gemma4_text-dense-own_values-bf16", "gemma4_text", {
         "enable_moe_block": False, "attention_k_eq_v": False, "final_logit_softcapping": None}, dtype="bfloat16"),
+    Variant("granite-bias-tied", "granite", {"attention_bias": True, "tie_word_embeddings": True}),
     Variant("mistral-window", "mistral", {"sliding_window": 12}),
+    Variant("ministral3", "ministral3"),
     Variant("phimoe", "phimoe", {"attention_bias": True, "lm_head_bias": True, "router_jitter_noise": 0.2}),
     Variant("phimoe-longrope-window-fused", "phimoe", {"sliding_window": 21, "router_jitter_noise": 0.05, **_LONGROPE},
             fused=True),

@@ -43,6 +43,7 @@ class Model:
     permuted: bool = False
     values: Callable[[Values], Values] = lambda config: {}
     reshape: Callable[[Arrays, Values], Arrays] = lambda arrays, config: arrays
+    within: float = 1e-5  # in the median; more where llama.cpp rounds or computes otherwise than the model
 
 
 def model(family: str, name: str, config: Mapping[str, Any] | None = None, **others: Any) -> Model:
@@ -82,7 +83,7 @@ def own_names(arrays: Arrays, name: str) -> Arrays:
     experts: dict[str, list[np.ndarray]] = {}
     for key in sorted(arrays, key=_expert_number):
         own = chosen.own_name(key)
-        assert own != key, key
+        assert own != key or key == "rope_freqs.weight", key
         if ".experts." in key and key.split(".experts.")[1][0].isdigit():
             experts.setdefault(own, []).append(arrays[key])
         else:
@@ -176,6 +177,96 @@ def _deepseek_values(config: Values) -> Values:
     }  # fmt: skip
 
 
+def _llama4(name: str, array: np.ndarray, config: Values) -> Arrays:
+    prefix, _, part = name.rpartition(".")
+    if part == "gate_up_proj":
+        gate, up = np.split(array.swapaxes(1, 2), 2, axis=1)
+        return {f"{prefix}.gate_proj": gate, f"{prefix}.up_proj": up}
+    return {name: array.swapaxes(1, 2) if part == "down_proj" and array.ndim == 3 else array}
+
+
+def _rows(name: str, array: np.ndarray, config: Values) -> Arrays:
+    """Gate and up, one after the other in each expert."""
+    prefix, _, part = name.rpartition(".")
+    if part == "gate_up_proj" and array.ndim == 3:
+        gate, up = np.split(array, 2, axis=1)
+        return {f"{prefix}.gate_proj": gate, f"{prefix}.up_proj": up}
+    return {name: array}
+
+
+def _full_heads(config: Values) -> Values:
+    """Of the layers with full attention."""
+    return dict(next(iter(config["per_layer_config"].values())))
+
+
+def _proportional(arrays: Arrays, config: Values) -> Arrays:
+    """What frequencies of layers with full attention are divided by: most of a head does not rotate."""
+    half = _full_heads(config)["head_dim"] // 2
+    rotating = int(half * config["rope_parameters"]["full_attention"]["partial_rotary_factor"])
+    factors = np.where(np.arange(half) < rotating, 1.0, 1e30).astype(np.float32)
+    return mapped(_rows)(arrays, config) | {"rope_freqs.weight": factors}
+
+
+def _gemma4_values(config: Values) -> Values:
+    slides = [kind == "sliding_attention" for kind in config["layer_types"]]
+    ropes, full, sliding = config["rope_parameters"], _full_heads(config)["head_dim"], config["head_dim"]
+    heads = (_full_heads(config)["num_key_value_heads"], config["num_key_value_heads"])
+    return {
+        "attention.key_length": full, "attention.value_length": full, "rope.dimension_count": full,
+        "attention.key_length_swa": sliding, "attention.value_length_swa": sliding, "rope.dimension_count_swa": sliding,
+        "rope.freq_base": ropes["full_attention"]["rope_theta"],
+        "rope.freq_base_swa": ropes["sliding_attention"]["rope_theta"],
+        "attention.sliding_window": config["sliding_window"], "attention.sliding_window_pattern": slides,
+        "attention.head_count_kv": [heads[each] for each in slides], "attention.shared_kv_layers": 0,
+        "embedding_length_per_layer_input": 0, "final_logit_softcapping": config["final_logit_softcapping"],
+        "expert_count": config["num_experts"], "expert_used_count": config["top_k_experts"],
+        "expert_feed_forward_length": config["moe_intermediate_size"],
+    }  # fmt: skip
+
+
+def _tiled(rows: np.ndarray, config: Values) -> np.ndarray:
+    """Rows of all value heads, the first of every key head before the second ones."""
+    keys = config["linear_num_key_heads"]
+    heads = rows.reshape(keys, config["linear_num_value_heads"] // keys, -1, *rows.shape[1:])
+    return np.asarray(heads.swapaxes(0, 1).reshape(rows.shape))
+
+
+def _qwen3_5(name: str, array: np.ndarray, config: Values) -> Arrays:
+    keys = 2 * config["linear_num_key_heads"] * config["linear_key_head_dim"]
+    part = name.rpartition(".linear_attn.")[2]
+    if part in ("in_proj_qkv.weight", "conv1d.weight"):
+        rows = array[:, 0] if array.ndim == 3 else array
+        return {name: np.concatenate([rows[:keys], _tiled(rows[keys:], config)])}
+    if part in ("in_proj_z.weight", "in_proj_a.weight", "in_proj_b.weight", "dt_bias"):
+        return {name: _tiled(array, config)}
+    if part == "A_log":
+        return {name.replace("A_log", "decay"): -np.exp(_tiled(array, config))}
+    if part == "out_proj.weight":
+        return {name: _tiled(array.T, config).T}
+    if name.endswith("norm.weight") and part != "norm.weight":
+        return {name: array + np.float32(1)}
+    return _rows(name, array, config)
+
+
+def _qwen3_5_values(config: Values) -> Values:
+    return {
+        "ssm.conv_kernel": config["linear_conv_kernel_dim"], "ssm.state_size": config["linear_key_head_dim"],
+        "ssm.group_count": config["linear_num_key_heads"], "ssm.time_step_rank": config["linear_num_value_heads"],
+        "ssm.inner_size": config["linear_num_value_heads"] * config["linear_value_head_dim"],
+        "full_attention_interval": 4, "rope.dimension_count": config["head_dim"] // 4,
+        "attention.value_length": config["head_dim"], "rope.dimension_sections": [11, 11, 10, 0],
+        "attention.recurrent_layers": [kind == "linear_attention" for kind in config["layer_types"]],
+    }  # fmt: skip
+
+
+def _granite_values(config: Values) -> Values:
+    return {
+        "attention.scale": float(config["attention_multiplier"]), "residual_scale": config["residual_multiplier"],
+        "embedding_scale": float(config["embedding_multiplier"]), "logit_scale": float(config["logits_scaling"]),
+        "rope.dimension_count": 16,
+    }  # fmt: skip
+
+
 def _corrected_values(config: Values) -> Values:
     return {
         "expert_count": config["n_routed_experts"], "expert_shared_count": config["n_shared_experts"],
@@ -224,15 +315,27 @@ MODELS = [
     model("glm4_moe", "glm4moe", {"head_dim": 32, "rope_parameters": {
               "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
           values=_corrected_values),
-    model("granitemoe", "granitemoe", permuted=True, reshape=mapped(_granite), values=lambda c: {
-        "attention.scale": c["attention_multiplier"], "embedding_scale": c["embedding_multiplier"],
-        "residual_scale": c["residual_multiplier"], "logit_scale": c["logits_scaling"],
-        "rope.dimension_count": 16}),
+    model("granite", "granite", permuted=True, values=_granite_values),
+    model("granitemoe", "granitemoe", permuted=True, reshape=mapped(_granite), values=_granite_values),
     model("granitemoeshared", "granitemoe", {"attention_multiplier": 0.3}, permuted=True, reshape=mapped(_granite),
-          values=lambda c: {
-              "attention.scale": c["attention_multiplier"], "embedding_scale": float(c["embedding_multiplier"]),
-              "residual_scale": c["residual_multiplier"], "logit_scale": float(c["logits_scaling"]),
-              "expert_shared_feed_forward_length": c["shared_intermediate_size"], "rope.dimension_count": 16}),
+          values=lambda c: {**_granite_values(c), "expert_shared_feed_forward_length": c["shared_intermediate_size"]}),
+    model("mistral", "mistral3", {"sliding_window": None}, id="mistral3", permuted=True,
+          values=lambda c: {"rope.dimension_count": 16}),
+    model("ministral3", "mistral3", permuted=True, values=lambda c: {
+        **_SCALED, "rope.scaling.original_context_length": 16, "rope.dimension_count": 16,
+        "rope.scaling.yarn_log_multiplier": 1.0,
+        "attention.temperature_scale": c["rope_parameters"]["llama_4_scaling_beta"]}),
+    model("llama4_text", "llama4", {
+              "attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1, "no_rope_layer_interval": 4,
+              "num_hidden_layers": 4, "interleave_moe_layer_step": 2},
+          reshape=mapped(_llama4), values=lambda c: {
+              "feed_forward_length": c["intermediate_size_mlp"], "expert_feed_forward_length": c["intermediate_size"],
+              "interleave_moe_layer_step": c["interleave_moe_layer_step"], "rope.dimension_count": 16,
+              "attention.value_length": 16}),
+    model("gemma4_text", "gemma4", reshape=_proportional, values=_gemma4_values, within=2e-3),  # its gelu is a table of f16
+    model("qwen3_5_moe_text", "qwen35moe", {"head_dim": 128, "linear_key_head_dim": 32, "linear_value_head_dim": 32,
+              "linear_num_key_heads": 2, "linear_num_value_heads": 6},
+          reshape=mapped(_qwen3_5), values=_qwen3_5_values, within=2e-3),  # its epsilon beside q and k is another
     model("ernie4_5", "ernie4_5"),
     model("ernie4_5_moe", "ernie4_5-moe", reshape=mapped(_ernie), values=lambda c: {
         "expert_count": c["moe_num_experts"], "expert_used_count": c["moe_k"], "interleave_moe_layer_step": 1,

@@ -187,7 +187,8 @@ class Oracle:
         if mixer["rope"] is not None:
             q, k = rotate(q, mixer["rope"]), rotate(k, mixer["rope"])
         if "temperature" in mixer:
-            steps = np.floor((np.arange(n) + 1) / mixer["temperature"]["floor"])
+            grown = mixer["temperature"]
+            steps = np.floor((np.arange(n) + grown.get("offset", 1)) / grown["floor"])
             q = q * (1 + mixer["temperature"]["scale"] * np.log1p(steps))[:, None, None]
         group = mixer["num_heads"] // mixer["num_kv_heads"]
         k, v = k.repeat(group, axis=1), v.repeat(group, axis=1)

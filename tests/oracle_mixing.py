@@ -64,9 +64,9 @@ def gated_delta(reader: Oracle, x: np.ndarray, mixer: dict[str, Any], prefix: st
     mixed = mixed * sigmoid(mixed)
     keys = mixer["num_key_heads"] * key_dim
     shared = heads // mixer["num_key_heads"]
-    q, k = (
-        y.reshape(n, -1, key_dim).repeat(shared, axis=1) for y in (mixed[:, :keys], mixed[:, keys : 2 * keys])
-    )
+    q, k = (y.reshape(n, -1, key_dim) for y in (mixed[:, :keys], mixed[:, keys : 2 * keys]))
+    tiled = mixer.get("tiled", False)
+    q, k = (np.tile(y, (1, shared, 1)) if tiled else y.repeat(shared, axis=1) for y in (q, k))
     q, k = (y / np.sqrt((y * y).sum(-1, keepdims=True) + 1e-6) for y in (q, k))
     v = mixed[:, 2 * keys :].reshape(n, heads, -1)
     beta = sigmoid(part["b"])

@@ -204,6 +204,17 @@ def test_bench_measures_a_shape_under_a_routing(edgert: Shell) -> None:
     assert done.returncode == 1 and "allowed are uniform and trace:FILE" in done.stderr
 
 
+def test_bench_refuses_before_it_writes_a_shape(edgert: Shell) -> None:
+    bench = ("bench", "--shape", "tiny", "--repetitions", 1)
+    assert_fails(edgert(*bench, "--routing", "best"), "allowed are uniform and trace:FILE")
+    assert_fails(edgert(*bench, "--routing", "trace:none.jsonl"), "none.jsonl")
+    assert_fails(edgert(*bench, "--prompt-tokens", 2000), "the context holds 1024")
+    assert_fails(edgert(*bench, "--prompt-tokens", 60, "--context", 32), "the context holds 32")
+    assert_fails(edgert(*bench, "--cold", "--prompt-tokens", 2000), "the context holds 1024")
+    assert_fails(edgert("bench", "--shape", "none"), "allowed are olmoe-1b-7b")
+    assert not (edgert.home / "data/cache/shapes").exists()
+
+
 def test_demo_finds_the_same_tokens_resident_and_paged(edgert: Shell, tiny_bundle: Path) -> None:
     done = edgert("demo", tiny_bundle, "--max-tokens", 16)
     assert done.returncode == 0

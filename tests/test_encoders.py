@@ -107,6 +107,21 @@ def test_prompts_go_in_front(model: Model) -> None:
         model.embed("w5", prompt="passage")
 
 
+def test_the_prompt_that_goes_in_front_by_default(tmp_path: Path) -> None:
+    source = text_encoder(tmp_path / "source")
+    settings = source / "config_sentence_transformers.json"
+    settings.write_text(json.dumps({"prompts": {"query": "w1 ", "none": ""}, "default_prompt_name": "query"}))
+    model = edgert.load(convert_source(source, tmp_path / "x.edgert").path, memory="256MiB")
+    np.testing.assert_array_equal(model.embed("w5"), model.embed("w1 w5", prompt="none"))
+    settings.write_text(json.dumps({"prompts": {}, "default_prompt_name": "query"}))
+    with pytest.raises(UnsupportedError, match="default_prompt_name 'query' is none of its prompts"):
+        convert_source(source, tmp_path / "y.edgert")
+
+
+def test_spaces_without_end_hide_no_words(model: Model) -> None:
+    np.testing.assert_array_equal(model.embed("w5" + " " * 100_000 + "w6"), model.embed("w5 w6"))
+
+
 def test_arrays_go_in_and_out_of_an_image_encoder(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     image_model(tmp_path / "source" / "model.onnx")

@@ -69,7 +69,7 @@ def test_an_architecture(pair: Model, tmp_path: Path) -> None:
     model = open_model(convert(path, tmp_path / "model.edgert"), kv_format="f32")
     ours = model.logits(model.sequence(), tokens)
     error = np.abs(ours - theirs).max(axis=1) / np.abs(theirs).max(axis=1)
-    assert np.median(error) <= 1e-5 and error.max() <= 1e-3, error
+    assert np.median(error) <= pair.within and error.max() <= max(1e-3, 5 * pair.within), error
 
 
 @pytest.mark.parametrize("kind", TYPES)

@@ -1,5 +1,6 @@
 """edgert pull, against a stand-in for the hub on the loopback."""
 
+import fcntl
 import json
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from onnx_models import text_encoder
 from test_llama_cpp import write_gguf
 
 import edgert
+from edgert import pull as pull_module
 from edgert.bundle import Bundle, models_dir
 from edgert.cli.main import main
 from edgert.converters import shards as shards_module
@@ -118,6 +120,24 @@ def test_a_second_pull_of_the_same_model_leaves_the_first_alone(
     report = pull("hf:org/name")
     assert files_of(report.path) == files_of(convert(sharded, tmp_path / "direct.edgert"))
     assert not (models_dir() / "second.edgert").exists()
+
+
+def test_a_directory_that_went_with_the_pull_before_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its opening and its locking the first pull ends and removes it."""
+    directory, flock = tmp_path / "pull", fcntl.flock
+
+    def lock(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        shutil.rmtree(directory)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    with pull_module._held(directory):
+        assert directory.is_dir()
+        with pytest.raises(StorageError, match="another pull"), pull_module._held(directory):
+            pass
 
 
 def test_kept_in_the_cache_and_found_there_offline(hub: Hub, tmp_path: Path) -> None:

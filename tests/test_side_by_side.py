@@ -331,7 +331,7 @@ def test_random_blocks_have_the_deviation_asked_for_and_no_mean(name: str) -> No
 
 
 def test_a_large_matrix_is_written_in_slabs_of_whole_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf_shape, "_SLAB_BYTES", 1000)
+    monkeypatch.setattr(gguf_shape, "SLAB_BYTES", 1000)
     kind = gguf_shape.TYPES["Q4_0"]
     slabs = list(gguf_shape.slabs("blk.0.ffn_up_exps.weight", (4, 7, 64), kind, np.random.default_rng(0)))
     row = 64 // kind.elements * kind.bytes

@@ -102,6 +102,9 @@ def gated_delta(config: Config) -> Recipe:
         "value_head_dim": config.integer("linear_value_head_dim", maximum=MAX_HEAD_DIM),
         "conv_kernel": config.integer("linear_conv_kernel_dim", minimum=2, maximum=_MAX_KERNEL),
         "norm_eps": config.number("rms_norm_eps", minimum=0.0, maximum=1.0),
+        **(
+            {"tiled": True} if config.flag("linear_value_heads_tiled", False) else {}
+        ),  # as GGUF files may have them
     }
 
 

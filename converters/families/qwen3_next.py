@@ -23,13 +23,11 @@ _IMAGE_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "v
 
 
 def decoder(config: Config, tensors: SourceTensors) -> Decoder:
-    # GGUF files have the norms' weights as they are multiplied with.
-    zero_centred = config.flag("norms_are_zero_centred", True)
-    return _decoder(config, tensors, Names(zero_centred=zero_centred, joined_delta=True))
+    return _decoder(config, tensors, Names(zero_centred=_zero_centred(config), joined_delta=True))
 
 
 def qwen3_5_moe_text(config: Config, tensors: SourceTensors) -> Decoder:
-    return _qwen3_5(config, tensors, Names(zero_centred=True))
+    return _qwen3_5(config, tensors, Names(zero_centred=_zero_centred(config)))
 
 
 def qwen3_5_moe(config: Config, tensors: SourceTensors) -> Decoder:
@@ -40,6 +38,11 @@ def qwen3_5_moe(config: Config, tensors: SourceTensors) -> Decoder:
     text.finish()
     leave_out_images(result, tensors, ("model.visual.",))
     return result
+
+
+def _zero_centred(config: Config) -> bool:
+    """GGUF files have the norms' weights as they are multiplied with."""
+    return config.flag("norms_are_zero_centred", True)
 
 
 def _qwen3_5(config: Config, tensors: SourceTensors, names: Names) -> Decoder:

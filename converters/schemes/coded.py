@@ -18,7 +18,7 @@ import numpy.typing as npt
 from edgert import _native
 from edgert.errors import CorruptError
 
-from ..tensor import TensorInfo, TensorReader
+from ..tensor import CarryingReader, TensorInfo, TensorReader
 from .bits import Bytes, Floats
 from .parts import BYTES, Parts
 
@@ -82,12 +82,19 @@ class PartedTensor(ABC):
     def dequantize(self, parts: Parts, first_row: int, rows: int, step: int) -> Floats:
         """The weights of `rows` rows, each `step` after the one before, f32 [rows, cols], rounded once."""
 
+
+class CarriedTensor(PartedTensor):
+    """One that may have a stored format."""
+
+    def open(self) -> CarryingReader:
+        return _CarryingReader(self)
+
+    @abstractmethod
     def carry(self, parts: Parts, first_row: int, rows: int, destination: bytearray, step: int) -> None:
-        """See TensorReader."""
-        raise NotImplementedError("only tensors with a stored format are carried over")
+        """See CarryingReader."""
 
 
-class CodedTensor(PartedTensor):
+class CodedTensor(CarriedTensor):
     """A matrix of codes under a grid of scales."""
 
     @property
@@ -271,5 +278,11 @@ class _Reader:
     def floats(self, first_row: int, rows: int, step: int = 1) -> tuple[bytes | bytearray, str]:
         return self._tensor.dequantize(self._parts, first_row, rows, step).tobytes(), "f32"
 
+
+class _CarryingReader(_Reader):
+    def __init__(self, tensor: CarriedTensor) -> None:
+        super().__init__(tensor)
+        self._carried = tensor
+
     def carry(self, first_row: int, rows: int, destination: bytearray, step: int = 1) -> None:
-        self._tensor.carry(self._parts, first_row, rows, destination, step)
+        self._carried.carry(self._parts, first_row, rows, destination, step)

@@ -15,7 +15,7 @@ from edgert.errors import CorruptError
 from ..config import Config
 from ..tensor import Tensor, TensorInfo
 from .bits import FP4, Bytes, Floats, powers_of_two, unpack_bits
-from .coded import PartedTensor
+from .coded import CarriedTensor
 from .parts import Parts, add_tensor, check_part, need_part
 
 KEYS_WITHOUT_EFFECT = frozenset({"quant_method", "modules_to_not_convert", "dequantize"})
@@ -25,7 +25,7 @@ _FORMAT = "mxfp4"
 
 
 @dataclass(frozen=True)
-class Mxfp4Tensor(PartedTensor):
+class Mxfp4Tensor(CarriedTensor):
     """Parts: codes, a row's in a run of cols / 2 bytes, and scales U8, a row's in cols / 32."""
 
     @property

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _SPARE_BYTES = 16 << 20  # of the library itself
 _RUN_TOKENS = 1024  # of one run: enough to keep the cores busy, and its activations stay near the caches
 _MAX_BATCH = 4096
+_CUT_TOKENS = 16  # at the end of a text that is cut, which may differ from the whole text's
 _MAX_TEXTS = 1 << 20
 
 
@@ -196,11 +197,14 @@ class Encoder(Model):
         if not isinstance(text, str):
             raise InvalidArgumentError(f"texts: found {type(text).__name__}, allowed are strings")
         limit = self.context
-        if limit:
-            text = text[: 64 * limit]
-        tokens = self.tokenizer.encode(text)
+        size = 64 * limit if limit else len(text)  # enough, but for words and spaces without end
+        tokens = self.tokenizer.encode(text[:size])
+        while size < len(text) and len(tokens) <= limit + _CUT_TOKENS:
+            size *= 4
+            tokens = self.tokenizer.encode(text[:size])
         if not limit or len(tokens) <= limit:
             return tokens or [0]
+        text = text[:size]
         plain = self.tokenizer.encode(text, add_special_tokens=False)
         around = len(tokens) - len(plain)
         first = next((i for i in range(around + 1) if tokens[i : i + len(plain)] == plain), 0)
@@ -209,6 +213,8 @@ class Encoder(Model):
 
     def _prompt(self, name: str | None) -> str:
         prompts: Mapping[str, str] = self._component["prompts"]
+        if name is None:
+            name = self._component.get("default_prompt")
         if name is None:
             return ""
         if name not in prompts:

@@ -81,8 +81,7 @@ def _warm(args: argparse.Namespace, options: dict[str, Any], knobs: dict[str, An
     import edgert
     from edgert.benchmark import DECODE_TOKENS, PROMPT_TOKENS, benchmark
 
-    wanted = options.get("prompt_tokens", PROMPT_TOKENS) + options.get("decode_tokens", DECODE_TOKENS)
-    path = _bundle(args, knobs, wanted)
+    path = _bundle(args, options, knobs, (PROMPT_TOKENS, DECODE_TOKENS))
     with edgert.load(path, **knobs) as model:
         note(describe(model))
         note_lossy(model)
@@ -104,20 +103,17 @@ def _cold(args: argparse.Namespace, options: dict[str, Any], knobs: dict[str, An
         raise InvalidArgumentError(
             "--cold: ends with the first token, of the routers' choice; --routing and --decode-tokens do not go with it"
         )
-    path = _bundle(args, knobs, options.get("prompt_tokens", PROMPT_TOKENS))
+    path = _bundle(args, options, knobs, (PROMPT_TOKENS, 0))
     with progress("bench", "starts") as update:
         return cold_start(path, knobs, **options, bandwidths=_bandwidths, progress=update)
 
 
-def _bundle(args: argparse.Namespace, knobs: dict[str, Any], tokens: int) -> str | Path | None:
-    """What is measured; `knobs` get the context that a shape needs for `tokens`."""
-    from edgert.model import knob_values
-
+def _bundle(
+    args: argparse.Namespace, options: dict[str, Any], knobs: dict[str, Any], defaults: tuple[int, int]
+) -> str | Path | None:
+    """What is measured; `knobs` get the context that a shape needs. `defaults`: tokens of prompt and decode."""
     if args.shape is not None:
-        # Memory that the measurement does not need would be the experts' loss.
-        if knob_values(knobs)["context"] is None:
-            knobs["context"] = tokens + 1
-        return _shape(args)
+        return _shape(args, options, knobs, defaults)
     if any(getattr(args, name) is not None for name in _FORMATS):
         raise InvalidArgumentError("--shape: formats are those of a shape, and no shape was named")
     return find_model(args.model)
@@ -139,11 +135,28 @@ def _bandwidths(model: "Model") -> "Bandwidths | None":
     )
 
 
-def _shape(args: argparse.Namespace) -> Path:
-    from edgert.shapes import shape_bundle
+def _shape(
+    args: argparse.Namespace, options: dict[str, Any], knobs: dict[str, Any], defaults: tuple[int, int]
+) -> Path:
+    """What can be refused is, before gigabytes are written."""
+    from edgert import routing
+    from edgert.benchmark import lengths
+    from edgert.model import knob_values
+    from edgert.shapes import shape_bundle, shape_recipe
 
     if args.model is not None:
         raise InvalidArgumentError(f"--shape: found the model {args.model} too; one of the two is measured")
+    recipe = shape_recipe(args.shape)
+    names = ("prompt_tokens", "decode_tokens")
+    tokens = sum(options.get(name, default) for name, default in zip(names, defaults, strict=True))
+    context = knob_values(knobs)["context"]
+    if context is None:
+        # Memory that the measurement does not need would be the experts' loss.
+        context = knobs["context"] = tokens + 1
+    if context != "auto":
+        lengths(min(context, recipe["context_length"]), *(options.get(name) for name in names))
+    if args.routing is not None:
+        routing.imposed(args.routing, recipe, tokens)
     with progress(f"writing {args.shape}") as update:
         return shape_bundle(args.shape, **{name: getattr(args, name) for name in _FORMATS}, progress=update)
 

@@ -32,7 +32,8 @@ std::int64_t chunk_start(const AttentionRecipe& a, std::int64_t position) {
 // Of the queries at a position; grows with every `floor` positions.
 float temperature(const AttentionRecipe& a, std::int64_t position) {
   if (!a.temperature) return 1;
-  const float steps = std::floor((static_cast<float>(position) + 1) / a.temperature->floor);
+  const float steps =
+      std::floor((static_cast<float>(position) + a.temperature->offset) / a.temperature->floor);
   return std::log1p(steps) * a.temperature->scale + 1;
 }
 

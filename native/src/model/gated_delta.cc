@@ -78,7 +78,6 @@ void Decoder::delta_rule(const GatedDeltaRecipe& d, std::size_t offset, std::spa
   const auto keys = static_cast<std::size_t>(d.keys());
   const auto heads = static_cast<std::size_t>(d.num_value_heads);
   const auto value_dim = static_cast<std::size_t>(d.value_head_dim);
-  const std::size_t sharing = heads / static_cast<std::size_t>(d.num_key_heads);
   const std::size_t state_floats = delta_state_floats(d.key_head_dim, d.value_head_dim);
   machine_.pool.run(static_cast<int>(runs_.size() * heads), 1, [&](int begin, int end, int) {
     for (int item = begin; item < end; ++item) {
@@ -87,8 +86,9 @@ void Decoder::delta_rule(const GatedDeltaRecipe& d, std::size_t offset, std::spa
       const SequenceState& state = rows[first].sequence->state();
       const float* before = state.before(rows[first].position);
       const std::size_t at = offset + h * state_floats;
+      const int key_at = d.key_head(static_cast<int>(h)) * d.key_head_dim;
       DeltaRule work;
-      work.queries = s_.mixed + first * channels + h / sharing * static_cast<std::size_t>(d.key_head_dim);
+      work.queries = s_.mixed + first * channels + static_cast<std::size_t>(key_at);
       work.keys = work.queries + keys;
       work.values = s_.mixed + first * channels + 2 * keys + h * value_dim;
       work.row_stride = channels;

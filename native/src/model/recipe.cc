@@ -123,6 +123,8 @@ AttentionRecipe parse_attention(JsonObject object) {
     JsonObject temperature(object.take("temperature"));
     a.temperature = {.floor = static_cast<float>(positive(temperature.take("floor"), 1 << 30)),
                      .scale = real(temperature.take("scale"))};
+    if (temperature.has("offset"))
+      a.temperature->offset = static_cast<float>(temperature.take("offset").as_integer(0, 1));
     temperature.finish();
   }
   if (const JsonField rope = object.take("rope"); !rope.is_null()) a.rope = parse_rope(rope, a.head_dim);

@@ -46,6 +46,7 @@ struct AttentionRecipe {
   struct Temperature {
     float floor = 1;
     float scale = 0;
+    float offset = 1;
   };
   std::optional<Temperature> temperature;
   bool values_are_keys = false;  // as projected, before norm and rotation
@@ -79,7 +80,11 @@ struct GatedDeltaRecipe {
   int value_head_dim = 0;
   int conv_kernel = 0;
   float norm_eps = 1e-6F;
+  bool tiled = false;  // value heads of one key head are num_key_heads apart, not side by side
 
+  int key_head(int value_head) const noexcept {
+    return tiled ? value_head % num_key_heads : value_head / (num_value_heads / num_key_heads);
+  }
   int keys() const noexcept { return num_key_heads * key_head_dim; }  // of a row; as many queries
   int values() const noexcept { return num_value_heads * value_head_dim; }
   int channels() const noexcept { return 2 * keys() + values(); }  // of the convolution

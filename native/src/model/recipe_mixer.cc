@@ -49,6 +49,7 @@ GatedDeltaRecipe parse_gated_delta(JsonObject object) {
   d.value_head_dim = positive(object.take("value_head_dim"), kMaxHeadDim);
   d.conv_kernel = conv_kernel(object);
   d.norm_eps = real(object.take("norm_eps"));
+  d.tiled = flag(object, "tiled");
   object.finish();
   return d;
 }

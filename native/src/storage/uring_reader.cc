@@ -128,7 +128,7 @@ class UringReader final : public Reader {
       return reinterpret_cast<std::uintptr_t>(&r) == result.tag;
     });
     try {
-      if (result.value == -EAGAIN && !read->may_wait) {
+      if ((result.value == -EAGAIN || result.value == -ENOMEM) && !read->may_wait) {
         read->may_wait = true;
       } else {
         read->steps->advance(result.value);
