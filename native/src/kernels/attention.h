@@ -79,10 +79,9 @@ class AttentionOver {
     if constexpr (kInt8) {
       for (std::size_t q = 0; q < queries_; ++q) quantized_.set(q, query(q));
     }
-    const std::size_t key_bytes = kv_key_bytes(work_.kv_type, work_.head_dim);
-    const std::size_t value_bytes = kv_value_bytes(work_.kv_type, work_.value_dim);
-    for (std::int64_t b = work_.first_block(); b < work_.end_block(); ++b) {
-      prefetch_block(b + 1, work_.key_offset, key_bytes);
+    const std::int64_t first = work_.first_block(), past = work_.end_block();
+    for (std::int64_t b = first; b < past; ++b) {
+      ahead_ = b + 1 < past ? keys_of(b + 1) : values_of(first);
       for_each_block<kTogether>(queries_, [&]<int M>(Count<M>, std::size_t q) { score<M>(b, q); });
     }
     for (std::size_t q = 0; q < queries_; ++q) {
@@ -91,8 +90,8 @@ class AttentionOver {
                       work_.sinks == nullptr ? nullptr : work_.sinks + q % group_);
       for (std::size_t i = 0; i < value_dim_; ++i) out(q)[i] = 0.0f;
     }
-    for (std::int64_t b = work_.first_block(); b < work_.end_block(); ++b) {
-      prefetch_block(b + 1, work_.value_offset, value_bytes);
+    for (std::int64_t b = first; b < past; ++b) {
+      ahead_ = b + 1 < past ? values_of(b + 1) : nullptr;
       for_each_block<kTogether>(queries_, [&]<int M>(Count<M>, std::size_t q) { sum_values<M>(b, q); });
     }
   }
@@ -101,12 +100,8 @@ class AttentionOver {
   static constexpr int kTogether = V::kRegisters / 8;
   static constexpr bool kInt8 = std::is_same_v<Element, Int8>;
 
-  // Blocks lie far apart.
-  void prefetch_block(std::int64_t block, std::size_t offset, std::size_t bytes) const {
-    if (block >= work_.end_block()) return;
-    for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(work_.blocks[block] + offset + i);
-  }
-
+  const std::byte* keys_of(std::int64_t block) const { return work_.blocks[block] + work_.key_offset; }
+  const std::byte* values_of(std::int64_t block) const { return work_.blocks[block] + work_.value_offset; }
   int row(std::size_t query) const { return static_cast<int>(query / group_); }
   std::int64_t begin(std::size_t query) const { return work_.begin(row(query)); }
   std::int64_t end(std::size_t query) const { return work_.end + row(query); }
@@ -122,17 +117,19 @@ class AttentionOver {
 
   template <int M>
   void score(std::int64_t block, std::size_t q) const {
-    const std::byte* keys = work_.blocks[block] + work_.key_offset;
+    const std::byte* const ahead = q == 0 ? ahead_ : nullptr;
     TileResult<V, M> result[1];
     if constexpr (kInt8) {
+      if (ahead != nullptr) prefetch(ahead, kv_key_bytes(work_.kv_type, work_.head_dim));
       QuantizedRow x[M];
       for (std::size_t r = 0; r < M; ++r) x[r] = quantized_.row(q + r);
-      integer_tiles<V, kind_of(format(FormatId::int8)), M, 1>({Int8Kv::keys(keys, head_dim_)}, false, x,
-                                                              result);
+      integer_tiles<V, kind_of(format(FormatId::int8)), M, 1>({Int8Kv::keys(keys_of(block), head_dim_)},
+                                                              false, x, result);
     } else {
       const float* x[M];
       for (std::size_t r = 0; r < M; ++r) x[r] = query(q + r);
-      float_tile<V, Element, M>(reinterpret_cast<const Element*>(keys), head_dim_, x, result[0]);
+      float_tile<V, Element, M>(reinterpret_cast<const Element*>(keys_of(block)), head_dim_, x, result[0],
+                                ahead);
     }
     for (std::size_t r = 0; r < M; ++r) {
       __builtin_memcpy(scores(q + r, block * kKvBlockTokens), result[0][r], kKvBlockTokens * sizeof(float));
@@ -157,7 +154,7 @@ class AttentionOver {
     from = from > base ? from : base;
     to = to < base + kKvBlockTokens ? to : base + kKvBlockTokens;
     if (from >= to) return;
-    const Values values{work_.blocks[block] + work_.value_offset, static_cast<std::size_t>(from - base),
+    const Values values{values_of(block), static_cast<std::size_t>(from - base),
                         static_cast<std::size_t>(to - base), from};
     const std::size_t strips = value_dim_ / V::kWidth;
     constexpr int kStrips = V::kRegisters / 2 / M < 8 ? V::kRegisters / 2 / M : 8;
@@ -189,7 +186,9 @@ class AttentionOver {
         sums[r][s] = V::load_partial(out(q + r) + i + s * V::kWidth, lanes, 0.0f);
       }
     }
+    const std::byte* const ahead = q == 0 && i == 0 ? ahead_ : nullptr;
     for (std::size_t t = values.begin; t < values.end; ++t) {
+      if (ahead != nullptr) prefetch(ahead + t * token_bytes_, token_bytes_);
       typename V::Float weight[M];
 #pragma GCC unroll 8
       for (std::size_t r = 0; r < M; ++r) weight[r] = V::splat(weights[r][t - values.begin]);
@@ -225,9 +224,12 @@ class AttentionOver {
 
   const Attention& work_;
   const std::size_t group_, queries_, head_dim_, value_dim_, value_stride_;
+  const std::size_t token_bytes_ = kv_value_bytes(work_.kv_type, work_.value_dim) / kKvBlockTokens;
   const std::int64_t first_;  // position of the first block
   const std::size_t stride_;  // scores of a query
   QuantizedQueries<V> quantized_;
+  // The block of keys or values that comes next: blocks lie far apart. Null: none.
+  const std::byte* ahead_ = nullptr;
 };
 
 template <class V>

@@ -23,11 +23,13 @@ template <class V, int M>
 using TileResult = typename V::Float[M][V::kStrips];
 
 // A float tile element[cols][16] times M rows of x. Columns go in chunks that stay in L1, so that a strip can
-// keep its sums in registers.
+// keep its sums in registers. As many bytes from `ahead` on, where it is not null, are asked for meanwhile, a
+// little at a time: many at once wait for one another.
 template <class V, class Element, int M>
-void float_tile(const Element* tile, std::size_t cols, const float* const (&x)[M], TileResult<V, M>& result) {
+void float_tile(const Element* tile, std::size_t cols, const float* const (&x)[M], TileResult<V, M>& result,
+                const std::byte* ahead) {
   using Float = typename V::Float;
-  constexpr std::size_t kSums = 4, kChunk = 128;
+  constexpr std::size_t kSums = 4, kChunk = 128, kColumn = kTileRows * sizeof(Element);
   Float sums[V::kStrips][M][kSums] = {};
   for (std::size_t begin = 0; begin < cols; begin += kChunk) {
     const std::size_t end = begin + kChunk < cols ? begin + kChunk : cols;
@@ -43,6 +45,7 @@ void float_tile(const Element* tile, std::size_t cols, const float* const (&x)[M
       };
       std::size_t k = begin;
       for (; k + kSums <= end; k += kSums) {
+        if (strip == 0 && ahead != nullptr) prefetch(ahead + k * kColumn, kSums * kColumn);
 #pragma GCC unroll 4
         for (std::size_t j = 0; j < kSums; ++j) add(k, j);
       }
@@ -179,6 +182,7 @@ void store_tile(const MatMul& work, std::size_t tile, std::size_t m, const TileR
 
 template <class V, class Element>
 void float_matmul(const MatMul& work, std::size_t tile_begin, std::size_t tile_end) {
+  constexpr std::size_t kAhead = 4096;
   const std::size_t stride = tile_bytes(format(work.format), work.cols);
   for (std::size_t t = tile_begin; t < tile_end; ++t) {
     const auto* tile = reinterpret_cast<const Element*>(work.weights + t * stride);
@@ -188,7 +192,8 @@ void float_matmul(const MatMul& work, std::size_t tile_begin, std::size_t tile_e
         x[r] = work.x + activation_row<V>(work, m + static_cast<std::size_t>(r)) * work.x_stride;
       }
       TileResult<V, M> result;
-      float_tile<V, Element, M>(tile, work.cols, x, result);
+      const auto* ahead = m == 0 ? reinterpret_cast<const std::byte*>(tile) + kAhead : nullptr;
+      float_tile<V, Element, M>(tile, work.cols, x, result, ahead);
       store_tile<V, M>(work, t, m, result);
     });
   }

@@ -36,6 +36,11 @@ struct Bfloat {
   std::uint16_t bits;
 };
 
+// Into the second-level cache.
+inline void prefetch(const std::byte* from, std::size_t bytes) {
+  for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+}
+
 template <class T, int Width>
 struct VectorOf {
   typedef T type __attribute__((vector_size(sizeof(T) * Width)));
