@@ -31,9 +31,11 @@ from edgert.errors import CorruptError, InvalidArgumentError
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
-# So many tokens of the whole layer count towards an expert's own moments: an expert that few tokens use has moments that
-# are near the layer's, one that none uses has exactly those.
-PRIOR_TOKENS = 16
+# An expert that few tokens use has moments that are near what is expected of any expert, one that none uses has exactly
+# those: they count as so many tokens. By the likelihood of other text, on docs-moe with 5,000 and 25,000 tokens; a matrix of
+# n channels says the less the larger n is.
+DIAGONAL_PRIOR_TOKENS = 32
+MATRIX_PRIOR_TOKENS = 2  # for each channel
 
 
 @dataclass(frozen=True)
@@ -152,25 +154,23 @@ class Calibration:
     # --- moments ------------------------------------------------------------------------------------
 
     def input_moments(self, m: int, expert: int) -> Floats:
-        """f32 [H, H] or [H]: of the input of an expert's gate and up, over its own tokens and PRIOR_TOKENS of the layer's.
-        Where whole matrices were recorded by layer only, the layer's, scaled to the expert's diagonal."""
+        """f32 [H, H] or [H]: of the input of an expert's gate and up; the fewer tokens used it, the more like the layer's.
+        The layer's alone where whole matrices were recorded by layer only."""
         layer = self._experts_input(m)
-        own, is_matrix = self._expert("experts.input", m, expert)
-        tokens = int(self.expert_tokens[m][expert])
-        if is_matrix or layer.ndim == 1:
-            return _blend(own, tokens, layer if is_matrix else _diagonal(layer))
-        diagonal = _diagonal(layer)
-        mixed = _blend(own, tokens, diagonal)
-        scale = np.sqrt(np.divide(mixed, diagonal, out=np.zeros_like(mixed), where=diagonal > 0))
-        return np.asarray(layer * scale * scale[:, None], np.float32)
+        own = self._expert("experts.input", m, expert)
+        if layer.ndim > own.ndim:
+            return layer
+        prior = layer if layer.ndim == own.ndim else np.diag(layer)
+        return _blend(own, int(self.expert_tokens[m][expert]), prior)
 
     def inner_moments(self, m: int, expert: int) -> Floats:
-        """f32 [W, W] or [W]: of the input of an expert's down, over its own tokens and PRIOR_TOKENS whose channels are
+        """f32 [W, W] or [W]: of the input of an expert's down; the fewer tokens used it, the more as if its channels were
         independent and alike: those of one expert say nothing of another's."""
-        own, is_matrix = self._expert("experts.inner", m, expert)
-        width = self.model.moe[m].width
-        prior = np.full(width, self._inner_power[m], np.float32)
-        return _blend(own, int(self.expert_tokens[m][expert]), np.diag(prior) if is_matrix else prior)
+        own = self._expert("experts.inner", m, expert)
+        tokens = int(self.expert_tokens[m][expert])
+        alike = np.full(self.model.moe[m].width, self._inner_power[m], np.float32)
+        diagonal = _blend(_diagonal(own), tokens, alike)
+        return diagonal if own.ndim == 1 else _blend(own, tokens, np.diag(diagonal))
 
     def dense_moments(self, name: str) -> Floats | None:
         """f32 [n, n] or [n]: of the input of a dense matrix by its name in the bundle; None where none were recorded."""
@@ -247,13 +247,14 @@ class Calibration:
     def _kept(self) -> dict[int, Floats]:
         return {}
 
-    def _expert(self, name: str, m: int, expert: int) -> tuple[Floats, bool]:
-        """One expert's, as recorded, and whether they are a whole matrix."""
+    def _expert(self, name: str, m: int, expert: int) -> Floats:
+        """One expert's, as recorded."""
         where = f"layers.{self.model.moe[m].layer}.{name}"
         triangles = self.tensors.get(f"{where}.triangle")
         if triangles is not None:
-            return _unpacked(triangles[expert]), True
-        return self.tensors[f"{where}.diagonal"][expert], False
+            return _unpacked(triangles[expert])
+        own: Floats = self.tensors[f"{where}.diagonal"][expert]
+        return own
 
     @cached_property
     def _inner_power(self) -> list[float]:
@@ -289,7 +290,8 @@ def _diagonal(moments: Floats) -> Floats:
 
 
 def _blend(own: Floats, tokens: int, prior: Floats) -> Floats:
-    share = np.float32(tokens / (tokens + PRIOR_TOKENS))
+    weight = DIAGONAL_PRIOR_TOKENS if own.ndim == 1 else MATRIX_PRIOR_TOKENS * len(own)
+    share = np.float32(tokens / (tokens + weight))
     return np.asarray(own * share + prior * (1 - share), np.float32)
 
 
