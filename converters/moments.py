@@ -68,6 +68,6 @@ class Factorised:
         if inputs.name != self._name:
             self._moments = None  # not two of them at a time
             values = inputs.read()
-            self._moments = None if values is None else _native.Moments(values, cols)
+            self._moments = None if values is None else _native.Moments(values.data, cols)
             self._name = inputs.name
         return self._moments

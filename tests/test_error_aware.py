@@ -33,14 +33,20 @@ def layer(rows: int, cols: int, seed: int = 0) -> tuple[Floats, Floats]:
 
 
 def pack(
-    name: str, weights: Floats, moments: object = None, **options: object
+    name: str,
+    weights: Floats,
+    moments: Floats | _native.Moments | None = None,
+    *,
+    remainder: bytearray | None = None,
+    threads: int = 1,
 ) -> tuple[bytes, Floats, tuple[float, ...]]:
     """The bytes, the weights that they stand for, and the report."""
     rows, cols = weights.shape
     packed = bytearray(_native.packed_bytes(name, rows, cols))
     report = _native.pack(
-        name, weights.data, "f32", rows, cols, destination=packed, moments=moments, **options
-    )  # type: ignore[arg-type]
+        name, weights.data, "f32", rows, cols, destination=packed, remainder=remainder, threads=threads,
+        moments=moments.data if isinstance(moments, np.ndarray) else moments,
+    )  # fmt: skip
     decoded = np.frombuffer(_native.unpack(name, packed, rows, cols), np.float32).reshape(rows, cols)
     return bytes(packed), decoded, report
 
@@ -129,7 +135,7 @@ def test_inputs_that_say_little(name: str, rank: int) -> None:
 @pytest.mark.parametrize("name", INTEGERS)
 def test_slabs_threads_and_shared_work_do_not_show(name: str) -> None:
     weights, values = layer(70, 130)
-    moments = _native.Moments(values, 130)
+    moments = _native.Moments(values.data, 130)
     assert (moments.cols, moments.is_full) == (130, True)
     whole, _, report = pack(name, weights, values, threads=1)
     assert pack(name, weights, moments, threads=3)[0] == whole
@@ -174,7 +180,7 @@ def test_what_are_no_moments_is_refused(values: Doubles, message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
         pack("int4", weights, np.ascontiguousarray(values, np.float32))
     with pytest.raises(InvalidArgumentError, match="moments of 5 columns for a matrix of 4"):
-        pack("int4", weights, _native.Moments(np.ones(5, np.float32), 5))
+        pack("int4", weights, _native.Moments(np.ones(5, np.float32).data, 5))
 
 
 @pytest.mark.parametrize(
