@@ -6,6 +6,7 @@ from edgert.errors import InvalidArgumentError, UnsupportedError
 
 from .decoder import Decoder, Expert, Source
 from .formats import Formats
+from .moments import InputMoments, Measured, MomentsOf
 from .pack import Part
 from .tensor import FLOAT_FORMATS
 
@@ -48,18 +49,27 @@ class Layout:
         return sum(file.bytes for file in self.files)
 
 
-def plan_layout(decoder: Decoder, formats: Formats, *, alignment: int, remainders: bool) -> Layout:
-    """Raises InvalidArgumentError for an alignment that is not a power of two from 4096 to 1048576."""
+def plan_layout(
+    decoder: Decoder,
+    formats: Formats,
+    *,
+    alignment: int,
+    remainders: bool,
+    calibration: Measured | None = None,
+) -> Layout:
+    """With a `calibration` of the model the errors of matrices are weighed by what it measured of their inputs. Raises InvalidArgumentError for an alignment that is not a power of two from 4096 to 1048576."""
     if not MIN_ALIGNMENT <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
         raise InvalidArgumentError(
             f"alignment: {alignment}; a power of two from {MIN_ALIGNMENT} to {MAX_ALIGNMENT} is allowed"
         )
-    return _Planner(alignment, remainders).plan(decoder, formats)
+    moments = None if calibration is None else MomentsOf(calibration, decoder.recipe)
+    return _Planner(alignment, remainders, moments).plan(decoder, formats)
 
 
 class _Planner:
-    def __init__(self, alignment: int, remainders: bool) -> None:
+    def __init__(self, alignment: int, remainders: bool, moments: MomentsOf | None) -> None:
         self._layout = Layout(alignment)
+        self._moments = moments
         self._remainders = BundleFile("remainders.bin", alignment) if remainders else None
 
     def plan(self, decoder: Decoder, formats: Formats) -> Layout:
@@ -71,6 +81,7 @@ class _Planner:
                 tensor.source,
                 formats.of(tensor.kind, tensor.source),
                 is_vector=len(tensor.shape) == 1,
+                moments=None if self._moments is None else self._moments.dense(tensor.name),
             )
             extent = Extent((part,), 0, _up(file.bytes, _TENSOR_ALIGNMENT), tensor.shape)
             file.bytes = extent.offset + extent.bytes
@@ -88,10 +99,14 @@ class _Planner:
     def _expert_parts(self, expert: Expert, formats: Formats) -> tuple[Part, ...]:
         prefix = f"layers.{expert.layer}.experts.{expert.index}."
         names = formats.of_expert(expert)
-        sources = zip(("gate", "up", "down"), expert.sources, strict=True)
+        unknown = None, None, None
+        moments = unknown if self._moments is None else self._moments.expert(expert.layer, expert.index)
+        projections = ("gate", "up", "down")
         matrices = [
-            self._part(prefix + name, source, format_name)
-            for (name, source), format_name in zip(sources, names, strict=True)
+            self._part(prefix + projection, source, name, moments=inputs)
+            for projection, source, name, inputs in zip(
+                projections, expert.sources, names, moments, strict=True
+            )
         ]
         biases = zip(("gate_bias", "up_bias", "down_bias"), expert.biases, strict=False)
         return *matrices, *(
@@ -115,13 +130,21 @@ class _Planner:
         self._layout.files.append(BundleFile(name, self._layout.alignment))  # the header
         return self._layout.files[-1]
 
-    def _part(self, name: str, source: Source, format_name: str, *, is_vector: bool = False) -> Part:
+    def _part(
+        self,
+        name: str,
+        source: Source,
+        format_name: str,
+        *,
+        is_vector: bool = False,
+        moments: InputMoments | None = None,
+    ) -> Part:
         offset = None
         exact = format_name in FLOAT_FORMATS or format_name == source.tensor.stored_format
         if self._remainders is not None and not exact:
             offset = _up(self._remainders.bytes, _TENSOR_ALIGNMENT)
             self._remainders.bytes = offset + source.rows * source.cols
-        return Part(name, source, format_name, is_vector, offset)
+        return Part(name, source, format_name, is_vector, offset, moments)
 
 
 def _up(value: int, multiple: int) -> int:

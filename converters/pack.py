@@ -12,6 +12,7 @@ from edgert import _native
 from edgert.errors import CancelledError, CorruptError, InvalidArgumentError
 
 from .decoder import Source
+from .moments import Factorised, InputMoments
 from .tensor import FLOAT_FORMATS, CarryingReader, TensorReader
 
 TILE_ROWS = 16
@@ -27,11 +28,17 @@ class Part:
     format: str
     is_vector: bool = False
     remainder_offset: int | None = None
+    moments: InputMoments | None = None  # which its errors are weighed by
 
     @property
     def carried(self) -> bool:
         """Whether codes are taken over as they are, rather than weights packed."""
         return self.format == self.source.tensor.stored_format and self.format not in FLOAT_FORMATS
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether no code is chosen."""
+        return self.is_vector or self.carried or self.format in FLOAT_FORMATS
 
     @property
     def bytes(self) -> int:
@@ -72,9 +79,11 @@ def pack_extent(
     checksum = _native.Xxh64()
     errors = []
     remainder_checksums: list[str | None] = []
+    factorised = Factorised()
     for part in parts:
         with part.source.tensor.open() as reader:
-            packer = _PartPacker(part, reader, remainder_file)
+            moments = None if part.is_exact else factorised(part.moments, part.source.cols)
+            packer = _PartPacker(part, reader, remainder_file, moments)
             for first_row, rows in slabs(part):
                 if stop.is_set():
                     raise CancelledError("the conversion was cancelled")
@@ -89,8 +98,11 @@ def pack_extent(
 
 
 class _PartPacker:
-    def __init__(self, part: Part, reader: TensorReader, remainder_file: int | None) -> None:
+    def __init__(
+        self, part: Part, reader: TensorReader, remainder_file: int | None, moments: _native.Moments | None
+    ) -> None:
         self._part = part
+        self._moments = moments
         self._reader = reader
         self._remainder_file = remainder_file if part.remainder_offset is not None else None
         self._remainder_hash = _native.Xxh64()
@@ -121,13 +133,14 @@ class _PartPacker:
         cols = self._part.source.cols
         remainder = None if self._remainder_file is None else bytearray(rows * cols)
         try:
-            squared, weight, largest = _native.pack(
+            squared, weight, largest, *_ = _native.pack(
                 self._part.format,
                 raw,
                 dtype,
                 *shape,
                 destination=packed,
                 remainder=remainder,
+                moments=self._moments,
                 threads=1,
             )
         except InvalidArgumentError as error:

@@ -37,11 +37,27 @@ def pack(
     *,
     destination: Buffer,
     remainder: Buffer | None = None,
+    moments: Moments | Buffer | None = None,
     threads: int = 0,
-) -> tuple[float, float, float]:
+) -> tuple[float, ...]:
     """Pack a row-major matrix of dtype "f32", "f16" or "bf16" (raw bytes) into `destination`, which is writable and
     exactly packed_bytes(...) long; `remainder` int8 [rows, cols]. Slabs of a multiple of 16 rows pack apart.
-    Returns (squared error, squared weight, largest error). Without the GIL."""
+
+    `moments` M of the inputs, or f32 as Moments takes them: codes are chosen for the least sum of e M e^T over the rows of
+    errors e, with the whole matrix so that columns make up for the errors of one another.
+    Returns (squared error, squared weight, largest error), and with moments that sum. Without the GIL."""
+
+class Moments:
+    """Second moments of a matrix's inputs, mean of x x^T, made ready for packing: the work that matrices share.
+
+    `values` are f32 [cols, cols], or [cols], the diagonal. InvalidArgumentError by row and column for what is not finite,
+    negative on the diagonal or not symmetric, and for what is not positive semidefinite. Without the GIL."""
+
+    def __init__(self, values: Buffer, cols: int) -> None: ...
+    @property
+    def cols(self) -> int: ...
+    @property
+    def is_full(self) -> bool: ...
 
 def fill_random(
     format: str, rows: int, cols: int, *, deviation: float, seed: int, destination: Buffer

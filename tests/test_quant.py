@@ -18,7 +18,9 @@ Floats = npt.NDArray[np.float32]
 
 TABLE = {row["name"]: row for row in _native.formats()}
 FORMATS = [name for name, row in TABLE.items() if row["packs_floats"]]
-INTEGERS = [name for name in FORMATS if TABLE[name]["scale"] != "none"]
+# Those with a codebook are read back in test_bundle_format.py, and lack the value 0 and steps of one size.
+PLAIN = [name for name in FORMATS if TABLE[name]["codebook"] == "none"]
+INTEGERS = [name for name in PLAIN if TABLE[name]["scale"] != "none"]
 SHAPES = [(1, 1), (15, 31), (16, 32), (17, 33), (5, 1408), (3, 2880)]
 BITS = {name: int(row["bits"]) for name, row in TABLE.items()}
 GROUP = {name: int(row["group"]) for name, row in TABLE.items()}
@@ -52,7 +54,7 @@ def stored(values: Floats, dtype: str) -> npt.NDArray[Any]:
 
 def pack(
     name: str, weights: Floats, *, threads: int = 1, remainder: bytearray | None = None
-) -> tuple[bytes, tuple[float, float, float]]:
+) -> tuple[bytes, tuple[float, ...]]:
     rows, cols = weights.shape
     packed = bytearray(_native.packed_bytes(name, rows, cols))
     report = _native.pack(
@@ -142,7 +144,7 @@ def test_the_table_lists_every_format() -> None:
         "f32", "f16", "bf16", "int8", "int4", "int3", "int2", "int4_32", "q4_0", "q4_1", "q5_0", "q5_1",
         "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4",
         "affine2", "affine3", "affine4", "affine5", "affine6", "affine8", "affine2_32", "affine3_32", "affine6_32",
-        "affine8_32",
+        "affine8_32", "nl2", "nl2_16", "nl3", "nl3_16", "nl4", "nl4_16",
     ]  # fmt: skip
     assert TABLE["int4"] == {
         "name": "int4", "bits": 4, "group": 64, "block": 64, "scale": "f16", "zero": "u8", "codebook": "none",
@@ -156,7 +158,7 @@ def test_the_table_lists_every_format() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_packed_bytes_are_the_documented_layout(name: str, shape: tuple[int, int]) -> None:
     rows, cols = shape
     weights = weights_like_a_layer(rows, cols)

@@ -28,7 +28,7 @@ Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path
       decoder_(bundle_, recipe_, weights_, store_, *kv_, {runtime_->pool(), runtime_->kernel_table()},
                runtime_->budget(), {plan_.chunk, runtime_->pool().threads(), plan_.context, plan_.kv_type}),
       sampling_(runtime_->budget(), Sampler::space_bytes(recipe_.vocab_size), "sampling") {
-  if (options.moments != Moments::none) {
+  if (options.moments != MomentsKind::none) {
     observation_ = std::make_unique<Observation>(recipe_, options.moments,
                                                  Machine{runtime_->pool(), runtime_->kernel_table()},
                                                  runtime_->budget(), plan_.chunk);

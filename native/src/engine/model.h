@@ -34,7 +34,7 @@ struct ModelOptions {
   int chunk = 0;                  // rows of a step; 0: as many as pay, by the budget
   std::optional<KvType> kv_type;  // none: f32 where attention is f32, else f16
   Eviction eviction = Eviction::forecast;
-  Moments moments = Moments::none;  // what to measure of the model as it runs
+  MomentsKind moments = MomentsKind::none;  // what to measure of the model as it runs
   LossyModes lossy{};
 };
 

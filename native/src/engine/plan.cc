@@ -140,7 +140,7 @@ MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const R
   plan.kv_bytes = pages(KvPool::kv_bytes(KvLayout(recipe, plan.kv_type), pool));
   plan.state_bytes = pages(KvPool::state_bytes(StateLayout(recipe), pool));
   plan.sampler_bytes = pages(Sampler::space_bytes(recipe.vocab_size));
-  if (options.moments != Moments::none)
+  if (options.moments != MomentsKind::none)
     plan.observation_bytes = Observation::sums_bytes(recipe, options.moments);
   const ExpertSizes experts = expert_sizes(weights, recipe);
   plan.expert_bytes = experts.total;
@@ -155,7 +155,7 @@ MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const R
   const auto scratch = [&](int chunk) {
     const std::uint64_t rows =
         pages(Scratch::layout(recipe, {chunk, threads, plan.context, plan.kv_type}, nullptr).bytes);
-    if (options.moments == Moments::none) return rows;
+    if (options.moments == MomentsKind::none) return rows;
     return rows + Observation::scratch_bytes(recipe, options.moments, chunk, threads);
   };
   const auto longest =

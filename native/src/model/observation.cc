@@ -109,11 +109,11 @@ class Arena {
 
 }  // namespace
 
-Moments moments(const std::string& word) {
-  if (word == "none") return Moments::none;
-  if (word == "diagonal") return Moments::diagonal;
-  if (word == "full") return Moments::full;
-  if (word == "auto") return Moments::automatic;
+MomentsKind moments(const std::string& word) {
+  if (word == "none") return MomentsKind::none;
+  if (word == "diagonal") return MomentsKind::diagonal;
+  if (word == "full") return MomentsKind::full;
+  if (word == "auto") return MomentsKind::automatic;
   throw Error(ErrorKind::invalid_argument,
               "moments: found '" + word + "', allowed none, diagonal, full, auto");
 }
@@ -169,16 +169,16 @@ Observation::Layout Observation::layout(const Recipe& recipe, Whole whole, std::
   return out;
 }
 
-Observation::Whole Observation::whole(const Recipe& recipe, Moments moments) {
-  if (moments == Moments::full) return {true, true, true};
-  if (moments != Moments::automatic) return {false, false, false};
+Observation::Whole Observation::whole(const Recipe& recipe, MomentsKind moments) {
+  if (moments == MomentsKind::full) return {true, true, true};
+  if (moments != MomentsKind::automatic) return {false, false, false};
   for (const Whole whole : {Whole{true, true, true}, {false, true, true}, {false, false, true}}) {
     if (layout(recipe, whole, nullptr).bytes <= kAutomaticBytes) return whole;
   }
   return {false, false, false};
 }
 
-std::uint64_t Observation::sums_bytes(const Recipe& recipe, Moments moments) {
+std::uint64_t Observation::sums_bytes(const Recipe& recipe, MomentsKind moments) {
   return round_up(layout(recipe, whole(recipe, moments), nullptr).bytes, page_size());
 }
 
@@ -193,13 +193,13 @@ std::size_t rows_bytes(const Recipe& recipe, int rows) {
 
 }  // namespace
 
-std::uint64_t Observation::scratch_bytes(const Recipe& recipe, Moments moments, int rows, int threads) {
+std::uint64_t Observation::scratch_bytes(const Recipe& recipe, MomentsKind moments, int rows, int threads) {
   const std::size_t longest = layout(recipe, whole(recipe, moments), nullptr).longest;
   return round_up(rows_bytes(recipe, rows), page_size()) +
          round_up(OuterSums::scratch_bytes(longest, threads), page_size());
 }
 
-Observation::Observation(const Recipe& recipe, Moments moments, Machine machine,
+Observation::Observation(const Recipe& recipe, MomentsKind moments, Machine machine,
                          std::shared_ptr<Budget> budget, int rows)
     : recipe_(recipe),
       sums_(machine, budget, layout(recipe, whole(recipe, moments), nullptr).longest),

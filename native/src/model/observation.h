@@ -25,17 +25,17 @@ namespace edgert {
 // full: of every input the whole matrix of second moments. diagonal: only its diagonal. automatic: whole
 // matrices for as many kinds of inputs as fit Observation::kAutomaticBytes: those of routed experts one by
 // one are given up first, then those of dense matrices that routed experts do not share.
-enum class Moments { none, diagonal, full, automatic };
-Moments moments(const std::string& word);  // Error{invalid_argument} names those allowed
+enum class MomentsKind { none, diagonal, full, automatic };
+MomentsKind moments(const std::string& word);  // Error{invalid_argument} names those allowed
 
 class Observation final : public Observer {
  public:
   static constexpr std::uint64_t kAutomaticBytes = std::uint64_t{1} << 30;
 
-  static std::uint64_t sums_bytes(const Recipe& recipe, Moments moments);
-  static std::uint64_t scratch_bytes(const Recipe& recipe, Moments moments, int rows, int threads);
+  static std::uint64_t sums_bytes(const Recipe& recipe, MomentsKind moments);
+  static std::uint64_t scratch_bytes(const Recipe& recipe, MomentsKind moments, int rows, int threads);
   // For steps of at most `rows`. REQUIRES moments other than none.
-  Observation(const Recipe& recipe, Moments moments, Machine machine, std::shared_ptr<Budget> budget,
+  Observation(const Recipe& recipe, MomentsKind moments, Machine machine, std::shared_ptr<Budget> budget,
               int rows);
 
   void begin(std::span<const BatchRow> rows) override;
@@ -85,7 +85,7 @@ class Observation final : public Observer {
   struct Whole {  // whether whole matrices are summed, by kind of input
     bool single_experts, dense, moe;
   };
-  static Whole whole(const Recipe& recipe, Moments moments);
+  static Whole whole(const Recipe& recipe, MomentsKind moments);
   static Layout layout(const Recipe& recipe, Whole whole, std::byte* base);
   Inputs& inputs(int layer, Site site);
   std::size_t moe_index(int layer) const { return moe_[static_cast<std::size_t>(layer)]; }
