@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from bundles import F32, convert, read_manifest
 from checkpoints import VARIANTS, by_name, encode, make_checkpoint, write_weights
-from test_families import Requests, describe, ffns, mixers
+from families import Requests, describe, ffns, mixers
 
 from edgert.converters.derived import Mapped, PickedRows, TransposedHeads
 from edgert.converters.tensor import TensorInfo
