@@ -239,6 +239,7 @@ def _summary(report: dict[str, Any]) -> str:
         shown = ", ".join(f"{name} {share:g}" for name, share in report["lossy"].items())
         lines.append(
             f"lossy: {shown}; of a token's uses of experts {decode['experts_replaced_per_token']:.2f} replaced, "
-            f"{decode['experts_skipped_per_token']:.2f} left out"
+            f"{decode['experts_skipped_per_token']:.2f} left out, {decode['experts_low_precision_per_token']:.2f} in low "
+            "precision"
         )
     return "\n".join(lines)

@@ -69,6 +69,7 @@ struct WeightSizes {
   std::uint64_t dense_bytes = 0;                         // of dense.bin
   FormatId key_format = FormatId::f32;                   // of key_projection()
   std::vector<std::vector<std::uint64_t>> expert_bytes;  // of every extent, by MoE layer
+  std::uint64_t join_bytes = 0;                          // ExpertStore::join_bytes
 };
 MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const Runtime& runtime, int threads,
                        const ModelOptions& options);
