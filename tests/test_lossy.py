@@ -94,6 +94,11 @@ def test_the_native_model_names_the_modes_it_knows(tiny_bundle: Path) -> None:
         open_model(tiny_bundle, lossy={"threads": 0.5})
 
 
+def test_a_model_that_is_measured_computes_exactly(tiny_bundle: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="skip_experts: a model that is measured computes exactly"):
+        open_model(tiny_bundle, moments="diagonal", lossy={"skip_experts": 0.5})
+
+
 def test_skipping_by_weight_gives_the_same_bits_at_any_budget(tiny_bundle: Path) -> None:
     modes = {"skip_experts": 0.3}
     whole = open_model(tiny_bundle, lossy=modes)

@@ -281,20 +281,27 @@ TEST_CASE("an unsplit bundle has no low precision to offer") {
   CHECK(model.statistics().lossy.low_precision == 0);
 }
 
-TEST_CASE("formats that do not split cannot be said to be split") {
+TEST_CASE("what a manifest says of split experts is checked") {
   const TemporaryDirectory directory;
   const auto path = test::write_small_bundle(directory.path(), split_model());
   std::ifstream in(path / "manifest.json", std::ios::binary);
-  std::string text((std::istreambuf_iterator<char>(in)), {});
-  std::string body = text.substr(text.find('\n') + 1);
-  const std::string from = R"("expert_formats":[["int4","int4","int4"]])";
-  body.replace(body.find(from), from.size(), R"("expert_formats":[["int4","int3","int4"]])");
-  const auto seal = [&] {
+  const std::string text((std::istreambuf_iterator<char>(in)), {});
+  const std::string original = text.substr(text.find('\n') + 1);
+  const auto base = Bundle::open(path, DirectIo::off).manifest().experts[0].experts[0].base_bytes;
+  const auto refused = [&](const std::string& from, const std::string& to, const std::string& message) {
+    std::string body = original;
+    body.replace(body.find(from), from.size(), to);
     const std::string digest = digest_text(xxh64(std::as_bytes(std::span(body))));
     std::ofstream(path / "manifest.json", std::ios::binary) << "{\"checksum\":\"" << digest << "\",\n"
                                                             << body;
+    CHECK(test::contains(test::error_of(ErrorKind::corrupt, [&] { Model(make_runtime(1 << 30), path, {}); }),
+                         message));
   };
-  seal();
-  CHECK(test::contains(test::error_of(ErrorKind::corrupt, [&] { Model(make_runtime(1 << 30), path, {}); }),
-                       "layer 0: expert 0 is split, which its formats cannot be"));
+  refused(R"([["int4","int4","int4"]])", R"([["int4","int3","int4"]])",
+          "layer 0: expert 0 is split, which its formats cannot be");
+  const std::string stated = "0," + std::to_string(base) + ",";
+  refused(stated, "0,64,", "layer 0: expert 0 has a base of 64 bytes, its shape and formats need");
+  refused(stated, "0,0,", "extents[0][5]");
+  refused(stated, "0,99999999,", "extents[0][5]");
+  refused(stated, "0," + std::to_string(base) + ",7,", "refinement_checksum");
 }

@@ -175,7 +175,12 @@ void Model::impose_routing(const ImposedRouting::Table& table) {
 }
 
 void Model::set_lossy(const LossyModes& modes) {
-  for (const LossyMode& mode : kLossyModes) check_number(mode.knob, modes.*mode.share);
+  for (const LossyMode& mode : kLossyModes) {
+    check_number(mode.knob, modes.*mode.share);
+    if (observation_ && modes.*mode.share > 0)
+      throw Error(ErrorKind::invalid_argument,
+                  std::string(mode.knob) + ": a model that is measured computes exactly");
+  }
   const std::lock_guard lock(step_mutex_);
   decoder_.set_lossy(modes);
 }

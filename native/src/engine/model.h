@@ -129,7 +129,7 @@ class Model {
   // See ImposedRouting; an empty table gives the choice back to the routers. Changes what the model computes:
   // it is there to measure how a routing pages.
   void impose_routing(const ImposedRouting::Table& table);
-  // From the next step on. Error{invalid_argument} outside the knobs' ranges.
+  // From the next step on. Error{invalid_argument} outside the knobs' ranges, and where moments are observed.
   void set_lossy(const LossyModes& modes);
   LossyModes lossy() const;
 
