@@ -13,7 +13,7 @@ from typing import Any
 from .decoder import Decoder
 from .layout import Layout
 from .manifest import FORMAT_VERSION, build_manifest, quantization_report, seal
-from .pack import Packed, Part, pack_extent
+from .pack import Packed, Part, pack_extent, pack_split_extent
 from .shards import Shards
 
 MAGIC = b"EDGERT\0\1"
@@ -94,7 +94,8 @@ def _pack_all(
                 for index in group:
                     extent = extents[index]
                     arguments = (files[extent.file], extent.offset, remainder_file, counter.add, stop)
-                    waiting.append((index, pool.submit(pack, extent.parts, *arguments)))
+                    work = pack if extent.split is None else pack_split_extent
+                    waiting.append((index, pool.submit(work, extent.parts, *arguments)))
                     unsynced += extent.bytes
                     if unsynced >= _SYNC_BYTES:
                         syncs.append(syncing.submit(os.fdatasync, files[extent.file]))

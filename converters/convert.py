@@ -56,6 +56,7 @@ def convert(
     alignment: int | None = None,
     expert_formats: ExpertFormats | None = None,
     remainders: bool = False,
+    split_experts: bool = False,
     threads: int = 0,
     progress: Callable[[int, int], None] | None = None,
     shards: Shards | None = None,
@@ -66,7 +67,8 @@ def convert(
     weights are int8 and experts int4. Embedding and output follow a dense format that is given, unless they
     are given too. `expert_formats` chooses formats expert by expert: a mapping from "layer.expert", "layer.*"
     or "*.expert" to a format (or three: gate, up, down), or a function of layer and expert. `remainders`
-    keeps the rounding remainders. `threads` 0: usable cores. `progress(done, total)` counts bytes of the
+    keeps the rounding remainders. `split_experts` stores experts as a base and what makes it whole, so that a lossy mode can
+    read the base alone (docs/lossy.md). `threads` 0: usable cores. `progress(done, total)` counts bytes of the
     checkpoint. `shards` fetches the files of weights one after the other, where `source` has only their beginnings.
 
     Equal inputs and options give equal bytes. An existing bundle at `output` is replaced in one step once the
@@ -95,6 +97,7 @@ def convert(
             formats,
             alignment=_alignment(alignment, profile),
             remainders=remainders,
+            split_experts=split_experts,
         )
         with BundleOutput(output, checkpoint.path) as place:
             fetched = 0 if shards is None else shards.peak_bytes([*layout.dense, *layout.experts])
@@ -106,7 +109,8 @@ def convert(
                 layout,
                 assets.files,
                 _about(checkpoint, decoder, profile),
-                {**formats.options(), "remainders": remainders},
+                {**formats.options(), "remainders": remainders}
+                | ({"split_experts": True} if split_experts else {}),
                 threads=_thread_count(threads),
                 progress=progress,
                 shards=shards,

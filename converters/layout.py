@@ -2,17 +2,26 @@
 
 from dataclasses import dataclass, field
 
+from edgert import _native
 from edgert.errors import InvalidArgumentError, UnsupportedError
 
 from .decoder import Decoder, Expert, Source
 from .formats import Formats
 from .moments import InputMoments, Measured, MomentsOf
-from .pack import Part
+from .pack import Part, split_shape
 from .tensor import FLOAT_FORMATS
 
 MAX_EXPERT_FILE_BYTES = 16 << 30
 MIN_ALIGNMENT, MAX_ALIGNMENT, DEFAULT_ALIGNMENT = 4096, 1 << 20, 16384
 _TENSOR_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Of an expert whose base is stored before what makes it whole: sizes in bytes, the second of both."""
+
+    base_bytes: int
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +33,11 @@ class Extent:
     offset: int
     shape: tuple[int, ...] = ()  # of a dense tensor
     expert: tuple[int, int] | None = None  # layer and index
+    split: Split | None = None  # of an expert that is stored as base and refinement
 
     @property
     def bytes(self) -> int:
-        return sum(part.bytes for part in self.parts)
+        return sum(part.bytes for part in self.parts) if self.split is None else self.split.bytes
 
 
 @dataclass
@@ -56,20 +66,31 @@ def plan_layout(
     alignment: int,
     remainders: bool,
     calibration: Measured | None = None,
+    split_experts: bool = False,
 ) -> Layout:
-    """With a `calibration` of the model the errors of matrices are weighed by what it measured of their inputs. Raises InvalidArgumentError for an alignment that is not a power of two from 4096 to 1048576."""
+    """With a `calibration` of the model the errors of matrices are weighed by what it measured of their inputs.
+    `split_experts`: those whose formats can be split are. Raises InvalidArgumentError for an alignment that is not a
+    power of two from 4096 to 1048576, and where no expert can be split."""
     if not MIN_ALIGNMENT <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
         raise InvalidArgumentError(
             f"alignment: {alignment}; a power of two from {MIN_ALIGNMENT} to {MAX_ALIGNMENT} is allowed"
         )
     moments = None if calibration is None else MomentsOf(calibration, decoder.recipe)
-    return _Planner(alignment, remainders, moments).plan(decoder, formats)
+    layout = _Planner(alignment, remainders, moments, split_experts).plan(decoder, formats)
+    if split_experts and not any(extent.split for extent in layout.experts):
+        raise InvalidArgumentError(
+            "split_experts: no expert has formats that split; those are int8, int4 and int4_32"
+        )
+    return layout
 
 
 class _Planner:
-    def __init__(self, alignment: int, remainders: bool, moments: MomentsOf | None) -> None:
+    def __init__(
+        self, alignment: int, remainders: bool, moments: MomentsOf | None, split_experts: bool
+    ) -> None:
         self._layout = Layout(alignment)
         self._moments = moments
+        self._split_experts = split_experts
         self._remainders = BundleFile("remainders.bin", alignment) if remainders else None
 
     def plan(self, decoder: Decoder, formats: Formats) -> Layout:
@@ -115,7 +136,8 @@ class _Planner:
 
     def _place_expert(self, layer: int, index: int, parts: tuple[Part, ...]) -> None:
         layout = self._layout
-        size = sum(part.bytes for part in parts)
+        split = _split(parts) if self._split_experts else None
+        size = sum(part.bytes for part in parts) if split is None else split.bytes
         if layout.alignment + size > MAX_EXPERT_FILE_BYTES:
             raise UnsupportedError(
                 f"{parts[0].name}: an expert of {size} bytes; at most {MAX_EXPERT_FILE_BYTES} is supported"
@@ -124,7 +146,9 @@ class _Planner:
         if len(layout.files) == 1 or offset + size > MAX_EXPERT_FILE_BYTES:
             offset = self._new_file(f"experts-{len(layout.files) - 1:05}.bin").bytes
         layout.files[-1].bytes = offset + size
-        layout.experts.append(Extent(parts, len(layout.files) - 1, offset, expert=(layer, index)))
+        layout.experts.append(
+            Extent(parts, len(layout.files) - 1, offset, expert=(layer, index), split=split)
+        )
 
     def _new_file(self, name: str) -> BundleFile:
         self._layout.files.append(BundleFile(name, self._layout.alignment))  # the header
@@ -145,6 +169,12 @@ class _Planner:
             offset = _up(self._remainders.bytes, _TENSOR_ALIGNMENT)
             self._remainders.bytes = offset + source.rows * source.cols
         return Part(name, source, format_name, is_vector, offset, moments)
+
+
+def _split(parts: tuple[Part, ...]) -> Split | None:
+    """None where the formats of an expert's parts do not split."""
+    sizes = _native.split_sizes(*split_shape(parts))
+    return None if sizes is None else Split(*sizes)
 
 
 def _up(value: int, multiple: int) -> int:

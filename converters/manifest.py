@@ -31,7 +31,10 @@ def build_manifest(
         assert extent.expert is not None
         gate, up, down = (part.format for part in extent.parts[:3])
         number = combinations.setdefault((gate, up, down), len(combinations))
-        row = [extent.file, extent.offset, extent.bytes, result.checksum, number]
+        row: list[Any] = [extent.file, extent.offset, extent.bytes, result.checksum, number]
+        if extent.split is not None:
+            assert result.split_checksums is not None
+            row += [extent.split.base_bytes, *result.split_checksums]
         by_layer.setdefault(extent.expert[0], []).append(row)
     manifest: dict[str, Any] = {
         "format_version": FORMAT_VERSION,

@@ -4,12 +4,13 @@ Threads: functions without state; the extents of one conversion are packed on se
 """
 
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgert import _native
-from edgert.errors import CancelledError, CorruptError, InvalidArgumentError
+from edgert.errors import CancelledError, CorruptError, InvalidArgumentError, UnsupportedError
 
 from .decoder import Source
 from .moments import Factorised, InputMoments
@@ -61,6 +62,7 @@ class Packed:
     checksum: str
     errors: tuple[Error, ...]
     remainder_checksums: tuple[str | None, ...]
+    split_checksums: tuple[str, str] | None = None  # of base and refinement, where an expert is split
 
 
 def pack_extent(
@@ -95,6 +97,40 @@ def pack_extent(
         errors.append(packer.error())
         remainder_checksums.append(packer.remainder_checksum())
     return Packed(checksum.hexdigest(), tuple(errors), tuple(remainder_checksums))
+
+
+def split_shape(parts: Sequence[Part]) -> tuple[list[str], int, int, bool]:
+    """An expert's formats, hidden_size and intermediate_size, and whether it has biases."""
+    gate = parts[0].source
+    return [part.format for part in parts[:3]], gate.cols, gate.rows, len(parts) > 3
+
+
+def pack_split_extent(
+    parts: Sequence[Part],
+    file: int,
+    offset: int,
+    remainder_file: int | None,
+    advance: Callable[[int], None],
+    stop: threading.Event,
+) -> Packed:
+    """pack_extent() of an expert that is stored as base and refinement. Raises UnsupportedError where that would not make
+    the very bytes of the whole again."""
+    shape = split_shape(parts)
+    sizes = _native.split_sizes(*shape)
+    assert sizes is not None  # or it would not have been planned as such
+    destination = bytearray(sizes[1])
+    with tempfile.TemporaryFile() as beside:
+        packed = pack_extent(parts, beside.fileno(), 0, remainder_file, advance, stop)
+        beside.seek(0)
+        whole = beside.read()
+    try:
+        checksum, *others = _native.split_expert(*shape, packed=whole, destination=destination)
+    except UnsupportedError as error:
+        name = parts[0].name.rpartition(".")[0]
+        raise UnsupportedError(f"{name}: {error}: convert without split_experts") from None
+    write_at(file, offset, destination)
+    base, refinement = others
+    return replace(packed, checksum=checksum, split_checksums=(base, refinement))
 
 
 class _PartPacker:

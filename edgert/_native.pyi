@@ -159,6 +159,7 @@ def plan_weights(
     dense_bytes: int,
     key_format: str,
     expert_bytes: list[list[int]],
+    join_bytes: int = 0,
     context: int = 0,
     parallel: int = 1,
     chunk: int = 0,
@@ -250,11 +251,31 @@ class Model:
     def statistics(self) -> dict[str, int | float]:
         """Cumulative: expert_hits (resident without prefetch), expert_prefetch_hits (the first use of what a prefetch
         read), expert_misses, bytes_read, expert_bytes_read, expert_bytes_prefetched (of expert_bytes_read), stall_s,
-        prefill_tokens, prefill_s, decode_tokens, decode_s, evictions, experts_replaced and experts_skipped (uses of an
-        expert by a token that lossy modes gave to another or left out); now: experts_resident, experts_total,
+        prefill_tokens, prefill_s, decode_tokens, decode_s, evictions, experts_replaced, experts_skipped and
+        experts_low_precision (uses of an expert by a token that lossy modes gave to another, left out, or had of its base
+        alone), expert_base_reads and expert_refinements (misses that read a base alone, or what a base lacked); now: experts_resident, experts_total,
         experts_prefetching (those that are still to be read ahead of need), slot_bytes, slot_capacity_bytes."""
     def store(self) -> list[bytes]:
         """Per MoE layer one byte an expert: 0 absent, 1 being read, 2 resident."""
+
+# --- split experts ----------------------------------------------------------------------------------
+def split_sizes(
+    formats: list[str], hidden_size: int, intermediate_size: int, biased: bool
+) -> tuple[int, int] | None:
+    """Bytes of the base and of both parts of an expert with these formats of gate, up and down; None where one of them
+    does not split."""
+
+def split_expert(
+    formats: list[str],
+    hidden_size: int,
+    intermediate_size: int,
+    biased: bool,
+    *,
+    packed: Buffer,
+    destination: Buffer,
+) -> tuple[str, str, str]:
+    """Split a packed extent into `destination`; checksums of both parts together, of the base and of the refinement.
+    UnsupportedError where the parts would not make the very bytes again. Without the GIL."""
 
 # --- simulation -------------------------------------------------------------------------------------
 class StoreSimulation:

@@ -27,7 +27,7 @@ _TEXT = (
     "checks the permissions, and returns a small number by which the program refers to the file from then on. "
 )
 _LOOKUPS = ("expert_hits", "expert_prefetch_hits", "expert_misses")
-_LOSSES = ("experts_replaced", "experts_skipped")
+_LOSSES = ("experts_replaced", "experts_skipped", "experts_low_precision")
 _COUNTED = (*_LOOKUPS, *_LOSSES, "bytes_read", "stall_s")
 _POLL_S = 0.05
 

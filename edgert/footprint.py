@@ -29,6 +29,7 @@ class ModelSizes:
     disk_bytes: int
     checkpoint_bytes: int | None = None  # of what it is converted from
     reserved_bytes: int = 0  # of the budget, by the tokenizer
+    join_bytes: int = 0  # of the budget, where experts are split
 
     def plan(self, memory_bytes: int, *, threads: int = 0, context: int = 0) -> dict[str, int]:
         """How a budget would be divided; see _native.plan_memory. Raises BudgetError naming the smallest that works."""
@@ -41,6 +42,7 @@ class ModelSizes:
             dense_bytes=self.dense_bytes,
             key_format=self.key_format,
             expert_bytes=self.extent_bytes,
+            join_bytes=self.join_bytes,
             context=context,
         )
 
@@ -119,6 +121,9 @@ def _manifest(decoder: "Decoder", layout: "Layout") -> dict[str, Any]:
 
 def _sizes(name: str, manifest: Mapping[str, Any], **sizes: Any) -> ModelSizes:
     formats = {row["name"]: row["format"] for row in manifest["tensors"]}
+    # A split expert's row goes on with what its base has.
+    bases = [extent[5] for layer in manifest["experts"] for extent in layer["extents"] if len(extent) > 5]
+    page = _native.page_size()
     return ModelSizes(
         name=name,
         recipe=manifest["recipe"],
@@ -127,6 +132,7 @@ def _sizes(name: str, manifest: Mapping[str, Any], **sizes: Any) -> ModelSizes:
             (f for name, f in formats.items() if name.endswith((".attention.k", ".attention.kv_a"))), "f32"
         ),
         extent_bytes=[[extent[2] for extent in layer["extents"]] for layer in manifest["experts"]],
+        join_bytes=-(-max(bases, default=0) // page) * page,
         **sizes,
     )
 

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 
 _LOOKUPS = ("expert_hits", "expert_prefetch_hits", "expert_misses")
 _READS = ("bytes_read", "expert_bytes_read", "expert_bytes_prefetched")
-_COUNTERS = (*_LOOKUPS, *_READS, "stall_s", "evictions", "experts_replaced", "experts_skipped")
+_COUNTERS = (
+    *_LOOKUPS,
+    *_READS,
+    "stall_s",
+    "evictions",
+    "experts_replaced",
+    "experts_skipped",
+    "experts_low_precision",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import MIB, open_model
+from bundles import MIB, contents, convert, minimum_bytes, open_model, read_manifest
 from checkpoints import TINY_CONFIG, prompt_tokens
 from shell import Shell, assert_fails
 
 import edgert
-from edgert import lossy
-from edgert.errors import InvalidArgumentError
+from edgert import _native, lossy
+from edgert.errors import BudgetError, InvalidArgumentError
 from edgert.lossy import Loss
 from edgert.settings import knobs
 
@@ -52,7 +52,9 @@ def test_nothing_is_lossy_unless_asked_for(tiny_bundle: Path, config: Path) -> N
         assert model.generate("The file", max_tokens=4).statistics["experts_skipped"] == 0
 
 
-@pytest.mark.parametrize("name", ["cache_aware_routing", "skip_experts", "skip_absent_experts"])
+@pytest.mark.parametrize(
+    "name", ["cache_aware_routing", "skip_experts", "skip_absent_experts", "low_precision_misses"]
+)
 def test_exact_refuses_a_mode_wherever_it_comes_from(
     tiny_bundle: Path, config: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -90,6 +92,11 @@ def test_the_native_model_names_the_modes_it_knows(tiny_bundle: Path) -> None:
         InvalidArgumentError, match="knob threads is no lossy mode; those are cache_aware_routing"
     ):
         open_model(tiny_bundle, lossy={"threads": 0.5})
+
+
+def test_a_model_that_is_measured_computes_exactly(tiny_bundle: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="skip_experts: a model that is measured computes exactly"):
+        open_model(tiny_bundle, moments="diagonal", lossy={"skip_experts": 0.5})
 
 
 def test_skipping_by_weight_gives_the_same_bits_at_any_budget(tiny_bundle: Path) -> None:
@@ -175,3 +182,77 @@ def test_a_damaged_list_of_losses_counts_as_none(tmp_path: Path, monkeypatch: py
     for content in ("[", "{}", "3", json.dumps([{"modes": 1}]), json.dumps([3])):
         path.write_text(content)
         assert lossy.kept("0" * 32, {}, 1) is None
+
+
+# --- split experts ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def split_bundle(tiny_source: Path, tmp_path: Path) -> Path:
+    return convert(tiny_source, tmp_path / "split.edgert", split_experts=True)
+
+
+def test_a_split_bundle_computes_the_same_bits(split_bundle: Path, tiny_bundle: Path) -> None:
+    expected = logits(open_model(tiny_bundle))
+    assert np.array_equal(logits(open_model(split_bundle)), expected)
+    assert np.array_equal(logits(small(split_bundle)), expected)
+    assert _native.verify_bundle(str(split_bundle)) > 0
+
+
+def test_low_precision_reads_less(split_bundle: Path) -> None:
+    exact, low = small(split_bundle), small(split_bundle, lossy={"low_precision_misses": 0.5})
+    assert not np.array_equal(logits(low), logits(exact))
+    counts = low.statistics()
+    assert counts["experts_low_precision"] > 0 and counts["expert_base_reads"] > 0
+    assert counts["expert_bytes_read"] < exact.statistics()["expert_bytes_read"]
+    low.set_lossy({})
+    assert np.array_equal(logits(low), logits(exact))
+
+
+def test_a_split_bundle_is_reproducible_and_says_what_it_is(
+    split_bundle: Path, tiny_source: Path, tmp_path: Path
+) -> None:
+    again = convert(tiny_source, tmp_path / "again.edgert", split_experts=True, threads=1)
+    assert contents(again) == contents(split_bundle)
+    manifest = read_manifest(split_bundle)
+    assert manifest["quantization"]["options"]["split_experts"] is True
+    for row in manifest["experts"]:
+        for _, offset, size, _, _, base, *checksums in row["extents"]:
+            assert offset % 4096 == 0 and 0 < base < size and len(checksums) == 2
+
+
+def test_only_formats_that_split_are_split(tiny_source: Path, tmp_path: Path) -> None:
+    mixed = convert(
+        tiny_source,
+        tmp_path / "mixed.edgert",
+        split_experts=True,
+        expert_formats=lambda layer, expert: "int8" if expert % 2 else "int3",
+    )
+    for row in read_manifest(mixed)["experts"]:
+        assert [len(extent) for extent in row["extents"]] == [5, 8] * (len(row["extents"]) // 2)
+    plain = convert(
+        tiny_source,
+        tmp_path / "plain.edgert",
+        expert_formats=lambda layer, expert: "int8" if expert % 2 else "int3",
+    )
+    assert np.array_equal(logits(small(mixed)), logits(open_model(plain)))
+    with pytest.raises(InvalidArgumentError, match="no expert has formats that split; those are int8"):
+        convert(tiny_source, tmp_path / "none.edgert", expert_format="int3", split_experts=True)
+
+
+def test_the_command_line_splits(edgert: Shell, tiny_source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "split.edgert"
+    assert (
+        edgert("convert", tiny_source, output, "--split-experts", "--expert-format", "int8").returncode == 0
+    )
+    assert edgert.json("verify", output)["ok"] is True
+    assert edgert.json("show", output)["minimum_bytes"] > 0
+    done = edgert("run", output, "-p", "a", "--max-tokens", 2, "--low-precision-misses", 0.5)
+    assert done.returncode == 0 and "lossy: low_precision_misses 0.5" in done.stderr
+
+
+def test_the_smallest_budget_holds_what_joining_takes(split_bundle: Path) -> None:
+    least = minimum_bytes(split_bundle, chunk=1)
+    assert open_model(split_bundle, memory=least, chunk=1).minimum_bytes == least
+    with pytest.raises(BudgetError, match=str(least)):
+        open_model(split_bundle, memory=least - 1, chunk=1)

@@ -234,11 +234,16 @@ def _summary(report: dict[str, Any]) -> str:
     if simulated := report.get("eviction_simulated"):
         rates = ", ".join(f"{name} {row['hit_rate']:.1%}" for name, row in simulated.items())
         lines.append(f"eviction: {report['eviction']}; hits of the decode, simulated: {rates}")
-    if report["lossy"] and "experts_replaced_per_token" in report["results"][-1]:
-        decode = report["results"][-1]
-        shown = ", ".join(f"{name} {share:g}" for name, share in report["lossy"].items())
-        lines.append(
-            f"lossy: {shown}; of a token's uses of experts {decode['experts_replaced_per_token']:.2f} replaced, "
-            f"{decode['experts_skipped_per_token']:.2f} left out"
+    if modes := report["lossy"]:
+        decode, shown = report["results"][-1], ", ".join(f"{name} {share:g}" for name, share in modes.items())
+        counts = (
+            (
+                f"; of a token's uses of experts {decode['experts_replaced_per_token']:.2f} replaced, "
+                f"{decode['experts_skipped_per_token']:.2f} left out, "
+                f"{decode['experts_low_precision_per_token']:.2f} in low precision"
+            )
+            if "experts_replaced_per_token" in decode
+            else ""
         )
+        lines.append(f"lossy: {shown}{counts}")
     return "\n".join(lines)

@@ -66,6 +66,11 @@ def add_formats(parser: argparse.ArgumentParser) -> None:
         "--remainders", action="store_true", help="keep the rounding remainders, which adapters need"
     )
     parser.add_argument(
+        "--split-experts",
+        action="store_true",
+        help="store each expert as a base and what makes it whole, for --low-precision-misses",
+    )
+    parser.add_argument(
         "--backend", metavar="NAME", help="llama.cpp: keep a GGUF file as it is, for that engine to run"
     )
     parser.add_argument("--threads", metavar="N", help="threads that pack [EDGERT_THREADS]")
@@ -83,6 +88,7 @@ def conversion_options(args: argparse.Namespace) -> dict[str, Any]:
         "output_format": args.output_format,
         "alignment": None if args.alignment is None else parse_bytes(args.alignment, "--alignment"),
         "remainders": args.remainders,
+        "split_experts": args.split_experts,
         "backend": args.backend,
         "threads": Layers.read().value(threads, args.threads) or 0,
     }

@@ -144,10 +144,10 @@ def summary(result: "Generation") -> str:
     experts = f"hits {s['hit_rate']:.1%} of {lookups} expert look-ups" if lookups else "no routed experts"
     if s["expert_prefetch_hits"]:
         experts += f" and {s['expert_prefetch_hits'] / lookups:.1%} read ahead"
-    if given_up := [
-        f"{s[f'experts_{what}']} {what}" for what in ("replaced", "skipped") if s[f"experts_{what}"]
-    ]:
-        experts += f", uses of experts {' and '.join(given_up)}"
+    words = {"replaced": "replaced", "skipped": "skipped", "low_precision": "in low precision"}
+    counts = {word: s[f"experts_{name}"] for name, word in words.items()}
+    if given_up := [f"{count} {word}" for word, count in counts.items() if count]:
+        experts += f", uses of experts: {', '.join(given_up)}"
     return (
         f"{speeds}, {experts}, read {format_bytes(s['bytes_read'])}, waited {s['stall_s']:.2f} s for storage"
     )

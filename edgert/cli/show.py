@@ -133,7 +133,7 @@ def _formats(bundle: "Bundle") -> dict[str, dict[str, int]]:
         _count(formats["dense"], tensor["format"], tensor["bytes"])
     names = ["/".join(dict.fromkeys(row)) for row in bundle.manifest["expert_formats"]]
     for layer in bundle.manifest["experts"]:
-        for _, _, size, _, index in layer["extents"]:
+        for _, _, size, _, index, *_ in layer["extents"]:
             _count(formats["experts"], names[index], size)
     return formats
 

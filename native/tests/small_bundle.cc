@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "bundle/xxhash.h"
+#include "model/split_expert.h"
 #include "platform/memory.h"
 #include "quant/pack.h"
 
@@ -107,6 +108,22 @@ class Writer {
     }
   }
 
+  // Puts base and refinement in the place of a whole; returns what its row in the manifest goes on with.
+  std::string split(std::string& extent, const std::string& f) const {
+    FfnRecipe ffn;
+    ffn.intermediate_size = m_.intermediate;
+    const auto hidden = static_cast<std::size_t>(m_.hidden);
+    const FormatId id = format(f).id;
+    const SplitLayout layout = split_layout({id, id, id}, hidden, ffn);
+    std::string parts(layout.bytes, '\0');
+    split_expert(layout, hidden, ffn, std::as_bytes(std::span(extent)),
+                 std::as_writable_bytes(std::span(parts)));
+    extent = parts;
+    const auto bytes = std::as_bytes(std::span(extent));
+    return "," + std::to_string(layout.base.bytes) + ",\"" + hex(xxh64(bytes.first(layout.base.bytes))) +
+           "\",\"" + hex(xxh64(bytes.subspan(layout.refinement_offset))) + "\"";
+  }
+
   void expert_files(std::string& file) {
     for (const std::string& f : m_.expert_formats) {
       format_rows_ += (format_rows_.empty() ? "[\"" : ",[\"") + f + "\",\"" + f + "\",\"" + f + "\"]";
@@ -122,10 +139,11 @@ class Writer {
         extent += random(f, m_.intermediate, m_.hidden, spread);
         extent.resize(round_up(extent.size(), 64));
         extent += random(f, m_.hidden, m_.intermediate, spread);
+        const std::string planes = m_.split_experts ? split(extent, f) : "";
         file.resize(round_up(file.size(), kAlignment));
         rows += (rows.empty() ? "[1," : ",[1,") + std::to_string(file.size()) + "," +
                 std::to_string(extent.size()) + ",\"" + hex(xxh64(std::as_bytes(std::span(extent)))) + "\"," +
-                std::to_string(kind) + "]";
+                std::to_string(kind) + planes + "]";
         file += extent;
       }
       expert_rows_ += (expert_rows_.empty() ? "" : ",") + std::string(R"({"layer":)") + std::to_string(i) +

@@ -18,6 +18,7 @@ struct SmallModel {
   int context = 96;
   std::vector<std::string> expert_formats{"int4"};  // expert e has format e modulo size
   std::string dense_format = "int8";
+  bool split_experts = false;  // all of them
 };
 
 // Writes the bundle and returns its directory. The same model gives the same weights.

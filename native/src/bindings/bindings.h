@@ -11,6 +11,7 @@ namespace edgert {
 
 void bind_errors(pybind11::module_& module);
 void bind_quant(pybind11::module_& module);
+void bind_split(pybind11::module_& module);
 void bind_platform(pybind11::module_& module);
 void bind_bundle(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);

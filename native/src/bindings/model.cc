@@ -123,11 +123,11 @@ py::dict plan_memory_of(Runtime& runtime, const std::string& path, std::int64_t 
 
 py::dict plan_weights(Runtime& runtime, const std::string& name, const std::string& recipe,
                       std::uint64_t dense_bytes, const std::string& key_format,
-                      std::vector<std::vector<std::uint64_t>> expert_bytes, std::int64_t context,
-                      int parallel, int chunk, const std::string& kv_format,
+                      std::vector<std::vector<std::uint64_t>> expert_bytes, std::uint64_t join_bytes,
+                      std::int64_t context, int parallel, int chunk, const std::string& kv_format,
                       const std::string& eviction_word) {
   const ModelOptions options{context, parallel, chunk, kv_type(kv_format), eviction(eviction_word)};
-  const WeightSizes weights{name, dense_bytes, format(key_format).id, std::move(expert_bytes)};
+  const WeightSizes weights{name, dense_bytes, format(key_format).id, std::move(expert_bytes), join_bytes};
   return describe(plan_memory(weights, parse_recipe(Json::parse(recipe, name), name), runtime,
                               runtime.pool().threads(), options));
 }
@@ -212,6 +212,9 @@ py::dict statistics(const Model& model) {
   out["decode_s"] = s.decode_s;
   out["experts_replaced"] = s.lossy.replaced;
   out["experts_skipped"] = s.lossy.skipped;
+  out["experts_low_precision"] = s.lossy.low_precision;
+  out["expert_base_reads"] = s.experts.base_reads;
+  out["expert_refinements"] = s.experts.refinements;
   out["experts_resident"] = s.experts.resident;
   out["experts_prefetching"] = s.experts.prefetching;
   out["experts_total"] = s.experts.total;
@@ -236,7 +239,7 @@ void bind_model(py::module_& module) {
              py::arg("kv_format") = "auto", py::arg("eviction") = std::string(kEvictions[0]));
   module.def("plan_weights", &plan_weights, py::arg("runtime"), py::kw_only(), py::arg("name"),
              py::arg("recipe_json"), py::arg("dense_bytes"), py::arg("key_format"), py::arg("expert_bytes"),
-             py::arg("context") = 0, py::arg("parallel") = 1, py::arg("chunk") = 0,
+             py::arg("join_bytes") = 0, py::arg("context") = 0, py::arg("parallel") = 1, py::arg("chunk") = 0,
              py::arg("kv_format") = "auto", py::arg("eviction") = std::string(kEvictions[0]));
   py::class_<Model, std::shared_ptr<Model>>(module, "Model")
       .def(py::init(&load), py::arg("runtime"), py::arg("path"), py::kw_only(), py::arg("context") = 0,

@@ -6,6 +6,7 @@ PYBIND11_MODULE(_native, module) {
   edgert::bind_errors(module);
   edgert::bind_platform(module);
   edgert::bind_quant(module);
+  edgert::bind_split(module);
   edgert::bind_bundle(module);
   edgert::bind_engine(module);
   edgert::bind_probe(module);

@@ -42,6 +42,16 @@ struct TensorEntry {
 struct ExpertEntry {
   Extent extent;
   std::uint32_t formats = 0;  // index into Manifest::expert_formats
+  // Of an expert whose precision is split: the extent begins with a base that runs by itself.
+  std::uint64_t base_bytes = 0;  // 0: it is not split
+  std::uint64_t base_checksum = 0;
+  std::uint64_t refinement_checksum = 0;  // of what follows from refinement_offset() to the extent's end
+
+  bool is_split() const noexcept { return base_bytes > 0; }
+  // In the extent; direct reads may begin there.
+  static constexpr std::uint64_t refinement_offset(std::uint64_t base_bytes) noexcept {
+    return (base_bytes + File::kDirectAlignment - 1) / File::kDirectAlignment * File::kDirectAlignment;
+  }
 };
 
 struct ExpertFormats {

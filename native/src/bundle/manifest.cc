@@ -181,16 +181,31 @@ class ManifestParser {
       layer.experts.reserve(rows.size());
       for (std::size_t e = 0; e < rows.size(); ++e) {
         const JsonField row = rows[e];
-        if (row.size() != 5) row.fail("[file, offset, bytes, checksum, format]");
+        if (row.size() != 5 && row.size() != 8) {
+          row.fail(
+              "[file, offset, bytes, checksum, format], of a split expert followed by base_bytes, "
+              "base_checksum, "
+              "refinement_checksum");
+        }
         ExpertEntry expert;
         expert.extent = extent(row[0], row[1], row[2], row[3], out_.alignment);
         expert.formats = static_cast<std::uint32_t>(
             row[4].as_integer(0, static_cast<std::int64_t>(out_.expert_formats.size()) - 1));
+        if (row.size() == 8) split(row, expert);
         layer.experts.push_back(expert);
       }
       entry.finish();
       out_.experts.push_back(std::move(layer));
     }
+  }
+
+  void split(const JsonField& row, ExpertEntry& expert) {
+    const auto whole = static_cast<std::int64_t>(expert.extent.bytes);
+    expert.base_bytes = static_cast<std::uint64_t>(row[5].as_integer(1, whole));
+    if (ExpertEntry::refinement_offset(expert.base_bytes) >= expert.extent.bytes)
+      row[5].fail("a base that leaves room for a refinement in " + std::to_string(whole) + " bytes");
+    expert.base_checksum = parse_checksum(row[6]);
+    expert.refinement_checksum = parse_checksum(row[7]);
   }
 
   void assets() {

@@ -96,6 +96,18 @@ constexpr Knob kKnobs[] = {
      true,
      "Lossy: the same for experts that would have to be read. 0: off.",
      true},
+    {"low_precision_misses",
+     KnobKind::number,
+     0,
+     0,
+     1,
+     {},
+     "of a row's expert weights",
+     true,
+     "Lossy: of an expert that would have to be read and whose weight is below this share of the row's, only "
+     "the "
+     "base is read, in a bundle made with --split-experts. 0: off.",
+     true},
     {"isa", KnobKind::choice, "auto", 0, 0, kIsas, "", false,
      "Instruction set of the kernels. auto: the best that this processor runs."},
 };

@@ -5,12 +5,25 @@
 #include <utility>
 
 #include "control/knobs.h"
+#include "model/split_expert.h"
 #include "platform/error.h"
 
 namespace edgert {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+// The recipe and the bundle outlive it.
+ExpertStore::Join join_of(const Recipe& recipe, const Bundle& bundle) {
+  return [&](int layer, std::uint32_t formats, std::span<const std::byte> base,
+             std::span<const std::byte> refinement, std::span<std::byte> slot) {
+    const auto hidden = static_cast<std::size_t>(recipe.hidden_size);
+    const FfnRecipe& ffn = recipe.block(layer).ffn;
+    const SplitLayout layout = split_layout(bundle.manifest().expert_formats[formats], hidden, ffn);
+    join_expert(layout, hidden, ffn, base, refinement, slot);
+    return layout.whole.bytes;
+  };
+}
 
 }  // namespace
 
@@ -24,7 +37,8 @@ Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path
       weights_(bundle_, recipe_, runtime_->budget(), runtime_->reader(), poll),
       kv_(std::make_shared<KvPool>(recipe_, plan_.kv_type, KvPool::Shape{plan_.context, options.parallel},
                                    runtime_->budget())),
-      store_(bundle_, runtime_->budget(), runtime_->reader(), plan_.slots_bytes, eviction_),
+      store_(bundle_, runtime_->budget(), runtime_->reader(), plan_.slots_bytes, eviction_,
+             join_of(recipe_, bundle_)),
       decoder_(bundle_, recipe_, weights_, store_, *kv_, {runtime_->pool(), runtime_->kernel_table()},
                runtime_->budget(), {plan_.chunk, runtime_->pool().threads(), plan_.context, plan_.kv_type}),
       sampling_(runtime_->budget(), Sampler::space_bytes(recipe_.vocab_size), "sampling") {
@@ -161,7 +175,12 @@ void Model::impose_routing(const ImposedRouting::Table& table) {
 }
 
 void Model::set_lossy(const LossyModes& modes) {
-  for (const LossyMode& mode : kLossyModes) check_number(mode.knob, modes.*mode.share);
+  for (const LossyMode& mode : kLossyModes) {
+    check_number(mode.knob, modes.*mode.share);
+    if (observation_ && modes.*mode.share > 0)
+      throw Error(ErrorKind::invalid_argument,
+                  std::string(mode.knob) + ": a model that is measured computes exactly");
+  }
   const std::lock_guard lock(step_mutex_);
   decoder_.set_lossy(modes);
 }

@@ -69,6 +69,7 @@ struct WeightSizes {
   std::uint64_t dense_bytes = 0;                         // of dense.bin
   FormatId key_format = FormatId::f32;                   // of key_projection()
   std::vector<std::vector<std::uint64_t>> expert_bytes;  // of every extent, by MoE layer
+  std::uint64_t join_bytes = 0;                          // ExpertStore::join_bytes
 };
 MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const Runtime& runtime, int threads,
                        const ModelOptions& options);
@@ -128,7 +129,7 @@ class Model {
   // See ImposedRouting; an empty table gives the choice back to the routers. Changes what the model computes:
   // it is there to measure how a routing pages.
   void impose_routing(const ImposedRouting::Table& table);
-  // From the next step on. Error{invalid_argument} outside the knobs' ranges.
+  // From the next step on. Error{invalid_argument} outside the knobs' ranges, and where moments are observed.
   void set_lossy(const LossyModes& modes);
   LossyModes lossy() const;
 

@@ -123,7 +123,8 @@ MemoryPlan plan_memory(const Bundle& bundle, const Recipe& recipe, const Runtime
   const WeightSizes sizes{.name = bundle.path().string(),
                           .dense_bytes = Weights::resident_bytes(bundle, recipe),
                           .key_format = key.empty() ? FormatId::f32 : bundle.tensor(key).format,
-                          .expert_bytes = extent_bytes(bundle.manifest())};
+                          .expert_bytes = extent_bytes(bundle.manifest()),
+                          .join_bytes = ExpertStore::join_bytes(bundle.manifest())};
   return plan_memory(sizes, recipe, runtime, threads, options);
 }
 
@@ -149,6 +150,7 @@ MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const R
   const std::uint64_t limit = runtime.budget()->limit_bytes();
   const std::uint64_t fixed = runtime.budget()->used_bytes() + plan.dense_bytes + plan.kv_bytes +
                               plan.state_bytes + plan.sampler_bytes + plan.observation_bytes +
+                              weights.join_bytes +
                               ExpertStore::index_bytes(options.eviction, experts.by_layer);
   const int count = std::reduce(experts.by_layer.begin(), experts.by_layer.end());
   const std::uint64_t two_slots = static_cast<std::uint64_t>(std::min(2, count)) * experts.largest;

@@ -90,7 +90,7 @@ bool ExpertStore::pump_one() {
     return false;
   }
   queue.pop_back();
-  begin(index, std::move(*slot), ReadPriority::prefetch);
+  begin(index, std::move(*slot), Part::whole, ReadPriority::prefetch);
   ahead ? policy_->passed(index) : policy_->used(index);  // what was only expected goes before what was used
   return true;
 }

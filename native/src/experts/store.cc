@@ -17,6 +17,10 @@ constexpr auto kCancelPoll = std::chrono::milliseconds(20);
 
 std::size_t at(int index) { return static_cast<std::size_t>(index); }
 
+std::uint64_t base_slot_bytes(const ExpertEntry& expert) {
+  return round_up(expert.base_bytes, std::max(File::kDirectAlignment, page_size()));
+}
+
 std::vector<std::uint64_t> slot_sizes(const Manifest& manifest) {
   std::vector<std::uint64_t> sizes;
   for (const auto& layer : manifest.experts) {
@@ -29,6 +33,17 @@ std::vector<std::uint64_t> slot_sizes(const Manifest& manifest) {
 bool fits(const Manifest& manifest, std::uint64_t capacity_bytes) {
   const std::vector<std::uint64_t> sizes = slot_sizes(manifest);
   return std::reduce(sizes.begin(), sizes.end()) <= capacity_bytes;
+}
+
+// Of bases too, which may stand in the place of their experts.
+std::vector<std::uint64_t> all_slot_sizes(const Manifest& manifest) {
+  std::vector<std::uint64_t> sizes = slot_sizes(manifest);
+  for (const auto& layer : manifest.experts) {
+    for (const ExpertEntry& expert : layer.experts) {
+      if (expert.is_split()) sizes.push_back(base_slot_bytes(expert));
+    }
+  }
+  return sizes;
 }
 
 std::vector<int> experts_by_layer(const Manifest& manifest) {
@@ -49,17 +64,27 @@ std::uint64_t ExpertStore::slot_bytes(const ExpertEntry& expert) noexcept {
   return round_up(expert.extent.bytes, std::max(File::kDirectAlignment, page_size()));
 }
 
+std::uint64_t ExpertStore::join_bytes(const Manifest& manifest) noexcept {
+  std::uint64_t largest = 0;
+  for (const auto& layer : manifest.experts) {
+    for (const ExpertEntry& expert : layer.experts) largest = std::max(largest, expert.base_bytes);
+  }
+  return round_up(largest, page_size());
+}
+
 ExpertStore::ExpertStore(const Bundle& bundle, std::shared_ptr<Budget> budget, Reader& reader,
-                         std::uint64_t capacity_bytes, Eviction eviction)
+                         std::uint64_t capacity_bytes, Eviction eviction, Join join)
     : bundle_(bundle),
       capacity_(capacity_bytes),
-      charge_(std::move(budget), capacity_bytes + index_bytes(eviction, experts_by_layer(bundle.manifest())),
+      charge_(budget, capacity_bytes + index_bytes(eviction, experts_by_layer(bundle.manifest())),
               "expert slots"),
       reader_(reader),
       policy_(make_policy(fits(bundle.manifest(), capacity_bytes) ? Eviction::lru : eviction,
                           experts_by_layer(bundle.manifest()))),
       process_(getpid()),
-      slots_(slot_sizes(bundle.manifest()), capacity_bytes) {
+      join_(std::move(join)),
+      join_space_(std::move(budget), join_bytes(bundle.manifest()), "joining experts"),
+      slots_(all_slot_sizes(bundle.manifest()), capacity_bytes) {
   for (const auto& layer : bundle.manifest().experts) {
     rows_.push_back({layer.layer, static_cast<int>(entries_.size()), static_cast<int>(layer.experts.size())});
     for (std::size_t e = 0; e < layer.experts.size(); ++e) {
@@ -106,7 +131,8 @@ std::string ExpertStore::name(const Entry& entry) const {
 }
 
 std::unique_ptr<ExpertStore::Request> ExpertStore::acquire(int layer, std::span<const int> experts,
-                                                           const std::atomic<bool>& cancelled) {
+                                                           const std::atomic<bool>& cancelled,
+                                                           std::span<const std::uint8_t> base_suffices) {
   std::unique_ptr<Request> request(new Request(*this, cancelled));
   const Row& r = row(layer);
   request->ready_.reserve(experts.size());
@@ -117,18 +143,19 @@ std::unique_ptr<ExpertStore::Request> ExpertStore::acquire(int layer, std::span<
   passed_layer_ = request->scans_ ? layer : -1;
   requests_.push_back(request.get());
   if (ahead_row_ == &r) drop_ahead();
-  for (const int expert : experts) {
-    const int index = entry_of(r, expert);
+  for (std::size_t i = 0; i < experts.size(); ++i) {
+    const int index = entry_of(r, experts[i]);
     const Entry& entry = entries_[at(index)];
-    if (entry.state != Residency::resident) {
+    const bool whole = base_suffices.empty() || base_suffices[i] == 0;
+    if (!suits(entry, whole)) {
       ++statistics_.misses;
     } else {
       ++(entry.prefetched ? statistics_.prefetch_hits : statistics_.hits);
     }
-    if (entry.state == Residency::absent) {
-      request->waiting_.push_back(index);
+    if (entry.state == Residency::reading || suits(entry, whole)) {
+      join(*request, index, whole);
     } else {
-      join(*request, index);
+      request->waiting_.push_back({index, whole});
     }
   }
   policy_->visited(static_cast<int>(&r - rows_.data()), experts, request->scans_);
@@ -138,7 +165,7 @@ std::unique_ptr<ExpertStore::Request> ExpertStore::acquire(int layer, std::span<
   return request;
 }
 
-void ExpertStore::join(Request& request, int index) {
+void ExpertStore::join(Request& request, int index, bool whole) {
   Entry& entry = entries_[at(index)];
   if (entry.state == Residency::reading && entry.prefetched) {
     --prefetch_reads_;
@@ -150,28 +177,38 @@ void ExpertStore::join(Request& request, int index) {
   if (entry.state == Residency::resident) {
     request.ready_.push_back(index);
   } else {
-    request.reading_.push_back({index, false});
+    request.reading_.push_back({index, whole, false});
   }
 }
 
 void ExpertStore::issue(Request& request) {
   while (!request.waiting_.empty()) {
-    const int index = request.waiting_.back();
+    const auto [index, whole] = request.waiting_.back();
     Entry& entry = entries_[at(index)];
-    if (entry.state == Residency::absent) {
-      const std::uint64_t bytes = slot_bytes(*entry.where);
-      auto slot = take_slot(bytes, [](const Entry& other) { return !other.ahead; });
-      if (!slot) slot = take_slot(bytes, [](const Entry&) { return true; });
-      if (!slot) return;
-      begin(index, std::move(*slot), ReadPriority::demand);
+    if (entry.state == Residency::reading || suits(entry, whole)) {  // another request read it meanwhile
+      join(request, index, whole);
+    } else {
+      if (!begin_demand(index, whole)) return;
       request.scans_ ? policy_->passed(index) : policy_->used(index);
       ++entry.pins;
-      request.reading_.push_back({index, true});
-    } else {  // another request read it meanwhile
-      join(request, index);
+      request.reading_.push_back({index, whole, true});
     }
     request.waiting_.pop_back();
   }
+}
+
+bool ExpertStore::begin_demand(int index, bool whole) {
+  Entry& entry = entries_[at(index)];
+  if (entry.state == Residency::resident && entry.pins > 0) return false;  // somebody computes with its base
+  const bool base = !whole && entry.where->is_split() && !hook_;
+  const std::uint64_t bytes = base ? base_slot_bytes(*entry.where) : slot_bytes(*entry.where);
+  auto slot = take_slot(bytes, [&](const Entry& other) { return !other.ahead && &other != &entry; });
+  if (!slot) slot = take_slot(bytes, [&](const Entry& other) { return &other != &entry; });
+  if (!slot) slot = take_slot(bytes, [](const Entry&) { return true; });  // its own base too
+  if (!slot) return false;
+  const Part part = base ? Part::base : entry.state == Residency::absent ? Part::whole : Part::refinement;
+  begin(index, std::move(*slot), part, ReadPriority::demand);
+  return true;
 }
 
 std::optional<SlotPool::Slot> ExpertStore::take_slot(std::uint64_t bytes,
@@ -193,7 +230,7 @@ std::optional<SlotPool::Slot> ExpertStore::take_slot(std::uint64_t bytes,
       --statistics_.resident;
       ++statistics_.evictions;
       if (victim.slot.size() == bytes) return std::move(victim.slot);  // then it is the only one
-      drop_slot(victim);
+      drop_slot(victim.slot);
     }
   }
   SlotPool::Slot slot = slots_.take(bytes);
@@ -201,50 +238,97 @@ std::optional<SlotPool::Slot> ExpertStore::take_slot(std::uint64_t bytes,
   return slot;
 }
 
-void ExpertStore::drop_slot(Entry& entry) noexcept {
-  statistics_.slot_bytes -= entry.slot.size();
-  entry.slot = {};
+void ExpertStore::drop_slot(SlotPool::Slot& slot) noexcept {
+  statistics_.slot_bytes -= slot.size();
+  slot = {};
+}
+
+void ExpertStore::drop_slots(Entry& entry) noexcept {
+  drop_slot(entry.slot);
+  drop_slot(entry.base_slot);
 }
 
 int& ExpertStore::reads_of(const Entry& entry) noexcept {
   return entry.prefetched ? prefetch_reads_ : demand_reads_;
 }
 
-void ExpertStore::begin(int index, SlotPool::Slot slot, ReadPriority priority) {
+void ExpertStore::begin(int index, SlotPool::Slot slot, Part part, ReadPriority priority) {
   Entry& entry = entries_[at(index)];
+  if (part == Part::refinement) entry.base_slot = std::move(entry.slot);
   entry.slot = std::move(slot);
+  entry.part = part;
   entry.error = nullptr;
   entry.reread = false;
   entry.prefetched = priority == ReadPriority::prefetch;
   try {
     submit(index);
   } catch (...) {
-    drop_slot(entry);
+    drop_slot(entry.slot);
+    if (part == Part::refinement) {
+      entry.slot = std::move(entry.base_slot);
+      entry.part = Part::base;
+    }
     throw;
   }
+  if (part == Part::refinement) --statistics_.resident;
+  if (part == Part::base) ++statistics_.base_reads;
+  if (part == Part::refinement) ++statistics_.refinements;
   entry.state = Residency::reading;
   ++reads_of(entry);
+}
+
+std::span<std::byte> ExpertStore::part_of_slot(const Entry& entry) const noexcept {
+  const std::span<std::byte> extent =
+      entry.slot.span().first(entry.part == Part::base ? entry.where->base_bytes : entry.where->extent.bytes);
+  return entry.part == Part::refinement
+             ? extent.subspan(ExpertEntry::refinement_offset(entry.where->base_bytes))
+             : extent;
 }
 
 void ExpertStore::submit(int index) {
   Entry& entry = entries_[at(index)];
   const Extent& extent = entry.where->extent;
   const auto& file = bundle_.file(extent.file);
+  const std::span<std::byte> part = part_of_slot(entry);
+  const auto offset = static_cast<std::size_t>(part.data() - entry.slot.data());
   // The file ends on a multiple of the bundle's alignment, so the padded read stays inside it.
-  const std::size_t bytes = round_up(extent.bytes, File::kDirectAlignment);
-  reader_.submit({file, extent.offset, entry.slot.span().first(bytes),
+  const std::size_t bytes = round_up(part.size(), File::kDirectAlignment);
+  reader_.submit({file, extent.offset + offset, entry.slot.span().subspan(offset, bytes),
                   entry.prefetched ? ReadPriority::prefetch : ReadPriority::demand,
                   [this, index](std::exception_ptr error) { complete(index, std::move(error)); }});
   (entry.prefetched ? statistics_.prefetched_bytes : statistics_.demand_bytes) += bytes;
 }
 
+std::span<std::byte> ExpertStore::make_whole(const Entry& entry) {
+  const std::span<std::byte> slot = entry.slot.span();
+  const ExpertEntry& where = *entry.where;
+  if (!where.is_split()) return slot.first(where.extent.bytes);
+  const std::size_t offset = ExpertEntry::refinement_offset(where.base_bytes);
+  const std::span<std::byte> refinement = slot.subspan(offset, where.extent.bytes - offset);
+  if (entry.part == Part::refinement) {
+    const auto base = entry.base_slot.span().first(where.base_bytes);
+    return slot.first(join_(entry.layer, where.formats, base, refinement, slot));
+  }
+  const std::lock_guard lock(join_mutex_);
+  const std::span<std::byte> base = join_space_.span().first(where.base_bytes);
+  std::copy_n(slot.begin(), base.size(), base.begin());
+  return slot.first(join_(entry.layer, where.formats, base, refinement, slot));
+}
+
 void ExpertStore::complete(int index, std::exception_ptr error) noexcept {
-  Entry& entry = entries_[at(index)];  // its slot is ours while it is `reading`
+  Entry& entry = entries_[at(index)];  // its slots are ours while it is `reading`
   try {
     if (error) std::rethrow_exception(error);
-    const std::span<std::byte> bytes = entry.slot.span().first(entry.where->extent.bytes);
-    if (xxh64(bytes) == entry.where->extent.checksum) {
-      if (hook_) hook_(entry.layer, entry.expert, bytes);
+    const ExpertEntry& where = *entry.where;
+    const std::uint64_t checksum = entry.part == Part::whole  ? where.extent.checksum
+                                   : entry.part == Part::base ? where.base_checksum
+                                                              : where.refinement_checksum;
+    const std::span<std::byte> bytes = part_of_slot(entry);
+    if (xxh64(bytes) == checksum) {
+      if (entry.part != Part::base) {
+        const std::span<std::byte> whole = make_whole(entry);
+        if (hook_) hook_(entry.layer, entry.expert, whole);
+      }
     } else if (!entry.reread) {
       entry.reread = true;
       const std::lock_guard lock(mutex_);
@@ -263,12 +347,14 @@ void ExpertStore::complete(int index, std::exception_ptr error) noexcept {
     policy_->removed(index);
     entry.state = Residency::absent;
     entry.error = error;
-    drop_slot(entry);
+    drop_slots(entry);
     if (entry.prefetched) {
       drop_ahead();
       fill_.clear();
     }
   } else {
+    if (entry.part == Part::refinement) entry.part = Part::whole;
+    drop_slot(entry.base_slot);
     entry.state = Residency::resident;
     ++statistics_.resident;
   }
@@ -285,20 +371,20 @@ void ExpertStore::unpin(int index) noexcept {
 // Moves what has been read to ready_, and begins what has no read yet or whose read another began and failed.
 void ExpertStore::Request::gather() {
   for (auto it = reading_.begin(); it != reading_.end();) {
-    const auto [index, ours] = *it;
+    const auto [index, whole, ours] = *it;
     Entry& entry = store_.entries_[at(index)];
     if (entry.state == Residency::reading) {
       ++it;
       continue;
     }
     it = reading_.erase(it);
-    if (entry.state == Residency::resident) {
+    if (store_.suits(entry, whole)) {
       ready_.insert(ready_.begin(), index);
       continue;
     }
-    --entry.pins;  // its read failed
+    --entry.pins;  // its read failed, or was of the base alone
     if (ours) std::rethrow_exception(entry.error);
-    waiting_.push_back(index);
+    waiting_.push_back({index, whole});
   }
   store_.issue(*this);
 }
@@ -308,7 +394,8 @@ std::optional<ExpertStore::Lease> ExpertStore::Request::take() {
   const int index = ready_.back();
   ready_.pop_back();
   const Entry& entry = store_.entries_[at(index)];
-  return Lease(&store_, index, entry.expert, entry.where->formats, entry.slot.data());
+  return Lease(&store_, index, entry.expert, entry.where->formats, entry.part == Part::base,
+               entry.slot.data());
 }
 
 std::optional<ExpertStore::Lease> ExpertStore::Request::next_ready() {
@@ -346,6 +433,7 @@ ExpertStore::Lease::Lease(Lease&& other) noexcept
       entry_(other.entry_),
       expert_(other.expert_),
       formats_(other.formats_),
+      base_(other.base_),
       data_(other.data_) {}
 
 ExpertStore::Lease::~Lease() {
@@ -364,8 +452,10 @@ ExpertStatistics ExpertStore::statistics() const {
 void ExpertStore::at_hand(int layer, std::span<std::uint8_t> experts) const {
   const Row& r = row(layer);
   const std::lock_guard lock(mutex_);
-  for (int i = 0; i < r.count; ++i)
-    experts[at(i)] = entries_[at(r.first + i)].state == Residency::absent ? 0 : 1;
+  for (int i = 0; i < r.count; ++i) {
+    const Entry& entry = entries_[at(r.first + i)];
+    experts[at(i)] = entry.state != Residency::absent && entry.part != Part::base ? 1 : 0;
+  }
 }
 
 std::vector<std::vector<ExpertStore::Residency>> ExpertStore::residency() const {

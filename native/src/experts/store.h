@@ -5,6 +5,10 @@
 // back. A slot takes what its expert weighs on disk, rounded up to the read alignment and the page; the
 // capacity is charged to the budget when the store is made, so that no step can find it gone.
 //
+// An expert whose precision is split (see ExpertEntry) may be asked for with its base alone, which takes a
+// slot of its own size; whoever needs the whole makes it whole, by a read of the refinement where the base is
+// there. Reads ahead of need are of whole experts.
+//
 // What is asked for ahead of need (prefetch(), fill()) is read two at a time while no demand read is under
 // way and no request waits for a slot. It evicts nothing that is leased or awaited. A failure stops it and is
 // not reported: the demand read of that expert will report its own. Each prefetch read that completes begins
@@ -13,7 +17,7 @@
 // Threads: acquire() and Request are for one step at a time; completions run on the reader's threads;
 // everything else may be called from any thread.
 // Ownership: borrows the bundle and the reader. Lease and Request must not outlive the store. REQUIRES: no
-// lease of a request is held while next() is called.
+// lease of a request is held while next() is called; a join where an expert is split.
 #pragma once
 
 #include <atomic>
@@ -44,6 +48,8 @@ struct ExpertStatistics {
   std::uint64_t demand_bytes = 0;      // read from storage, padding and rereads included
   std::uint64_t prefetched_bytes = 0;  // likewise, ahead of need
   double stall_s = 0;                  // a step waited for a read
+  std::uint64_t base_reads = 0;        // misses that read a base alone
+  std::uint64_t refinements = 0;       // misses that read what a base lacked
   std::uint64_t prefetching = 0;       // experts being prefetched, or waiting for it
   std::uint64_t resident = 0;
   std::uint64_t total = 0;
@@ -55,10 +61,15 @@ class ExpertStore {
  public:
   enum class Residency : std::uint8_t { absent, reading, resident };
   // Runs on a reader's thread when an expert's bytes are in and checked, before it is published.
+  // While there is a hook, experts are always whole.
   using PageInHook = std::function<void(int layer, int expert, std::span<std::byte> bytes)>;
+  // Makes a split expert whole at the beginning of `slot`, in which the refinement lies where the extent has
+  // it; returns the bytes of the whole.
+  using Join = std::function<std::size_t(int layer, std::uint32_t formats, std::span<const std::byte> base,
+                                         std::span<const std::byte> refinement, std::span<std::byte> slot)>;
 
   ExpertStore(const Bundle& bundle, std::shared_ptr<Budget> budget, Reader& reader,
-              std::uint64_t capacity_bytes, Eviction eviction);
+              std::uint64_t capacity_bytes, Eviction eviction, Join join = {});
   ~ExpertStore();  // waits for the reads in flight
   ExpertStore(const ExpertStore&) = delete;
   ExpertStore& operator=(const ExpertStore&) = delete;
@@ -71,16 +82,19 @@ class ExpertStore {
     ~Lease();
     int expert() const noexcept { return expert_; }
     std::uint32_t formats() const noexcept { return formats_; }  // index into Manifest::expert_formats
+    bool base() const noexcept { return base_; }                 // data() is the base alone
     const std::byte* data() const noexcept { return data_; }
 
    private:
     friend class ExpertStore;
-    Lease(ExpertStore* store, int slot, int expert, std::uint32_t formats, const std::byte* data) noexcept
-        : store_(store), entry_(slot), expert_(expert), formats_(formats), data_(data) {}
+    Lease(ExpertStore* store, int slot, int expert, std::uint32_t formats, bool base,
+          const std::byte* data) noexcept
+        : store_(store), entry_(slot), expert_(expert), formats_(formats), base_(base), data_(data) {}
     ExpertStore* store_;
     int entry_;
     int expert_;
     std::uint32_t formats_;
+    bool base_;
     const std::byte* data_;
   };
 
@@ -105,15 +119,22 @@ class ExpertStore {
     std::vector<int> ready_;  // entries pinned for us, last first
     struct Read {
       int entry;
-      bool ours;  // else another request began it: its failure is not ours to report
+      bool whole;  // the base alone does not suffice
+      bool ours;   // else another request began it: its failure is not ours to report
     };
-    std::vector<Read> reading_;  // entries pinned for us whose read is under way
-    std::vector<int> waiting_;   // entries without a slot yet, last first
+    struct Wanted {
+      int entry;
+      bool whole;
+    };
+    std::vector<Read> reading_;    // entries pinned for us whose read is under way
+    std::vector<Wanted> waiting_;  // entries without a slot yet, or that are not whole, last first
   };
 
-  // `experts`: distinct ids of `layer` (a layer number of the recipe).
+  // `experts`: distinct ids of `layer` (a layer number of the recipe). `base_suffices`: where 1, the base of
+  // a split expert will do; empty: nowhere.
   std::unique_ptr<Request> acquire(int layer, std::span<const int> experts,
-                                   const std::atomic<bool>& cancelled);
+                                   const std::atomic<bool>& cancelled,
+                                   std::span<const std::uint8_t> base_suffices = {});
 
   // Asks ahead for the experts that `layer` is expected to need, the surest first. What an earlier call asked
   // for and has not begun is dropped; so is what remains when the layer is acquired.
@@ -127,12 +148,15 @@ class ExpertStore {
 
   void set_page_in_hook(PageInHook hook);  // REQUIRES no request under way
   ExpertStatistics statistics() const;
-  // By expert of a layer, 1 where it is resident or being read, else 0. REQUIRES one byte an expert.
+  // By expert of a layer, 1 where it is resident or being read as a whole, else 0. REQUIRES one byte an
+  // expert.
   void at_hand(int layer, std::span<std::uint8_t> experts) const;
   // One entry an expert, layer after layer in the manifest's order.
   std::vector<std::vector<Residency>> residency() const;
 
   static std::uint64_t slot_bytes(const ExpertEntry& expert) noexcept;
+  // What joining takes beside the slots: the largest base, 0 where no expert is split.
+  static std::uint64_t join_bytes(const Manifest& manifest) noexcept;
   // What knowing of so many experts takes beside their slots, the manifest's rows included.
   static std::uint64_t index_bytes(Eviction eviction, std::span<const int> experts_by_layer) noexcept;
   // A step that wants most of a layer wants most of every layer, one after the other: what is there already
@@ -142,6 +166,7 @@ class ExpertStore {
   }
 
  private:
+  enum class Part : std::uint8_t { whole, base, refinement };
   struct Entry {
     int layer = 0;
     int expert = 0;
@@ -151,7 +176,9 @@ class ExpertStore {
     bool reread = false;
     bool prefetched = false;  // being read or resident by a prefetch, and not asked for since
     bool ahead = false;       // asked for by prefetch() for the layer to come
+    Part part = Part::whole;  // that is there or being read
     SlotPool::Slot slot;
+    SlotPool::Slot base_slot;  // while a refinement is being read: what it refines
     std::exception_ptr error;  // of the last read, for those who wait for it
   };
   struct Row {
@@ -164,17 +191,24 @@ class ExpertStore {
   int entry_of(const Row& row, int expert) const;  // Error{invalid_argument}
   std::string name(const Entry& entry) const;
   void complete(int entry, std::exception_ptr error) noexcept;
+  std::span<std::byte> part_of_slot(const Entry& entry) const noexcept;  // that is read, without padding
+  std::span<std::byte> make_whole(const Entry& entry);                   // without the lock; the expert
   void unpin(int entry) noexcept;
 
   // With the lock held:
-  void join(Request& request, int entry);  // REQUIRES the entry not absent
+  void join(Request& request, int entry, bool whole);  // REQUIRES the entry not absent
+  bool suits(const Entry& entry, bool whole) const noexcept {
+    return entry.state == Residency::resident && (!whole || entry.part != Part::base);
+  }
   void issue(Request& request);
+  bool begin_demand(int entry, bool whole);  // false where there is no slot yet
   // The memory of what `spare` admits may go for it.
   std::optional<SlotPool::Slot> take_slot(std::uint64_t bytes,
                                           const std::function<bool(const Entry&)>& spare);
-  void drop_slot(Entry& entry) noexcept;
-  void begin(int entry, SlotPool::Slot slot, ReadPriority priority);  // may throw
-  void submit(int entry);                                             // may throw
+  void drop_slot(SlotPool::Slot& slot) noexcept;
+  void drop_slots(Entry& entry) noexcept;
+  void begin(int entry, SlotPool::Slot slot, Part part, ReadPriority priority);  // may throw
+  void submit(int entry);                                                        // may throw
   int& reads_of(const Entry& entry) noexcept;
   void pump() noexcept;
   bool pump_one();  // false: nothing to do now; may throw
@@ -188,6 +222,9 @@ class ExpertStore {
   std::unique_ptr<EvictionPolicy> policy_;
   const int process_;
   PageInHook hook_;
+  const Join join_;
+  std::mutex join_mutex_;
+  const Buffer join_space_;  // a base, while it is joined
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;

@@ -60,7 +60,7 @@ class Decoder {
   // From the next run on.
   void set_lossy(const LossyModes& modes) noexcept { lossy_ = modes; }
   const LossyModes& lossy() const noexcept { return lossy_; }
-  LossyCounts lossy_counts() const noexcept { return {replaced_.load(), skipped_.load()}; }
+  LossyCounts lossy_counts() const noexcept { return {replaced_, skipped_, low_precision_}; }
   // The experts that an MoE layer used for the last row of the last run, ascending; kNoExpert for those left
   // out.
   std::span<const std::int32_t> last_experts(int layer) const noexcept;
@@ -156,6 +156,7 @@ class Decoder {
   LossyModes lossy_;
   std::atomic<std::uint64_t> replaced_{0};  // uses of experts, by all runs
   std::atomic<std::uint64_t> skipped_{0};
+  std::atomic<std::uint64_t> low_precision_{0};
   std::vector<RowRun> attended_;         // rows that attend together
   std::vector<RowRun> runs_;             // whole ones, of this step
   const RopeRecipe* rotated_ = nullptr;  // whose angles of this step's rows are in s_.rotation

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "model/decoder.h"
+#include "model/split_expert.h"
 
 namespace edgert {
 namespace {
@@ -119,6 +120,8 @@ void Decoder::give_up(int layer, std::size_t rows, const std::function<RouterRow
     weigh_row(machine_.kernels, recipe.router, row);
     skipped_.fetch_add(skip_light(lossy_, at_hand, row.experts, row.weights), std::memory_order_relaxed);
   });
+  for (std::size_t i = 0; i < rows && lossy_.low_precision_misses > 0; ++i)
+    need_whole(lossy_, row_at(i).experts, row_at(i).weights, at_hand);
 }
 
 std::span<const std::int32_t> Decoder::last_experts(int layer) const noexcept {
@@ -163,7 +166,10 @@ void Decoder::routed_experts(int layer, Activations& in, const StepControl& cont
   });
   if (integer) quantize(machine_, in, hidden());
 
-  const auto request = store_.acquire(layer, {s_.expert_ids, used}, control.cancelled);
+  std::vector<std::uint8_t> base_suffices;
+  for (std::size_t i = 0; i < used && lossy_.low_precision_misses > 0; ++i)
+    base_suffices.push_back(s_.at_hand[s_.expert_ids[i]] == 0 ? 1 : 0);
+  const auto request = store_.acquire(layer, {s_.expert_ids, used}, control.cancelled, base_suffices);
   if (used == static_cast<std::size_t>(recipe.num_experts)) prefetch_after(layer, in.rows);
   for (;;) {
     std::vector<ExpertWork> group;  // what is ready, to be computed together
@@ -172,6 +178,7 @@ void Decoder::routed_experts(int layer, Activations& in, const StepControl& cont
       if (!lease) return false;
       const std::int32_t first = s_.expert_first[lease->expert()];
       const auto count = static_cast<std::size_t>(s_.expert_first[lease->expert() + 1] - first);
+      if (lease->base()) low_precision_.fetch_add(count, std::memory_order_relaxed);
       group.push_back({std::move(*lease), static_cast<std::size_t>(first), count, rows});
       rows += count;
       return true;
@@ -205,7 +212,8 @@ void Decoder::run_experts(int layer, std::span<const ExpertWork> group, std::siz
   if (observer_ != nullptr) observe_experts(layer, Site::expert_input, group, in);
   const auto width = static_cast<std::size_t>(recipe.intermediate_size);
   const auto layout_of = [&](const ExpertWork& work) {
-    return expert_layout(bundle_.manifest().expert_formats[work.lease.formats()], hidden(), recipe);
+    const ExpertFormats& formats = bundle_.manifest().expert_formats[work.lease.formats()];
+    return expert_layout(work.lease.base() ? *base_formats(formats) : formats, hidden(), recipe);
   };
   const auto bias_of = [&](const ExpertWork& work, const ExpertLayout& layout, std::size_t first) {
     return recipe.expert_bias ? reinterpret_cast<const float*>(work.lease.data() + layout.bias_offset) + first

@@ -22,6 +22,26 @@ float spread(std::span<const float> ranking) noexcept {
   return most - least;
 }
 
+// The weights of a row, and which of its experts are light among them.
+class Weighed {
+ public:
+  explicit Weighed(std::span<const float> weights) noexcept : weights_(weights) {
+    for (std::size_t n = 0; n < weights.size(); ++n) {
+      total_ += std::fabs(weights[n]);
+      if (std::fabs(weights[n]) > std::fabs(weights[heaviest_])) heaviest_ = n;
+    }
+  }
+  // Below this share of all; never the heaviest.
+  bool light(std::size_t n, float share) const noexcept {
+    return n != heaviest_ && std::fabs(weights_[n]) < share * total_;
+  }
+
+ private:
+  std::span<const float> weights_;
+  float total_ = 0;
+  std::size_t heaviest_ = 0;
+};
+
 bool contains(std::span<const std::int32_t> ids, std::int32_t id) noexcept {
   return std::find(ids.begin(), ids.end(), id) != ids.end();
 }
@@ -59,22 +79,24 @@ std::size_t prefer_at_hand(std::span<const float> ranking, std::span<const std::
 
 std::size_t skip_light(const LossyModes& modes, std::span<const std::uint8_t> at_hand,
                        std::span<std::int32_t> experts, std::span<float> weights) noexcept {
-  float total = 0;
-  std::size_t heaviest = 0;
-  for (std::size_t n = 0; n < weights.size(); ++n) {
-    total += std::fabs(weights[n]);
-    if (std::fabs(weights[n]) > std::fabs(weights[heaviest])) heaviest = n;
-  }
+  const Weighed row(weights);
   std::size_t skipped = 0;
   for (std::size_t n = 0; n < weights.size(); ++n) {
     const bool absent = modes.skip_absent_experts > 0 && at_hand[at(experts[n])] == 0;
-    const float least = std::max(modes.skip_experts, absent ? modes.skip_absent_experts : 0);
-    if (n == heaviest || std::fabs(weights[n]) >= least * total) continue;
+    if (!row.light(n, std::max(modes.skip_experts, absent ? modes.skip_absent_experts : 0))) continue;
     experts[n] = kNoExpert;
     weights[n] = 0;
     ++skipped;
   }
   return skipped;
+}
+
+void need_whole(const LossyModes& modes, std::span<const std::int32_t> experts,
+                std::span<const float> weights, std::span<std::uint8_t> at_hand) noexcept {
+  const Weighed row(weights);
+  for (std::size_t n = 0; n < weights.size(); ++n) {
+    if (experts[n] != kNoExpert && !row.light(n, modes.low_precision_misses)) at_hand[at(experts[n])] = 1;
+  }
 }
 
 }  // namespace edgert

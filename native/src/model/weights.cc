@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "bundle/xxhash.h"
+#include "model/split_expert.h"
 #include "platform/error.h"
 #include "storage/whole_file.h"
 
@@ -54,11 +55,21 @@ void check_experts(const Bundle& bundle, const Recipe& recipe) {
            std::to_string(ffn.num_experts));
     }
     for (std::size_t e = 0; e < experts.size(); ++e) {
-      const auto layout = expert_layout(manifest.expert_formats[experts[e].formats],
-                                        static_cast<std::size_t>(recipe.hidden_size), ffn);
+      const ExpertFormats& formats = manifest.expert_formats[experts[e].formats];
+      const std::string expert = layer + ": expert " + std::to_string(e);
+      if (experts[e].is_split() && !base_formats(formats))
+        fail(expert + " is split, which its formats cannot be");
+      const auto hidden = static_cast<std::size_t>(recipe.hidden_size);
+      const SplitLayout layout = experts[e].is_split()
+                                     ? split_layout(formats, hidden, ffn)
+                                     : SplitLayout{.bytes = expert_layout(formats, hidden, ffn).bytes};
       if (experts[e].extent.bytes != layout.bytes) {
-        fail(layer + ": expert " + std::to_string(e) + " has " + std::to_string(experts[e].extent.bytes) +
+        fail(expert + " has " + std::to_string(experts[e].extent.bytes) +
              " bytes, its shape and formats need " + std::to_string(layout.bytes));
+      }
+      if (experts[e].base_bytes != layout.base.bytes) {
+        fail(expert + " has a base of " + std::to_string(experts[e].base_bytes) +
+             " bytes, its shape and formats need " + std::to_string(layout.base.bytes));
       }
     }
   }
