@@ -312,4 +312,5 @@ def test_unused_experts_are_named() -> None:
 
     lines = picture(calibration()).splitlines()
     assert [line.split()[-1] for line in lines[1:3]] == ["2", "50%"]
+    assert lines[-1].startswith("3 of 7 experts met fewer than 32 tokens")
     assert "██·" in lines[1] and "█▅▃▂" in lines[2]

@@ -22,6 +22,7 @@ _TOKENS = Setting("tokens", "int", "run the text's first N tokens only", None, 2
 _BARS = "▁▂▃▄▅▆▇█"
 _STRIP = 32  # cells of a layer's picture at most
 _UNUSED = "·"
+_FEW = 32  # tokens of an expert
 
 
 def register(subparsers: Subparsers) -> argparse.ArgumentParser:
@@ -147,8 +148,19 @@ def picture(calibration: "Calibration") -> str:
             table(rows, right=(0, 1)),
             "",
             "Percentages are the share of tokens that used an expert, effective is the exponential of their entropy.",
+            *_warning(calibration),
         )
     )
+
+
+def _warning(calibration: "Calibration") -> list[str]:
+    tokens = [int(count) for layer in calibration.expert_tokens for count in layer]
+    few = sum(count < _FEW for count in tokens)
+    if few == 0:
+        return []
+    return [
+        f"{few} of {len(tokens)} experts met fewer than {_FEW} tokens: more text would tell more of them."
+    ]
 
 
 def _strip(shares: list[float]) -> str:
