@@ -3,8 +3,8 @@
     python llama_quantise.py JOB.json
 
 Runs in an interpreter that has llama-cpp-python and numpy; quantisation.py writes the job: `gguf` (f32), `imatrix` (npz by
-tensor), `reference` (npy of f32 logits, one row a position), `windows` (lists of token ids), `types`, `directory`. Prints a
-line of JSON a type: bytes of the file, KL divergence, perplexity, top-1.
+tensor), `reference` (npy of f32 logits, one row a position), `windows` (lists of token ids), `types`, `directory`,
+`experts_only` (all else stays f32). Prints a line of JSON a type: bytes of the file, KL divergence, perplexity, top-1.
 """
 
 import ctypes
@@ -41,10 +41,21 @@ def importance(llama: Any, path: Path) -> Any:
     return entries
 
 
-def quantise(llama: Any, source: Path, target: Path, kind: str, entries: Any) -> None:
+def leave_dense(llama: Any, options: Any) -> None:
+    """All but the experts stay f32."""
+    overrides = (llama.llama_model_tensor_override * 2)()
+    overrides[0].pattern, overrides[0].type = rb"attn_(q|k|v|output)\.weight", 0
+    options.tt_overrides = ctypes.cast(overrides, type(options.tt_overrides))
+    options.token_embedding_type = options.output_tensor_type = 0
+    _KEPT.append(overrides)
+
+
+def quantise(llama: Any, source: Path, target: Path, kind: str, entries: Any, *, experts_only: bool) -> None:
     options = llama.llama_model_quantize_default_params()
     options.ftype = getattr(llama, "LLAMA_FTYPE_ALL_F32" if kind == "F32" else f"LLAMA_FTYPE_MOSTLY_{kind}")
     options.nthread = 1
+    if experts_only:
+        leave_dense(llama, options)
     options.imatrix = ctypes.cast(entries, type(options.imatrix))
     if llama.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(options)) != 0:
         raise SystemExit(f"llama.cpp cannot quantise {source} to {kind}")
@@ -108,9 +119,11 @@ def main() -> None:
     reference = np.load(job["reference"], mmap_mode="r")
     for kind in job["types"]:
         path = Path(job["directory"]) / f"{kind}.gguf"
-        quantise(llama, Path(job["gguf"]), path, kind, entries)
+        quantise(llama, Path(job["gguf"]), path, kind, entries, experts_only=job["experts_only"])
         row = compare(logits(llama, path, job["windows"]), reference, job["windows"])
-        print(json.dumps({"engine": "llama.cpp", "name": kind, "bytes": path.stat().st_size, **row}), flush=True)
+        print(
+            json.dumps({"engine": "llama.cpp", "name": kind, "bytes": path.stat().st_size, **row}), flush=True
+        )
         path.unlink()
 
 

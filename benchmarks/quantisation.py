@@ -4,7 +4,8 @@
 
 One calibration serves both sides: whole moments for ours, their diagonals as llama.cpp's importance matrix. Both engines
 then run text B in windows of the model's context, and every position is compared with the f32 bundle's logits. Bytes are
-those of all files of a bundle, tokenizer included, and of the GGUF. PYTHON is an interpreter with llama-cpp-python.
+those of all files of a bundle, tokenizer included, and of the GGUF; with --experts-only everything else stays f32 on both
+sides, and counted are the experts. PYTHON is an interpreter with llama-cpp-python.
 """
 
 import argparse
@@ -23,43 +24,45 @@ import edgert
 from edgert.calibrating import calibrate
 from edgert.calibration import Calibration
 from edgert.converters.convert import convert
+from edgert.converters.formats import ExpertFormat
 
 Options = dict[str, Any]
 Row = dict[str, Any]
 
-SMALL = {"dense_format": "nl4_16", "embedding_format": "nl4_16"}
-LARGE = {"dense_format": "int8", "embedding_format": "nl4_16"}
-OURS: Mapping[str, Options] = {  # what convert() is told, beside the calibration
-    "nl2": {"expert_format": "nl2", **SMALL},
-    "nl2_16": {"expert_format": "nl2_16", **SMALL},
-    "nl2_16, down nl3_16": {"expert_format": ("nl2_16", "nl2_16", "nl3_16"), **SMALL},
-    "nl3": {"expert_format": "nl3", **SMALL},
-    "nl3_16": {"expert_format": "nl3_16", **SMALL},
-    "nl3_16, down nl4_16": {"expert_format": ("nl3_16", "nl3_16", "nl4_16"), **LARGE},
-    "nl4": {"expert_format": "nl4", **LARGE},
-    "nl4_16": {"expert_format": "nl4_16", **LARGE},
-    "nl4_16, embedding int8": {"expert_format": "nl4_16", "dense_format": "int8"},
-    "int2": {"expert_format": "int2", **SMALL},
-    "int3": {"expert_format": "int3", **SMALL},
-    "int4": {"expert_format": "int4", **LARGE},
+
+def _dense(matrices: str, embedding: str) -> Options:
+    return {"dense_format": matrices, "embedding_format": embedding}
+
+
+# What convert() is told of experts, and of all else.
+OURS: Mapping[str, tuple[ExpertFormat, Options]] = {
+    "nl2, embedding nl2_16": ("nl2", _dense("nl3_16", "nl2_16")),
+    "nl2, embedding nl3_16": ("nl2", _dense("nl4_16", "nl3_16")),
+    "nl2": ("nl2", _dense("nl4_16", "nl4_16")),
+    "nl2_16": ("nl2_16", _dense("nl4_16", "nl4_16")),
+    "int2": ("int2", _dense("nl4_16", "nl4_16")),
+    "nl2_16, down nl3_16": (("nl2_16", "nl2_16", "nl3_16"), _dense("nl4_16", "nl4_16")),
+    "nl3": ("nl3", _dense("nl4_16", "nl4_16")),
+    "int3": ("int3", _dense("nl4_16", "nl4_16")),
+    "nl3_16": ("nl3_16", _dense("nl4_16", "q5_0")),
+    "nl3_16, down nl4_16": (("nl3_16", "nl3_16", "nl4_16"), _dense("nl4_16", "q5_0")),
+    "nl4": ("nl4", _dense("nl4_16", "q5_0")),
+    "nl4_16": ("nl4_16", _dense("nl4_16", "q5_0")),
+    "int4": ("int4", _dense("int8", "q5_0")),
+    "nl4_16, dense int8": ("nl4_16", _dense("int8", "int8")),
 }
 PEERS = ("F32", "Q4_K_M", "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K_M", "IQ3_S", "IQ3_XXS", "Q2_K", "IQ2_S", "IQ2_XS", "IQ2_XXS")  # fmt: skip
 
 
-def file_bytes(bundle: Path) -> int:
-    return sum(file.stat().st_size for file in bundle.iterdir())
-
-
-def tensor_bytes(bundle: Path) -> tuple[int, float]:
-    """Of all that is packed, and bits a weight of the experts: scales included, without alignment and tokenizer."""
+def sizes(bundle: Path) -> dict[str, int]:
+    """Bytes of all files; of packed tensors, without alignment and tokenizer; of the experts among them."""
     manifest = json.loads((bundle / "manifest.json").read_text())
-    extents = [extent[2] for layer in manifest["experts"] for extent in layer["extents"]]
-    dense = sum(tensor["bytes"] for tensor in manifest["tensors"])
-    weights = 0
-    for number, layer in enumerate(manifest["experts"]):
-        ffn = manifest["recipe"]["blocks"][manifest["recipe"]["layers"][number]]["ffn"]
-        weights += len(layer["extents"]) * 3 * ffn["moe_intermediate_size"] * manifest["recipe"]["hidden_size"]
-    return dense + sum(extents), 8 * sum(extents) / weights
+    experts = sum(extent[2] for layer in manifest["experts"] for extent in layer["extents"])
+    return {
+        "bytes": sum(file.stat().st_size for file in bundle.iterdir()),
+        "tensor_bytes": experts + sum(tensor["bytes"] for tensor in manifest["tensors"]),
+        "expert_bytes": experts,
+    }
 
 
 def run(bundle: Path, windows: list[list[int]], reference: Any) -> dict[str, float]:
@@ -98,24 +101,29 @@ def measure(args: argparse.Namespace, directory: Path) -> list[Row]:
         reference_file = directory / "reference.npy"
         np.save(reference_file, np.concatenate([model.logits(window) for window in windows]))
     reference = np.load(reference_file, mmap_mode="r")
+    expert_weights = sizes(exact)["expert_bytes"] // 4
     rows = []
-    for name, options in OURS.items():
+    for name, (experts, dense) in OURS.items():
         bundle = directory / "ours.edgert"
-        convert(args.checkpoint, bundle, calibration=calibration, alignment=4096, **options)
-        tensors, bits = tensor_bytes(bundle)
-        rows.append(
-            {
-                "engine": "edgert",
-                "name": name,
-                "bytes": file_bytes(bundle),
-                "tensor_bytes": tensors,
-                "expert_bits": bits,
-                **run(bundle, windows, reference),
-            }
+        options = {"dense_format": "f32"} if args.experts_only else dense
+        convert(
+            args.checkpoint, bundle, calibration=calibration, alignment=4096, expert_format=experts, **options
         )
+        rows.append({"engine": "edgert", "name": name, **sizes(bundle), **run(bundle, windows, reference)})
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    if args.experts_only:  # rows that differ in what is not shown
+        rows = [row for row in rows if "embedding" not in row["name"] and "dense" not in row["name"]]
     if args.gguf is not None:
         rows += peers(args, directory, importance(calibration), reference_file, windows)
+        plain = next(row["bytes"] for row in rows if row["name"] == "F32") - 4 * expert_weights
+        if args.experts_only:
+            for row in rows:
+                row.setdefault("expert_bytes", row["bytes"] - plain)
+    for row in rows:
+        if args.experts_only:
+            row["bytes"] = row["expert_bytes"]
+        if "expert_bytes" in row:
+            row["expert_bits"] = 8 * row["expert_bytes"] / expert_weights
     return rows
 
 
@@ -130,6 +138,7 @@ def peers(
     job = {
         "gguf": str(args.gguf), "imatrix": str(directory / "imatrix.npz"), "reference": str(reference),
         "windows": windows, "types": PEERS, "directory": str(directory),
+        "experts_only": args.experts_only,
     }  # fmt: skip
     (directory / "job.json").write_text(json.dumps(job))
     script = Path(__file__).with_name("llama_quantise.py")
@@ -141,7 +150,10 @@ def peers(
 
 def markdown(rows: list[Row]) -> str:
     """Smallest first, so that the two lines can be read side by side."""
-    lines = ["| | formats | bits of experts | MB | KL | perplexity | top-1 |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| | formats | bits of experts | MB | KL | perplexity | top-1 |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in sorted(rows, key=lambda row: row["bytes"]):
         bits = f"{row['expert_bits']:.3f}" if "expert_bits" in row else ""
         lines.append(
@@ -174,7 +186,7 @@ def draw(rows: list[Row], path: Path) -> None:
             for x, y, name in points:
                 axes.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=6, color=ink)
         axes.set_yscale("log")
-        axes.set_xlabel("MB, all files")
+        axes.set_xlabel("MB")
         axes.set_ylabel("KL divergence to the f32 model, nats a token")
         axes.legend(frameon=False)
         axes.grid(alpha=0.2)
@@ -190,6 +202,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--gguf", type=Path, help="the checkpoint as an f32 GGUF, for llama.cpp")
     parser.add_argument("--peer", default=sys.executable, help="an interpreter with llama-cpp-python")
+    parser.add_argument("--experts-only", action="store_true")
     parser.add_argument("--plot", type=Path, help="an SVG (needs matplotlib)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
