@@ -14,6 +14,7 @@ from .tensor import FLOAT_FORMATS
 MAX_EXPERT_FILE_BYTES = 16 << 30
 MIN_ALIGNMENT, MAX_ALIGNMENT, DEFAULT_ALIGNMENT = 4096, 1 << 20, 16384
 _TENSOR_ALIGNMENT = 64
+_CODEBOOKS = frozenset(row["name"] for row in _native.formats() if row["codebook"] != "none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +167,11 @@ class _Planner:
         offset = None
         exact = format_name in FLOAT_FORMATS or format_name == source.tensor.stored_format
         if self._remainders is not None and not exact:
+            if format_name in _CODEBOOKS:
+                raise InvalidArgumentError(
+                    f"remainders: {name} is {format_name}, whose values are not evenly spaced; int8, int4, int3 or int2 "
+                    "have remainders"
+                )
             offset = _up(self._remainders.bytes, _TENSOR_ALIGNMENT)
             self._remainders.bytes = offset + source.rows * source.cols
         return Part(name, source, format_name, is_vector, offset, moments)

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 
+# How much the rows of a tied embedding count beside what it gives as the output head, by the mean of the diagonal. On
+# docs-moe between 0.1 and 1 is the least KL divergence, 6 % below that of the head alone at 3 bits.
+_ROWS_SHARE = 0.3
+
+
 class Measured(Protocol):
     """What of a calibration packing needs (see edgert.calibration): f32 [n, n], or [n] where only the diagonal is known.
     MoE layers are counted from 0 among MoE layers."""
@@ -42,9 +47,20 @@ class MomentsOf:
         self._tied = bool(recipe["output"]["tied"])
 
     def dense(self, name: str) -> InputMoments:
-        """A tied embedding is packed for what it does as the output head: an input picks rows of it."""
-        known = "output" if name == "embedding" and self._tied else name
-        return InputMoments(known, partial(self._measured.dense_moments, known))
+        """A tied embedding is packed for what it does as the output head and, some, for its rows, which inputs pick."""
+        if name == "embedding" and self._tied:
+            return InputMoments(name, self._tied_embedding)
+        return InputMoments(name, partial(self._measured.dense_moments, name))
+
+    def _tied_embedding(self) -> "Floats | None":
+        import numpy as np
+
+        moments = self._measured.dense_moments("output")
+        if moments is None:
+            return None
+        squares = moments if moments.ndim == 1 else np.diagonal(moments)
+        rows = np.full(squares.shape, _ROWS_SHARE * squares.mean(), np.float32)
+        return moments + (rows if moments.ndim == 1 else np.diag(rows))
 
     def expert(self, layer: int, expert: int) -> tuple[InputMoments, InputMoments, InputMoments]:
         """Of gate, up and down."""

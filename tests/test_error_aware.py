@@ -157,6 +157,12 @@ def test_remainders_are_of_what_was_packed() -> None:
     )
 
 
+def test_codebooks_have_no_remainders() -> None:
+    weights, _ = layer(16, 32)
+    with pytest.raises(InvalidArgumentError, match="nl3_16 has no remainder"):
+        pack("nl3_16", weights, remainder=bytearray(16 * 32))
+
+
 def test_floats_are_what_they_were() -> None:
     weights, moments = layer(20, 100)
     for name in ("f32", "f16", "bf16"):

@@ -54,9 +54,9 @@ class Slab {
     check_bytes("destination", destination.size(), (tile_end - tile_begin) * tile_bytes_);
     if (remainder_ == nullptr) return;
     check_bytes("remainder", remainder.size(), rows * task.cols);
-    if (task.format.is_float()) {
+    if (task.format.is_float() || task.format.codebook != Codebook::none) {
       throw Error(ErrorKind::invalid_argument,
-                  std::string(task.format.name) + " has no remainder; integer formats have one");
+                  std::string(task.format.name) + " has no remainder; formats of evenly spaced integers have one");
     }
   }
 
