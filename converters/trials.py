@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from edgert.errors import InvalidArgumentError
 
@@ -20,6 +20,9 @@ from .layout import MAX_EXPERT_FILE_BYTES, BundleFile, Extent, Layout
 from .manifest import FORMAT_VERSION, build_manifest, seal
 from .pack import Packed, pack_extent
 from .tensor import TensorInfo, TransposedTensor
+
+if TYPE_CHECKING:
+    from edgert.model import Model
 
 Planned = Callable[[Formats], Layout]
 MIN_TOKENS = 256  # fewer tell no losses apart
@@ -102,12 +105,11 @@ class Trials:
 
     def compare(self, bundle: Path) -> ModelLoss:
         """A whole bundle against the unquantised model."""
-        import edgert
         from edgert.evaluate import evaluate
 
         with (
-            edgert.load(bundle) as model,
-            edgert.load(self.unquantised(), context=model.context) as reference,
+            _load(bundle) as model,
+            _load(self.unquantised(), model.context) as reference,
         ):
             base = evaluate(reference, self._tokens)
             result = evaluate(model, self._tokens, reference=reference)
@@ -117,10 +119,9 @@ class Trials:
         )
 
     def _perplexity(self, bundle: Path) -> float:
-        import edgert
         from edgert.evaluate import evaluate
 
-        with edgert.load(bundle) as model:
+        with _load(bundle) as model:
             return evaluate(model, self._tokens).perplexity
 
     def unquantised(self) -> Path:
@@ -238,6 +239,13 @@ class _TrialBundle:
             header = MAGIC + struct.pack("<II", FORMAT_VERSION, index) + bytes.fromhex(manifest["bundle_id"])
             os.pwrite(descriptor, header, 0)
         (self._path / "manifest.json").write_bytes(seal(manifest))
+
+
+def _load(bundle: Path, context: int | None = None) -> "Model":
+    """Exact, whatever lossy modes the environment asks for."""
+    import edgert
+
+    return edgert.load(bundle, context=context, exact=True)
 
 
 def _key(extent: Extent) -> tuple[int, int, Triple]:
