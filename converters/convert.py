@@ -3,24 +3,31 @@
 import json
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgert import _native
 from edgert.devices import Device, load_device
 from edgert.errors import CorruptError, EdgertError, InvalidArgumentError, StorageError
 
-from .assets import read_assets
+from .assets import Assets, read_assets
 from .bundle import write_bundle
 from .checkpoint import Checkpoint, open_checkpoint
 from .decoder import Decoder
+from .expert_bits import ExpertBitsReport, choose_expert_bits, load_calibration, request
 from .formats import Defaults, ExpertFormat, ExpertFormats, Formats, choose_formats
 from .layout import DEFAULT_ALIGNMENT, Layout, plan_layout
 from .output import SPARE_BYTES, BundleOutput
 from .registry import read_decoder
 from .shards import Shards
+from .trials import ModelLoss, Trials, tokens_of
+
+if TYPE_CHECKING:
+    from edgert.calibration import Calibration
 
 _MAX_THREADS = 1024
 _MAX_WORKERS = 64  # each holds a slab of source and of packed data
@@ -29,7 +36,8 @@ _COMPARED_WEIGHTS = 4 << 20  # at a time
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What was written. Sizes in bytes; `quantization` is the manifest's report."""
+    """What was written. Sizes in bytes; `quantization` is the manifest's report; `expert_bits` where formats of experts were
+    chosen, `loss` where a text was given."""
 
     path: Path
     bundle_id: str
@@ -42,6 +50,8 @@ class ConversionReport:
     num_experts: int
     quantization: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    expert_bits: ExpertBitsReport | None = None
+    loss: ModelLoss | None = None
 
 
 def convert(
@@ -57,8 +67,15 @@ def convert(
     expert_formats: ExpertFormats | None = None,
     remainders: bool = False,
     split_experts: bool = False,
+    calibration: "Calibration | str | os.PathLike[str] | None" = None,
+    expert_bits: float | None = None,
+    max_loss: float | None = None,
+    allocation: str | None = None,
+    expert_candidates: Sequence[str] | None = None,
+    text: str | None = None,
     threads: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    stage: Callable[[str], None] | None = None,
     shards: Shards | None = None,
 ) -> ConversionReport:
     """Convert the checkpoint `source`, a Hugging Face directory or a GGUF file, into the bundle `output`.
@@ -68,7 +85,14 @@ def convert(
     are given too. `expert_formats` chooses formats expert by expert: a mapping from "layer.expert", "layer.*"
     or "*.expert" to a format (or three: gate, up, down), or a function of layer and expert. `remainders`
     keeps the rounding remainders. `split_experts` stores experts as a base and what makes it whole, so that a lossy mode can
-    read the base alone (docs/lossy.md). `threads` 0: usable cores. `progress(done, total)` counts bytes of the
+    read the base alone (docs/lossy.md).
+
+    With a `calibration` of the model, `expert_bits` (mean bits a weight, scales included) or `max_loss` (a share of the
+    unquantised model's perplexity on `text`) chooses the formats of experts, by `allocation` "knapsack" (default),
+    "uniform" or "edgemoe", among `expert_candidates` (all formats that weights can be packed in). With a `text` the report
+    says what the model lost on it; it is not kept.
+
+    `threads` 0: usable cores. `progress(done, total)` counts what `stage(name)` has announced last, most often bytes of the
     checkpoint. `shards` fetches the files of weights one after the other, where `source` has only their beginnings.
 
     Equal inputs and options give equal bytes. An existing bundle at `output` is replaced in one step once the
@@ -92,35 +116,104 @@ def convert(
             quantised=decoder.quantised,
         )
         _check_expert_keys(formats, decoder)
-        layout = plan_layout(
-            decoder,
-            formats,
-            alignment=_alignment(alignment, profile),
-            remainders=remainders,
-            split_experts=split_experts,
+        asked = request(
+            calibration=calibration,
+            bits=expert_bits,
+            max_loss=max_loss,
+            method=allocation,
+            formats=expert_candidates,
+            expert_format=expert_format,
+            expert_formats=expert_formats,
+            text=text,
         )
-        with BundleOutput(output, checkpoint.path) as place:
-            fetched = 0 if shards is None else shards.peak_bytes([*layout.dense, *layout.experts])
-            place.require_space(layout.bytes + fetched + sum(map(len, assets.files.values())) + SPARE_BYTES)
+        measured = load_calibration(calibration, decoder)
+        alignment = _alignment(alignment, profile)
+        planned = partial(
+            plan_layout, decoder, alignment=alignment, remainders=remainders, calibration=measured
+        )
+        layout = planned(formats, split_experts=split_experts)
+        with (
+            BundleOutput(output, checkpoint.path) as place,
+            _trials(place, text, shards, decoder, assets.files, formats, planned, threads) as trials,
+        ):
+            _require_space(place, layout, assets, shards, trials)
             _check_same(decoder)
+            chosen, loss = None, None
+            if asked is not None:
+                assert measured is not None
+                groups = [range(len(layout.experts))] if shards is None else shards.groups(layout.experts)
+                found, chosen = choose_expert_bits(
+                    asked,
+                    decoder,
+                    measured,
+                    groups,
+                    trials,
+                    threads=_thread_count(threads),
+                    progress=progress,
+                    stage=stage,
+                )
+                formats = replace(formats, chosen=found)
+                layout = planned(formats, split_experts=split_experts)
+                _require_space(place, layout, assets, shards, None)
+                _say(stage, "pack")
             manifest = write_bundle(
                 place.directory,
                 decoder,
                 layout,
                 assets.files,
                 _about(checkpoint, decoder, profile),
-                {**formats.options(), "remainders": remainders}
-                | ({"split_experts": True} if split_experts else {}),
+                {
+                    **formats.options(),
+                    "remainders": remainders,
+                    **({"split_experts": True} if split_experts else {}),
+                    **({} if chosen is None else {"expert_bits": chosen.summary()}),
+                },
                 threads=_thread_count(threads),
                 progress=progress,
                 shards=shards,
             )
             place.commit()
+            if trials is not None:
+                _say(stage, "compare with the unquantised model")
+                loss = trials.compare(place.path)
     except EdgertError:
         raise
     except OSError as error:
         raise StorageError(f"{error.filename or os.fspath(output)}: {error.strerror or error}") from error
-    return _report(place.path, checkpoint, decoder, layout, manifest, [*decoder.notes, *assets.notes])
+    report = _report(place.path, checkpoint, decoder, layout, manifest, [*decoder.notes, *assets.notes])
+    return replace(report, expert_bits=chosen, loss=loss)
+
+
+def _trials(
+    place: BundleOutput,
+    text: str | None,
+    shards: Shards | None,
+    decoder: Decoder,
+    assets: Mapping[str, bytes],
+    formats: Formats,
+    planned: Callable[[Formats], Layout],
+    threads: int,
+) -> AbstractContextManager[Trials | None]:
+    """What measures losses on the text, where there is one."""
+    if text is None:
+        return nullcontext()
+    if shards is not None:
+        raise InvalidArgumentError("text: a checkpoint that is fetched piece by piece cannot be run")
+    tokens = tokens_of(text, assets)
+    place.trial.mkdir()
+    return Trials(place.trial, decoder, assets, formats, tokens, planned, _thread_count(threads))
+
+
+def _require_space(
+    place: BundleOutput, layout: Layout, assets: Assets, shards: Shards | None, trials: Trials | None
+) -> None:
+    needed = layout.bytes + sum(map(len, assets.files.values())) + SPARE_BYTES
+    if shards is not None:
+        needed += shards.peak_bytes([*layout.dense, *layout.experts])
+    if trials is not None:  # the checkpoint's own weights, and what a few trials pack
+        parts = [part for extent in (*layout.dense, *layout.experts) for part in extent.parts]
+        needed += sum(part.source.bytes for part in parts) + 2 * layout.bytes
+    place.require_space(needed)
 
 
 def layout_of(
@@ -145,6 +238,11 @@ def layout_of(
         quantised=decoder.quantised,
     )
     return plan_layout(decoder, formats, alignment=_alignment(None, profile), remainders=False)
+
+
+def _say(stage: Callable[[str], None] | None, what: str) -> None:
+    if stage is not None:
+        stage(what)
 
 
 def _thread_count(threads: int) -> int:

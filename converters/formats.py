@@ -8,10 +8,12 @@ from edgert import _native
 from edgert.errors import InvalidArgumentError
 
 from .decoder import Expert, Kind, Source
+from .tensor import FLOAT_FORMATS
 
 ExpertFormat = str | Sequence[str]  # one format, or one each for gate, up and down
 ExpertFormats = Mapping[str, ExpertFormat] | Callable[[int, int], ExpertFormat | None]
 Triple = tuple[str, str, str]
+Chosen = Mapping[tuple[int, int], Triple]  # by layer and expert
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Formats:
     expert: Triple
     experts: ExpertFormats | None = None
     stored: frozenset[str] = frozenset()  # the kinds that keep the format that they are stored in, if any
+    chosen: Chosen | None = None  # by expert_bits.py
 
     def of(self, kind: Kind, source: Source) -> str:
         """Router, gates, norms and biases are always f32."""
@@ -48,12 +51,15 @@ class Formats:
             "embedding_format": self.embedding,
             "output_format": self.output,
             "expert_format": list(self.expert),
-            "mixed_experts": self.experts is not None,
+            "mixed_experts": self.experts is not None or self.chosen is not None,
             **({"stored_formats": sorted(self.stored)} if self.stored else {}),
         }
 
     def of_expert(self, expert: Expert) -> Triple:
-        """The first of "layer.expert", "layer.*", "*.expert" that is listed, else as stored, else the default."""
+        """As chosen; else the first of "layer.expert", "layer.*", "*.expert" that is listed, else as stored, else the
+        default."""
+        if self.chosen is not None:
+            return self.chosen[expert.layer, expert.index]
         listed = self._listed(expert.layer, expert.index)
         if listed is not None or "expert" not in self.stored:
             return listed or self.expert
@@ -128,6 +134,13 @@ def choose_formats(
         _triple("expert_format", expert or defaults.expert_format),
         experts,
         stored,
+    )
+
+
+def candidates() -> tuple[str, ...]:
+    """The formats below f16 that weights can be packed in."""
+    return tuple(
+        row["name"] for row in _native.formats() if row["packs_floats"] and row["name"] not in FLOAT_FORMATS
     )
 
 

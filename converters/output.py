@@ -3,6 +3,7 @@
 For a bundle NAME.edgert the same directory may briefly hold
   .NAME.edgert.lock  held with flock, so a killed process leaves no lock behind
   .NAME.edgert.new   the bundle being written; what a killed process left is removed by the next conversion
+  .NAME.edgert.trial bundles that a conversion measures its choices on; removed likewise
   .NAME.edgert.old   only where the file system cannot exchange two names: the old bundle, for an instant
 Killed at any moment, NAME.edgert is the complete old bundle or the complete new one; where names cannot be
 exchanged, the old one may be under `.old` until the next conversion puts it back.
@@ -43,6 +44,7 @@ class BundleOutput:
         self._lock = self._sibling("lock")
         self._lock_fd = -1
         self.directory = self._sibling("new")
+        self.trial = self._sibling("trial")  # made by whoever needs it
         self._old = self._sibling("old")
         self._check_place()
         if source is not None:
@@ -62,6 +64,7 @@ class BundleOutput:
 
     def __exit__(self, *exception: object) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
+        shutil.rmtree(self.trial, ignore_errors=True)
         self._release()
 
     def require_space(self, needed: int) -> None:
@@ -160,8 +163,9 @@ class BundleOutput:
                 shutil.rmtree(self._old)
             else:
                 os.rename(self._old, self.path)
-        if os.path.lexists(self.directory):
-            shutil.rmtree(self.directory)
+        for left in (self.directory, self.trial):
+            if os.path.lexists(left):
+                shutil.rmtree(left)
 
 
 def sync_directory(path: Path) -> None:

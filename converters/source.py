@@ -21,6 +21,7 @@ def convert_source(
     *,
     threads: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    stage: Callable[[str], None] | None = None,
     backend: str | None = None,
     **options: Any,
 ) -> ConversionReport | ComponentReport:
@@ -36,7 +37,7 @@ def convert_source(
         raise InvalidArgumentError(f"backend: found {backend!r:.60}, allowed are edgert, llama.cpp, onnx")
     model = _encoder_in(path)
     if model is None:
-        return convert(path, output, threads=threads, progress=progress, **options)
+        return convert(path, output, threads=threads, progress=progress, stage=stage, **options)
     _refuse_options(options, "an ONNX encoder")
     return convert_encoder(model, output, progress=progress)
 

@@ -151,6 +151,11 @@ class Calibration:
         """f32 [E, E]: tokens that used expert j where the token before them used i; windows begin without one."""
         return [self._of(row, "experts.token_before").astype(np.float32) for row in self.model.moe]
 
+    @cached_property
+    def residual_power(self) -> list[float]:
+        """Mean squared length of the hidden state behind each MoE layer."""
+        return [float(self._of(row, "residual.diagonal").sum()) for row in self.model.moe]
+
     # --- moments ------------------------------------------------------------------------------------
 
     def input_moments(self, m: int, expert: int) -> Floats:

@@ -42,7 +42,7 @@ INPUTS = {
     **{name: name for name in ("ffn.down", "shared.down")},
 }
 _DENSE = re.compile(
-    rf"(?:layers\.(\d{{1,4}})\.(?:{'|'.join(map(re.escape, sorted({*INPUTS.values(), 'router.input'})))})|output)"
+    rf"(?:layers\.(\d{{1,4}})\.(?:{'|'.join(map(re.escape, sorted({*INPUTS.values(), 'router.input', 'residual'})))})|output)"
     r"\.(diagonal|triangle)"
 )
 
@@ -140,6 +140,7 @@ def _expected(model: Measured) -> dict[str, _Expected]:
         add("ffn.input", "F32", hidden, moments=True)
         add("router.input", "F32", hidden, moments=True, required=False)
         add("experts.input_of_layer", "F32", hidden, moments=True, required=False)
+        add("residual.diagonal", "F32", hidden)
         add("router.mean", "F32", hidden)
         add("router.logits", "F32", experts)
         for d in (1, 2):

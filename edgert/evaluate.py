@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgert.model import Model
+    from edgert.tokenizer import Tokenizer
 
 _PART_CHARACTERS = 1 << 18
 _CHUNK_BYTES = 8 << 20  # of f32 logits at a time, whatever the vocabulary
@@ -77,14 +78,19 @@ def evaluate(
 
 
 def encode_text(model: "Model", text: str, limit: int | None = None) -> Sequence[int]:
-    """The first `limit` tokens of `text`; a long one is encoded in parts that end with a line, which bounds the memory."""
+    """The first `limit` tokens of `text`, as the model's tokenizer has them."""
+    return encode(model.tokenizer, text, limit)
+
+
+def encode(tokenizer: "Tokenizer", text: str, limit: int | None = None) -> Sequence[int]:
+    """The same; a long text is encoded in parts that end with a line, which bounds the memory."""
     tokens: array[int] = array("i")
     begin = 0
     while begin < len(text) and (limit is None or len(tokens) < limit):
         end = begin + 2 * _PART_CHARACTERS
         if end < len(text):
             end = text.find("\n", begin + _PART_CHARACTERS, end) + 1 or end
-        tokens.extend(model.tokenizer.encode(text[begin:end], add_special_tokens=begin == 0))
+        tokens.extend(tokenizer.encode(text[begin:end], add_special_tokens=begin == 0))
         begin = end
     return tokens[:limit]
 

@@ -11,6 +11,7 @@ for _power, _letter in enumerate("kmgt", start=1):
     _UNITS[_letter] = _UNITS[_letter + "ib"] = 1024**_power
     _UNITS[_letter + "b"] = 1000**_power
 _SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,9})?)\s*([A-Za-z]{0,3})", re.ASCII)
+_SHARE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(%?)", re.ASCII)
 _MAX_BYTES = 2**62
 
 
@@ -41,6 +42,14 @@ def _complaint(name: str, value: object) -> str:
         f"{name}: found {shown}, allowed is a positive number of bytes with an optional unit "
         "(KB, MB, GB, TB or KiB, MiB, GiB, TiB), for example 512MiB"
     )
+
+
+def parse_share(value: str, name: str) -> float:
+    """A share: "2%" and "0.02" are the same. Raises InvalidArgumentError, naming `name`."""
+    match = _SHARE.fullmatch(value.strip())
+    if match is None:
+        raise InvalidArgumentError(f"{name}: found {value!r:.60}, allowed is a share such as 2% or 0.02")
+    return float(match[1]) / (100 if match[2] else 1)
 
 
 def format_bytes(size: float) -> str:

@@ -40,6 +40,7 @@ def calibration(*, full: bool = True, seed: int = 0) -> Any:
         moments(at + "experts.input", experts, 8)
         moments(at + "experts.inner", experts, 6)
         moments(at + "ffn.input", 8)
+        moments(at + "residual", 8, whole=False)
         tensors[at + "router.mean"] = rng.standard_normal(8).astype(np.float32)
         tensors[at + "router.logits"] = rng.standard_normal(experts).astype(np.float32)
     tensors["layers.2.experts.before_1"] = np.outer(uses[1], uses[2]).astype(np.int64)

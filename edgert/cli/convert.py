@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgert.cli.options import Subparsers, add_json
+from edgert.cli.run import read_text
 from edgert.cli.terminal import note, print_json, progress, say, table
+from edgert.conversion_report import check_report_names, write_report
 from edgert.errors import InvalidArgumentError
 from edgert.settings import Layers, knobs
-from edgert.units import format_bytes, parse_bytes
+from edgert.units import format_bytes, parse_bytes, parse_share
 
 if TYPE_CHECKING:
     from edgert.converters.component import ComponentReport
     from edgert.converters.convert import ConversionReport
+    from edgert.converters.expert_bits import ExpertBitsReport
+
+_MAX_TEXT_BYTES = 256 << 20
 
 
 def register(subparsers: Subparsers) -> argparse.ArgumentParser:
@@ -32,6 +37,14 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     )
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="the bundle to write, NAME.edgert")
     add_formats(parser)
+    parser.add_argument(
+        "--report",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="write what was done and lost: a page with plots (.html) or all figures (.json); repeatable",
+    )
     add_json(parser)
     return parser
 
@@ -71,6 +84,38 @@ def add_formats(parser: argparse.ArgumentParser) -> None:
         help="store each expert as a base and what makes it whole, for --low-precision-misses",
     )
     parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        type=Path,
+        help="of this model, by `edgert calibrate`: what matters in it",
+    )
+    parser.add_argument(
+        "--expert-bits",
+        metavar="BITS",
+        help="choose a format for every expert: bits a weight on the mean, scales included",
+    )
+    parser.add_argument(
+        "--max-loss",
+        metavar="SHARE",
+        help="the same, with the fewest bits that keep perplexity on --text within 2%%, say, of the unquantised model's",
+    )
+    parser.add_argument(
+        "--allocation",
+        metavar="METHOD",
+        help="how they are chosen: knapsack (least predicted error), uniform or edgemoe (knapsack)",
+    )
+    parser.add_argument(
+        "--expert-candidates",
+        metavar="FORMATS",
+        help="what they are chosen among: int2,int4 (all that there are)",
+    )
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        type=Path,
+        help="measure on this UTF-8 text what the model loses; not the calibration's",
+    )
+    parser.add_argument(
         "--backend", metavar="NAME", help="llama.cpp: keep a GGUF file as it is, for that engine to run"
     )
     parser.add_argument("--threads", metavar="N", help="threads that pack [EDGERT_THREADS]")
@@ -89,6 +134,12 @@ def conversion_options(args: argparse.Namespace) -> dict[str, Any]:
         "alignment": None if args.alignment is None else parse_bytes(args.alignment, "--alignment"),
         "remainders": args.remainders,
         "split_experts": args.split_experts,
+        "calibration": args.calibration,
+        "expert_bits": None if args.expert_bits is None else _bits(args.expert_bits),
+        "max_loss": None if args.max_loss is None else parse_share(args.max_loss, "--max-loss"),
+        "allocation": args.allocation,
+        "expert_candidates": None if args.expert_candidates is None else args.expert_candidates.split(","),
+        "text": None if args.text is None else read_text(args.text, _MAX_TEXT_BYTES),
         "backend": args.backend,
         "threads": Layers.read().value(threads, args.threads) or 0,
     }
@@ -97,8 +148,13 @@ def conversion_options(args: argparse.Namespace) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> int:
     from edgert.converters.source import convert_source
 
+    check_report_names(args.report)
     with progress("convert") as update:
-        report = convert_source(args.source, args.output, progress=update, **conversion_options(args))
+        report = convert_source(
+            args.source, args.output, progress=update, stage=_tell, **conversion_options(args)
+        )
+    for path in args.report:
+        write_report(report, path)
     if args.json:
         print_json({**dataclasses.asdict(report), "path": str(report.path)})
         return 0
@@ -115,6 +171,19 @@ def describe(report: "ConversionReport | ComponentReport") -> str:
     if isinstance(report, ComponentReport):
         return f"{report.path}: {report.kind}, {report.architecture}, {format_bytes(report.bytes)}"
     return _text(report)
+
+
+def _tell(stage: str) -> None:
+    note(f"edgert: {stage}")
+
+
+def _bits(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidArgumentError(
+            f"--expert-bits: found {text!r:.60}, allowed is a number such as 3.5"
+        ) from None
 
 
 def _formats(path: Path) -> dict[str, Any]:
@@ -135,8 +204,47 @@ def _text(report: "ConversionReport") -> str:
         for row in report.quantization["tensors"]
         if row["weights"] > shown
     ]
-    return (
-        f"{table(rows, right=(2, 3))}\n\n"
+    lines = [table(rows, right=(2, 3)), ""]
+    if report.expert_bits is not None:
+        lines += [_expert_text(report.expert_bits), ""]
+    if report.loss is not None:
+        lines += [
+            f"against the unquantised model, {report.loss.tokens} tokens: perplexity {report.loss.perplexity:.4f} "
+            f"({report.loss.loss:+.2%}), KL {report.loss.kl:.6f} nats a token, same first token "
+            f"{report.loss.top1_agreement:.2%}"
+        ]
+    lines += [
         f"{report.path}: {report.architecture}, {format_bytes(report.bytes)} of {format_bytes(report.source_bytes)}, "
         f"{report.num_experts} experts in {format_bytes(report.expert_bytes)}"
-    )
+    ]
+    return "\n".join(lines)
+
+
+def _expert_text(report: "ExpertBitsReport") -> str:
+    """Bits by layer."""
+    rows = [("LAYER", "EXPERTS", "BITS A WEIGHT", "LEAST", "MOST", "PREDICTED ERROR")]
+    for layer, experts in report.by_layer().items():
+        bits = [expert.bits for expert in experts]
+        rows.append(
+            (
+                str(layer),
+                str(len(experts)),
+                f"{sum(bits) / len(bits):.2f}",
+                f"{min(bits):.2f}",
+                f"{max(bits):.2f}",
+                f"{sum(expert.error for expert in experts):.4g}",
+            )
+        )
+    unused = sum(expert.tokens == 0 for expert in report.experts)
+    lines = [
+        table(rows, right=range(6)),
+        "",
+        f"{report.method}: {report.bits:.3f} bits a weight of the experts, predicted error {report.error:.4g}",
+    ]
+    if report.bound:
+        lines[-1] += (
+            f" (the least possible: {'proven' if report.error <= report.bound * (1 + 1e-9) else f'above {report.bound:.4g}'})"
+        )
+    if unused:
+        lines.append(f"{unused} experts were used by no token of the calibration: they count as rare")
+    return "\n".join(lines)

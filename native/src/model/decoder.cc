@@ -39,6 +39,7 @@ void Decoder::run(std::span<const BatchRow> rows, const StepControl& control, co
     if (const float* scale = weights_.layer(layer).scale) {
       for (float& value : std::span(s_.x, rows.size() * hidden())) value *= *scale;
     }
+    observe(layer, Site::residual, {s_.x, hidden(), rows.size(), {}});
   }
   if (observer_ != nullptr) observe_output(rows.size());
   output(rows, control, sink);

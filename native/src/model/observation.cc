@@ -38,7 +38,7 @@ std::vector<Length> inner_inputs(const ShortConvRecipe&, std::size_t hidden) {
 
 // Everything of a layer but single experts.
 std::vector<Length> inputs_of(const BlockRecipe& block, std::size_t hidden) {
-  std::vector<Length> lengths{{Site::mixer, hidden}};
+  std::vector<Length> lengths{{Site::mixer, hidden}, {Site::residual, hidden}};
   const auto inner = std::visit([&](const auto& mixer) { return inner_inputs(mixer, hidden); }, block.mixer);
   lengths.insert(lengths.end(), inner.begin(), inner.end());
   lengths.push_back({Site::ffn, hidden});
@@ -85,6 +85,8 @@ const char* name(Site site) {
       return "experts.inner";
     case Site::output:
       return "output";
+    case Site::residual:
+      return "residual";
   }
   return "";
 }
@@ -136,7 +138,8 @@ Observation::Layout Observation::layout(const Recipe& recipe, Whole whole, std::
     for (const Length& in : inputs_of(recipe.block(layer), hidden)) {
       const bool of_moe =
           ffn.is_moe() && (in.site == Site::ffn || in.site == Site::router || in.site == Site::experts);
-      add(layer, in.site, 1, in.length, of_moe ? whole.moe : whole.dense);
+      const bool full = of_moe ? whole.moe : whole.dense && in.site != Site::residual;
+      add(layer, in.site, 1, in.length, full);
     }
     if (!ffn.is_moe()) continue;
     const auto experts = static_cast<std::size_t>(ffn.num_experts);

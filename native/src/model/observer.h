@@ -30,6 +30,7 @@ enum class Site : std::uint8_t {
   expert_input,  // gate and up of single experts
   expert_inner,  // down of single experts
   output,
+  residual,  // no matrix's: the hidden state behind a layer
 };
 
 struct ObservedRows {
