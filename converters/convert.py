@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from edgert import _native
+from edgert.calibration import Calibration
 from edgert.devices import Device, load_device
 from edgert.errors import CorruptError, EdgertError, InvalidArgumentError, StorageError
 
+from . import routing_profile
 from .assets import read_assets
 from .bundle import write_bundle
 from .checkpoint import Checkpoint, open_checkpoint
@@ -57,6 +59,7 @@ def convert(
     expert_formats: ExpertFormats | None = None,
     remainders: bool = False,
     split_experts: bool = False,
+    calibration: str | os.PathLike[str] | None = None,
     threads: int = 0,
     progress: Callable[[int, int], None] | None = None,
     shards: Shards | None = None,
@@ -68,7 +71,8 @@ def convert(
     are given too. `expert_formats` chooses formats expert by expert: a mapping from "layer.expert", "layer.*"
     or "*.expert" to a format (or three: gate, up, down), or a function of layer and expert. `remainders`
     keeps the rounding remainders. `split_experts` stores experts as a base and what makes it whole, so that a lossy mode can
-    read the base alone (docs/lossy.md). `threads` 0: usable cores. `progress(done, total)` counts bytes of the
+    read the base alone (docs/lossy.md). `calibration`, a file of `edgert calibrate`, gives the bundle a routing profile.
+    `threads` 0: usable cores. `progress(done, total)` counts bytes of the
     checkpoint. `shards` fetches the files of weights one after the other, where `source` has only their beginnings.
 
     Equal inputs and options give equal bytes. An existing bundle at `output` is replaced in one step once the
@@ -80,6 +84,8 @@ def convert(
         decoder = read_decoder(checkpoint)
         _native.check_recipe(json.dumps(decoder.recipe))
         assets = read_assets(checkpoint, decoder.recipe["vocab_size"])
+        if calibration is not None:
+            assets.files[routing_profile.NAME] = _routing_profile(calibration, decoder)
         profile = None if device is None else load_device(device)
         formats = choose_formats(
             dense_format,
@@ -145,6 +151,12 @@ def layout_of(
         quantised=decoder.quantised,
     )
     return plan_layout(decoder, formats, alignment=_alignment(None, profile), remainders=False)
+
+
+def _routing_profile(path: str | os.PathLike[str], decoder: Decoder) -> bytes:
+    calibration = Calibration.load(path)
+    calibration.check(decoder.recipe)
+    return routing_profile.routing_profile(calibration, routing_profile.routers_of(decoder))
 
 
 def _thread_count(threads: int) -> int:
