@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgert import _native
+from edgert.calibration import Calibration
 from edgert.devices import Device, load_device
 from edgert.errors import CorruptError, EdgertError, InvalidArgumentError, StorageError
 
+from . import routing_profile
 from .assets import Assets, read_assets
 from .bundle import write_bundle
 from .checkpoint import Checkpoint, open_checkpoint
@@ -87,7 +89,7 @@ def convert(
     keeps the rounding remainders. `split_experts` stores experts as a base and what makes it whole, so that a lossy mode can
     read the base alone (docs/lossy.md).
 
-    With a `calibration` of the model, `expert_bits` (mean bits a weight, scales included) or `max_loss` (a share of the
+    A `calibration` of the model gives the bundle a routing profile, and with it `expert_bits` (mean bits a weight, scales included) or `max_loss` (a share of the
     unquantised model's perplexity on `text`) chooses the formats of experts, by `allocation` "knapsack" (default),
     "uniform" or "edgemoe", among `expert_candidates` (all formats that weights can be packed in). With a `text` the report
     says what the model lost on it; it is not kept.
@@ -127,6 +129,9 @@ def convert(
             text=text,
         )
         measured = load_calibration(calibration, decoder)
+        if measured is not None:
+            routers = routing_profile.routers_of(decoder)
+            assets.files[routing_profile.NAME] = routing_profile.routing_profile(measured, routers)
         alignment = _alignment(alignment, profile)
         planned = partial(
             plan_layout, decoder, alignment=alignment, remainders=remainders, calibration=measured

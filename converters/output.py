@@ -24,7 +24,7 @@ from edgert.errors import InvalidArgumentError, NotFoundError, StorageError
 
 _BUNDLE_FILES = re.compile(
     r"manifest\.json|dense\.bin|experts-\d{5}\.bin|remainders\.bin"
-    r"|tokenizer\.json|tokenizer_config\.json|chat_template\.jinja|generation_config\.json"
+    r"|routing_profile\.bin|tokenizer\.json|tokenizer_config\.json|chat_template\.jinja|generation_config\.json"
 )
 SPARE_BYTES = 16 << 20  # for the manifest and the file system's own needs
 _MANIFEST_START = b'{"checksum":"'

@@ -145,6 +145,7 @@ def plan_memory(
     chunk: int = 0,
     kv_format: str = "auto",
     eviction: str = "forecast",
+    prefetch: str = "auto",
 ) -> dict[str, int]:
     """How the runtime's budget would be divided for a bundle: context, chunk, dense_bytes, kv_bytes, state_bytes
     (of sequence states of fixed size), scratch_bytes,
@@ -165,6 +166,7 @@ def plan_weights(
     chunk: int = 0,
     kv_format: str = "auto",
     eviction: str = "forecast",
+    prefetch: str = "auto",
 ) -> dict[str, int]:
     """plan_memory of weights that need not exist: the size of dense.bin, the format of layers.0.attention.k, and the size
     of every expert's extent by MoE layer. `name` stands in messages."""
@@ -213,6 +215,7 @@ class Model:
         chunk: int = 0,
         kv_format: str = "auto",
         eviction: str = "forecast",
+        prefetch: str = "auto",
         moments: str = "none",
         lossy: Mapping[str, float] = {},
     ) -> None: ...
@@ -220,6 +223,7 @@ class Model:
     chunk: int
     kv_format: str
     eviction: str
+    prefetch: str  # the predictor at work; none where every expert stays in memory
     vocab_size: int
     minimum_bytes: int  # the smallest budget that works with these options
     resident: bool  # every expert fits
@@ -243,6 +247,8 @@ class Model:
     def set_lossy(self, shares: Mapping[str, float]) -> None:
         """From the next step on these lossy modes, by knob, and no others. InvalidArgumentError for a knob that is none and
         outside its range."""
+    def force_preload(self, on: bool | None) -> None:
+        """For measurements: read ahead of need always or never; None: where that is found to pay."""
     def last_experts(self) -> list[list[int]]:
         """The experts that the last step's last token used, by MoE layer, ascending."""
     def observed(self) -> tuple[int, dict[str, Any]]:
@@ -253,8 +259,13 @@ class Model:
         read), expert_misses, bytes_read, expert_bytes_read, expert_bytes_prefetched (of expert_bytes_read), stall_s,
         prefill_tokens, prefill_s, decode_tokens, decode_s, evictions, experts_replaced, experts_skipped and
         experts_low_precision (uses of an expert by a token that lossy modes gave to another, left out, or had of its base
-        alone), expert_base_reads and expert_refinements (misses that read a base alone, or what a base lacked); now: experts_resident, experts_total,
-        experts_prefetching (those that are still to be read ahead of need), slot_bytes, slot_capacity_bytes."""
+        alone), expert_base_reads and expert_refinements (misses that read a base alone, or what a base lacked); of reading
+        ahead: prefetches (experts that were begun with), prefetches_late (of them, those asked for while they were read:
+        misses), prefetches_wasted (evicted or given up before anybody asked for them), expert_bytes_wasted (read for
+        those); of the predictor: predicted (experts foretold of the next layer, as many as a token uses) and predicted_used
+        (of them, those that it used: their quotient is the recall), preload_steps and preload_steps_on (decode steps looked
+        ahead in, and those of them that read ahead); now: preload_on, experts_resident, experts_total, experts_prefetching
+        (those that are still to be read ahead of need), slot_bytes, slot_capacity_bytes."""
     def store(self) -> list[bytes]:
         """Per MoE layer one byte an expert: 0 absent, 1 being read, 2 resident."""
 

@@ -25,7 +25,7 @@ _RUNTIME_KNOBS = {
     "direct_io": "direct_io",
     "isa": "isa",
 }
-_MODEL_KNOBS = ("context", "parallel", "chunk", "kv_format", "eviction")
+_MODEL_KNOBS = ("context", "parallel", "chunk", "kv_format", "eviction", "prefetch")
 
 
 class NativeModel(Model):

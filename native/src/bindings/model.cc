@@ -68,13 +68,14 @@ LossyModes lossy_modes(const std::map<std::string, double>& shares) {
 
 std::shared_ptr<Model> load(std::shared_ptr<Runtime> runtime, const std::string& path, std::int64_t context,
                             int parallel, int chunk, const std::string& kv_format,
-                            const std::string& eviction_word, const std::string& moments_word,
-                            const std::map<std::string, double>& shares) {
+                            const std::string& eviction_word, const std::string& prefetch_word,
+                            const std::string& moments_word, const std::map<std::string, double>& shares) {
   const ModelOptions options{context,
                              parallel,
                              chunk,
                              kv_type(kv_format),
                              eviction(eviction_word),
+                             prediction(prefetch_word),
                              moments(moments_word),
                              lossy_modes(shares)};
   const py::gil_scoped_release released;
@@ -111,8 +112,10 @@ py::dict describe(const MemoryPlan& p) {
 }
 
 py::dict plan_memory_of(Runtime& runtime, const std::string& path, std::int64_t context, int parallel,
-                        int chunk, const std::string& kv_format, const std::string& eviction_word) {
-  const ModelOptions options{context, parallel, chunk, kv_type(kv_format), eviction(eviction_word)};
+                        int chunk, const std::string& kv_format, const std::string& eviction_word,
+                        const std::string& prefetch_word) {
+  const ModelOptions options{
+      context, parallel, chunk, kv_type(kv_format), eviction(eviction_word), prediction(prefetch_word)};
   const auto plan = [&] {
     const py::gil_scoped_release released;
     const Bundle bundle = Bundle::open(path, DirectIo::off);
@@ -125,9 +128,10 @@ py::dict plan_weights(Runtime& runtime, const std::string& name, const std::stri
                       std::uint64_t dense_bytes, const std::string& key_format,
                       std::vector<std::vector<std::uint64_t>> expert_bytes, std::uint64_t join_bytes,
                       std::int64_t context, int parallel, int chunk, const std::string& kv_format,
-                      const std::string& eviction_word) {
-  const ModelOptions options{context, parallel, chunk, kv_type(kv_format), eviction(eviction_word)};
-  const WeightSizes weights{name, dense_bytes, format(key_format).id, std::move(expert_bytes), join_bytes};
+                      const std::string& eviction_word, const std::string& prefetch_word) {
+  const ModelOptions options{
+      context, parallel, chunk, kv_type(kv_format), eviction(eviction_word), prediction(prefetch_word)};
+  const WeightSizes weights{name, dense_bytes, format(key_format).id, std::move(expert_bytes), join_bytes, 0};
   return describe(plan_memory(weights, parse_recipe(Json::parse(recipe, name), name), runtime,
                               runtime.pool().threads(), options));
 }
@@ -206,6 +210,15 @@ py::dict statistics(const Model& model) {
   out["bytes_read"] = s.bytes_read;
   out["expert_bytes_read"] = s.experts.demand_bytes + s.experts.prefetched_bytes;
   out["expert_bytes_prefetched"] = s.experts.prefetched_bytes;
+  out["prefetches"] = s.experts.prefetches;
+  out["prefetches_late"] = s.experts.prefetches_late;
+  out["prefetches_wasted"] = s.experts.prefetches_wasted;
+  out["expert_bytes_wasted"] = s.experts.wasted_bytes;
+  out["predicted"] = s.preload.expected;
+  out["predicted_used"] = s.preload.used;
+  out["preload_steps"] = s.preload.steps;
+  out["preload_steps_on"] = s.preload.steps_on;
+  out["preload_on"] = s.preload.on;
   out["prefill_tokens"] = s.prefill_tokens;
   out["prefill_s"] = s.prefill_s;
   out["decode_tokens"] = s.decode_tokens;
@@ -236,20 +249,24 @@ std::vector<py::bytes> store(const Model& model) {
 void bind_model(py::module_& module) {
   module.def("plan_memory", &plan_memory_of, py::arg("runtime"), py::arg("path"), py::kw_only(),
              py::arg("context") = 0, py::arg("parallel") = 1, py::arg("chunk") = 0,
-             py::arg("kv_format") = "auto", py::arg("eviction") = std::string(kEvictions[0]));
+             py::arg("kv_format") = "auto", py::arg("eviction") = std::string(kEvictions[0]),
+             py::arg("prefetch") = std::string(kPredictions[0]));
   module.def("plan_weights", &plan_weights, py::arg("runtime"), py::kw_only(), py::arg("name"),
              py::arg("recipe_json"), py::arg("dense_bytes"), py::arg("key_format"), py::arg("expert_bytes"),
              py::arg("join_bytes") = 0, py::arg("context") = 0, py::arg("parallel") = 1, py::arg("chunk") = 0,
-             py::arg("kv_format") = "auto", py::arg("eviction") = std::string(kEvictions[0]));
+             py::arg("kv_format") = "auto", py::arg("eviction") = std::string(kEvictions[0]),
+             py::arg("prefetch") = std::string(kPredictions[0]));
   py::class_<Model, std::shared_ptr<Model>>(module, "Model")
       .def(py::init(&load), py::arg("runtime"), py::arg("path"), py::kw_only(), py::arg("context") = 0,
            py::arg("parallel") = 1, py::arg("chunk") = 0, py::arg("kv_format") = "auto",
-           py::arg("eviction") = std::string(kEvictions[0]), py::arg("moments") = "none",
+           py::arg("eviction") = std::string(kEvictions[0]),
+           py::arg("prefetch") = std::string(kPredictions[0]), py::arg("moments") = "none",
            py::arg("lossy") = std::map<std::string, double>())
       .def_property_readonly("context", [](const Model& m) { return m.plan().context; })
       .def_property_readonly("chunk", [](const Model& m) { return m.plan().chunk; })
       .def_property_readonly("kv_format", [](const Model& m) { return name(m.plan().kv_type); })
       .def_property_readonly("eviction", [](const Model& m) { return name(m.eviction()); })
+      .def_property_readonly("prefetch", [](const Model& m) { return name(m.prefetch()); })
       .def_property_readonly("vocab_size", [](const Model& m) { return m.recipe().vocab_size; })
       .def_property_readonly("minimum_bytes", [](const Model& m) { return m.plan().minimum_bytes; })
       .def_property_readonly("resident", [](const Model& m) { return m.plan().resident(); })
@@ -265,6 +282,7 @@ void bind_model(py::module_& module) {
           "set_lossy",
           [](Model& m, const std::map<std::string, double>& shares) { m.set_lossy(lossy_modes(shares)); },
           py::arg("shares"), py::call_guard<py::gil_scoped_release>())
+      .def("force_preload", &Model::force_preload, py::arg("on"))
       .def("last_experts", &Model::last_experts, py::call_guard<py::gil_scoped_release>())
       .def("observed", &observed)
       .def("statistics", &statistics)

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "experts/eviction.h"
+#include "experts/predictor.h"
 #include "platform/error.h"
 
 namespace edgert {
@@ -108,6 +109,12 @@ constexpr Knob kKnobs[] = {
      "the "
      "base is read, in a bundle made with --split-experts. 0: off.",
      true},
+    {"prefetch", KnobKind::choice, kPredictions[0], 0, 0, kPredictions, "", false,
+     "What foretells the experts of the next layers, for eviction and for reading ahead where that is found "
+     "to "
+     "pay: the statistics of a calibration (dictionary), the next layers' own routers (router), or a map "
+     "fitted "
+     "during calibration (trained). auto: trained where the bundle has it, else router. Changes no output."},
     {"isa", KnobKind::choice, "auto", 0, 0, kIsas, "", false,
      "Instruction set of the kernels. auto: the best that this processor runs."},
 };

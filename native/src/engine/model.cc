@@ -39,6 +39,8 @@ Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path
                                    runtime_->budget())),
       store_(bundle_, runtime_->budget(), runtime_->reader(), plan_.slots_bytes, eviction_,
              join_of(recipe_, bundle_)),
+      prediction_(plan_.resident() ? Prediction::none : options.prefetch, bundle_, recipe_, weights_, store_,
+                  runtime_->pool(), runtime_->kernel_table(), runtime_->budget()),
       decoder_(bundle_, recipe_, weights_, store_, *kv_, {runtime_->pool(), runtime_->kernel_table()},
                runtime_->budget(), {plan_.chunk, runtime_->pool().threads(), plan_.context, plan_.kv_type}),
       sampling_(runtime_->budget(), Sampler::space_bytes(recipe_.vocab_size), "sampling") {
@@ -51,6 +53,7 @@ Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path
   set_lossy(options.lossy);
   batch_.reserve(static_cast<std::size_t>(plan_.chunk));
   origins_.reserve(static_cast<std::size_t>(plan_.chunk));
+  decoder_.look_ahead(prediction_.preloader());
 }
 
 std::shared_ptr<KvSequence> Model::sequence() { return std::make_shared<KvSequence>(kv_); }
@@ -190,6 +193,10 @@ LossyModes Model::lossy() const {
   return decoder_.lossy();
 }
 
+void Model::force_preload(std::optional<bool> on) {
+  if (Preloader* preloader = prediction_.preloader()) preloader->force(on);
+}
+
 ImposedRouting::Table::value_type Model::last_experts() const {
   const std::lock_guard lock(step_mutex_);
   ImposedRouting::Table::value_type layers;
@@ -218,6 +225,7 @@ ModelStatistics Model::statistics() const {
   }
   out.experts = store_.statistics();
   out.lossy = decoder_.lossy_counts();
+  if (const Preloader* preloader = prediction_.preloader()) out.preload = preloader->statistics();
   out.bytes_read = weights_.bytes_read() + out.experts.demand_bytes + out.experts.prefetched_bytes;
   return out;
 }

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "bundle/bundle.h"
+#include "engine/prediction.h"
 #include "engine/runtime.h"
 #include "engine/sampler.h"
 #include "experts/store.h"
@@ -34,6 +35,7 @@ struct ModelOptions {
   int chunk = 0;                  // rows of a step; 0: as many as pay, by the budget
   std::optional<KvType> kv_type;  // none: f32 where attention is f32, else f16
   Eviction eviction = Eviction::forecast;
+  Prediction prefetch = Prediction::automatic;
   MomentsKind moments = MomentsKind::none;  // what to measure of the model as it runs
   LossyModes lossy{};
 };
@@ -70,6 +72,7 @@ struct WeightSizes {
   FormatId key_format = FormatId::f32;                   // of key_projection()
   std::vector<std::vector<std::uint64_t>> expert_bytes;  // of every extent, by MoE layer
   std::uint64_t join_bytes = 0;                          // ExpertStore::join_bytes
+  std::uint64_t profile_bytes = 0;                       // of the routing profile, as charged
 };
 MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const Runtime& runtime, int threads,
                        const ModelOptions& options);
@@ -94,6 +97,7 @@ struct SampleRow {
 
 struct ModelStatistics {
   ExpertStatistics experts;
+  PreloadStatistics preload;
   std::uint64_t bytes_read = 0;  // dense and experts, prefetched ones too
   std::uint64_t prefill_tokens = 0;
   std::uint64_t decode_tokens = 0;
@@ -113,6 +117,8 @@ class Model {
   const Recipe& recipe() const noexcept { return recipe_; }
   const MemoryPlan& plan() const noexcept { return plan_; }
   Eviction eviction() const noexcept { return eviction_; }
+  // The predictor at work; none where every expert stays in memory.
+  Prediction prefetch() const noexcept { return prediction_.kind(); }
   std::shared_ptr<KvSequence> sequence();
 
   // Runs the rows' tokens, in chunks where they are many. After an error every sequence stands as it was
@@ -133,6 +139,8 @@ class Model {
   void set_lossy(const LossyModes& modes);
   LossyModes lossy() const;
 
+  // For measurements: reads ahead of need always or never; none: where that is found to pay.
+  void force_preload(std::optional<bool> on);
   // The experts that the last step's last token used, by MoE layer.
   ImposedRouting::Table::value_type last_experts() const;
 
@@ -160,6 +168,7 @@ class Model {
   const Weights weights_;
   const std::shared_ptr<KvPool> kv_;
   ExpertStore store_;
+  ExpertPrediction prediction_;
   Decoder decoder_;
   std::unique_ptr<Observation> observation_;  // or null
   Buffer sampling_;                           // the samplers' working space

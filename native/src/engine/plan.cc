@@ -124,7 +124,8 @@ MemoryPlan plan_memory(const Bundle& bundle, const Recipe& recipe, const Runtime
                           .dense_bytes = Weights::resident_bytes(bundle, recipe),
                           .key_format = key.empty() ? FormatId::f32 : bundle.tensor(key).format,
                           .expert_bytes = extent_bytes(bundle.manifest()),
-                          .join_bytes = ExpertStore::join_bytes(bundle.manifest())};
+                          .join_bytes = ExpertStore::join_bytes(bundle.manifest()),
+                          .profile_bytes = RoutingProfile::charged_bytes(bundle.manifest())};
   return plan_memory(sizes, recipe, runtime, threads, options);
 }
 
@@ -151,7 +152,8 @@ MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const R
   const std::uint64_t fixed = runtime.budget()->used_bytes() + plan.dense_bytes + plan.kv_bytes +
                               plan.state_bytes + plan.sampler_bytes + plan.observation_bytes +
                               weights.join_bytes +
-                              ExpertStore::index_bytes(options.eviction, experts.by_layer);
+                              ExpertStore::index_bytes(options.eviction, experts.by_layer) +
+                              prediction_bytes(options.prefetch, recipe, weights.profile_bytes);
   const int count = std::reduce(experts.by_layer.begin(), experts.by_layer.end());
   const std::uint64_t two_slots = static_cast<std::uint64_t>(std::min(2, count)) * experts.largest;
   const auto scratch = [&](int chunk) {

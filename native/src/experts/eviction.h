@@ -28,9 +28,13 @@ class EvictionPolicy {
   // How likely each expert of a row is to be used at the next visit, as a predictor sees it; holds until
   // then.
   virtual void expected(int /*row*/, std::span<const float> /*probabilities*/) {}
-  virtual void used(int entry) = 0;     // asked for, or just read
-  virtual void passed(int entry) = 0;   // the same in passing: it goes first, unless it stood there before
-  virtual void removed(int entry) = 0;  // no longer resident
+  virtual void used(int entry) = 0;    // asked for, or just read
+  virtual void passed(int entry) = 0;  // the same in passing: it goes first, unless it stood there before
+  virtual void guessed(int entry) { passed(entry); }  // read because it is likely to be asked for
+  virtual void removed(int entry) = 0;                // no longer resident
+  // How likely a use at the next visit is, of any entry, and less for one that is far off; none: the policy
+  // does not know.
+  virtual std::optional<double> likelihood(int /*entry*/) const { return std::nullopt; }
   // The entry to evict among those that `evictable` admits; -1 for none.
   virtual int victim(const Evictable& evictable) = 0;
 };

@@ -5,7 +5,8 @@
 // followed the experts of the last visit (a table of successors, filled as the model runs). The weights are
 // those that would have foretold the recent visits best: least squares over every expert of every row, with
 // older visits fading, solved again each time the rows begin anew. So a model, a text and a change of subject
-// find their own balance. What a predictor says goes before it until the row is visited.
+// find their own balance. What a predictor says of a row is one more term until it is visited, with weights
+// found in the same way.
 //
 // Of equal likelihoods the one that could be used first stays: a row that has just run counts half as much as
 // the one that runs next.
@@ -21,44 +22,53 @@ namespace {
 constexpr std::array kMemories = {0.0, 0.5, 0.8, 0.95, 0.99};
 constexpr std::size_t kAverages = kMemories.size();
 constexpr std::size_t kTerms = kAverages + 1;  // and the successors
+constexpr std::size_t kForeseen = kTerms + 1;  // and a predictor's word
 constexpr double kFading = 0.995;              // of older errors, a pass over the rows
 constexpr double kRidge = 50;                  // that holds the weights to equal averages
 constexpr double kFarthest = 0.5;              // what the row that ran last counts for
 constexpr float kShrinkage = 8;                // visits for which a successor's general frequency stands in
 constexpr std::uint8_t kFull = 255;            // counts of successors are halved there
 
-using Terms = std::array<float, kTerms>;
-using Vector = std::array<double, kTerms>;
+template <std::size_t Count>
+using Vector = std::array<double, Count>;
+using Terms = std::array<float, kForeseen>;  // the last one while it is foreseen
 
 std::size_t at(int index) { return static_cast<std::size_t>(index); }
 
-Vector first_weights() {
-  Vector weights{};
-  std::fill_n(weights.begin(), kAverages, 1.0 / kAverages);
+// Equal averages; a predictor is believed.
+template <std::size_t Count>
+Vector<Count> first_weights() {
+  Vector<Count> weights{};
+  if constexpr (Count == kForeseen) {
+    weights[kTerms] = 1;
+  } else {
+    std::fill_n(weights.begin(), kAverages, 1.0 / kAverages);
+  }
   return weights;
 }
 
-// Weights by least squares from sums over what was seen.
+// Weights of the first `Count` terms, by least squares from sums over what was seen.
+template <std::size_t Count>
 class Fit {
  public:
   void add(const Terms& terms, bool used) noexcept {
-    for (std::size_t i = 0; i < kTerms; ++i) {
+    for (std::size_t i = 0; i < Count; ++i) {
       for (std::size_t j = 0; j <= i; ++j) products_[i][j] += static_cast<double>(terms[i]) * terms[j];
       if (used) uses_[i] += terms[i];
     }
   }
 
   void fade() noexcept {
-    for (std::size_t i = 0; i < kTerms; ++i) {
+    for (std::size_t i = 0; i < Count; ++i) {
       for (std::size_t j = 0; j <= i; ++j) products_[i][j] *= kFading;
       uses_[i] *= kFading;
     }
   }
 
-  Vector solve() const noexcept {  // by Cholesky's method; the ridge keeps the matrix definite
-    std::array<Vector, kTerms> root{};
-    Vector x = first_weights();
-    for (std::size_t i = 0; i < kTerms; ++i) {
+  Vector<Count> solve() const noexcept {  // by Cholesky's method; the ridge keeps the matrix definite
+    std::array<Vector<Count>, Count> root{};
+    Vector<Count> x = first_weights<Count>();
+    for (std::size_t i = 0; i < Count; ++i) {
       x[i] = kRidge * x[i] + uses_[i];
       for (std::size_t j = 0; j <= i; ++j) {
         double sum = products_[i][j] + (i == j ? kRidge : 0);
@@ -66,20 +76,20 @@ class Fit {
         root[i][j] = i == j ? std::sqrt(sum) : sum / root[j][j];
       }
     }
-    for (std::size_t i = 0; i < kTerms; ++i) {
+    for (std::size_t i = 0; i < Count; ++i) {
       for (std::size_t k = 0; k < i; ++k) x[i] -= root[i][k] * x[k];
       x[i] /= root[i][i];
     }
-    for (std::size_t i = kTerms; i-- > 0;) {
-      for (std::size_t k = i + 1; k < kTerms; ++k) x[i] -= root[k][i] * x[k];
+    for (std::size_t i = Count; i-- > 0;) {
+      for (std::size_t k = i + 1; k < Count; ++k) x[i] -= root[k][i] * x[k];
       x[i] /= root[i][i];
     }
     return x;
   }
 
  private:
-  std::array<Vector, kTerms> products_{};  // the lower half
-  Vector uses_{};
+  std::array<Vector<Count>, Count> products_{};  // the lower half
+  Vector<Count> uses_{};
 };
 
 // What is known of a row's experts.
@@ -90,12 +100,16 @@ class Outlook {
     last_.reserve(at(experts));
   }
 
-  void visited(std::span<const int> experts, Fit& fit) {
+  void visited(std::span<const int> experts, Fit<kTerms>& fit, Fit<kForeseen>& foreseen_fit) {
     std::fill(used_.begin(), used_.end(), std::uint8_t{0});
     for (const int expert : experts) used_[at(expert)] = 1;
     if (!last_.empty()) {
       for (std::size_t e = 0; e < terms_.size(); ++e) fit.add(terms_[e], used_[e] != 0);
+      if (foreseen_) {
+        for (std::size_t e = 0; e < terms_.size(); ++e) foreseen_fit.add(terms_[e], used_[e] != 0);
+      }
     }
+    foreseen_ = false;
     for (const int before : last_) follow(before, experts);
     last_.assign(experts.begin(), experts.end());
     for (std::size_t e = 0; e < terms_.size(); ++e) {
@@ -107,9 +121,16 @@ class Outlook {
     expect_successors();
   }
 
-  double likelihood(int expert, const Vector& weights) const noexcept {
+  void foresee(std::span<const float> probabilities) noexcept {
+    for (std::size_t e = 0; e < probabilities.size(); ++e) terms_[e][kTerms] = probabilities[e];
+    foreseen_ = true;
+  }
+  void forget() noexcept { foreseen_ = false; }
+
+  template <std::size_t Count>
+  double likelihood(int expert, const Vector<Count>& weights) const noexcept {
     double sum = 0;
-    for (std::size_t i = 0; i < kTerms; ++i) sum += weights[i] * terms_[at(expert)][i];
+    for (std::size_t i = 0; i < Count; ++i) sum += weights[i] * terms_[at(expert)][i];
     return std::max(sum, 0.0);
   }
 
@@ -151,6 +172,7 @@ class Outlook {
 
   std::vector<Terms> terms_;
   std::vector<std::uint8_t> used_;  // by the visit under way
+  bool foreseen_ = false;
   std::vector<std::uint8_t> visits_;
   std::vector<std::uint8_t> followed_;  // [before][after]
   std::vector<int> last_;               // the last visit's experts
@@ -165,22 +187,33 @@ class Forecast final : public RankedPolicy {
   void visited(int row, std::span<const int> experts, bool scan) override {
     const bool anew = row <= running_;
     running_ = row;
-    if (scan) return;
+    Outlook& outlook = outlooks_[at(row)];
+    if (scan) return outlook.forget();
     if (anew) {
       fit_.fade();
       weights_ = fit_.solve();
+      foreseen_fit_.fade();
+      foreseen_weights_ = foreseen_fit_.solve();
     }
-    Outlook& outlook = outlooks_[at(row)];
-    outlook.visited(experts, fit_);
+    outlook.visited(experts, fit_, foreseen_fit_);
     for (int e = 0; e < row_size(row); ++e) {
       set_value(first_entry(row) + e, outlook.likelihood(e, weights_));
     }
   }
 
+  // Whoever sits this visit out may be used at the one after, as those of a row that has just run.
   void expected(int row, std::span<const float> probabilities) override {
-    int entry = first_entry(row);
-    for (const float probability : probabilities) set_value(entry++, probability);
+    Outlook& outlook = outlooks_[at(row)];
+    outlook.foresee(probabilities);
+    for (int e = 0; e < row_size(row); ++e) {
+      const double now = std::min(outlook.likelihood(e, foreseen_weights_), 1.0);
+      const double later = kFarthest * outlook.likelihood(e, weights_);
+      set_value(first_entry(row) + e, now + (1 - now) * later);
+    }
   }
+
+  void guessed(int entry) override { used(entry); }  // its likelihood says what goes before it
+  std::optional<double> likelihood(int entry) const override { return worth(entry); }
 
  private:
   double weight(int row) const override {
@@ -190,8 +223,10 @@ class Forecast final : public RankedPolicy {
   }
 
   int running_ = 0;
-  Vector weights_ = first_weights();
-  Fit fit_;
+  Vector<kTerms> weights_ = first_weights<kTerms>();
+  Fit<kTerms> fit_;
+  Vector<kForeseen> foreseen_weights_ = first_weights<kForeseen>();
+  Fit<kForeseen> foreseen_fit_;
   std::vector<Outlook> outlooks_;
 };
 

@@ -10,6 +10,8 @@ namespace {
 constexpr int kReads = 2;  // in flight: most of a disk's speed, and soon out of a demand read's way
 // With fewer slots, those that prefetch reads are filling could be what a demand read waits for.
 constexpr std::uint64_t kLeastSlots = 4 * kReads;
+constexpr double kLeastLikely = 0.5;  // to be used: less does not pay for what it may delay
+constexpr double kUnknown = 0.5;      // how likely an expert is to be used of which the policy knows nothing
 
 std::size_t at(int index) { return static_cast<std::size_t>(index); }
 
@@ -23,9 +25,29 @@ void ExpertStore::prefetch(int layer, std::span<const int> experts) {
   const std::lock_guard lock(mutex_);
   drop_ahead();
   for (const int index : wanted) entries_[at(index)].ahead = true;
+  asked_ = wanted;
   ahead_ = std::move(wanted);
-  ahead_row_ = &r;
   ahead_scans_ = is_scan(at(r.count), experts.size());
+  pump();
+}
+
+void ExpertStore::preload(int layer) {
+  const Row& r = row(layer);
+  const std::lock_guard lock(mutex_);
+  drop_ahead();
+  guesses_ = true;
+  ahead_scans_ = false;
+  for (int index = r.first; index < r.first + r.count; ++index) {
+    if (likelihood(index, entries_[at(index)].expected) < kLeastLikely) continue;
+    entries_[at(index)].ahead = true;
+    asked_.push_back(index);
+  }
+  ahead_ = asked_;
+  std::sort(ahead_.begin(), ahead_.end(), [&](int a, int b) {
+    const double of_a = likelihood(a, entries_[at(a)].expected);
+    const double of_b = likelihood(b, entries_[at(b)].expected);
+    return of_a != of_b ? of_a < of_b : a > b;
+  });
   pump();
 }
 
@@ -38,6 +60,9 @@ void ExpertStore::cancel_prefetch() {
 void ExpertStore::expect(int layer, std::span<const float> probabilities) {
   const Row& r = row(layer);
   const std::lock_guard lock(mutex_);
+  for (std::size_t i = 0; i < probabilities.size(); ++i) {
+    entries_[at(r.first) + i].expected = probabilities[i];
+  }
   policy_->expected(static_cast<int>(&r - rows_.data()), probabilities);
 }
 
@@ -54,10 +79,32 @@ void ExpertStore::fill() {
 }
 
 void ExpertStore::drop_ahead() noexcept {
-  if (ahead_row_ == nullptr) return;
-  for (int i = 0; i < ahead_row_->count; ++i) entries_[at(ahead_row_->first + i)].ahead = false;
+  for (const int index : asked_) entries_[at(index)].ahead = false;
+  asked_.clear();
   ahead_.clear();
-  ahead_row_ = nullptr;
+  guesses_ = false;
+}
+
+bool ExpertStore::in_need() const noexcept {
+  return demand_reads_ > 0 || std::any_of(requests_.begin(), requests_.end(),
+                                          [](const Request* r) { return !r->waiting_.empty(); });
+}
+
+void ExpertStore::abandon(int index) noexcept {
+  Entry& entry = entries_[at(index)];
+  --prefetch_reads_;
+  ++statistics_.prefetches_wasted;
+  statistics_.wasted_bytes += entry.submitted;
+  policy_->removed(index);
+  entry.state = Residency::absent;
+  entry.prefetched = false;
+  drop_slots(entry);
+  changed_.notify_all();
+  pump();
+}
+
+double ExpertStore::likelihood(int index, double otherwise) const {
+  return policy_->likelihood(index).value_or(otherwise);
 }
 
 void ExpertStore::pump() noexcept {
@@ -71,9 +118,7 @@ void ExpertStore::pump() noexcept {
 }
 
 bool ExpertStore::pump_one() {
-  const bool starved =
-      std::any_of(requests_.begin(), requests_.end(), [](const Request* r) { return !r->waiting_.empty(); });
-  if (starved || demand_reads_ > 0 || prefetch_reads_ >= kReads) return false;
+  if (in_need() || prefetch_reads_ >= kReads) return false;
   const bool ahead = next_absent(ahead_);
   std::vector<int>& queue = ahead ? ahead_ : fill_;
   if (!ahead && !next_absent(fill_)) return false;
@@ -81,17 +126,26 @@ bool ExpertStore::pump_one() {
   const std::uint64_t bytes = slot_bytes(*entries_[at(index)].where);
   // Of steps that use every expert, the layer just used is the one needed again last.
   const bool scans = ahead_scans_ && passed_layer_ >= 0;
+  const bool guess = ahead && guesses_;
+  const double likely = guess ? likelihood(index, entries_[at(index)].expected) : 1;
   auto slot = take_slot(bytes, [&](const Entry& entry) {
-    return ahead && !entry.ahead && capacity_ / kLeastSlots >= bytes &&
-           (!scans || entry.layer == passed_layer_);
+    if (!ahead || entry.ahead || capacity_ / kLeastSlots < bytes) return false;
+    if (guess) return likelihood(static_cast<int>(&entry - entries_.data()), kUnknown) < likely;
+    return !scans || entry.layer == passed_layer_;
   });
   if (!slot) {
     if (!ahead) fill_.clear();
+    if (guess) ahead_.clear();  // what comes after it is no likelier, or later
     return false;
   }
   queue.pop_back();
   begin(index, std::move(*slot), Part::whole, ReadPriority::prefetch);
-  ahead ? policy_->passed(index) : policy_->used(index);  // what was only expected goes before what was used
+  if (guess) {
+    policy_->guessed(index);
+  } else {
+    ahead ? policy_->passed(index)
+          : policy_->used(index);  // what was only expected goes before what was used
+  }
   return true;
 }
 

@@ -31,6 +31,10 @@ class RankedPolicy : public EvictionPolicy {
   int row_count() const noexcept { return static_cast<int>(rows_.size()); }
   int row_size(int row) const noexcept { return rows_[static_cast<std::size_t>(row)].count; }
   int first_entry(int row) const noexcept { return rows_[static_cast<std::size_t>(row)].first; }
+  double worth(int entry) const {
+    const Entry& e = entries_[static_cast<std::size_t>(entry)];
+    return weight(e.row) * e.value;
+  }
   double value(int entry) const noexcept { return entries_[static_cast<std::size_t>(entry)].value; }
   void set_value(int entry, double value) noexcept;  // not below 0
 

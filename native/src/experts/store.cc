@@ -14,6 +14,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr auto kCancelPoll = std::chrono::milliseconds(20);
+// What a demand read may have to wait for of a guess: a larger piece would not be read faster.
+constexpr std::size_t kGuessPiece = 512 << 10;
 
 std::size_t at(int index) { return static_cast<std::size_t>(index); }
 
@@ -142,7 +144,7 @@ std::unique_ptr<ExpertStore::Request> ExpertStore::acquire(int layer, std::span<
   request->scans_ = is_scan(at(r.count), experts.size());
   passed_layer_ = request->scans_ ? layer : -1;
   requests_.push_back(request.get());
-  if (ahead_row_ == &r) drop_ahead();
+  if (!asked_.empty() && entries_[at(asked_.front())].layer == layer) drop_ahead();
   for (std::size_t i = 0; i < experts.size(); ++i) {
     const int index = entry_of(r, experts[i]);
     const Entry& entry = entries_[at(index)];
@@ -170,6 +172,7 @@ void ExpertStore::join(Request& request, int index, bool whole) {
   if (entry.state == Residency::reading && entry.prefetched) {
     --prefetch_reads_;
     ++demand_reads_;
+    ++statistics_.prefetches_late;
   }
   entry.prefetched = false;
   ++entry.pins;
@@ -229,6 +232,10 @@ std::optional<SlotPool::Slot> ExpertStore::take_slot(std::uint64_t bytes,
       victim.state = Residency::absent;
       --statistics_.resident;
       ++statistics_.evictions;
+      if (std::exchange(victim.prefetched, false)) {
+        ++statistics_.prefetches_wasted;
+        statistics_.wasted_bytes += victim.submitted;
+      }
       if (victim.slot.size() == bytes) return std::move(victim.slot);  // then it is the only one
       drop_slot(victim.slot);
     }
@@ -259,6 +266,7 @@ void ExpertStore::begin(int index, SlotPool::Slot slot, Part part, ReadPriority 
   entry.part = part;
   entry.error = nullptr;
   entry.reread = false;
+  entry.submitted = 0;
   entry.prefetched = priority == ReadPriority::prefetch;
   try {
     submit(index);
@@ -275,6 +283,7 @@ void ExpertStore::begin(int index, SlotPool::Slot slot, Part part, ReadPriority 
   if (part == Part::refinement) ++statistics_.refinements;
   entry.state = Residency::reading;
   ++reads_of(entry);
+  statistics_.prefetches += entry.prefetched ? 1 : 0;
 }
 
 std::span<std::byte> ExpertStore::part_of_slot(const Entry& entry) const noexcept {
@@ -292,10 +301,14 @@ void ExpertStore::submit(int index) {
   const std::span<std::byte> part = part_of_slot(entry);
   const auto offset = static_cast<std::size_t>(part.data() - entry.slot.data());
   // The file ends on a multiple of the bundle's alignment, so the padded read stays inside it.
-  const std::size_t bytes = round_up(part.size(), File::kDirectAlignment);
-  reader_.submit({file, extent.offset + offset, entry.slot.span().subspan(offset, bytes),
+  const std::size_t left = round_up(part.size(), File::kDirectAlignment) - entry.submitted;
+  const bool guess = entry.prefetched && entry.ahead && guesses_;
+  const std::size_t bytes = guess ? std::min(left, kGuessPiece) : left;
+  const std::size_t from = offset + entry.submitted;
+  reader_.submit({file, extent.offset + from, entry.slot.span().subspan(from, bytes),
                   entry.prefetched ? ReadPriority::prefetch : ReadPriority::demand,
                   [this, index](std::exception_ptr error) { complete(index, std::move(error)); }});
+  entry.submitted += bytes;
   (entry.prefetched ? statistics_.prefetched_bytes : statistics_.demand_bytes) += bytes;
 }
 
@@ -319,11 +332,16 @@ void ExpertStore::complete(int index, std::exception_ptr error) noexcept {
   Entry& entry = entries_[at(index)];  // its slots are ours while it is `reading`
   try {
     if (error) std::rethrow_exception(error);
+    const std::span<std::byte> bytes = part_of_slot(entry);
+    if (entry.submitted < bytes.size()) {
+      const std::lock_guard lock(mutex_);
+      const bool wanted = !entry.prefetched || (entry.ahead && !in_need());
+      return wanted ? submit(index) : abandon(index);
+    }
     const ExpertEntry& where = *entry.where;
     const std::uint64_t checksum = entry.part == Part::whole  ? where.extent.checksum
                                    : entry.part == Part::base ? where.base_checksum
                                                               : where.refinement_checksum;
-    const std::span<std::byte> bytes = part_of_slot(entry);
     if (xxh64(bytes) == checksum) {
       if (entry.part != Part::base) {
         const std::span<std::byte> whole = make_whole(entry);
@@ -331,6 +349,7 @@ void ExpertStore::complete(int index, std::exception_ptr error) noexcept {
       }
     } else if (!entry.reread) {
       entry.reread = true;
+      entry.submitted = 0;
       const std::lock_guard lock(mutex_);
       return submit(index);
     } else {

@@ -9,10 +9,12 @@
 // slot of its own size; whoever needs the whole makes it whole, by a read of the refinement where the base is
 // there. Reads ahead of need are of whole experts.
 //
-// What is asked for ahead of need (prefetch(), fill()) is read two at a time while no demand read is under
-// way and no request waits for a slot. It evicts nothing that is leased or awaited. A failure stops it and is
-// not reported: the demand read of that expert will report its own. Each prefetch read that completes begins
-// the next.
+// What is asked for ahead of need (prefetch(), preload(), fill()) is read two at a time while no demand read
+// is under way and no request waits for a slot. It evicts nothing that is leased or awaited, and for a mere
+// likelihood nothing that is as likely to be needed. What was only likely is read in pieces, and given up
+// between two of them once its layer has come without it or something is needed now. A failure stops it and
+// is not reported: the demand read of that expert will report its own. Each prefetch read that completes
+// begins the next.
 //
 // Threads: acquire() and Request are for one step at a time; completions run on the reader's threads;
 // everything else may be called from any thread.
@@ -45,12 +47,16 @@ struct ExpertStatistics {
   std::uint64_t prefetch_hits = 0;  // resident by a prefetch that this is the first to use
   std::uint64_t misses = 0;         // not resident, though a prefetch may have been reading it
   std::uint64_t evictions = 0;
-  std::uint64_t demand_bytes = 0;      // read from storage, padding and rereads included
-  std::uint64_t prefetched_bytes = 0;  // likewise, ahead of need
-  double stall_s = 0;                  // a step waited for a read
-  std::uint64_t base_reads = 0;        // misses that read a base alone
-  std::uint64_t refinements = 0;       // misses that read what a base lacked
-  std::uint64_t prefetching = 0;       // experts being prefetched, or waiting for it
+  std::uint64_t demand_bytes = 0;       // read from storage, padding and rereads included
+  std::uint64_t prefetched_bytes = 0;   // likewise, ahead of need
+  std::uint64_t prefetches = 0;         // experts that reads ahead of need began with
+  std::uint64_t prefetches_late = 0;    // of them, those asked for while they were read: misses
+  std::uint64_t prefetches_wasted = 0;  // evicted or given up before anybody asked for them
+  std::uint64_t wasted_bytes = 0;       // read for those
+  double stall_s = 0;                   // a step waited for a read
+  std::uint64_t base_reads = 0;         // misses that read a base alone
+  std::uint64_t refinements = 0;        // misses that read what a base lacked
+  std::uint64_t prefetching = 0;        // experts being prefetched, or waiting for it
   std::uint64_t resident = 0;
   std::uint64_t total = 0;
   std::uint64_t slot_bytes = 0;  // in use now
@@ -139,6 +145,9 @@ class ExpertStore {
   // Asks ahead for the experts that `layer` is expected to need, the surest first. What an earlier call asked
   // for and has not begun is dropped; so is what remains when the layer is acquired.
   void prefetch(int layer, std::span<const int> experts);
+  // Asks ahead for the experts of the layer to come that are likelier to be used than not, by the eviction
+  // policy's view or else by what expect() said; likewise dropped.
+  void preload(int layer);
   void cancel_prefetch();
   // How likely each expert of a layer is to be used when the layer runs next, by expert: for the eviction
   // policy, which may heed it. REQUIRES one number an expert.
@@ -174,9 +183,11 @@ class ExpertStore {
     Residency state = Residency::absent;
     int pins = 0;
     bool reread = false;
-    bool prefetched = false;  // being read or resident by a prefetch, and not asked for since
-    bool ahead = false;       // asked for by prefetch() for the layer to come
-    Part part = Part::whole;  // that is there or being read
+    bool prefetched = false;    // being read or resident by a prefetch, and not asked for since
+    bool ahead = false;         // asked for by prefetch() or preload() for a layer to come
+    float expected = 0;         // by expect(): how likely it is to be used when its layer runs next
+    std::size_t submitted = 0;  // bytes, of its read
+    Part part = Part::whole;    // that is there or being read
     SlotPool::Slot slot;
     SlotPool::Slot base_slot;  // while a refinement is being read: what it refines
     std::exception_ptr error;  // of the last read, for those who wait for it
@@ -210,6 +221,9 @@ class ExpertStore {
   void begin(int entry, SlotPool::Slot slot, Part part, ReadPriority priority);  // may throw
   void submit(int entry);                                                        // may throw
   int& reads_of(const Entry& entry) noexcept;
+  bool in_need() const noexcept;  // a demand read is under way, or a request waits for a slot
+  void abandon(int entry) noexcept;
+  double likelihood(int entry, double otherwise) const;
   void pump() noexcept;
   bool pump_one();  // false: nothing to do now; may throw
   bool next_absent(std::vector<int>& queue) const;
@@ -234,9 +248,10 @@ class ExpertStore {
   std::vector<const Request*> requests_;
   int demand_reads_ = 0;  // in flight
   int prefetch_reads_ = 0;
-  std::vector<int> ahead_;  // entries that prefetch() asked for and has not come to, last first
-  const Row* ahead_row_ = nullptr;
+  std::vector<int> asked_;  // entries that prefetch() or preload() asked for
+  std::vector<int> ahead_;  // of them, those that it has not come to, last first
   bool ahead_scans_ = false;
+  bool guesses_ = false;   // preload() asked
   int passed_layer_ = -1;  // of the last request, if it was a scan
   std::vector<int> fill_;  // the same of fill()
   ExpertStatistics statistics_;

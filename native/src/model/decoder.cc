@@ -20,7 +20,12 @@ Decoder::Decoder(const Bundle& bundle, const Recipe& recipe, const Weights& weig
       machine_(machine),
       shape_(shape),
       memory_(std::move(budget), Scratch::layout(recipe, shape, nullptr).bytes, "scratch"),
-      s_(Scratch::layout(recipe, shape, memory_.data())) {}
+      s_(Scratch::layout(recipe, shape, memory_.data())) {
+  for (int layer = 0, row = 0; layer < recipe.num_layers(); ++layer) {
+    moe_rows_.push_back(row);
+    if (recipe.block(layer).ffn.is_moe()) ++row;
+  }
+}
 
 void StepControl::check() const {
   if (cancelled.load(std::memory_order_relaxed)) throw Error(ErrorKind::cancelled, "cancelled");
@@ -28,6 +33,8 @@ void StepControl::check() const {
 }
 
 void Decoder::run(std::span<const BatchRow> rows, const StepControl& control, const LogitsSink& sink) {
+  Preloader* const preloader = rows.size() == 1 ? preloader_ : nullptr;
+  if (preloader != nullptr) preloader->begin_step();
   embed(rows);
   rotated_ = nullptr;
   find_runs(rows, shape_.rows, runs_, [](std::size_t) { return true; });
@@ -43,6 +50,7 @@ void Decoder::run(std::span<const BatchRow> rows, const StepControl& control, co
   }
   if (observer_ != nullptr) observe_output(rows.size());
   output(rows, control, sink);
+  if (preloader != nullptr) preloader->end_step();
 }
 
 // Of every row, whether its logits are wanted or not.

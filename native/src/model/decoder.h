@@ -11,6 +11,7 @@
 #include <span>
 #include <vector>
 
+#include "experts/preloader.h"
 #include "experts/store.h"
 #include "model/kv_cache.h"
 #include "model/linear.h"
@@ -57,6 +58,8 @@ class Decoder {
   }
   // From the next run on, `observer` is shown what happens; null: nobody. It changes nothing.
   void observe(Observer* observer) noexcept { observer_ = observer; }
+  // From the next run on, single rows are looked ahead of; null: no longer.
+  void look_ahead(Preloader* preloader) noexcept { preloader_ = preloader; }
   // From the next run on.
   void set_lossy(const LossyModes& modes) noexcept { lossy_ = modes; }
   const LossyModes& lossy() const noexcept { return lossy_; }
@@ -118,6 +121,7 @@ class Decoder {
   std::size_t group_by_expert(const FfnRecipe& recipe, std::size_t rows);
   void routed_experts(int layer, Activations& in, const StepControl& control);
   void prefetch_after(int layer, std::size_t rows);
+  void look_ahead_of(int layer, std::span<const std::int32_t> experts);
   struct ExpertWork {
     ExpertStore::Lease lease;
     std::size_t first;  // of its rows in grouped_rows and expert_out
@@ -157,6 +161,8 @@ class Decoder {
   std::atomic<std::uint64_t> replaced_{0};  // uses of experts, by all runs
   std::atomic<std::uint64_t> skipped_{0};
   std::atomic<std::uint64_t> low_precision_{0};
+  Preloader* preloader_ = nullptr;
+  std::vector<int> moe_rows_;            // by layer: which of those with routed experts it is
   std::vector<RowRun> attended_;         // rows that attend together
   std::vector<RowRun> runs_;             // whole ones, of this step
   const RopeRecipe* rotated_ = nullptr;  // whose angles of this step's rows are in s_.rotation

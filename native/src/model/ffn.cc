@@ -96,6 +96,7 @@ void Decoder::route(int layer, std::span<const BatchRow> rows) {
   });
   if (observer_ != nullptr) observer_->routed(layer, s_.pair_expert, s_.pair_weight);
   if (lossy) give_up(layer, rows.size(), row_at);
+  if (preloader_ != nullptr) std::copy_n(s_.normed + (rows.size() - 1) * hidden(), hidden(), s_.router_input);
   const std::int32_t* last = s_.pair_expert + (rows.size() - 1) * top;
   std::copy(last, last + top, s_.last_experts + static_cast<std::size_t>(layer) * s_.most_per_token);
 }
@@ -171,6 +172,7 @@ void Decoder::routed_experts(int layer, Activations& in, const StepControl& cont
     base_suffices.push_back(s_.at_hand[s_.expert_ids[i]] == 0 ? 1 : 0);
   const auto request = store_.acquire(layer, {s_.expert_ids, used}, control.cancelled, base_suffices);
   if (used == static_cast<std::size_t>(recipe.num_experts)) prefetch_after(layer, in.rows);
+  if (in.rows == 1 && preloader_ != nullptr) look_ahead_of(layer, {s_.expert_ids, used});
   for (;;) {
     std::vector<ExpertWork> group;  // what is ready, to be computed together
     std::size_t rows = 0;
@@ -202,6 +204,14 @@ void Decoder::prefetch_after(int layer, std::size_t rows) {
   std::vector<int> all(experts);
   std::iota(all.begin(), all.end(), 0);
   store_.prefetch(layer + 1, all);
+}
+
+// Once the layer's own reads are under way, so that it is done while they are waited for.
+void Decoder::look_ahead_of(int layer, std::span<const std::int32_t> experts) {
+  preloader_->routed({.row = moe_rows_[static_cast<std::size_t>(layer)],
+                      .experts = experts,
+                      .residual = s_.x,
+                      .router_input = s_.router_input});
 }
 
 // Each expert's down(activation(gate(in), up(in))) into its rows of expert_out, in three parallel regions for

@@ -151,6 +151,7 @@ Scratch Scratch::layout(const Recipe& recipe, const ScratchShape& shape, std::by
   s.up = layout.take<float>(inner_rows * w.inner);
   s.projected = layout.take<float>(rows * hidden);
   s.router = layout.take<float>(rows * w.experts);
+  s.router_input = layout.take<float>(hidden);
   s.router_space = layout.take<float>(rows * w.router_space);
   s.expert_out = layout.take<float>(pairs * hidden);
   s.pair_weight = layout.take<float>(pairs);

@@ -47,6 +47,7 @@ struct Scratch {
   float* up = nullptr;                   // likewise
   float* projected = nullptr;            // [rows][hidden]
   float* router = nullptr;               // [rows][experts]
+  float* router_input = nullptr;         // [hidden], of the last row
   float* router_space = nullptr;         // [rows][router_space]
   float* expert_out = nullptr;           // [rows * per_token][hidden]
   float* pair_weight = nullptr;          // [rows * per_token], by row, ascending expert id
