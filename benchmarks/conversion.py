@@ -31,43 +31,40 @@ def files_of(source: Path) -> list[Path]:
 
 def copy(source: Path, scratch: Path) -> None:
     """A plain copy, piece by piece, synced."""
-    target = scratch / "copy"
+    target = scratch / "made"
     target.mkdir()
-    try:
-        for path in files_of(source):
-            with path.open("rb", buffering=0) as read, (target / path.name).open("wb", buffering=0) as write:
-                while piece := read.read(_PIECE):
-                    write.write(piece)
-                os.fsync(write.fileno())
-    finally:
-        shutil.rmtree(target)
+    for path in files_of(source):
+        with path.open("rb", buffering=0) as read, (target / path.name).open("wb", buffering=0) as write:
+            while piece := read.read(_PIECE):
+                write.write(piece)
+            os.fsync(write.fileno())
 
 
 def convert(source: Path, scratch: Path, options: list[str]) -> None:
-    target = scratch / "converted.edgert"
-    command = [sys.executable, "-m", "edgert", "convert", str(source), str(target), *options]
-    try:
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    finally:
-        shutil.rmtree(target, ignore_errors=True)
+    command = [sys.executable, "-m", "edgert", "convert", str(source), str(scratch / "made"), *options]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def seconds(work: Callable[[], None]) -> float:
+def seconds(work: Callable[[Path], None], scratch: Path) -> float:
+    """Of `work`, which makes scratch/made; to remove that takes its time as well, and is not counted."""
     os.sync()
     try:
         Path("/proc/sys/vm/drop_caches").write_text("3\n")
     except OSError:
         print("the page cache stays: only root can drop it", file=sys.stderr)
     start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    try:
+        work(scratch)
+        return time.perf_counter() - start
+    finally:
+        shutil.rmtree(scratch / "made", ignore_errors=True)
 
 
 def measure(source: Path, scratch: Path, rounds: int, options: list[str]) -> dict[str, Any]:
     copies, conversions = [], []
     for _ in range(rounds):
-        copies.append(seconds(lambda: copy(source, scratch)))
-        conversions.append(seconds(lambda: convert(source, scratch, options)))
+        copies.append(seconds(lambda place: copy(source, place), scratch))
+        conversions.append(seconds(lambda place: convert(source, place, options), scratch))
     size = sum(path.stat().st_size for path in files_of(source))
     taken = statistics.median(conversions)
     return {

@@ -18,6 +18,11 @@ _MAX_TEXT_BYTES = 256
 _MAX_TEMPLATE_BYTES = 256 << 10
 _MAX_PIECE = 512  # characters of a SentencePiece token that is split into all pairs
 _MARK = "\u2581"  # stands for a space
+_PIECES: list[dict[str, Any]] = [  # to text
+    {"type": "Replace", "pattern": {"String": _MARK}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+]
 
 # Token types.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
@@ -144,9 +149,13 @@ _SPLITTINGS: dict[str, _Splitting] = {
 _ENDING = frozenset(
     {
         "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
-        "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>",
+        "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "</s>", "<eos>", "<turn|>",
+        "<|tool_response>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "<|flush|>", "<|calls|>", "[e~[",
     }
 )  # fmt: skip
+_PLAIN_END = frozenset(
+    {"<|tool_response>", "<|plamo:eos|>"}
+)  # in vocabularies where </s> is a piece like any other
 _ENDING_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _HARMONY = frozenset({"<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"})  # part of the text
 _SAMPLING = {
@@ -191,10 +200,10 @@ class _Vocabulary:
     def __init__(self, file: GgufFile) -> None:
         self.file = file
         self.model = file.text(_PREFIX + "model", _MAX_TEXT_BYTES) or ""
-        if self.model not in ("gpt2", "llama"):
+        if self.model not in ("gpt2", "llama", "gemma4"):
             raise UnsupportedError(
-                f"{file.path}: {file.where(_PREFIX + 'model')}: {self.model!r}; gpt2 (byte-level BPE) and llama "
-                "(SentencePiece) are supported"
+                f"{file.path}: {file.where(_PREFIX + 'model')}: {self.model!r}; gpt2 (byte-level BPE), llama "
+                "(SentencePiece) and gemma4 (its pieces under merges) are supported"
             )
         tokens = file.texts(_PREFIX + "tokens")
         if not tokens:
@@ -205,15 +214,16 @@ class _Vocabulary:
             twice = next(token for number, token in enumerate(self.tokens) if self.ids[token] != number)
             raise CorruptError(f"{file.path}: {file.where(_PREFIX + 'tokens')}: {twice[:80]!r} appears twice")
         self.types = self._types()
-        bpe = self.model == "gpt2"
-        self.bos = self._special("bos_token_id", 11 if bpe else 1)
-        self.eos = self._special("eos_token_id", 11 if bpe else 2)
-        self.unknown = self._special("unknown_token_id", None if bpe else 0)
-        self.splitting = self._splitting() if bpe else None
+        bos, eos, unknown = {"gpt2": (11, 11, None), "llama": (1, 2, 0)}.get(self.model, (None, None, None))
+        self.bos = self._special("bos_token_id", bos)
+        self.eos = self._special("eos_token_id", eos)
+        self.unknown = self._special("unknown_token_id", unknown)
+        self.splitting = self._splitting() if self.model == "gpt2" else None
 
     def tokenizer(self) -> dict[str, Any]:
         """The content of tokenizer.json."""
-        made = self._byte_level() if self.splitting is not None else self._sentencepiece()
+        kinds = {"gpt2": self._byte_level, "llama": self._sentencepiece, "gemma4": self._merged_pieces}
+        made = kinds[self.model]()
         return {
             "version": "1.0",
             "truncation": None,
@@ -235,7 +245,7 @@ class _Vocabulary:
     def ending(self) -> list[int]:
         """The ids of all tokens that end a text."""
         ids = {self._special(key, None) for key in _ENDING_KEYS} | {self.eos}
-        ids |= {self.ids[token] for token in _ENDING if token in self.ids}
+        ids |= {self.ids[token] for token in self._ending_texts()}
         if {
             "<|return|>",
             "<|call|>",
@@ -247,10 +257,6 @@ class _Vocabulary:
 
     def _byte_level(self) -> dict[str, Any]:
         assert self.splitting is not None
-        merges = self.file.texts(_PREFIX + "merges")
-        if merges is None:
-            raise CorruptError(f"{self.file.path}: {_PREFIX}merges: missing")
-        pairs = [self._pair(number, merge) for number, merge in enumerate(merges)]
         splits: list[dict[str, Any]] = [
             {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
             for pattern in self.splitting.patterns
@@ -265,8 +271,35 @@ class _Vocabulary:
             "normalizer": None,
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, byte_level]},
             "decoder": byte_level,
-            "model": _bpe(self.ids, pairs) | {"ignore_merges": self.splitting.whole_words},
+            "model": _bpe(self.ids, self._pairs()) | {"ignore_merges": self.splitting.whole_words},
         }
+
+    def _merged_pieces(self) -> dict[str, Any]:
+        """A line is one word, and so is a run of line ends."""
+        lines = {
+            "type": "Split",
+            "pattern": {"Regex": r"[^\n]+|\n+"},
+            "behavior": "Isolated",
+            "invert": False,
+        }
+        return {
+            "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": _MARK},
+            "pre_tokenizer": lines,
+            "decoder": {"type": "Sequence", "decoders": _PIECES},
+            "model": _bpe(self.ids, self._pairs()) | self._fallback(),
+        }
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        merges = self.file.texts(_PREFIX + "merges")
+        if merges is None:
+            raise CorruptError(f"{self.file.path}: {_PREFIX}merges: missing")
+        return [self._pair(number, merge) for number, merge in enumerate(merges)]
+
+    def _fallback(self) -> dict[str, Any]:
+        """What becomes of characters that no piece has."""
+        has_bytes = all(f"<0x{byte:02X}>" in self.ids for byte in range(256))
+        unknown = None if self.unknown is None else self.tokens[self.unknown]
+        return {"unk_token": unknown, "fuse_unk": True, "byte_fallback": has_bytes}
 
     def _pair(self, number: int, merge: str) -> tuple[str, str]:
         middle = merge.find(" ", 1)
@@ -285,22 +318,15 @@ class _Vocabulary:
             )
         prefix = self.file.flag(_PREFIX + "add_space_prefix") is not False
         steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": _MARK}]
-        decoders: list[dict[str, Any]] = [
-            {"type": "Replace", "pattern": {"String": _MARK}, "content": " "},
-            {"type": "ByteFallback"},
-            {"type": "Fuse"},
-        ]
+        decoders = list(_PIECES)
         if prefix:
             steps.insert(0, {"type": "Prepend", "prepend": _MARK})
             decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-        has_bytes = all(f"<0x{byte:02X}>" in self.ids for byte in range(256))
-        unknown = None if self.unknown is None else self.tokens[self.unknown]
         return {
             "normalizer": {"type": "Sequence", "normalizers": steps},
             "pre_tokenizer": None,
             "decoder": {"type": "Sequence", "decoders": decoders},
-            "model": _bpe(self.ids, _merges(self.tokens, self.ids, scores))
-            | {"unk_token": unknown, "fuse_unk": True, "byte_fallback": has_bytes},
+            "model": _bpe(self.ids, _merges(self.tokens, self.ids, scores)) | self._fallback(),
         }
 
     # --- what both have -----------------------------------------------------------------------------
@@ -315,11 +341,17 @@ class _Vocabulary:
             )
         harmony = {"<|return|>", "<|call|>"} <= self.ids.keys()
         changed = list(types)
-        for token in _ENDING & self.ids.keys():
+        if _PLAIN_END & self.ids.keys() and "</s>" in self.ids:
+            changed[self.ids["</s>"]] = _NORMAL
+        for token in self._ending_texts():
             changed[self.ids[token]] = _USER_DEFINED if harmony and token == "<|end|>" else _CONTROL
         for token in _HARMONY & self.ids.keys():
             changed[self.ids[token]] = _USER_DEFINED
         return changed
+
+    def _ending_texts(self) -> frozenset[str]:
+        plain = {"</s>"} if _PLAIN_END & self.ids.keys() else set()
+        return _ENDING & self.ids.keys() - plain
 
     def _special(self, key: str, default: int | None) -> int | None:
         value = self.file.integer(_PREFIX + key)
@@ -338,6 +370,8 @@ class _Vocabulary:
         return splitting
 
     def _adds(self, token: str) -> bool:
+        if self.model == "gemma4" and token == "bos":
+            return True  # whatever the file says
         stated = self.file.flag(f"{_PREFIX}add_{token}_token")
         if stated is not None:
             return stated

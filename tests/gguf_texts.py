@@ -100,6 +100,26 @@ def sentencepiece_fields(space: bool = True) -> list[bytes]:
     )
 
 
+def gemma4_fields() -> list[bytes]:
+    """Pieces of characters under merges, a token for each byte, and tokens that are runs of line ends."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]+|\n+"), "isolated")
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1500, special_tokens=special, show_progress=False, limit_alphabet=200
+    )
+    tokenizer.train_from_iterator((line for line in lines(2000, seed=1)), trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    types = [3, 3, 3, 2] + [6] * 256 + [1] * (len(tokens) - 260) + [4]
+    return _fields("gemma4", [*tokens, "<user>"], types, merges=merges, bos_token_id=2, eos_token_id=1,
+                   unknown_token_id=3, add_bos_token=False)  # fmt: skip
+
+
 def _fields(model: str, tokens: list[str], types: list[int], **others: Any) -> list[bytes]:
     values = {"model": model, "tokens": tokens, **others}
     fields = [field(f"tokenizer.ggml.{key}", item) for key, item in values.items()]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf_texts import byte_level, byte_level_fields, lines, sentencepiece_fields
+from gguf_texts import byte_level, byte_level_fields, gemma4_fields, lines, sentencepiece_fields
 from ggufs import field, gguf, metadata
 
 from edgert import _native
@@ -44,11 +44,11 @@ def tokenizer(path: Path) -> Tokenizer:
 def fields_for(name: str) -> list[bytes]:
     if name.startswith("sentencepiece"):
         return sentencepiece_fields(space=name == "sentencepiece")
-    return byte_level_fields(name)
+    return gemma4_fields() if name == "gemma4" else byte_level_fields(name)
 
 
 @pytest.mark.skipif(PYTHON is None, reason="EDGERT_LLAMA_PYTHON names no interpreter")
-@pytest.mark.parametrize("name", ["sentencepiece", "sentencepiece, no prefix", *PRES])
+@pytest.mark.parametrize("name", ["sentencepiece", "sentencepiece, no prefix", "gemma4", *PRES])
 def test_ten_thousand_lines(name: str, tmp_path: Path) -> None:
     path = write(tmp_path / "model.gguf", fields_for(name))
     texts = list(lines(10_000))
@@ -130,6 +130,44 @@ def test_sentencepiece_by_hand(tmp_path: Path) -> None:
     )
     assert plain.encode("ab") == [ab]
     assert plain.decode(plain.encode(" ab")) == " ab"
+
+
+def test_gemma4_by_hand(tmp_path: Path) -> None:
+    """Pieces under merges, lines apart, bytes for what is unknown, and the first token whatever the file says."""
+    pieces = ["\u2581", "a", "b", "ab", "\u2581ab", "\n", "\n\n"]
+    vocabulary = [
+        field("tokenizer.ggml.model", "gemma4"),
+        field(
+            "tokenizer.ggml.tokens", ["<eos>", "<bos>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+        ),
+        field("tokenizer.ggml.token_type", [3, 3] + [6] * 256 + [1] * 7, "int32"),
+        field("tokenizer.ggml.merges", ["a b", "\u2581 ab", "\n \n"]),
+        field("tokenizer.ggml.bos_token_id", 1),
+        field("tokenizer.ggml.eos_token_id", 0),
+        field("tokenizer.ggml.add_bos_token", False),
+    ]
+    ours = tokenizer(write(tmp_path / "model.gguf", vocabulary))
+    space, a, _b, ab, space_ab, line, lines_ = range(258, 265)
+    assert ours.encode("ab ab") == [1, ab, space_ab]
+    assert ours.encode(" a\n\nab\n") == [1, space, a, lines_, ab, line]
+    assert ours.encode("é") == [1, 2 + 0xC3, 2 + 0xA9]
+    assert ours.decode(ours.encode(" ab é\n")) == " ab é\n"
+
+
+def test_an_end_of_text_may_be_a_piece_like_any_other(tmp_path: Path) -> None:
+    def ending(*tokens: str) -> list[int]:
+        vocabulary = [
+            field("tokenizer.ggml.model", "gpt2"),
+            field("tokenizer.ggml.pre", "gpt-2"),
+            field("tokenizer.ggml.tokens", ["a", "</s>", *tokens]),
+            field("tokenizer.ggml.merges", ["a a"]),
+            field("tokenizer.ggml.eos_token_id", 0),
+        ]
+        made = assets(GgufFile(write(tmp_path / "model.gguf", vocabulary)))
+        return json.loads(made["generation_config.json"])["eos_token_id"]  # type: ignore[no-any-return]
+
+    assert ending() == [0, 1]
+    assert ending("<|tool_response>") == [0, 2]
 
 
 def test_special_tokens_template_and_defaults(tmp_path: Path) -> None:

@@ -38,6 +38,13 @@ std::string at(const std::filesystem::path& path, std::uint64_t offset) {
   return path.string() + ": offset " + std::to_string(offset) + ": ";
 }
 
+// Some file systems take the flag and refuse the reads; some devices want a larger alignment.
+bool reads_directly(int fd) {
+  if (fcntl(fd, F_SETFL, O_DIRECT) != 0) return false;
+  alignas(File::kDirectAlignment) std::byte block[File::kDirectAlignment];
+  return pread(fd, block, sizeof block, 0) >= 0 || errno != EINVAL;
+}
+
 bool unaligned(std::uint64_t n) { return n % File::kDirectAlignment != 0; }
 
 }  // namespace
@@ -57,7 +64,7 @@ std::shared_ptr<const File> File::open(const std::filesystem::path& path, Direct
     throw Error(ErrorKind::io, path.string() + ": cannot be examined: " + reason(errno));
   if (!S_ISREG(status.st_mode)) throw Error(ErrorKind::corrupt, path.string() + ": is not a regular file");
   file->bytes_ = static_cast<std::uint64_t>(status.st_size);
-  file->direct_ = direct != DirectIo::off && fcntl(fd, F_SETFL, O_DIRECT) == 0;
+  file->direct_ = direct != DirectIo::off && reads_directly(fd);
   if (!file->direct_) {
     if (direct == DirectIo::on) {
       throw Error(ErrorKind::unsupported,
