@@ -41,9 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--light", type=float, nargs="*", default=[1.0, 0.02])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
-    rows = [row for seed in range(args.first, args.first + args.worlds) for row in measure(seed, args.light)]
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    rows: list[dict[str, Any]] = []
+    for seed in range(args.first, args.first + args.worlds):
+        rows += measure(seed, args.light)
+        if args.json:
+            args.json.write_text(json.dumps(rows, indent=1) + "\n")
     print("Simulated.\n")
     print(markdown_table(summary(rows, args.light), right=range(2, 9)))
     print()

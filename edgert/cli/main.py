@@ -17,6 +17,7 @@ from edgert.cli import (
     demo,
     devices,
     embed,
+    events,
     plan,
     pull,
     run,
@@ -24,13 +25,26 @@ from edgert.cli import (
     terminal,
     verify,
 )
-from edgert.cli import bench, convert, demo, devices, embed, events, plan, pull, run, show, terminal, verify
 from edgert.cli import eval as eval_
 from edgert.cli import list as list_
 from edgert.errors import EdgertError
 
-COMMANDS = (demo, plan, pull, convert, run, embed, show, verify, list_, devices, calibrate, eval_, bench)
-COMMANDS = (demo, plan, pull, convert, run, embed, show, verify, list_, devices, eval_, bench, events)
+COMMANDS = (
+    demo,
+    plan,
+    pull,
+    convert,
+    run,
+    embed,
+    show,
+    verify,
+    list_,
+    devices,
+    calibrate,
+    eval_,
+    bench,
+    events,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

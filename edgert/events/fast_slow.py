@@ -9,7 +9,7 @@ from edgert.events.biases import DAVIS346, LADDER, Bias, Biases, rung
 
 BAND = (5e5, 2.5e6)  # events a second of the whole sensor, as published
 WINDOW_S = 0.3
-STEP = 5  # fine units of a slow move
+STEP = 12  # rungs of a slow move; as published 5 fine units
 REFRACTORY = (4, 57)  # fine values
 _DEFAULTS = {"patience": 2, "blanking": 1, "dwell": 3, "relief": 8}
 KINDS = ("fast-slow", "published", "fast-only", "slow-only", "fixed", "aimd", "pi")
@@ -38,11 +38,16 @@ class FastSlow:
         band: tuple[float, float] = BAND,
         slew: int = 8,
         reach: int = 224,
+        slow_step: int | None = None,
         **settings: Any,
     ) -> None:
         if kind not in KINDS:
             raise InvalidArgumentError(f"kind: found {kind}, allowed is {', '.join(KINDS)}")
-        self._start, self._published = start, kind == "published"
+        self._start, self._published, self._slow_step = (
+            start,
+            kind == "published",
+            slow_step or (5 if kind == "published" else STEP),
+        )
         low, high = REFRACTORY
         fast: dict[str, Any] = {"name": "refractory", "minimum": low, "maximum": high, "start": min(max(start.refractory.fine, low), high), "step": slew}  # fmt: skip
         if kind == "slow-only":
@@ -58,10 +63,22 @@ class FastSlow:
     def _slow(self, name: str, sign: int, reach: int) -> dict[str, Any]:
         bias: Bias = getattr(self._start, name)
         if self._published:
-            return {"name": name, "minimum": 0, "maximum": 255, "start": bias.fine, "step": sign * STEP}
+            return {
+                "name": name,
+                "minimum": 0,
+                "maximum": 255,
+                "start": bias.fine,
+                "step": sign * self._slow_step,
+            }
         place = rung(bias)
         least, most = max(0, place - reach), min(len(LADDER) - 1, place + reach)
-        return {"name": name, "minimum": least, "maximum": most, "start": place, "step": sign * STEP}
+        return {
+            "name": name,
+            "minimum": least,
+            "maximum": most,
+            "start": place,
+            "step": sign * self._slow_step,
+        }
 
     def step(self, rate: float, t: float = math.nan, *, age: float = 0.0, quality: str = "exact") -> Biases:
         """rate: events a second; quality: exact, at-least (events were lost) or missing."""
