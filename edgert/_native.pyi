@@ -335,3 +335,70 @@ class ReadProbe:
         seconds: float,
     ) -> float:
         """Bytes a second with `depth` reads of `block_bytes` in flight inside [0, span_bytes). Without the GIL."""
+
+# --- control ----------------------------------------------------------------------------------------
+class Controller:
+    """Holds one signal inside a band with one fast knob and slow ones; docs/controllers.md states the laws.
+
+    kind: fast-slow, published, fixed, aimd, pi. A knob is {name, minimum, maximum, start, step, stage}. `drives`, `increase`,
+    `decrease`, `proportional` and `integral` are the baselines'. InvalidArgumentError by field.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        *,
+        low: float,
+        high: float,
+        fast: dict[str, Any],
+        slow: Seq[dict[str, Any]] = (),
+        patience: int = 2,
+        blanking: int = 1,
+        dwell: int = 4,
+        relief: int = 0,
+        hysteresis: float = 1.3,
+        lead: float = 0.0,
+        max_age: float = ...,
+        drives: str = "fast",
+        increase: float = 1.0,
+        decrease: float = 0.5,
+        proportional: float = 1.0,
+        integral: float = 0.2,
+    ) -> None: ...
+    def step(
+        self,
+        value: float,
+        t: float = 0.0,
+        *,
+        age: float = 0.0,
+        quality: str = "exact",
+        urgent: bool = False,
+    ) -> dict[str, Any]:
+        """The decision on one window: the sample (window, t, value, age, quality: exact | at-least | missing, urgent), the
+        positions (fast, slow), action (hold | fast | slow | recentre), reason, direction (+1 opened, -1 tightened), and
+        the state after it (at_open_rail, at_tight_rail, reversals, blanking, dwell, fast_step)."""
+
+class Plant:
+    """A simulated signal that follows knobs through a curve (linear, exponential, inert, table), a delay and a lag."""
+
+    def __init__(
+        self,
+        *,
+        curve_kind: str = "linear",
+        offset: float = 0.0,
+        gain: float = 1.0,
+        decade: float = 1.0,
+        curve: Seq[tuple[float, float]] = (),
+        fast_weight: float = 1.0,
+        fast_centre: float = 0.0,
+        slow_weights: Seq[float] = (),
+        slow_centres: Seq[float] = (),
+        delay: int = 0,
+        time_constant: float = 0.0,
+        initial: float = 0.0,
+        burst: float = 0.0,
+    ) -> None: ...
+    def step(
+        self, fast: float, slow: Seq[float] = (), *, scale: float = 1.0, added: float = 0.0
+    ) -> float: ...
+    def steady(self, fast: float, slow: Seq[float] = ()) -> float: ...

@@ -17,6 +17,7 @@ from edgert.cli import (
     demo,
     devices,
     embed,
+    events,
     plan,
     pull,
     run,
@@ -28,7 +29,22 @@ from edgert.cli import eval as eval_
 from edgert.cli import list as list_
 from edgert.errors import EdgertError
 
-COMMANDS = (demo, plan, pull, convert, run, embed, show, verify, list_, devices, calibrate, eval_, bench)
+COMMANDS = (
+    demo,
+    plan,
+    pull,
+    convert,
+    run,
+    embed,
+    show,
+    verify,
+    list_,
+    devices,
+    calibrate,
+    eval_,
+    bench,
+    events,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("edgert"):
             raise
-        terminal.note(f"edgert: error: this needs the package {error.name}: pip install 'edgert[convert]'")
+        terminal.note(
+            f"edgert: error: this needs the package {error.name}: pip install 'edgert[{'events' if args.run is events.run else 'convert'}]'"
+        )
         return 1
     except Exception as error:  # noqa: BLE001 - a fault of ours, which also deserves one line
         terminal.note(

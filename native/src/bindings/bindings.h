@@ -17,6 +17,7 @@ void bind_bundle(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
 void bind_model(pybind11::module_& module);
 void bind_simulation(pybind11::module_& module);
+void bind_control(pybind11::module_& module);
 void bind_probe(pybind11::module_& module);
 
 // As the knob names it; auto is what costs least where nothing was measured.

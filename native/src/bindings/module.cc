@@ -11,4 +11,5 @@ PYBIND11_MODULE(_native, module) {
   edgert::bind_engine(module);
   edgert::bind_probe(module);
   edgert::bind_simulation(module);
+  edgert::bind_control(module);
 }
