@@ -148,7 +148,7 @@ def plan_memory(
     prefetch: str = "auto",
 ) -> dict[str, int]:
     """How the runtime's budget would be divided for a bundle: context, chunk, dense_bytes, kv_bytes, state_bytes
-    (of sequence states of fixed size), scratch_bytes,
+    (of sequence states of fixed size), observation_bytes (sums of a model that is measured), scratch_bytes,
     slots_bytes, expert_bytes (of all experts), token_bytes (of one token's, at most), minimum_bytes, resident_bytes (from
     which on every expert stays in memory). BudgetError names the smallest budget that works."""
 

@@ -34,8 +34,8 @@ def calibrate(
     overlap. `moments`: "full" records whole matrices of second moments, "diagonal" their diagonals only, "auto" whole
     ones as far as their sums fit 1 GiB. The sums are part of the budget. progress(done, total) counts tokens.
 
-    Raises InvalidArgumentError for a text of fewer than two tokens, other `moments`, and where the model gives values
-    that are not finite; UnsupportedError where another engine runs the model; and what edgert.load() raises.
+    Raises InvalidArgumentError for a text of fewer than two tokens, other `moments`, a lossy mode that is on, and where
+    the model gives values that are not finite; UnsupportedError where another engine runs the model; and what edgert.load() raises.
     """
     if moments not in MOMENTS:
         raise InvalidArgumentError(f"moments: found {moments!r:.60}, allowed are {', '.join(MOMENTS)}")
