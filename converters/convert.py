@@ -89,10 +89,10 @@ def convert(
     keeps the rounding remainders. `split_experts` stores experts as a base and what makes it whole, so that a lossy mode can
     read the base alone (docs/lossy.md).
 
-    A `calibration` of the model gives the bundle a routing profile, and with it `expert_bits` (mean bits a weight, scales included) or `max_loss` (a share of the
-    unquantised model's perplexity on `text`) chooses the formats of experts, by `allocation` "knapsack" (default),
-    "uniform" or "edgemoe", among `expert_candidates` (all formats that weights can be packed in). With a `text` the report
-    says what the model lost on it; it is not kept.
+    A `calibration` of the model weighs the errors of packing and gives the bundle a routing profile. With it `expert_bits`
+    (mean bits a weight, scales included) or `max_loss` (a share of the unquantised model's perplexity on `text`) chooses the
+    formats of experts, by `allocation` "knapsack" (default), "uniform" or "edgemoe", among `expert_candidates` (all formats
+    that weights can be packed in). With a `text` the report says what the model lost on it; it is not kept.
 
     `threads` 0: usable cores. `progress(done, total)` counts what `stage(name)` has announced last, most often bytes of the
     checkpoint. `shards` fetches the files of weights one after the other, where `source` has only their beginnings.
