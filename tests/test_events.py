@@ -281,7 +281,7 @@ def test_simulate_vpr_run_replay_and_tune(tmp_path: Path, capsys: pytest.Capture
                     "simulate",
                     str(out),
                     "--seconds",
-                    "1.4",
+                    "0.8",
                     "--light",
                     light,
                     "--noise",
@@ -300,9 +300,9 @@ def test_simulate_vpr_run_replay_and_tune(tmp_path: Path, capsys: pytest.Capture
     record, plot = tmp_path / "run.jsonl", tmp_path / "run.html"
     arguments = ["events", "run", str(day), "--window", "0.1", "--record", str(record), "--plot", str(plot)]
     assert main(arguments) == 0
-    assert "13 windows" in capsys.readouterr().out
+    assert "7 windows" in capsys.readouterr().out
     assert main(["events", "replay", str(record), "--plot", str(plot)]) == 0
-    assert "13 decisions" in capsys.readouterr().out
+    assert "7 decisions" in capsys.readouterr().out
     assert main(["events", "tune", str(day), "--window", "0.2", "--json"]) == 0
     tuned = json.loads(capsys.readouterr().out)
     assert tuned["band"][0] < tuned["rate"] < tuned["band"][1] and tuned["response"] == []
