@@ -33,32 +33,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--worlds", type=int, default=20)
     parser.add_argument(
-        "--first",
-        type=int,
-        default=3000,
-        help="seed of the first; those below 3000 were used to choose settings",
+        "--first", type=int, default=3000, help="seed of the first; those below 3000 chose settings"
     )
     parser.add_argument("--light", type=float, nargs="*", default=[1.0, 0.02])
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="write every run, after each world")
+    parser.add_argument("--rows", type=Path, nargs="*", default=[], help="add what other runs wrote")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg")
     args = parser.parse_args(arguments)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = [row for path in args.rows for row in json.loads(path.read_text())]
     for seed in range(args.first, args.first + args.worlds):
         rows += measure(seed, args.light)
         if args.json:
             args.json.write_text(json.dumps(rows, indent=1) + "\n")
-    print("Simulated.\n")
+    print(f"Simulated, {len({row['world'] for row in rows})} worlds.\n")
     print(markdown_table(summary(rows, args.light), right=range(2, 9)))
     print()
     print(markdown_table(compared(rows, args.light), right=range(2, 9)))
+    if args.plot:
+        args.plot.write_text(drawn(rows, min(args.light)))
 
 
 def measure(seed: int, lights: Sequence[float]) -> list[dict[str, Any]]:
     corridor = Corridor(seed=seed)
-    _, _, rates = traverse(corridor, 1.0, FastSlow("fixed"), 0)
-    band = (rates.mean() / _SPREAD, rates.mean() * _SPREAD)
+    default = traverse(corridor, 1.0, FastSlow("fixed"), 0)
+    band = (default[2].mean() / _SPREAD, default[2].mean() * _SPREAD)
     rows = []
     for name in CONTROLLERS:
-        reference, reference_m, _ = traverse(corridor, 1.0, law(name, band), 0)
+        reference, reference_m, _ = (
+            default if name == "default" else traverse(corridor, 1.0, law(name, band), 0)
+        )
         for light in lights:
             frames, metres, rates = traverse(corridor, light, law(name, band), 1)
             distance = match(frames, reference)
@@ -194,6 +197,38 @@ def compared(rows: list[dict[str, Any]], lights: Sequence[float]) -> list[tuple[
                 )
             )
     return table
+
+
+def drawn(rows: list[dict[str, Any]], light: float) -> str:
+    """Recall@1 by controller: a dot a world, the mean and its bounds."""
+    width, row, left = 720, 44, 90
+    parts = []
+    for i, name in enumerate(CONTROLLERS):
+        found, y = values(rows, name, light, "recall_1m"), 40 + row * i
+        mean, low, high = bootstrap(found)
+        x = [left + share * (width - left - 30) for share in (low, high, mean)]
+        parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{name}</text>')
+        parts += [
+            f'<circle cx="{left + share * (width - left - 30):.1f}" cy="{y + (k % 5 - 2) * 4}" r="2.5" fill="#9bb7d4"/>'
+            for k, share in enumerate(found)
+        ]
+        parts.append(
+            f'<line x1="{x[0]:.1f}" x2="{x[1]:.1f}" y1="{y}" y2="{y}" stroke="#c0392b" stroke-width="3"/>'
+        )
+        parts.append(f'<circle cx="{x[2]:.1f}" cy="{y}" r="5" fill="#c0392b"/>')
+    bottom = 40 + row * len(CONTROLLERS)
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x_tick = left + share * (width - left - 30)
+        parts.append(
+            f'<line x1="{x_tick}" x2="{x_tick}" y1="18" y2="{bottom - 18}" stroke="#ccc" stroke-width="0.5"/>'
+        )
+        parts.append(f'<text x="{x_tick}" y="{bottom}" text-anchor="middle">{share:.0%}</text>')
+    title = f"Recall@1 within 1 m at light {light:g}, reference at light 1; simulated"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{bottom + 12}" font-family="sans-serif" '
+        f'font-size="12"><rect width="100%" height="100%" fill="white"/>{"".join(parts)}'
+        f'<text x="{left}" y="14">{title}</text></svg>\n'
+    )
 
 
 if __name__ == "__main__":
