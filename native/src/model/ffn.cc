@@ -12,6 +12,23 @@ namespace {
 
 constexpr std::size_t kRowsAnExpert = 8;  // on average: then hardly one is left without any
 
+// Adds rows of `width` floats, each times its weight, in their order: a part of them at a time, whose sums
+// stay in registers. row(n), weight(n): of the n-th.
+void add_weighted(std::size_t rows, std::size_t width, const auto& row, const auto& weight, float* sum) {
+  constexpr std::size_t kPart = 32;
+  const auto add = [&]<bool Whole>(std::size_t at, std::size_t count) {
+    float part[kPart] = {};
+    for (std::size_t n = 0; n < rows; ++n) {
+      const float* from = row(n) + at;
+      for (std::size_t j = 0; j < (Whole ? kPart : count); ++j) part[j] += weight(n) * from[j];
+    }
+    std::copy_n(part, count, sum + at);
+  };
+  std::size_t at = 0;
+  for (; at + kPart <= width; at += kPart) add.template operator()<true>(at, kPart);
+  if (at < width) add.template operator()<false>(at, width - at);
+}
+
 }  // namespace
 
 void Decoder::ffn(int layer, std::span<const BatchRow> rows, const StepControl& control) {
@@ -224,12 +241,12 @@ void Decoder::combine(const BlockRecipe& block, const LayerWeights& w, std::size
     multiply(machine_, {product(*w.shared_router, {s_.normed, hidden(), rows, {}}, gates, 1)});
   machine_.for_rows(rows, [&](std::size_t i, int) {
     float* sum = s_.normed + i * hidden();  // the normed input is spent
-    std::fill(sum, sum + hidden(), 0.0F);
-    for (std::size_t n = 0; n < top; ++n) {
-      const float weight = s_.pair_weight[i * top + n];
-      const float* out = s_.expert_out + static_cast<std::size_t>(s_.pair_slot[i * top + n]) * hidden();
-      for (std::size_t j = 0; j < hidden(); ++j) sum[j] += weight * out[j];
-    }
+    add_weighted(
+        top, hidden(),
+        [&](std::size_t n) {
+          return s_.expert_out + static_cast<std::size_t>(s_.pair_slot[i * top + n]) * hidden();
+        },
+        [&](std::size_t n) { return s_.pair_weight[i * top + n]; }, sum);
     norm(w.experts_post_norm, sum);
     if (w.dense) {
       norm(w.shared_post_norm, s_.projected + i * hidden());
