@@ -105,7 +105,7 @@ class Decoder {
   void route(int layer, std::span<const BatchRow> rows);
   std::size_t group_by_expert(const FfnRecipe& recipe, std::size_t rows);
   void routed_experts(int layer, Activations& in, const StepControl& control);
-  void prefetch_after(int layer, std::size_t rows);
+  void prefetch_after(int layer, std::size_t used);
   struct ExpertWork {
     ExpertStore::Lease lease;
     std::size_t first;  // of its rows in grouped_rows and expert_out

@@ -10,8 +10,6 @@
 namespace edgert {
 namespace {
 
-constexpr std::size_t kRowsAnExpert = 8;  // on average: then hardly one is left without any
-
 // Adds rows of `width` floats, each times its weight, in their order: a part of them at a time, whose sums
 // stay in registers. row(n), weight(n): of the n-th.
 void add_weighted(std::size_t rows, std::size_t width, const auto& row, const auto& weight, float* sum) {
@@ -144,7 +142,7 @@ void Decoder::routed_experts(int layer, Activations& in, const StepControl& cont
   if (integer) quantize(machine_, in, hidden());
 
   const auto request = store_.acquire(layer, {s_.expert_ids, used}, control.cancelled);
-  if (used == static_cast<std::size_t>(recipe.num_experts)) prefetch_after(layer, in.rows);
+  prefetch_after(layer, used);
   for (;;) {
     std::vector<ExpertWork> group;  // what is ready, to be computed together
     std::size_t rows = 0;
@@ -164,15 +162,15 @@ void Decoder::routed_experts(int layer, Activations& in, const StepControl& cont
   }
 }
 
-// So many rows that used every expert of this layer will use those of the next one too, or nearly: storage
-// need not idle until its router has said so. Nothing is read that the scan would not have read.
-void Decoder::prefetch_after(int layer, std::size_t rows) {
+// Rows that use most experts of this layer will use most of the next one's: storage need not idle until its
+// router has spoken. What it does not name is seldom read, for what it names goes first from then on.
+void Decoder::prefetch_after(int layer, std::size_t used) {
+  constexpr double kMost = 0.6;
   if (layer + 1 == recipe_.num_layers()) return;
+  const FfnRecipe& here = recipe_.block(layer).ffn;
   const FfnRecipe& next = recipe_.block(layer + 1).ffn;
-  const auto experts = static_cast<std::size_t>(next.num_experts);
-  if (!next.is_moe() || rows * static_cast<std::size_t>(next.num_experts_per_tok) < kRowsAnExpert * experts)
-    return;
-  std::vector<int> all(experts);
+  if (!next.is_moe() || static_cast<double>(used) < kMost * here.num_experts) return;
+  std::vector<int> all(static_cast<std::size_t>(next.num_experts));
   std::iota(all.begin(), all.end(), 0);
   store_.prefetch(layer + 1, all);
 }
