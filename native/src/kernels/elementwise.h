@@ -18,32 +18,28 @@ void quantize(const float* x, std::size_t cols, std::size_t padded, std::int8_t*
       for (std::size_t i = 0; i < kActivationGroup; ++i) tail[i] = begin + i < cols ? x[begin + i] : 0.0f;
       from = tail;
     }
+    using Int = typename V::Int;
     typename V::Float v[kVectors];
-    typename V::Int largest{};  // as bits, which order |x| with NaN above all
+    Int largest{};  // as bits, which order |x| with NaN above all
     for (int i = 0; i < kVectors; ++i) {
       v[i] = V::load(from + i * V::kWidth);
-      const auto bits = (typename V::Int)V::abs(v[i]);
+      const auto bits = (Int)V::abs(v[i]);
       largest = bits > largest ? bits : largest;
     }
-    std::int32_t max_bits = 0;
-    for (int i = 0; i < V::kWidth; ++i) max_bits = largest[i] > max_bits ? largest[i] : max_bits;
+    const std::int32_t max_bits = V::fold(largest, [](Int a, Int b) { return a > b ? a : b; });
     const float scale = __builtin_bit_cast(float, max_bits) / 127.0f;
+    const bool usable = scale > 0.0f && scale < __builtin_inff();
 
-    std::int32_t rounded[kActivationGroup] = {};
-    if (scale > 0.0f && scale < __builtin_inff()) {
-      for (int i = 0; i < kVectors; ++i) {
-        const auto q = V::min(V::max(v[i] / scale, V::splat(-127.0f)), V::splat(127.0f));
-        const auto code = V::round(q);
-        __builtin_memcpy(rounded + i * V::kWidth, &code, sizeof code);
-      }
+    Int halves[2] = {};
+    for (int i = 0; i < kVectors; ++i) {
+      Int code{};
+      if (usable) code = V::round(V::min(V::max(v[i] / scale, V::splat(-127.0f)), V::splat(127.0f)));
+      halves[i / (kVectors / 2)] += code;
+      const auto bytes = __builtin_convertvector(code, typename VectorOf<std::int8_t, V::kWidth>::type);
+      __builtin_memcpy(codes + begin + i * V::kWidth, &bytes, sizeof bytes);
     }
-    for (std::size_t i = 0; i < kActivationGroup; ++i)
-      codes[begin + i] = static_cast<std::int8_t>(rounded[i]);
-    std::int32_t first = 0, second = 0;
-    for (std::size_t i = 0; i < kActivationGroup / 2; ++i) {
-      first += rounded[i];
-      second += rounded[i + kActivationGroup / 2];
-    }
+    const auto add = [](Int a, Int b) { return a + b; };
+    const std::int32_t first = V::fold(halves[0], add), second = V::fold(halves[1], add);
     scales[begin / kActivationGroup] = scale;
     sums[begin / kActivationGroup] = {first + second, first};
   }

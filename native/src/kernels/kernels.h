@@ -44,6 +44,8 @@ struct MatMul {
   const float* bias = nullptr;           // [rows] or null
   float* y = nullptr;                    // y[m * y_stride + row]
   std::size_t y_stride = 0;
+  const std::byte* after =
+      nullptr;  // weights that the same thread reads next, if that is known: to ask ahead
 };
 
 inline constexpr int kKvBlockTokens = 16;

@@ -237,10 +237,16 @@ void integer_matmul(const MatMul& work, std::size_t tile_begin, std::size_t tile
     for (std::size_t i = 0; i < T; ++i) {
       tiles[i] = IntegerTile(f, parts, work.weights + (tile_begin + t + i) * parts.bytes, padded);
       tiles[i].next *= T;
+      const std::size_t following = tile_begin + t + i + T;
+      tiles[i].ahead = following < tile_end ? work.weights + following * parts.bytes : work.after;
     }
     integer_tile_block<V, K, T>(work, tiles, tile_begin + t, tile_begin + t + T < tile_end);
   };
-  for_each_block<V::kTileBlock>(tile_end - tile_begin, multiply);
+  if (work.m == 1) {
+    for_each_block<1>(tile_end - tile_begin, multiply);
+  } else {
+    for_each_block<V::kTileBlock>(tile_end - tile_begin, multiply);
+  }
 }
 
 template <class V, FormatId Id>

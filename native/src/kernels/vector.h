@@ -24,6 +24,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
+#include <utility>
 
 #include "quant/format.h"
 
@@ -112,6 +114,20 @@ struct VectorOps {
   }
 
   static Int dot_peak(Int sum, Bits codes, Bits x) { return V::dot_int8(sum, codes, x); }
+
+  // combine(a, b) over all lanes; in no stated order.
+  static std::int32_t fold(Int v, const auto& combine) {
+    const auto halve = [&]<int Half, int... I>(std::integral_constant<int, Half>,
+                                               std::integer_sequence<int, I...>) {
+      v = combine(v, __builtin_shufflevector(v, v, (I ^ Half)...));
+    };
+    const auto lanes = std::make_integer_sequence<int, Width>();
+    if constexpr (Width > 8) halve(std::integral_constant<int, 8>(), lanes);
+    if constexpr (Width > 4) halve(std::integral_constant<int, 4>(), lanes);
+    halve(std::integral_constant<int, 2>(), lanes);
+    halve(std::integral_constant<int, 1>(), lanes);
+    return v[0];
+  }
 
   // Over 16 lanes, as a tree.
   static float sum(const Float (&v)[kStrips]) {

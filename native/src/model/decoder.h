@@ -120,7 +120,7 @@ class Decoder {
   void give_up(int layer, std::size_t rows, const std::function<RouterRow(std::size_t)>& row_at);
   std::size_t group_by_expert(const FfnRecipe& recipe, std::size_t rows);
   void routed_experts(int layer, Activations& in, const StepControl& control);
-  void prefetch_after(int layer, std::size_t rows);
+  void prefetch_after(int layer, std::size_t used);
   void look_ahead_of(int layer, std::span<const std::int32_t> experts);
   struct ExpertWork {
     ExpertStore::Lease lease;

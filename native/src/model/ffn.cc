@@ -10,7 +10,23 @@
 namespace edgert {
 namespace {
 
-constexpr std::size_t kRowsAnExpert = 8;  // on average: then hardly one is left without any
+// Adds rows of `width` floats, each times its weight, in their order: a part of them at a time, whose sums
+// stay in registers. row(n), weight(n): of the n-th; a null row is left out.
+void add_weighted(std::size_t rows, std::size_t width, const auto& row, const auto& weight, float* sum) {
+  constexpr std::size_t kPart = 32;
+  const auto add = [&]<bool Whole>(std::size_t at, std::size_t count) {
+    float part[kPart] = {};
+    for (std::size_t n = 0; n < rows; ++n) {
+      const float* from = row(n);
+      if (from == nullptr) continue;
+      for (std::size_t j = 0; j < (Whole ? kPart : count); ++j) part[j] += weight(n) * from[at + j];
+    }
+    std::copy_n(part, count, sum + at);
+  };
+  std::size_t at = 0;
+  for (; at + kPart <= width; at += kPart) add.template operator()<true>(at, kPart);
+  if (at < width) add.template operator()<false>(at, width - at);
+}
 
 }  // namespace
 
@@ -171,7 +187,7 @@ void Decoder::routed_experts(int layer, Activations& in, const StepControl& cont
   for (std::size_t i = 0; i < used && lossy_.low_precision_misses > 0; ++i)
     base_suffices.push_back(s_.at_hand[s_.expert_ids[i]] == 0 ? 1 : 0);
   const auto request = store_.acquire(layer, {s_.expert_ids, used}, control.cancelled, base_suffices);
-  if (used == static_cast<std::size_t>(recipe.num_experts)) prefetch_after(layer, in.rows);
+  prefetch_after(layer, used);
   if (in.rows == 1 && preloader_ != nullptr) look_ahead_of(layer, {s_.expert_ids, used});
   for (;;) {
     std::vector<ExpertWork> group;  // what is ready, to be computed together
@@ -193,15 +209,15 @@ void Decoder::routed_experts(int layer, Activations& in, const StepControl& cont
   }
 }
 
-// So many rows that used every expert of this layer will use those of the next one too, or nearly: storage
-// need not idle until its router has said so. Nothing is read that the scan would not have read.
-void Decoder::prefetch_after(int layer, std::size_t rows) {
+// Rows that use most experts of this layer will use most of the next one's: storage need not idle until its
+// router has spoken. What it does not name is seldom read, for what it names goes first from then on.
+void Decoder::prefetch_after(int layer, std::size_t used) {
+  constexpr double kMost = 0.6;
   if (layer + 1 == recipe_.num_layers()) return;
+  const FfnRecipe& here = recipe_.block(layer).ffn;
   const FfnRecipe& next = recipe_.block(layer + 1).ffn;
-  const auto experts = static_cast<std::size_t>(next.num_experts);
-  if (!next.is_moe() || rows * static_cast<std::size_t>(next.num_experts_per_tok) < kRowsAnExpert * experts)
-    return;
-  std::vector<int> all(experts);
+  if (!next.is_moe() || static_cast<double>(used) < kMost * here.num_experts) return;
+  std::vector<int> all(static_cast<std::size_t>(next.num_experts));
   std::iota(all.begin(), all.end(), 0);
   store_.prefetch(layer + 1, all);
 }
@@ -294,13 +310,11 @@ void Decoder::combine(const BlockRecipe& block, const LayerWeights& w, std::size
     multiply(machine_, {product(*w.shared_router, {s_.normed, hidden(), rows, {}}, gates, 1)});
   machine_.for_rows(rows, [&](std::size_t i, int) {
     float* sum = s_.normed + i * hidden();  // the normed input is spent
-    std::fill(sum, sum + hidden(), 0.0F);
-    for (std::size_t n = 0; n < top; ++n) {
-      if (s_.pair_expert[i * top + n] == kNoExpert) continue;
-      const float weight = s_.pair_weight[i * top + n];
-      const float* out = s_.expert_out + static_cast<std::size_t>(s_.pair_slot[i * top + n]) * hidden();
-      for (std::size_t j = 0; j < hidden(); ++j) sum[j] += weight * out[j];
-    }
+    const auto out = [&](std::size_t n) -> const float* {
+      if (s_.pair_expert[i * top + n] == kNoExpert) return nullptr;
+      return s_.expert_out + static_cast<std::size_t>(s_.pair_slot[i * top + n]) * hidden();
+    };
+    add_weighted(top, hidden(), out, [&](std::size_t n) { return s_.pair_weight[i * top + n]; }, sum);
     norm(w.experts_post_norm, sum);
     if (w.dense) {
       norm(w.shared_post_norm, s_.projected + i * hidden());

@@ -42,10 +42,12 @@ void multiply(const Machine& machine, std::span<const MatMul> products) {
     std::size_t from = static_cast<std::size_t>(begin);
     const std::size_t to = static_cast<std::size_t>(end);
     std::size_t first = 0;  // index of this product's first tile among all
-    for (const MatMul& work : products) {
+    for (std::size_t i = 0; i < products.size() && from < to; ++i) {
+      MatMul work = products[i];
       const std::size_t last = first + tiles(work);
-      if (from < last && from < to) {
+      if (from < last) {
         const std::size_t stop = std::min(to, last);
+        if (stop < to) work.after = products[i + 1].weights;
         machine.kernels.matmul(work, from - first, stop - first);
         from = stop;
       }

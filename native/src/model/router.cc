@@ -11,15 +11,13 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // The experts with the largest values; of equal ones the lower id.
 void choose_best(std::span<const float> values, std::span<std::int32_t> chosen) {
-  for (std::size_t n = 0; n < chosen.size(); ++n) {
-    std::int32_t best = -1;
-    for (std::size_t e = 0; e < values.size(); ++e) {
-      const auto id = static_cast<std::int32_t>(e);
-      const auto end = chosen.begin() + static_cast<std::ptrdiff_t>(n);
-      const bool taken = std::find(chosen.begin(), end, id) != end;
-      if (!taken && (best < 0 || values[e] > values[static_cast<std::size_t>(best)])) best = id;
-    }
-    chosen[n] = best;
+  const auto value_of = [&](std::int32_t id) { return values[static_cast<std::size_t>(id)]; };
+  std::size_t count = 0;  // chosen so far, the best first
+  for (std::size_t e = 0; e < values.size(); ++e) {
+    if (count == chosen.size() && !(values[e] > value_of(chosen.back()))) continue;
+    std::size_t at = count < chosen.size() ? count++ : count - 1;
+    for (; at > 0 && values[e] > value_of(chosen[at - 1]); --at) chosen[at] = chosen[at - 1];
+    chosen[at] = static_cast<std::int32_t>(e);
   }
   std::sort(chosen.begin(), chosen.end());
 }

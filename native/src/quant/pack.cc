@@ -55,8 +55,9 @@ class Slab {
     if (remainder_ == nullptr) return;
     check_bytes("remainder", remainder.size(), rows * task.cols);
     if (task.format.is_float() || task.format.codebook != Codebook::none) {
-      throw Error(ErrorKind::invalid_argument,
-                  std::string(task.format.name) + " has no remainder; formats of evenly spaced integers have one");
+      throw Error(
+          ErrorKind::invalid_argument,
+          std::string(task.format.name) + " has no remainder; formats of evenly spaced integers have one");
     }
   }
 

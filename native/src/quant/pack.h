@@ -36,10 +36,10 @@ bool packs_floats(const Format& format) noexcept;
 // Integer formats search scale and zero of each group for the least squared error, or, given `moments` of the
 // matrix's inputs, for the least e M e^T of its rows of errors e: with the whole matrix M columns make up for
 // the errors of one another. `remainder`, when not empty, receives (weight - dequantised weight) / scale in
-// steps of 1/200, clamped to int8, row-major [rows in these tiles, cols]; integer formats without a codebook only. The report is
-// the sum of the tiles' own in their order. Error{unsupported} for a format that does not pack floats;
-// Error{invalid_argument} on sizes that disagree, those of the moments too; on NaN, Inf or values outside the
-// format it names row and column.
+// steps of 1/200, clamped to int8, row-major [rows in these tiles, cols]; integer formats without a codebook
+// only. The report is the sum of the tiles' own in their order. Error{unsupported} for a format that does not
+// pack floats; Error{invalid_argument} on sizes that disagree, those of the moments too; on NaN, Inf or
+// values outside the format it names row and column.
 PackReport pack_tiles(const Format& format, SourceType type, std::span<const std::byte> source,
                       std::size_t rows, std::size_t cols, std::size_t tile_begin, std::size_t tile_end,
                       std::span<std::byte> destination, std::span<std::int8_t> remainder = {},
