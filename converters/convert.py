@@ -59,7 +59,7 @@ def convert(
     expert_formats: ExpertFormats | None = None,
     remainders: bool = False,
     split_experts: bool = False,
-    calibration: str | os.PathLike[str] | None = None,
+    calibration: Calibration | str | os.PathLike[str] | None = None,
     threads: int = 0,
     progress: Callable[[int, int], None] | None = None,
     shards: Shards | None = None,
@@ -153,8 +153,9 @@ def layout_of(
     return plan_layout(decoder, formats, alignment=_alignment(None, profile), remainders=False)
 
 
-def _routing_profile(path: str | os.PathLike[str], decoder: Decoder) -> bytes:
-    calibration = Calibration.load(path)
+def _routing_profile(calibration: Calibration | str | os.PathLike[str], decoder: Decoder) -> bytes:
+    if not isinstance(calibration, Calibration):
+        calibration = Calibration.load(calibration)
     calibration.check(decoder.recipe)
     return routing_profile.routing_profile(calibration, routing_profile.routers_of(decoder))
 

@@ -71,6 +71,12 @@ def add_formats(parser: argparse.ArgumentParser) -> None:
         help="store each expert as a base and what makes it whole, for --low-precision-misses",
     )
     parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        type=Path,
+        help="of this model, by `edgert calibrate`: what matters in it",
+    )
+    parser.add_argument(
         "--backend", metavar="NAME", help="llama.cpp: keep a GGUF file as it is, for that engine to run"
     )
     parser.add_argument("--threads", metavar="N", help="threads that pack [EDGERT_THREADS]")
@@ -89,6 +95,7 @@ def conversion_options(args: argparse.Namespace) -> dict[str, Any]:
         "alignment": None if args.alignment is None else parse_bytes(args.alignment, "--alignment"),
         "remainders": args.remainders,
         "split_experts": args.split_experts,
+        "calibration": args.calibration,
         "backend": args.backend,
         "threads": Layers.read().value(threads, args.threads) or 0,
     }
