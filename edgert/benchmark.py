@@ -4,7 +4,7 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +28,11 @@ _TEXT = (
 )
 _LOOKUPS = ("expert_hits", "expert_prefetch_hits", "expert_misses")
 _LOSSES = ("experts_replaced", "experts_skipped", "experts_low_precision")
-_COUNTED = (*_LOOKUPS, *_LOSSES, "bytes_read", "stall_s")
+_FORESIGHT = (
+    "prefetches", "prefetches_late", "expert_bytes_wasted", "predicted", "predicted_used", "preload_steps",
+    "preload_steps_on",
+)  # fmt: skip
+_COUNTED = (*_LOOKUPS, *_LOSSES, *_FORESIGHT, "bytes_read", "stall_s")
 _POLL_S = 0.05
 
 
@@ -51,6 +55,7 @@ def benchmark(
     routing: str | None = None,
     bandwidths: Bandwidths | None = None,
     drop_caches: bool = False,
+    prefetch_gain: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Measure `repetitions` runs after one that warms up. Returns what `edgert bench --json` prints.
@@ -59,7 +64,8 @@ def benchmark(
     model with a tokenizer gets text and decodes its own answer; one without gets random tokens throughout. `routing`
     imposes experts ("uniform" or "trace:FILE") in place of the routers' choice. A row's `work` is what a token costs at
     least, its misses those of a store simulated over the same experts; with `bandwidths` the roof that follows from
-    it stands there too. `eviction_simulated` has the decode's hit rate and bytes a token by policy, with the optimum.
+    it stands there too. `prefetch_gain` measures as many decodes without reading ahead as with it too, by turns.
+    `eviction_simulated` has the decode's hit rate and bytes a token by policy, with the optimum.
 
     prompt_tokens and decode_tokens are 128 and 64 by default, and at most two thirds and one third of the context.
     Raises InvalidArgumentError where they do not fit into it, and what routing.imposed() raises.
@@ -80,6 +86,7 @@ def benchmark(
                 time.sleep(_POLL_S)
             if progress is not None:
                 progress(index + 1, repetitions + 1)
+        gain = _prefetch_gain(model, prompt_tokens, decode_tokens, repetitions) if prefetch_gain else None
     finally:
         model.native.impose_routing([])
     measured = runs[1:]
@@ -87,6 +94,7 @@ def benchmark(
     decode = _row("decode", [run.decode for run in measured])
     decode["token_ms"] = [round(1000 * second, 4) for run in measured for second in run.step_seconds]
     decode.update(percentiles(decode["token_ms"]))
+    decode["prefetch_gain"] = gain
     footprint = Footprint.of(manifest)
     # The routers' own choice for a prompt is not recorded: one drawn stands for it.
     positions = table or routings.uniform(routings.moe_layers(manifest["recipe"]), prompt_tokens)
@@ -132,6 +140,7 @@ def describe_model(model: "Model", manifest: dict[str, Any]) -> dict[str, Any]:
         "io_backend": stats["io_backend"],
         "isa": stats["isa"],
         "eviction": model.native.eviction,
+        "prefetch": model.native.prefetch,
         "lossy": model.lossy_modes,
         "cpu": _native.cpu_name(),
         "budget_bytes": stats["budget_bytes"],
@@ -190,7 +199,43 @@ def _row(phase: str, runs: list[dict[str, float]]) -> dict[str, Any]:
         "bytes_read_per_token": total["bytes_read"] / total["tokens"],
         "stall_s_per_token": total["stall_s"] / total["tokens"],
         **{f"{name}_per_token": total[name] / total["tokens"] for name in _LOSSES},
+        **_foresight(total),
     }
+
+
+def _foresight(total: Mapping[str, float]) -> dict[str, float | None]:
+    """What the predictor knew, and what reading ahead made of it; None where there was nothing to know."""
+
+    def share(name: str, *parts: str) -> float | None:
+        return sum(total[part] for part in parts) / total[name] if total[name] else None
+
+    looked_up = sum(total[name] for name in _LOOKUPS)
+    return {
+        "prefetch_hit_rate": total["expert_prefetch_hits"] / looked_up if looked_up else 0.0,
+        "prefetch_recall": share("predicted", "predicted_used"),
+        "prefetch_precision": share("prefetches", "expert_prefetch_hits", "prefetches_late"),
+        "prefetch_wasted_bytes_per_token": total["expert_bytes_wasted"] / total["tokens"],
+        "prefetch_steps_on": share("preload_steps", "preload_steps_on"),
+    }
+
+
+def _prefetch_gain(
+    model: "Model", prompt_tokens: int, decode_tokens: int, repetitions: int
+) -> dict[str, float] | None:
+    """Medians of decodes that always and never read ahead, by turns; None where nothing would be read ahead."""
+    if model.native.prefetch == "none":
+        return None
+    speeds: dict[bool, list[float]] = {False: [], True: []}
+    try:
+        for turn in range(2 * repetitions):
+            on = turn % 4 in (1, 2)  # off, on, on, off: what drifts counts for neither
+            model.native.force_preload(on)
+            run = _run(model, *draw_tokens(model, prompt_tokens, decode_tokens, turn // 2))
+            speeds[on].append(run.decode["tokens"] / run.decode["seconds"])
+    finally:
+        model.native.force_preload(None)
+    with_it, without = statistics.median(speeds[True]), statistics.median(speeds[False])
+    return {"on_tokens_per_s": with_it, "off_tokens_per_s": without, "gain": with_it / without - 1}
 
 
 def percentiles(token_ms: Sequence[float]) -> dict[str, float]:

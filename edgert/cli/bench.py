@@ -51,6 +51,11 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
         help="before each repetition, drop the bundle from the page cache",
     )
     parser.add_argument(
+        "--prefetch-gain",
+        action="store_true",
+        help="decode as often with and without reading ahead too, by turns",
+    )
+    parser.add_argument(
         "--cold",
         action="store_true",
         help="measure the time to the first token instead, loading included, each time with the bundle dropped from the page "
@@ -92,6 +97,7 @@ def _warm(args: argparse.Namespace, options: dict[str, Any], knobs: dict[str, An
                 routing=args.routing,
                 bandwidths=_bandwidths(model),
                 drop_caches=args.drop_caches,
+                prefetch_gain=args.prefetch_gain,
                 progress=update,
             )
 
@@ -99,9 +105,10 @@ def _warm(args: argparse.Namespace, options: dict[str, Any], knobs: dict[str, An
 def _cold(args: argparse.Namespace, options: dict[str, Any], knobs: dict[str, Any]) -> dict[str, Any]:
     from edgert.cold_start import PROMPT_TOKENS, cold_start
 
-    if args.routing is not None or "decode_tokens" in options:
+    if args.routing is not None or args.prefetch_gain or "decode_tokens" in options:
         raise InvalidArgumentError(
-            "--cold: ends with the first token, of the routers' choice; --routing and --decode-tokens do not go with it"
+            "--cold: ends with the first token, of the routers' choice; --routing, --prefetch-gain and --decode-tokens "
+            "do not go with it"
         )
     path = _bundle(args, options, knobs, (PROMPT_TOKENS, 0))
     with progress("bench", "starts") as update:
@@ -173,7 +180,7 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
         "SIMULATED",
         "WAITED A TOKEN",
     )
-    return [(*head, "P50", "P99/P50")] + [
+    return [(*head, "P50", "P99/P50", "AHEAD OFF", "ON", "GAIN")] + [
         (
             row["phase"],
             str(row["tokens"]),
@@ -186,9 +193,17 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
             f"{row['stall_s_per_token'] * 1000:.2f} ms",
             f"{row['token_ms_p50']:.1f} ms" if "token_ms_p50" in row else "-",
             f"{row['p99_over_p50']:.2f}" if "p99_over_p50" in row else "-",
+            *_gain(row.get("prefetch_gain")),
         )
         for row in report["results"]
     ]
+
+
+def _gain(found: dict[str, float] | None) -> tuple[str, str, str]:
+    """Decode without and with reading ahead."""
+    if found is None:
+        return "-", "-", "-"
+    return f"{found['off_tokens_per_s']:.1f}", f"{found['on_tokens_per_s']:.1f}", f"{found['gain']:+.1%}"
 
 
 def _cold_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -234,8 +249,17 @@ def _summary(report: dict[str, Any]) -> str:
     if simulated := report.get("eviction_simulated"):
         rates = ", ".join(f"{name} {row['hit_rate']:.1%}" for name, row in simulated.items())
         lines.append(f"eviction: {report['eviction']}; hits of the decode, simulated: {rates}")
+    decode = report["results"][-1]
+    if decode.get("prefetch_recall") is not None:
+        precision = decode["prefetch_precision"]
+        lines.append(
+            f"prefetch: {report['prefetch']}; recall {decode['prefetch_recall']:.1%}, "
+            f"precision {'-' if precision is None else f'{precision:.1%}'}, "
+            f"{format_bytes(decode['prefetch_wasted_bytes_per_token'])} a token wasted, "
+            f"on in {decode['prefetch_steps_on']:.0%} of the steps"
+        )
     if modes := report["lossy"]:
-        decode, shown = report["results"][-1], ", ".join(f"{name} {share:g}" for name, share in modes.items())
+        shown = ", ".join(f"{name} {share:g}" for name, share in modes.items())
         counts = (
             (
                 f"; of a token's uses of experts {decode['experts_replaced_per_token']:.2f} replaced, "

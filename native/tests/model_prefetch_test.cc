@@ -120,3 +120,48 @@ TEST_CASE("in a prefill that uses every expert the next layer is read ahead, and
     }
   }
 }
+
+TEST_CASE("whatever is read ahead of single tokens, the bits are the same") {
+  const TemporaryDirectory directory;
+  SmallModel small;
+  small.layers = 4;
+  small.experts = 12;
+  const auto path = test::write_small_bundle(directory.path(), small);
+  const auto tokens = some_tokens(48, small.vocab);
+  const auto expected = all_logits(*std::make_unique<Model>(make_runtime(), path, ModelOptions{}), tokens);
+  const std::uint64_t slot =
+      ExpertStore::slot_bytes(Bundle::open(path, DirectIo::off).manifest().experts[0].experts[0]);
+  ModelOptions options;
+  options.chunk = 1;
+  options.prefetch = Prediction::router;
+  for (const Eviction eviction : {Eviction::forecast, Eviction::lru}) {
+    options.eviction = eviction;
+    for (const std::uint64_t more : {0, 6, 12, 30}) {
+      for (const int threads : {1, 2}) {
+        const std::uint64_t least = Model(make_runtime(1 << 30, threads), path, options).plan().minimum_bytes;
+        const auto runtime = make_runtime(least + more * slot, threads);
+        Model model(runtime, path, options);
+        CHECK(model.prefetch() == Prediction::router);
+        std::atomic<bool> done{false};
+        std::thread watcher([&] {  // statistics and the switch are anybody's
+          for (bool on = true; !done; on = !on) {
+            model.force_preload(on);
+            const PreloadStatistics seen = model.statistics().preload;
+            CHECK(seen.used <= seen.expected);
+          }
+        });
+        for (int i = 0; i < 2; ++i) CHECK(all_logits(model, tokens) == expected);
+        done = true;
+        watcher.join();
+        model.force_preload(true);
+        CHECK(all_logits(model, tokens) == expected);
+        const ModelStatistics s = model.statistics();
+        CHECK(s.preload.steps == 3 * tokens.size());
+        CHECK((more == 0 || s.experts.prefetches > 0));
+        CHECK(s.experts.wasted_bytes <= s.experts.prefetched_bytes);
+        CHECK(s.experts.slot_bytes <= s.experts.capacity_bytes);
+        CHECK(runtime->budget()->peak_bytes() <= runtime->budget()->limit_bytes());
+      }
+    }
+  }
+}
