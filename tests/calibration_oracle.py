@@ -38,6 +38,8 @@ class Seen:
             parts = name.split(".")
             if name == "lm_head":
                 module.register_forward_pre_hook(self._hook("output"))
+            if len(parts) == 3 and parts[1] == "layers":
+                module.register_forward_hook(self._behind(f"layers.{parts[2]}.residual"))
             if len(parts) < 4 or parts[1] != "layers":
                 continue
             layer, rest = int(parts[2]), ".".join(parts[3:])
@@ -51,6 +53,12 @@ class Seen:
     def _hook(self, site: str) -> Any:
         def hook(module: Any, args: tuple[Any, ...]) -> None:
             self.linear[site].append(_rows(args[0]))
+
+        return hook
+
+    def _behind(self, site: str) -> Any:
+        def hook(module: Any, args: tuple[Any, ...], output: Any) -> None:
+            self.linear[site].append(_rows(output[0] if isinstance(output, tuple) else output))
 
         return hook
 

@@ -80,12 +80,15 @@ def test_statistics_are_those_of_torch(name: str, tmp_path: Path) -> None:
     for site, values in expected.items():
         if f"{site}.triangle" in found.tensors:
             assert_same_moments(matrices(found.tensors[f"{site}.triangle"]), values, OTHER_FRAMEWORK)
+        elif site.endswith(".residual"):
+            diagonal = np.diagonal(values)
+            np.testing.assert_allclose(found.tensors[f"{site}.diagonal"], diagonal, OTHER_FRAMEWORK)
         elif values.dtype == np.int64:
             np.testing.assert_array_equal(found.tensors[site], values, err_msg=site)
         else:
             scale = OTHER_FRAMEWORK * np.abs(values).max()
             np.testing.assert_allclose(found.tensors[site], values, rtol=0, atol=scale, err_msg=site)
-    measured = {key.removesuffix(".triangle") for key in found.tensors}
+    measured = {key.removesuffix(".triangle").removesuffix(".diagonal") for key in found.tensors}
     absorbed = {key for key in measured if key.endswith(("attention.k_b", "attention.v_b"))}
     assert measured - absorbed == expected.keys()
 
