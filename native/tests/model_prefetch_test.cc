@@ -25,7 +25,7 @@ ExpertStatistics settled(const Model& model) {
 
 }  // namespace
 
-TEST_CASE("where all experts fit, the first step reads on demand alone, and the rest comes in afterwards") {
+TEST_CASE("where all experts fit, the first step reads what it needs, and the rest comes in afterwards") {
   const TemporaryDirectory directory;
   Model model(make_runtime(), test::write_small_bundle(directory.path(), {}), {});
   const auto sequence = model.sequence();
@@ -81,6 +81,27 @@ TEST_CASE("a model that fills can be closed at once") {
     Model model(make_runtime(), path, {});
     all_logits(model, {1});
   }
+}
+
+TEST_CASE("a step that uses most experts of a layer has the next layer's read before its router has spoken") {
+  const TemporaryDirectory directory;
+  const auto path = test::write_small_bundle(directory.path(), {});
+  const auto prefetched = [&](const std::vector<int>& second) {
+    Model model(make_runtime(), path, {});
+    model.impose_routing({{{0, 1}, {0, 1}, {0, 1}}, {second, second, second}});
+    std::uint64_t bytes = 0;
+    const auto sequence = model.sequence();
+    const std::vector<std::int32_t> two{3, 5};
+    const StepRow row{sequence.get(), two, Wanted::last};
+    model.step(std::span(&row, 1),
+               [&](std::size_t, std::size_t, std::span<float>) {
+                 bytes = model.statistics().experts.prefetched_bytes;
+               },
+               {});
+    return bytes;
+  };
+  CHECK(prefetched({1, 2}) == 0);  // three of six
+  CHECK(prefetched({2, 3}) > 0);   // four of six
 }
 
 TEST_CASE("in a prefill that uses every expert the next layer is read ahead, and nothing twice") {

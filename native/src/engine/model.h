@@ -1,6 +1,6 @@
 // A loaded model: weights, store, KV cache and decoder behind one step.
 //
-// Where every expert fits, the first step reads on demand alone, and what it left is read in the background.
+// Where every expert fits, the first step reads what it needs, and what it left is read in the background.
 //
 // Threads: everything may be called from any thread at any time; steps are taken one after the other.
 // Ownership: a sequence keeps the KV cache that it lies in, not its model.
