@@ -97,9 +97,9 @@ def correction(calibration: Calibration, routers: Sequence[Router], m: int) -> l
     near = (own.weights * ratio).T
     ridge = np.trace(covariance) / hidden * max(_LEAST_RIDGE, hidden / tokens)
     far = np.linalg.solve(covariance + ridge * np.eye(hidden), cross - covariance @ near)
-    weights = np.ascontiguousarray((near + far).T, "<f4")
+    weights = (near + far).T.astype("<f4")
     packed = bytearray(_native.packed_bytes(_FORMAT, *weights.shape))
-    _native.pack(_FORMAT, weights, "f32", *weights.shape, destination=packed, threads=1)
+    _native.pack(_FORMAT, weights.tobytes(), "f32", *weights.shape, destination=packed, threads=1)
     return [(logits - weights @ mean).astype("<f4").tobytes(), bytes(packed)]
 
 

@@ -177,6 +177,19 @@ def test_bench_prints_a_row_a_phase(edgert: Shell, tiny_bundle: Path) -> None:
     assert len(report["results"][1]["token_ms"]) == 2 * 4
     head = edgert("bench", tiny_bundle, *flags).stdout.splitlines()[0]
     assert "READ A TOKEN  SIMULATED" in head and head.endswith("P50  P99/P50")
+    assert report["prefetch"] == "none" and report["results"][1]["prefetch_gain"] is None
+
+
+def test_bench_shows_what_reading_ahead_gains(edgert: Shell) -> None:
+    flags = ("--shape", "tiny", "--prompt-tokens", 8, "--decode-tokens", 8, "--repetitions", 2, "--threads", 1)
+    lowest = edgert.json("plan", "tiny", "--context", 17)["minimum_bytes"]
+    report = edgert.json("bench", *flags, "--prefetch-gain", "--memory", lowest + (1 << 20))
+    gain = report["results"][1]["prefetch_gain"]
+    assert report["prefetch"] == "router"
+    assert gain["gain"] == pytest.approx(gain["on_tokens_per_s"] / gain["off_tokens_per_s"] - 1)
+    table = edgert("bench", *flags, "--prefetch-gain", "--memory", lowest + (1 << 20)).stdout
+    assert table.splitlines()[0].endswith("GAIN")
+    assert "prefetch: router; recall" in table
 
 
 def test_bench_measures_a_cold_start(edgert: Shell) -> None:

@@ -37,7 +37,7 @@ def skewed(positions: int, seed: int = 1) -> routing.Table:
 def test_the_simulation_counts_what_the_engine_counts(tiny_shape: Path, policy: str, share: float) -> None:
     footprint = Footprint.of(read_manifest(tiny_shape))
     memory = minimum_bytes(tiny_shape) + int(share * sum(map(sum, footprint.experts)))
-    model = open_model(tiny_shape, memory=memory, eviction=policy)
+    model = open_model(tiny_shape, memory=memory, eviction=policy, prefetch="none")
     table = skewed(80)
     model.impose_routing(table)
     sequence = model.sequence()

@@ -180,7 +180,8 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
         "SIMULATED",
         "WAITED A TOKEN",
     )
-    return [(*head, "P50", "P99/P50", "AHEAD OFF", "ON", "GAIN")] + [
+    compared = any(row.get("prefetch_gain") for row in report["results"])
+    return [(*head, "P50", "P99/P50", *(("AHEAD OFF", "ON", "GAIN") if compared else ()))] + [
         (
             row["phase"],
             str(row["tokens"]),
@@ -193,7 +194,7 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
             f"{row['stall_s_per_token'] * 1000:.2f} ms",
             f"{row['token_ms_p50']:.1f} ms" if "token_ms_p50" in row else "-",
             f"{row['p99_over_p50']:.2f}" if "p99_over_p50" in row else "-",
-            *_gain(row.get("prefetch_gain")),
+            *(_gain(row.get("prefetch_gain")) if compared else ()),
         )
         for row in report["results"]
     ]

@@ -305,10 +305,10 @@ void ExpertStore::submit(int index) {
   const bool guess = entry.prefetched && entry.ahead && guesses_;
   const std::size_t bytes = guess ? std::min(left, kGuessPiece) : left;
   const std::size_t from = offset + entry.submitted;
+  entry.submitted += bytes;  // first, for the read may complete at once
   reader_.submit({file, extent.offset + from, entry.slot.span().subspan(from, bytes),
                   entry.prefetched ? ReadPriority::prefetch : ReadPriority::demand,
                   [this, index](std::exception_ptr error) { complete(index, std::move(error)); }});
-  entry.submitted += bytes;
   (entry.prefetched ? statistics_.prefetched_bytes : statistics_.demand_bytes) += bytes;
 }
 
