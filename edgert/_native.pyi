@@ -54,10 +54,8 @@ class Moments:
     negative on the diagonal or not symmetric, and for what is not positive semidefinite. Without the GIL."""
 
     def __init__(self, values: Buffer, cols: int) -> None: ...
-    @property
-    def cols(self) -> int: ...
-    @property
-    def is_full(self) -> bool: ...
+    cols: int
+    is_full: bool
 
 def fill_random(
     format: str, rows: int, cols: int, *, deviation: float, seed: int, destination: Buffer

@@ -239,7 +239,8 @@ class Hub:
 
     @contextmanager
     def _stream(self, spec: Spec, commit: str, file: RemoteFile, wanted: str | None) -> Iterator[Any]:
-        utils = self._library.utils
+        from huggingface_hub import utils
+
         url = self._library.hf_hub_url(spec.repo, file.path, revision=commit, endpoint=self._endpoint)
         headers = {**utils.build_hf_headers(), "Accept-Encoding": "identity"}
         if wanted is not None:

@@ -181,7 +181,18 @@ def test_bench_prints_a_row_a_phase(edgert: Shell, tiny_bundle: Path) -> None:
 
 
 def test_bench_shows_what_reading_ahead_gains(edgert: Shell) -> None:
-    flags = ("--shape", "tiny", "--prompt-tokens", 8, "--decode-tokens", 8, "--repetitions", 2, "--threads", 1)
+    flags = (
+        "--shape",
+        "tiny",
+        "--prompt-tokens",
+        8,
+        "--decode-tokens",
+        8,
+        "--repetitions",
+        2,
+        "--threads",
+        1,
+    )
     lowest = edgert.json("plan", "tiny", "--context", 17)["minimum_bytes"]
     report = edgert.json("bench", *flags, "--prefetch-gain", "--memory", lowest + (1 << 20))
     gain = report["results"][1]["prefetch_gain"]

@@ -64,4 +64,7 @@ def test_the_parameters_of_methods(name: str) -> None:
     for node in CLASSES[name].body:
         if isinstance(node, ast.FunctionDef):
             method = inspect.getattr_static(getattr(_native, name), node.name)
-            assert parameters(node) == bound_parameters(method), node.name
+            declared, bound = parameters(node), bound_parameters(method)
+            if "**kwargs" in method.__doc__.splitlines()[0]:  # checks the names of its settings itself
+                declared = declared[: declared.index(("*", None))]
+            assert declared == bound, node.name

@@ -160,7 +160,7 @@ def _shape(
     if context is None:
         # Memory that the measurement does not need would be the experts' loss.
         context = knobs["context"] = tokens + 1
-    if context != "auto":
+    if context != "auto" and not args.cold:
         lengths(min(context, recipe["context_length"]), *(options.get(name) for name in names))
     if args.routing is not None:
         routing.imposed(args.routing, recipe, tokens)

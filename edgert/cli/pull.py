@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import sys
-from typing import Any
 
 from edgert.cli.convert import add_formats, conversion_options, describe
 from edgert.cli.options import Subparsers, add_json
@@ -32,12 +31,11 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    import huggingface_hub
+    from huggingface_hub import utils
 
     from edgert.pull import pull
 
     if not sys.stderr.isatty():
-        utils: Any = huggingface_hub.utils
         utils.disable_progress_bars()
     with progress("convert") as update:
         report = pull(
