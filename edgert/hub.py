@@ -239,8 +239,9 @@ class Hub:
 
     @contextmanager
     def _stream(self, spec: Spec, commit: str, file: RemoteFile, wanted: str | None) -> Iterator[Any]:
-        from huggingface_hub import utils
+        from huggingface_hub import utils as library_utils
 
+        utils: Any = library_utils  # whose stubs leave these out
         url = self._library.hf_hub_url(spec.repo, file.path, revision=commit, endpoint=self._endpoint)
         headers = {**utils.build_hf_headers(), "Accept-Encoding": "identity"}
         if wanted is not None:

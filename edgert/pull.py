@@ -28,7 +28,8 @@ Progress = Callable[[int, int], None]
 
 
 def pull(
-    text: str,
+    model: str,
+    /,
     *,
     name: str | None = None,
     keep: bool = False,
@@ -37,13 +38,13 @@ def pull(
     tell: Callable[[str], None] = lambda line: None,
     **options: Any,
 ) -> "ConversionReport | ComponentReport":
-    """Fetch hf:ORG/NAME[@REVISION][:FILE] and convert it to a bundle in models_dir(), called `name`.
+    """Fetch `model`, hf:ORG/NAME[@REVISION][:FILE], and convert it to a bundle in models_dir(), called `name`.
 
     Shards of safetensors are converted one after the other and removed, so the disk holds the bundle and one of them;
     with `keep` everything stays in the cache of Hugging Face. `offline`: from that cache alone. `options` are those of
     convert(). Raises InvalidArgumentError, NotFoundError, StorageError, CorruptError, or what converting raises.
     """
-    spec = parse_spec(text)
+    spec = parse_spec(model)
     name = name or spec.name
     if not is_safe(name) or "/" in name:
         raise InvalidArgumentError(
@@ -53,11 +54,11 @@ def pull(
     output.parent.mkdir(parents=True, exist_ok=True)
     hub = Hub()
     if offline or is_offline():
-        return _convert(resolve(text), output, progress, options)
+        return _convert(resolve(model), output, progress, options)
     commit, there = hub.files(spec)
     files = choose(there, spec)
     total = sum(file.bytes for file in files)
-    tell(f"{text}: {len(files)} files, {format_bytes(total)}")
+    tell(f"{model}: {len(files)} files, {format_bytes(total)}")
     if keep:
         for file in files:
             path = hub.keep(spec, commit, file)

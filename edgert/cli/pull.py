@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import sys
+from typing import Any
 
 from edgert.cli.convert import add_formats, conversion_options, describe
 from edgert.cli.options import Subparsers, add_json
@@ -31,11 +32,12 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from huggingface_hub import utils
+    from huggingface_hub import utils as library_utils
 
     from edgert.pull import pull
 
     if not sys.stderr.isatty():
+        utils: Any = library_utils  # whose stubs leave this out
         utils.disable_progress_bars()
     with progress("convert") as update:
         report = pull(
