@@ -33,6 +33,7 @@ from edgert.bundle import Bundle
 from edgert.calibration import Calibration
 from edgert.converters.convert import convert
 from edgert.converters.routing_profile import add_to_bundle, routing_profile
+from edgert.model import tokenizer_of
 from edgert.shapes import SHAPES, shape_bundle
 from edgert.units import parse_bytes
 
@@ -89,7 +90,9 @@ def prepare(arguments: argparse.Namespace, directory: Path) -> Job:
     plan = _native.plan_memory(
         _native.Runtime(1 << 40, threads=arguments.threads), str(bundles[QUANTISED]), context=context
     )
+    tokenizer = tokenizer_of(Bundle.open(bundles[QUANTISED]))
     memory = plan["resident_bytes"] - int((1 - arguments.share) * plan["expert_bytes"])
+    memory += 0 if tokenizer is None else tokenizer.memory_bytes
     options = [*lengths, "--context", context, "--threads", arguments.threads]
     return Job(rungs, bundles, imposed, memory, [str(option) for option in options])
 
