@@ -122,7 +122,8 @@ def lengths(context: int, prompt_tokens: int | None, decode_tokens: int | None) 
     InvalidArgumentError where they do not fit."""
     room = context - 1
     prompt_tokens = prompt_tokens or max(1, min(PROMPT_TOKENS, room * 2 // 3))
-    decode_tokens = decode_tokens or max(1, min(DECODE_TOKENS, room // 3))
+    if decode_tokens is None:
+        decode_tokens = max(1, min(DECODE_TOKENS, room // 3))
     if prompt_tokens + decode_tokens > room:
         raise InvalidArgumentError(
             f"prompt_tokens + decode_tokens: found {prompt_tokens + decode_tokens}, allowed are {room}: "

@@ -160,8 +160,10 @@ def _shape(
     if context is None:
         # Memory that the measurement does not need would be the experts' loss.
         context = knobs["context"] = tokens + 1
-    if context != "auto" and not args.cold:
-        lengths(min(context, recipe["context_length"]), *(options.get(name) for name in names))
+    if context != "auto":
+        held = min(context, recipe["context_length"])
+        # A cold start ends with the token that the prompt gives.
+        lengths(held, *((tokens, 0) if args.cold else (options.get(name) for name in names)))
     if args.routing is not None:
         routing.imposed(args.routing, recipe, tokens)
     with progress(f"writing {args.shape}") as update:
