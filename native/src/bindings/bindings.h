@@ -15,6 +15,7 @@ void bind_split(pybind11::module_& module);
 void bind_platform(pybind11::module_& module);
 void bind_bundle(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
+void bind_adapter(pybind11::module_& module);
 void bind_model(pybind11::module_& module);
 void bind_simulation(pybind11::module_& module);
 void bind_control(pybind11::module_& module);

@@ -108,6 +108,7 @@ void bind_engine(py::module_& module) {
   bind_runtime(module);
   bind_sampler(module);
   bind_sequence(module);
+  bind_adapter(module);
   bind_model(module);
 }
 

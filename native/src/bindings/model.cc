@@ -136,6 +136,18 @@ py::dict plan_weights(Runtime& runtime, const std::string& name, const std::stri
                               runtime.pool().threads(), options));
 }
 
+using Mix = std::vector<std::pair<std::shared_ptr<Adapter>, float>>;
+
+std::shared_ptr<KvSequence> sequence(Model& model, const Mix& adapters) {
+  AdapterMix mix;
+  for (const auto& [adapter, scale] : adapters) {
+    if (!adapter) throw Error(ErrorKind::invalid_argument, "adapters: found None");
+    mix.entries.push_back({adapter, scale});
+  }
+  const py::gil_scoped_release released;
+  return model.sequence(std::move(mix));
+}
+
 std::vector<std::optional<Sample>> step(Model& model, const std::vector<Row>& rows) {
   std::vector<SampleRow> spans;
   for (const auto& [sequence, tokens, sampler] : rows) {
@@ -271,7 +283,7 @@ void bind_model(py::module_& module) {
       .def_property_readonly("minimum_bytes", [](const Model& m) { return m.plan().minimum_bytes; })
       .def_property_readonly("resident", [](const Model& m) { return m.plan().resident(); })
       .def("plan", [](const Model& m) { return describe(m.plan()); })
-      .def("sequence", &Model::sequence)
+      .def("sequence", &sequence, py::arg("adapters") = Mix{})
       .def("step", &step, py::arg("rows"))
       .def("logits", &logits, py::arg("sequence"), py::arg("tokens"))
       .def("cancel", &Model::cancel)

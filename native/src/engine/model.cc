@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <utility>
 
 #include "control/knobs.h"
@@ -56,7 +57,28 @@ Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path
   decoder_.look_ahead(prediction_.preloader());
 }
 
-std::shared_ptr<KvSequence> Model::sequence() { return std::make_shared<KvSequence>(kv_); }
+std::shared_ptr<const Adapter> Model::adapter(const std::string& name,
+                                              std::span<const AdapterSource> sources) const {
+  return std::make_shared<const Adapter>(weights_.targets(), sources, runtime_->budget(), name);
+}
+
+std::shared_ptr<KvSequence> Model::sequence(AdapterMix mix) {
+  if (mix.entries.empty()) return std::make_shared<KvSequence>(kv_);
+  for (std::size_t i = 0; i < mix.entries.size(); ++i) {
+    const auto& [adapter, scale] = mix.entries[i];
+    const std::string name = "adapter " + adapter->name() + ": ";
+    if (!adapter->belongs_to(weights_.targets()))
+      throw Error(ErrorKind::invalid_argument, name + "was made for another model");
+    if (!std::isfinite(scale)) throw Error(ErrorKind::invalid_argument, name + "its scale is not finite");
+    for (std::size_t j = 0; j < i; ++j) {
+      if (mix.entries[j].adapter == adapter)
+        throw Error(ErrorKind::invalid_argument, name + "stands twice in the mix");
+    }
+  }
+  const std::lock_guard lock(step_mutex_);
+  decoder_.reserve(mix);
+  return std::make_shared<KvSequence>(kv_, std::make_shared<const AdapterMix>(std::move(mix)));
+}
 
 void Model::check(std::span<const StepRow> rows) const {
   for (std::size_t i = 0; i < rows.size(); ++i) {

@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "adapters/overlay.h"
 #include "bundle/bundle.h"
 #include "engine/prediction.h"
 #include "engine/runtime.h"
@@ -119,7 +120,12 @@ class Model {
   Eviction eviction() const noexcept { return eviction_; }
   // The predictor at work; none where every expert stays in memory.
   Prediction prefetch() const noexcept { return prediction_.kind(); }
-  std::shared_ptr<KvSequence> sequence();
+  // Charged to the budget. See Adapter for errors.
+  std::shared_ptr<const Adapter> adapter(const std::string& name,
+                                         std::span<const AdapterSource> sources) const;
+  // A sequence whose tokens are computed with these adapters, of this model; Error{invalid_argument} for
+  // others and for scales that are not finite, Error{budget} where their scratch does not fit.
+  std::shared_ptr<KvSequence> sequence(AdapterMix mix = {});
 
   // Runs the rows' tokens, in chunks where they are many. After an error every sequence stands as it was
   // before the step. `poll` is called every few milliseconds of work and may throw.

@@ -45,8 +45,8 @@ void Decoder::mix(int layer, const AttentionRecipe& a, const AttentionWeights& w
   const std::size_t kv_width = w.k.rows;
   if (any_integer({w.q.format, w.k.format, w.v.format}) || (w.gate && any_integer({w.gate->format})))
     quantize(machine_, in, hidden());
-  std::vector<MatMul> products{product(w.q, in, s_.q, width, w.q_bias),
-                               product(w.k, in, s_.k, kv_width, w.k_bias)};
+  std::vector<Product> products{product(w.q, in, s_.q, width, w.q_bias),
+                                product(w.k, in, s_.k, kv_width, w.k_bias)};
   if (!a.values_are_keys) products.push_back(product(w.v, in, s_.v, kv_width, w.v_bias));
   if (w.gate) products.push_back(product(*w.gate, in, s_.wide, width, w.gate_bias));
   multiply(machine_, products);

@@ -8,6 +8,18 @@
 
 namespace edgert {
 
+namespace {
+
+// The most that one multiply() has: the projections of a mixer, or gate and up of a group of experts.
+std::size_t overlay_rows(const Recipe& recipe, const ScratchShape& shape) {
+  constexpr std::size_t kProjections = 6;
+  const Scratch scratch = Scratch::layout(recipe, shape, nullptr);
+  return std::max(kProjections * static_cast<std::size_t>(shape.rows),
+                  2 * (scratch.group_rows + static_cast<std::size_t>(shape.rows)));
+}
+
+}  // namespace
+
 Decoder::Decoder(const Bundle& bundle, const Recipe& recipe, const Weights& weights, ExpertStore& store,
                  const KvPool& pool, Machine machine, std::shared_ptr<Budget> budget,
                  const ScratchShape& shape)
@@ -17,7 +29,8 @@ Decoder::Decoder(const Bundle& bundle, const Recipe& recipe, const Weights& weig
       store_(store),
       kv_(pool.layout()),
       state_(pool.state_layout()),
-      machine_(machine),
+      overlay_(budget, overlay_rows(recipe, shape), shape.threads),
+      machine_{machine.pool, machine.kernels, &overlay_},
       shape_(shape),
       memory_(std::move(budget), Scratch::layout(recipe, shape, nullptr).bytes, "scratch"),
       s_(Scratch::layout(recipe, shape, memory_.data())) {
@@ -33,6 +46,9 @@ void StepControl::check() const {
 }
 
 void Decoder::run(std::span<const BatchRow> rows, const StepControl& control, const LogitsSink& sink) {
+  mixes_.clear();
+  for (const BatchRow& row : rows) mixes_.push_back(row.sequence->mix());
+  overlay_.begin(mixes_);
   Preloader* const preloader = rows.size() == 1 ? preloader_ : nullptr;
   if (preloader != nullptr) preloader->begin_step();
   embed(rows);
@@ -115,29 +131,31 @@ void Decoder::output(std::span<const BatchRow> rows, const StepControl& control,
   std::size_t next = 0;
   while (true) {
     // The rows that want logits, as many at a time as there is room for, moved together.
-    std::size_t wanted[64];
+    std::int32_t wanted[64];
     std::size_t count = 0;
     for (; next < rows.size() && count < static_cast<std::size_t>(s_.logit_rows); ++next) {
-      if (rows[next].wants_logits) wanted[count++] = next;
+      if (rows[next].wants_logits) wanted[count++] = static_cast<std::int32_t>(next);
     }
     if (count == 0) return;
     control.check();
     for (std::size_t i = 0; i < count; ++i) {
-      norm(recipe_.final_norm, weights_.final_norm(), recipe_.final_norm_eps, s_.x + wanted[i] * hidden(),
-           s_.normed + i * hidden());
+      norm(recipe_.final_norm, weights_.final_norm(), recipe_.final_norm_eps,
+           s_.x + static_cast<std::size_t>(wanted[i]) * hidden(), s_.normed + i * hidden());
     }
     Activations in{s_.normed, hidden(), count, s_.inputs};
     if (any_integer({head.format})) quantize(machine_, in, hidden());
-    multiply(machine_, {product(head, in, s_.logits, vocab, weights_.output_bias())});
+    Product logits = product(head, in, s_.logits, vocab, weights_.output_bias());
+    logits.batch_rows = wanted;
+    multiply(machine_, {logits});
     for (std::size_t i = 0; i < count; ++i) {
-      const std::span logits(s_.logits + i * vocab, vocab);
+      const std::span row(s_.logits + i * vocab, vocab);
       if (recipe_.output_scale != 1) {
-        for (float& value : logits) value *= recipe_.output_scale;
+        for (float& value : row) value *= recipe_.output_scale;
       }
       if (const float cap = recipe_.output_softcap; cap > 0) {
-        for (float& value : logits) value = std::tanh(value / cap) * cap;
+        for (float& value : row) value = std::tanh(value / cap) * cap;
       }
-      sink(wanted[i], logits);
+      sink(static_cast<std::size_t>(wanted[i]), row);
     }
   }
 }

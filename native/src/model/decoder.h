@@ -56,6 +56,8 @@ class Decoder {
   void impose_routing(std::shared_ptr<const ImposedRouting> routing) noexcept {
     imposed_ = std::move(routing);
   }
+  // Makes room for sequences with this mix. Error{budget}. Not during a run.
+  void reserve(const AdapterMix& mix) { overlay_.reserve(mix); }
   // From the next run on, `observer` is shown what happens; null: nobody. It changes nothing.
   void observe(Observer* observer) noexcept { observer_ = observer; }
   // From the next run on, single rows are looked ahead of; null: no longer.
@@ -90,8 +92,8 @@ class Decoder {
   void attend_latent(int layer, const LatentAttentionRecipe& a, std::span<const BatchRow> rows);
   void convolve(Convolution work, std::size_t offset, std::span<const BatchRow> rows);
   void delta_rule(const GatedDeltaRecipe& d, std::size_t offset, std::span<const BatchRow> rows);
-  std::vector<MatMul> products_by_head(const Matrix& matrix, std::size_t heads, const Activations& in,
-                                       float* y, std::size_t y_stride);
+  std::vector<Product> products_by_head(const Matrix& matrix, std::size_t heads, const Activations& in,
+                                        float* y, std::size_t y_stride);
   void project_qkv(const AttentionRecipe& recipe, const AttentionWeights& weights, float norm_eps,
                    std::size_t rows);
   void find_angles(const RopeRecipe& rope, std::span<const BatchRow> rows);
@@ -153,7 +155,9 @@ class Decoder {
   ExpertStore& store_;
   const KvLayout& kv_;
   const StateLayout& state_;
+  Overlay overlay_;
   Machine machine_;
+  std::vector<const AdapterMix*> mixes_;  // of this step's rows
   ScratchShape shape_;
   std::shared_ptr<const ImposedRouting> imposed_;
   Observer* observer_ = nullptr;

@@ -246,14 +246,17 @@ void Decoder::run_experts(int layer, std::span<const ExpertWork> group, std::siz
                               : nullptr;
   };
   bool integer = false;
-  std::vector<MatMul> products;
+  std::vector<Product> products;
   for (const ExpertWork& work : group) {
     const ExpertLayout layout = layout_of(work);
     const std::byte* data = work.lease.data();
-    const Matrix gate{layout.formats.gate, width, hidden(), data};
-    const Matrix up{layout.formats.up, width, hidden(), data + layout.up_offset};
-    for (MatMul p : {product(gate, in, s_.gate + work.row * width, width, bias_of(work, layout, 0)),
-                     product(up, in, s_.up + work.row * width, width, bias_of(work, layout, width))}) {
+    const auto target = [&](ExpertPart part) {
+      return weights_.targets().expert(layer, work.lease.expert(), part);
+    };
+    const Matrix gate{layout.formats.gate, width, hidden(), data, target(ExpertPart::gate)};
+    const Matrix up{layout.formats.up, width, hidden(), data + layout.up_offset, target(ExpertPart::up)};
+    for (Product p : {product(gate, in, s_.gate + work.row * width, width, bias_of(work, layout, 0)),
+                      product(up, in, s_.up + work.row * width, width, bias_of(work, layout, width))}) {
       p.gather = s_.grouped_rows + work.first;
       p.m = work.count;
       products.push_back(p);
@@ -267,9 +270,12 @@ void Decoder::run_experts(int layer, std::span<const ExpertWork> group, std::siz
   products.clear();
   for (const ExpertWork& work : group) {
     const ExpertLayout layout = layout_of(work);
-    const Matrix down{layout.formats.down, hidden(), width, work.lease.data() + layout.down_offset};
-    products.push_back(product(down, inner.slice(work.row, work.count), s_.expert_out + work.first * hidden(),
-                               hidden(), bias_of(work, layout, 2 * width)));
+    const Matrix down{layout.formats.down, hidden(), width, work.lease.data() + layout.down_offset,
+                      weights_.targets().expert(layer, work.lease.expert(), ExpertPart::down)};
+    Product& p = products.emplace_back(product(down, inner.slice(work.row, work.count),
+                                               s_.expert_out + work.first * hidden(), hidden(),
+                                               bias_of(work, layout, 2 * width)));
+    p.batch_rows = s_.grouped_rows + work.first;
   }
   multiply(machine_, products);
 }

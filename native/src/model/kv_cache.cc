@@ -68,8 +68,8 @@ KvPool::KvPool(const Recipe& recipe, KvType type, const Shape& shape, std::share
   free_slots_ = pieces(states_.data(), state_layout_.slot_bytes(shape.context), shape.sequences);
 }
 
-KvSequence::KvSequence(std::shared_ptr<KvPool> pool)
-    : pool_(std::move(pool)), state_(pool_->state_layout_.floats) {}
+KvSequence::KvSequence(std::shared_ptr<KvPool> pool, std::shared_ptr<const AdapterMix> mix)
+    : pool_(std::move(pool)), mix_(std::move(mix)), state_(pool_->state_layout_.floats) {}
 
 KvSequence::~KvSequence() { truncate(0); }
 

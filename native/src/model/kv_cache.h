@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "adapters/overlay.h"
 #include "kernels/kernels.h"
 #include "model/recipe.h"
 #include "model/sequence_state.h"
@@ -67,7 +68,8 @@ class KvPool {
 // One sequence's state: how many tokens are in, and the blocks that hold them.
 class KvSequence {
  public:
-  explicit KvSequence(std::shared_ptr<KvPool> pool);
+  // `mix`: the adapters that its tokens are computed with; null for none.
+  explicit KvSequence(std::shared_ptr<KvPool> pool, std::shared_ptr<const AdapterMix> mix = nullptr);
   ~KvSequence();
   KvSequence(const KvSequence&) = delete;
   KvSequence& operator=(const KvSequence&) = delete;
@@ -87,6 +89,7 @@ class KvSequence {
     KvSequence* sequence_;
   };
 
+  const AdapterMix* mix() const noexcept { return mix_.get(); }
   std::int64_t length() const noexcept { return length_; }
   bool belongs_to(const KvPool& pool) const noexcept { return pool_.get() == &pool; }
   const std::byte* const* blocks() const noexcept { return blocks_.data(); }
@@ -115,6 +118,7 @@ class KvSequence {
   void truncate(std::int64_t length) noexcept;
 
   std::shared_ptr<KvPool> pool_;
+  const std::shared_ptr<const AdapterMix> mix_;
   std::atomic<bool> held_{false};
   std::atomic<std::int64_t> length_{0};
   std::int64_t computed_ = 0;

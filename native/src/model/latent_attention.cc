@@ -46,16 +46,17 @@ void Decoder::mix(int layer, const LatentAttentionRecipe& a, const LatentAttenti
 }
 
 // The products of each head's slab of `matrix` with that head's rows of `in` [rows][heads].
-std::vector<MatMul> Decoder::products_by_head(const Matrix& matrix, std::size_t heads, const Activations& in,
-                                              float* y, std::size_t y_stride) {
+std::vector<Product> Decoder::products_by_head(const Matrix& matrix, std::size_t heads, const Activations& in,
+                                               float* y, std::size_t y_stride) {
   const std::size_t rows = in.rows / heads, slab = matrix.rows / heads;
   const std::size_t slab_bytes = packed_bytes(format(matrix.format), slab, matrix.cols);
-  std::vector<MatMul> products;
+  std::vector<Product> products;
   for (std::size_t h = 0; h < heads; ++h) {
-    const Matrix of_head{matrix.format, slab, matrix.cols, matrix.data + h * slab_bytes};
+    const Matrix of_head{
+        .format = matrix.format, .rows = slab, .cols = matrix.cols, .data = matrix.data + h * slab_bytes};
     std::int32_t* gather = s_.head_rows + h * rows;
     for (std::size_t i = 0; i < rows; ++i) gather[i] = static_cast<std::int32_t>(i * heads + h);
-    MatMul& p = products.emplace_back(product(of_head, in, y + h * (y_stride / heads), y_stride));
+    Product& p = products.emplace_back(product(of_head, in, y + h * (y_stride / heads), y_stride));
     p.gather = gather;
     p.m = rows;
   }

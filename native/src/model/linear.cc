@@ -7,29 +7,11 @@ namespace {
 
 std::size_t tiles(const MatMul& work) { return (work.rows + kTileRows - 1) / kTileRows; }
 
-}  // namespace
-
-MatMul product(const Matrix& matrix, const Activations& in, float* y, std::size_t y_stride,
-               const float* bias) {
-  MatMul work;
-  work.format = matrix.format;
-  work.weights = matrix.data;
-  work.rows = matrix.rows;
-  work.cols = matrix.cols;
-  work.x = in.x;
-  work.x_stride = in.stride;
-  work.quantized = in.quantized;
-  work.m = in.rows;
-  work.bias = bias;
-  work.y = y;
-  work.y_stride = y_stride;
-  return work;
-}
-
-void multiply(const Machine& machine, std::span<const MatMul> products) {
+template <typename Work>  // MatMul or Product
+void run(const Machine& machine, std::span<const Work> products) {
   std::size_t total = 0;
   bool alike = true;  // in the work of a tile
-  for (const MatMul& work : products) {
+  for (const Work& work : products) {
     total += tiles(work);
     alike = alike && work.m == products.front().m;
   }
@@ -54,6 +36,32 @@ void multiply(const Machine& machine, std::span<const MatMul> products) {
       first = last;
     }
   });
+}
+
+}  // namespace
+
+Product product(const Matrix& matrix, const Activations& in, float* y, std::size_t y_stride,
+                const float* bias) {
+  Product work;
+  work.target = matrix.target;
+  work.format = matrix.format;
+  work.weights = matrix.data;
+  work.rows = matrix.rows;
+  work.cols = matrix.cols;
+  work.x = in.x;
+  work.x_stride = in.stride;
+  work.quantized = in.quantized;
+  work.m = in.rows;
+  work.bias = bias;
+  work.y = y;
+  work.y_stride = y_stride;
+  return work;
+}
+
+void multiply(const Machine& machine, std::span<const Product> products) {
+  if (machine.overlay == nullptr || !machine.overlay->prepare(products)) return run(machine, products);
+  run(machine, machine.overlay->all());
+  machine.overlay->add(machine.pool, machine.kernels);
 }
 
 bool any_integer(std::initializer_list<FormatId> formats) {

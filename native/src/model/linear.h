@@ -4,6 +4,7 @@
 #include <initializer_list>
 #include <span>
 
+#include "adapters/overlay.h"
 #include "kernels/kernels.h"
 #include "model/weights.h"
 #include "platform/thread_pool.h"
@@ -13,6 +14,7 @@ namespace edgert {
 struct Machine {
   ThreadPool& pool;
   const KernelTable& kernels;
+  Overlay* overlay = nullptr;  // what adapters add; null: nothing
 
   // body(row, worker) for each row; in parallel where there are enough to pay for it.
   template <typename Body>
@@ -42,10 +44,10 @@ struct Activations {
 };
 
 // The product of a matrix with `in`, to be run by multiply(). `gather`: see MatMul; null: all rows of `in`.
-MatMul product(const Matrix& matrix, const Activations& in, float* y, std::size_t y_stride,
-               const float* bias = nullptr);
-void multiply(const Machine& machine, std::span<const MatMul> products);
-inline void multiply(const Machine& machine, std::initializer_list<MatMul> products) {
+Product product(const Matrix& matrix, const Activations& in, float* y, std::size_t y_stride,
+                const float* bias = nullptr);
+void multiply(const Machine& machine, std::span<const Product> products);
+inline void multiply(const Machine& machine, std::initializer_list<Product> products) {
   multiply(machine, std::span(products.begin(), products.size()));
 }
 

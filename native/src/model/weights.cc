@@ -99,9 +99,17 @@ ExpertLayout expert_layout(const ExpertFormats& formats, std::size_t hidden_size
 // Finds each tensor by name, checks its shape and counts the names used.
 class Weights::Binder {
  public:
-  Binder(const Bundle& bundle, const std::vector<Buffer>* files) : bundle_(bundle), files_(files) {}
+  Binder(const Bundle& bundle, const std::vector<Buffer>* files, Targets* targets)
+      : bundle_(bundle), files_(files), targets_(targets) {}
 
+  // One that products multiply with, which adapters can change.
   Matrix matrix(const std::string& name, int rows, int cols, bool must_be_f32 = false) {
+    Matrix found = fixed_matrix(name, rows, cols, must_be_f32);
+    if (targets_ != nullptr) found.target = targets_->add(name, {found.rows, found.cols});
+    return found;
+  }
+
+  Matrix fixed_matrix(const std::string& name, int rows, int cols, bool must_be_f32 = false) {
     const TensorEntry& tensor = entry(name);
     check(name, tensor,
           !tensor.is_vector && tensor.rows == static_cast<std::size_t>(rows) &&
@@ -111,7 +119,7 @@ class Weights::Binder {
       throw Error(ErrorKind::unsupported, manifest_path(bundle_) + ": tensor '" + name + "' is " +
                                               std::string(format(tensor.format).name) + ", allowed: f32");
     }
-    return {tensor.format, tensor.rows, tensor.cols, address(tensor)};
+    return {.format = tensor.format, .rows = tensor.rows, .cols = tensor.cols, .data = address(tensor)};
   }
 
   const float* vector(const std::string& name, int size) {
@@ -163,6 +171,7 @@ class Weights::Binder {
 
   const Bundle& bundle_;
   const std::vector<Buffer>* files_;  // null: check only
+  Targets* targets_;                  // null: nobody asks
   std::vector<const TensorEntry*> used_;
 };
 
@@ -206,8 +215,8 @@ LatentAttentionWeights bind_mixer(Binder& binder, const LatentAttentionRecipe& a
   w.kv_a = binder.matrix(prefix + "kv_a", a.key_dim(), hidden);
   w.kv_a_norm = binder.vector(prefix + "kv_a_norm", a.kv_rank);
   w.kv_a_bias = binder.vector_if(a.qkv_bias, prefix + "kv_a_bias", a.key_dim());
-  w.k_b = binder.matrix(prefix + "k_b", a.num_heads * a.kv_rank, a.nope_head_dim);
-  w.v_b = binder.matrix(prefix + "v_b", a.num_heads * a.value_head_dim, a.kv_rank);
+  w.k_b = binder.fixed_matrix(prefix + "k_b", a.num_heads * a.kv_rank, a.nope_head_dim);
+  w.v_b = binder.fixed_matrix(prefix + "v_b", a.num_heads * a.value_head_dim, a.kv_rank);
   w.o = binder.matrix(prefix + "o", hidden, a.num_heads * a.value_head_dim);
   w.o_bias = binder.vector_if(a.output_bias, prefix + "o_bias", hidden);
   return w;
@@ -224,7 +233,7 @@ GatedDeltaWeights bind_mixer(Binder& binder, const GatedDeltaRecipe& d, const st
           .o = binder.matrix(prefix + "o", hidden, d.values()),
           .a = binder.matrix(prefix + "a", d.num_value_heads, hidden, true),
           .b = binder.matrix(prefix + "b", d.num_value_heads, hidden, true),
-          .conv = binder.matrix(prefix + "conv", d.channels(), d.conv_kernel, true),
+          .conv = binder.fixed_matrix(prefix + "conv", d.channels(), d.conv_kernel, true),
           .decay = binder.vector(prefix + "decay", d.num_value_heads),
           .dt_bias = binder.vector(prefix + "dt_bias", d.num_value_heads),
           .norm = binder.vector(prefix + "norm", d.value_head_dim)};
@@ -235,7 +244,7 @@ ShortConvWeights bind_mixer(Binder& binder, const ShortConvRecipe& c, const std:
   const std::string prefix = layer + "conv.";
   return {.in = binder.matrix(prefix + "in", 3 * hidden, hidden),
           .o = binder.matrix(prefix + "o", hidden, hidden),
-          .conv = binder.matrix(prefix + "conv", hidden, c.conv_kernel, true),
+          .conv = binder.fixed_matrix(prefix + "conv", hidden, c.conv_kernel, true),
           .in_bias = binder.vector_if(c.bias, prefix + "in_bias", 3 * hidden),
           .bias = binder.vector_if(c.bias, prefix + "bias", hidden),
           .o_bias = binder.vector_if(c.bias, prefix + "o_bias", hidden)};
@@ -280,8 +289,8 @@ LayerWeights bind_layer(Binder& binder, const Recipe& recipe, int index) {
 }  // namespace
 
 std::uint64_t Weights::resident_bytes(const Bundle& bundle, const Recipe& recipe) {
-  Binder binder(bundle, nullptr);
-  binder.matrix("embedding", recipe.vocab_size, recipe.hidden_size);
+  Binder binder(bundle, nullptr, nullptr);
+  binder.fixed_matrix("embedding", recipe.vocab_size, recipe.hidden_size);
   if (!recipe.tied_output) binder.matrix("output", recipe.vocab_size, recipe.hidden_size);
   binder.vector_if(recipe.output_bias, "output_bias", recipe.vocab_size);
   binder.norm(recipe.final_norm, "final_norm", recipe.hidden_size);
@@ -299,12 +308,19 @@ std::uint64_t Weights::resident_bytes(const Bundle& bundle, const Recipe& recipe
 Weights::Weights(const Bundle& bundle, const Recipe& recipe, std::shared_ptr<Budget> budget, Reader& reader,
                  const std::function<void()>& poll) {
   read(bundle, std::move(budget), reader, poll);
-  Binder binder(bundle, &files_);
-  embedding_ = binder.matrix("embedding", recipe.vocab_size, recipe.hidden_size);
+  Binder binder(bundle, &files_, &targets_);
+  embedding_ = binder.fixed_matrix("embedding", recipe.vocab_size, recipe.hidden_size);
   output_ = recipe.tied_output ? embedding_ : binder.matrix("output", recipe.vocab_size, recipe.hidden_size);
+  if (recipe.tied_output) output_.target = targets_.add("output", {output_.rows, output_.cols});
   output_bias_ = binder.vector_if(recipe.output_bias, "output_bias", recipe.vocab_size);
   final_norm_ = binder.norm(recipe.final_norm, "final_norm", recipe.hidden_size);
   for (int i = 0; i < recipe.num_layers(); ++i) layers_.push_back(bind_layer(binder, recipe, i));
+  for (int i = 0; i < recipe.num_layers(); ++i) {
+    const FfnRecipe& ffn = recipe.block(i).ffn;
+    if (!ffn.is_moe()) continue;
+    targets_.add_experts(i, ffn.num_experts, static_cast<std::size_t>(recipe.hidden_size),
+                         static_cast<std::size_t>(ffn.intermediate_size));
+  }
 }
 
 // Each tensor is checked while those behind it are read.

@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include "adapters/targets.h"
 #include "bundle/bundle.h"
 #include "model/recipe.h"
 #include "platform/memory.h"
@@ -21,6 +22,7 @@ struct Matrix {
   std::size_t rows = 0;
   std::size_t cols = 0;
   const std::byte* data = nullptr;
+  int target = -1;  // of adapters; none
 };
 
 struct AttentionWeights {
@@ -121,6 +123,7 @@ class Weights {
   const Matrix& output() const noexcept { return output_; }
   const float* output_bias() const noexcept { return output_bias_; }
   const NormWeights& final_norm() const noexcept { return final_norm_; }
+  const Targets& targets() const noexcept { return targets_; }
   const LayerWeights& layer(int i) const { return layers_[static_cast<std::size_t>(i)]; }
   std::uint64_t bytes_read() const noexcept { return bytes_read_; }
 
@@ -134,6 +137,7 @@ class Weights {
   const float* output_bias_ = nullptr;
   NormWeights final_norm_;
   std::vector<LayerWeights> layers_;
+  Targets targets_;
   std::uint64_t bytes_read_ = 0;
 };
 

@@ -1,0 +1,172 @@
+#include "adapters/adapter.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <utility>
+
+#include "platform/error.h"
+
+namespace edgert {
+namespace {
+
+constexpr std::size_t kAlignment = 64;
+constexpr std::size_t kMaxRank = 4096;
+
+std::uint64_t next_order() {
+  static std::atomic<std::uint64_t> count{0};
+  return count.fetch_add(1);
+}
+
+[[noreturn]] void fail(const AdapterSource& source, const std::string& message) {
+  throw Error(ErrorKind::invalid_argument, "adapter: " + source.target.substr(0, 120) + ": " + message);
+}
+
+std::string sizes(std::size_t found, std::size_t wanted) {
+  return "found " + std::to_string(found) + " numbers, its shape needs " + std::to_string(wanted);
+}
+
+const Format& factor_format(SourceType type) {
+  return format(type == SourceType::f32   ? FormatId::f32
+                : type == SourceType::f16 ? FormatId::f16
+                                          : FormatId::bf16);
+}
+
+void check_finite(const AdapterSource& source, const char* what, std::span<const float> values) {
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (!std::isfinite(values[i]))
+      fail(source, std::string(what) + " " + std::to_string(i) + " is not finite");
+  }
+}
+
+void check(const AdapterSource& source, Targets::Shape shape) {
+  const std::size_t element = source_bytes(source.type);
+  if (source.rank > kMaxRank) {
+    fail(source,
+         "rank " + std::to_string(source.rank) + "; at most " + std::to_string(kMaxRank) + " is allowed");
+  }
+  if (source.a.size() != source.rank * shape.cols * element)
+    fail(source, "A: " + sizes(source.a.size() / element, source.rank * shape.cols));
+  if (source.b.size() != source.rank * shape.rows * element)
+    fail(source, "B: " + sizes(source.b.size() / element, source.rank * shape.rows));
+  if (source.rows.size() != source.values.size() || source.cols.size() != source.values.size())
+    fail(source, "as many rows and columns as values are needed");
+  for (std::size_t i = 0; i < source.values.size(); ++i) {
+    const bool inside = source.rows[i] >= 0 && static_cast<std::size_t>(source.rows[i]) < shape.rows &&
+                        source.cols[i] >= 0 && static_cast<std::size_t>(source.cols[i]) < shape.cols;
+    if (inside) continue;
+    fail(source, "value " + std::to_string(i) + " stands at [" + std::to_string(source.rows[i]) + ", " +
+                     std::to_string(source.cols[i]) + "], the matrix is [" + std::to_string(shape.rows) +
+                     ", " + std::to_string(shape.cols) + "]");
+  }
+  check_finite(source, "value", source.values);
+  if (!source.gain.empty() && source.gain.size() != shape.rows)
+    fail(source, "gain: " + sizes(source.gain.size(), shape.rows));
+  check_finite(source, "gain", source.gain);
+}
+
+// Hands out room in a buffer, or counts it where there is none yet.
+class Room {
+ public:
+  explicit Room(std::byte* base) : base_(base) {}
+  template <typename T>
+  T* take(std::size_t count) {
+    const std::size_t at = std::exchange(used_, round_up(used_ + count * sizeof(T), kAlignment));
+    return base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + at);
+  }
+  std::size_t used() const noexcept { return used_; }
+
+ private:
+  std::byte* base_;
+  std::size_t used_ = 0;
+};
+
+const std::byte* pack_factor(const AdapterSource& source, std::span<const std::byte> raw, std::size_t rows,
+                             std::size_t cols, Room& room, bool counting) {
+  const Format& as = factor_format(source.type);
+  const std::size_t bytes = packed_bytes(as, rows, cols);
+  std::byte* packed = room.take<std::byte>(bytes);
+  if (!counting) {
+    try {
+      pack_matrix(as, source.type, raw, rows, cols, {packed, bytes}, {}, 1);
+    } catch (const Error& error) {
+      fail(source, error.what());
+    }
+  }
+  return packed;
+}
+
+// The sparse values by rows, columns ascending.
+void fill_sparse(const AdapterSource& source, std::size_t rows, std::uint32_t* first, std::uint32_t* cols,
+                 float* values) {
+  std::vector<std::size_t> order(source.values.size());
+  for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
+  const auto place = [&](std::size_t i) { return std::pair(source.rows[i], source.cols[i]); };
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return place(a) < place(b); });
+  for (std::size_t n = 0; n < order.size(); ++n) {
+    const std::size_t i = order[n];
+    if (n > 0 && place(order[n - 1]) == place(i)) {
+      fail(source, "two values stand at [" + std::to_string(source.rows[i]) + ", " +
+                       std::to_string(source.cols[i]) + "]");
+    }
+    ++first[source.rows[i] + 1];
+    cols[n] = static_cast<std::uint32_t>(source.cols[i]);
+    values[n] = source.values[i];
+  }
+  for (std::size_t row = 0; row < rows; ++row) first[row + 1] += first[row];
+}
+
+Adapter::Part lay_out(const AdapterSource& source, Targets::Shape shape, Room& room, bool counting) {
+  Adapter::Part part{.rows = shape.rows, .cols = shape.cols, .gain_spares_bias = source.gain_spares_bias};
+  if (source.rank > 0) {
+    part.format = factor_format(source.type).id;
+    part.rank = source.rank;
+    part.a = pack_factor(source, source.a, source.rank, shape.cols, room, counting);
+    part.b = pack_factor(source, source.b, shape.rows, source.rank, room, counting);
+  }
+  if (!source.values.empty()) {
+    auto* first = room.take<std::uint32_t>(shape.rows + 1);
+    auto* cols = room.take<std::uint32_t>(source.values.size());
+    auto* values = room.take<float>(source.values.size());
+    if (!counting) fill_sparse(source, shape.rows, first, cols, values);
+    part.first = first;
+    part.cols_of = cols;
+    part.values = values;
+  }
+  if (!source.gain.empty()) {
+    auto* gain = room.take<float>(shape.rows);
+    if (!counting) std::copy(source.gain.begin(), source.gain.end(), gain);
+    part.gain = gain;
+  }
+  return part;
+}
+
+}  // namespace
+
+Adapter::Adapter(const Targets& targets, std::span<const AdapterSource> sources,
+                 std::shared_ptr<Budget> budget, const std::string& name)
+    : targets_(&targets),
+      name_(name),
+      order_(next_order()),
+      lists_bytes_(sources.size() * sizeof(Part) +
+                   static_cast<std::size_t>(targets.count()) * sizeof(std::int32_t)),
+      lists_(std::make_unique<Charge>(budget, lists_bytes_, "adapter " + name)) {
+  index_.assign(static_cast<std::size_t>(targets.count()), -1);
+  parts_.reserve(sources.size());
+  Room counted(nullptr);
+  for (const AdapterSource& source : sources) {
+    const int target = targets.find(source.target);
+    check(source, targets.shape(target));
+    std::int32_t& index = index_[static_cast<std::size_t>(target)];
+    if (index >= 0) fail(source, "stands twice in the adapter");
+    index = static_cast<std::int32_t>(&source - sources.data());
+    max_rank_ = std::max(max_rank_, source.rank);
+    lay_out(source, targets.shape(target), counted, true);
+  }
+  memory_ = Buffer(std::move(budget), counted.used(), "adapter " + name);
+  Room room(memory_.data());
+  for (const AdapterSource& source : sources)
+    parts_.push_back(lay_out(source, targets.shape(targets.find(source.target)), room, false));
+}
+
+}  // namespace edgert

@@ -1,0 +1,83 @@
+// One adapter, resident: what it adds to the product of each matrix that it changes.
+//
+//   y + scale * (gain * y + B (A x) + S x)
+//
+// with A, B of low rank (LoRA), S sparse (SHiRA), and gain a vector (IA3; DoRA's magnitudes). A part may have
+// all three; weights stay as they are.
+//
+// Threads: immutable. Ownership: its memory is charged to the budget of the model that it was made for.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "adapters/targets.h"
+#include "platform/memory.h"
+#include "quant/format.h"
+#include "quant/pack.h"
+
+namespace edgert {
+
+// As an adapter's file has it. Row-major; empty where there is none.
+struct AdapterSource {
+  std::string target;
+  SourceType type = SourceType::f32;   // of the factors
+  std::size_t rank = 0;                // 0: no factors
+  std::span<const std::byte> a;        // [rank, cols]
+  std::span<const std::byte> b;        // [rows, rank], with the adapter's own scale in it
+  std::span<const std::int32_t> rows;  // of the sparse values, in any order
+  std::span<const std::int32_t> cols;
+  std::span<const float> values;
+  std::span<const float> gain;    // [rows], 0 changes nothing
+  bool gain_spares_bias = false;  // y is taken without the bias
+};
+
+class Adapter {
+ public:
+  struct Part {
+    std::size_t rows = 0;
+    std::size_t cols = 0;
+    FormatId format = FormatId::f32;
+    std::size_t rank = 0;  // 0: no factors
+    const std::byte* a = nullptr;
+    const std::byte* b = nullptr;
+    const std::uint32_t* first = nullptr;  // [rows + 1], of a row's sparse values; null: none
+    const std::uint32_t* cols_of = nullptr;
+    const float* values = nullptr;
+    const float* gain = nullptr;  // null: none
+    bool gain_spares_bias = false;
+  };
+
+  // Error{invalid_argument} names the target where shapes or indices do not fit it, a number is not finite or
+  // an element stands twice; Error{budget} where the memory is not there.
+  Adapter(const Targets& targets, std::span<const AdapterSource> sources, std::shared_ptr<Budget> budget,
+          const std::string& name);
+
+  bool belongs_to(const Targets& targets) const noexcept { return targets_ == &targets; }
+  // Null where the adapter leaves the matrix alone.
+  const Part* part(int target) const noexcept {
+    const std::int32_t index = target < 0 ? -1 : index_[static_cast<std::size_t>(target)];
+    return index < 0 ? nullptr : &parts_[static_cast<std::size_t>(index)];
+  }
+  const std::string& name() const noexcept { return name_; }
+  // Adapters of a row are added in the order in which they were made, whatever stands beside it in a batch.
+  std::uint64_t order() const noexcept { return order_; }
+  std::size_t max_rank() const noexcept { return max_rank_; }
+  std::size_t bytes() const noexcept { return memory_.charged_bytes() + lists_bytes_; }
+
+ private:
+  const Targets* targets_;  // only compared
+  std::string name_;
+  std::uint64_t order_;
+  std::vector<Part> parts_;
+  std::vector<std::int32_t> index_;  // by target
+  std::size_t max_rank_ = 0;
+  std::size_t lists_bytes_ = 0;
+  std::unique_ptr<Charge> lists_;  // parts_ and index_
+  Buffer memory_;
+};
+
+}  // namespace edgert

@@ -1,0 +1,100 @@
+// Products of matrices that adapters change, row by row: the weights' own, then what the row's adapters add.
+//
+// Rows of one step may have different adapters, and several each. What a row gets depends on that row and its
+// mix alone; its adapters add in the order in which they were made, gains first. Unchanged rows and matrices
+// cost nothing.
+//
+// Threads: one step at a time; add() spreads over the pool. Ownership: borrows products, adapters and mixes
+// for the step; its memory is charged to the budget.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "adapters/adapter.h"
+#include "kernels/kernels.h"
+#include "platform/memory.h"
+#include "platform/thread_pool.h"
+
+namespace edgert {
+
+// A product whose matrix is one of the model's targets.
+struct Product : MatMul {
+  int target = -1;                           // none
+  const std::int32_t* batch_rows = nullptr;  // of its rows; null: those of `gather`, or the row itself
+};
+
+// The adapters of a sequence, each with its scale.
+struct AdapterMix {
+  struct Entry {
+    std::shared_ptr<const Adapter> adapter;
+    float scale = 1;
+  };
+  std::vector<Entry> entries;
+  std::size_t rank() const noexcept;  // of all, where each is largest
+};
+
+class Overlay {
+ public:
+  // `rows`: the most that one multiply() has, all its products together.
+  Overlay(std::shared_ptr<Budget> budget, std::size_t rows, int threads);
+
+  // Makes room for steps whose mixes are no larger. Error{budget}. Not during a step.
+  void reserve(const AdapterMix& mix);
+
+  // The mix of each row of the step that begins; null for none. REQUIRES reserve() of each.
+  void begin(std::span<const AdapterMix* const> rows);
+
+  // False where no row's adapter changes any of these; else all() is to be computed in their place, and add()
+  // called then. The products must live until it returns.
+  bool prepare(std::span<const Product> products);
+  std::span<const MatMul> all() const noexcept { return all_; }
+  void add(ThreadPool& pool, const KernelTable& kernels);
+
+ private:
+  struct Active {
+    const Adapter* adapter = nullptr;
+    std::vector<float> scales;  // by batch row; 0: not this row's
+  };
+  struct Task {
+    const Product* product = nullptr;
+    const Adapter::Part* part = nullptr;
+    std::size_t first = 0;  // of its rows in rows_, inputs_ and scales_
+    std::size_t count = 0;
+    const float* inner = nullptr;  // A x, [count][rank]
+  };
+  struct Unit {  // the tasks of one product
+    std::size_t first_task = 0;
+    std::size_t end_task = 0;
+    int end_tile = 0;  // of all units' tiles
+  };
+  void add_task(const Product& product, const Active& active);
+  void add_tile(std::span<const Task> tasks, std::size_t tile, float* space,
+                const KernelTable& kernels) const;
+  void gain(const Task& task, std::size_t tile) const;
+  void low_rank(const Task& task, std::size_t tile, float* space, const KernelTable& kernels) const;
+  void sparse(const Task& task, std::size_t tile) const;
+
+  const std::shared_ptr<Budget> budget_;
+  const std::size_t max_rows_;
+  const int threads_;
+  std::size_t adapters_ = 0;  // that there is room for
+  std::size_t rank_ = 0;
+  Buffer memory_;
+  std::int32_t* rows_ = nullptr;    // of a product
+  std::int32_t* inputs_ = nullptr;  // its row's activation row
+  float* scales_ = nullptr;
+  float* inner_ = nullptr;
+  float* space_ = nullptr;  // [threads][max_rows_][16]
+  std::size_t used_rows_ = 0;
+  std::size_t used_inner_ = 0;
+
+  std::vector<Active> active_;
+  std::vector<MatMul> all_;
+  std::vector<Task> tasks_;
+  std::vector<Unit> units_;
+};
+
+}  // namespace edgert

@@ -1,0 +1,61 @@
+// Adapters: arrays from Python, which the native side copies.
+#include "adapters/adapter.h"
+
+#include <pybind11/stl.h>
+
+#include <deque>
+#include <memory>
+
+#include "bindings/bindings.h"
+#include "bindings/buffer.h"
+#include "engine/model.h"
+#include "platform/error.h"
+
+namespace py = pybind11;
+
+namespace edgert {
+namespace {
+
+// One part as AdapterSource has it; absent keys mean that there is none.
+AdapterSource source_of(const py::dict& part, std::deque<BorrowedBuffer>& lent) {
+  const auto bytes = [&](const char* key) -> std::span<const std::byte> {
+    if (!part.contains(key)) return {};
+    return lent.emplace_back(part[key], key).bytes();
+  };
+  const auto numbers = [&]<typename T>(const char* key, T) -> std::span<const T> {
+    const auto raw = bytes(key);
+    return {reinterpret_cast<const T*>(raw.data()), raw.size() / sizeof(T)};
+  };
+  AdapterSource source;
+  source.target = part["target"].cast<std::string>();
+  if (part.contains("dtype")) source.type = source_type(part["dtype"].cast<std::string>());
+  if (part.contains("rank")) source.rank = part["rank"].cast<std::size_t>();
+  source.a = bytes("a");
+  source.b = bytes("b");
+  source.rows = numbers("rows", std::int32_t{});
+  source.cols = numbers("cols", std::int32_t{});
+  source.values = numbers("values", float{});
+  source.gain = numbers("gain", float{});
+  if (part.contains("gain_spares_bias")) source.gain_spares_bias = part["gain_spares_bias"].cast<bool>();
+  return source;
+}
+
+std::shared_ptr<Adapter> make_adapter(const Model& model, const std::string& name,
+                                      const std::vector<py::dict>& parts) {
+  std::deque<BorrowedBuffer> lent;
+  std::vector<AdapterSource> sources;
+  for (const py::dict& part : parts) sources.push_back(source_of(part, lent));
+  const py::gil_scoped_release released;
+  return std::const_pointer_cast<Adapter>(model.adapter(name, sources));
+}
+
+}  // namespace
+
+void bind_adapter(py::module_& module) {
+  py::class_<Adapter, std::shared_ptr<Adapter>>(module, "Adapter")
+      .def(py::init(&make_adapter), py::arg("model"), py::arg("name"), py::arg("parts"))
+      .def_property_readonly("name", &Adapter::name)
+      .def_property_readonly("bytes", &Adapter::bytes);
+}
+
+}  // namespace edgert
