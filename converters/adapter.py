@@ -1,0 +1,351 @@
+"""From an adapter as PEFT has it to the matrices of one bundle."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgert import _native
+from edgert.errors import CorruptError, InvalidArgumentError, UnsupportedError
+
+from .files import InputFile
+from .peft import Delta, FusedDelta, PeftAdapter
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+    Array = NDArray[numpy.float32]
+
+_LAYER = re.compile(r"(?:.+[.])?layers[.](\d{1,5})[.](.+)")
+_EXPERT = re.compile(r"(?:mlp|block_sparse_moe|feed_forward)[.]experts[.](\d{1,6})[.](\w+)")
+_EXPERTS = re.compile(r"(?:mlp|block_sparse_moe|feed_forward)[.]experts")
+
+# What families call a layer's modules, by the bundle's names; used where the checkpoint's own names do not decide.
+_MODULES = {
+    "self_attn.q_proj": "attention.q",
+    "self_attn.k_proj": "attention.k",
+    "self_attn.v_proj": "attention.v",
+    "self_attn.o_proj": "attention.o",
+    "mlp.gate": "router",
+    "mlp.router": "router",
+    "block_sparse_moe.gate": "router",
+    "mlp.gate_proj": "ffn.gate",
+    "mlp.up_proj": "ffn.up",
+    "mlp.down_proj": "ffn.down",
+    "mlp.shared_expert.gate_proj": "shared.gate",
+    "mlp.shared_expert.up_proj": "shared.up",
+    "mlp.shared_expert.down_proj": "shared.down",
+    "mlp.shared_experts.gate_proj": "shared.gate",
+    "mlp.shared_experts.up_proj": "shared.up",
+    "mlp.shared_experts.down_proj": "shared.down",
+    "mlp.shared_expert_gate": "shared.router",
+}
+_EXPERT_PARTS = {
+    **dict.fromkeys(("gate_proj", "w1"), "gate"),
+    **dict.fromkeys(("up_proj", "w3"), "up"),
+    **dict.fromkeys(("down_proj", "w2"), "down"),
+}
+# Whose tensors of all experts are [experts, inputs, outputs].
+_INPUTS_FIRST = ("gpt_oss", "llama4_text", "llama4")
+_INTERLEAVED = ("gpt_oss",)  # gate and up by turns
+# Whose queries and keys a GGUF file has in another order of rows.
+_REORDERED = (
+    "llama",
+    "mistral",
+    "mixtral",
+    "granite",
+    "granitemoe",
+    "granitemoeshared",
+    "ministral3",
+    "mistral3",
+)
+
+
+@dataclass
+class Part:
+    """What an adapter adds to one matrix of a bundle: see native/src/adapters/adapter.h. All f32 but the indices."""
+
+    target: str
+    a: "Array | None" = None  # [rank, cols]
+    b: "Array | None" = None  # [rows, rank], the scale in it
+    rows: "NDArray[numpy.int32] | None" = None
+    cols: "NDArray[numpy.int32] | None" = None
+    values: "Array | None" = None
+    gain: "Array | None" = None  # [rows]
+    gain_spares_bias: bool = False
+
+    def native(self) -> dict[str, Any]:
+        """As _native.Adapter takes it."""
+        import numpy as np
+
+        out: dict[str, Any] = {"target": self.target, "gain_spares_bias": self.gain_spares_bias}
+        arrays = {"a": self.a, "b": self.b, "values": self.values, "gain": self.gain}
+        out |= {
+            name: np.ascontiguousarray(array, np.float32)
+            for name, array in arrays.items()
+            if array is not None
+        }
+        if self.a is not None:
+            out["rank"] = self.a.shape[0]
+        for name, index in (("rows", self.rows), ("cols", self.cols)):
+            if index is not None:
+                out[name] = np.ascontiguousarray(index, np.int32)
+        return out
+
+
+@dataclass
+class _Base:
+    """What must be known of the bundle."""
+
+    path: Path
+    manifest: dict[str, Any]
+    by_name: dict[str, dict[str, Any]] = field(init=False)
+    by_source: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.by_name = {tensor["name"]: tensor for tensor in self.manifest["tensors"]}
+        self.by_source = {tensor["source"]: tensor["name"] for tensor in self.manifest["tensors"]}
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        recipe: dict[str, Any] = self.manifest["recipe"]
+        return recipe
+
+    @property
+    def architecture(self) -> str:
+        return str(self.recipe["architecture"])
+
+    @property
+    def from_gguf(self) -> bool:
+        return any(source.startswith("blk.") for source in self.by_source)
+
+    def block(self, layer: int) -> dict[str, Any]:
+        layers = self.recipe["layers"]
+        if layer >= len(layers):
+            raise InvalidArgumentError(f"layer {layer}; the base has {len(layers)} layers")
+        block: dict[str, Any] = self.recipe["blocks"][layers[layer]]
+        return block
+
+    def weights(self, name: str) -> "Array":
+        """A dense matrix as it is used."""
+        import numpy as np
+
+        tensor = self.by_name[name]
+        rows, cols = tensor["shape"]
+        with InputFile(self.path / self.manifest["files"][tensor["file"]]["name"]) as file:
+            packed = file.read(tensor["offset"], tensor["bytes"])
+        return np.frombuffer(_native.unpack(tensor["format"], packed, rows, cols), np.float32).reshape(
+            rows, cols
+        )
+
+
+def compile_adapter(adapter: PeftAdapter, path: Path, manifest: dict[str, Any]) -> list[Part]:
+    """The parts of `adapter` for the bundle at `path`, one a matrix.
+
+    Raises InvalidArgumentError where modules or shapes are not the base's, and UnsupportedError for modules whose weights
+    the bundle has in another form.
+    """
+    compiler = _Compiler(adapter, _Base(path, manifest))
+    for delta in adapter.deltas:
+        compiler.add(delta)
+    for fused in adapter.fused:
+        compiler.add_fused(fused)
+    return compiler.parts
+
+
+class _Compiler:
+    def __init__(self, adapter: PeftAdapter, base: _Base) -> None:
+        self.adapter = adapter
+        self.base = base
+        self.parts: list[Part] = []
+        self.seen: dict[str, Part] = {}
+
+    def add(self, delta: Delta) -> None:
+        target = self.target(delta.module)
+        if delta.input_gain is not None:
+            self.add_input_gain(delta, target)
+            return
+        a = delta.a
+        if a is not None and self.adapter.kind == "VERA":
+            a = a[:, : self.columns(target)]
+        part = Part(target, a, delta.b, delta.rows, delta.cols, delta.values, delta.gain)
+        if delta.magnitude is not None:
+            self.apply_magnitude(part, delta)
+        self.reorder(part)
+        self.put(part, delta.module)
+
+    def put(self, part: Part, module: str) -> None:
+        if part.target in self.seen:
+            raise CorruptError(f"{self.adapter.path}: {module}: stands twice")
+        self.seen[part.target] = part
+        self.parts.append(part)
+
+    # --- where it belongs ---------------------------------------------------------------------------
+
+    def target(self, module: str) -> str:
+        """The bundle's name of a module's matrix."""
+        name = self.base.by_source.get(f"{module}.weight")
+        if name is not None:
+            if name == "embedding":
+                raise UnsupportedError(
+                    f"{self.adapter.path}: {module}: adapters of embeddings are not run by this version"
+                )
+            return name
+        if module == "lm_head" or module.endswith(".lm_head"):
+            return "output"
+        match = _LAYER.fullmatch(module)
+        if match is None:
+            self.unknown(module)
+        layer, rest = int(match[1]), match[2]
+        expert = _EXPERT.fullmatch(rest)
+        if expert is not None and expert[2] in _EXPERT_PARTS:
+            return f"layers.{layer}.experts.{int(expert[1])}.{_EXPERT_PARTS[expert[2]]}"
+        target = f"layers.{layer}.{_MODULES.get(rest, rest)}"
+        if target not in self.base.by_name:
+            self.unknown(module)
+        return target
+
+    def unknown(self, module: str) -> "Any":
+        raise InvalidArgumentError(
+            f"{self.adapter.path}: module {module[:120]!r}: the base {self.base.path.name} ({self.base.architecture}) has no "
+            "matrix of this name; is the adapter of another model?"
+        )
+
+    def columns(self, target: str) -> int:
+        tensor = self.base.by_name.get(target)
+        if tensor is None:
+            raise UnsupportedError(
+                f"{self.adapter.path}: {target}: only dense matrices take a {self.adapter.kind} adapter"
+            )
+        columns: int = tensor["shape"][1]
+        return columns
+
+    # --- the kinds ----------------------------------------------------------------------------------
+
+    def apply_magnitude(self, part: Part, delta: Delta) -> None:
+        """DoRA: m * (W + BA) / |W + BA|, row by row, of the weights as the bundle has them."""
+        import numpy as np
+
+        assert part.a is not None and part.b is not None and delta.magnitude is not None
+        if part.target not in self.base.by_name:
+            raise UnsupportedError(
+                f"{self.adapter.path}: {delta.module}: DoRA of experts is not run by this version"
+            )
+        weights = self.base.weights(part.target)
+        if weights.shape != (part.b.shape[0], part.a.shape[1]) or delta.magnitude.shape != weights.shape[:1]:
+            raise InvalidArgumentError(
+                f"{self.adapter.path}: {delta.module}: A and B make {[part.b.shape[0], part.a.shape[1]]}, the base's matrix "
+                f"is {list(weights.shape)}"
+            )
+        norm = np.linalg.norm(
+            weights.astype(np.float64) + part.b.astype(np.float64) @ part.a.astype(np.float64), axis=1
+        )
+        factor = (delta.magnitude / np.maximum(norm, np.finfo(np.float32).tiny)).astype(np.float32)
+        part.b = part.b * factor[:, np.newaxis]
+        part.gain = factor - 1
+        part.gain_spares_bias = True
+
+    def add_input_gain(self, delta: Delta, target: str) -> None:
+        """The input of down is activation(gate) * up, so what scales it may as well scale up."""
+        if not target.endswith(".down"):
+            raise UnsupportedError(
+                f"{self.adapter.path}: {delta.module}: feedforward_modules: read are those behind an activation (down_proj)"
+            )
+        match = _LAYER.fullmatch(target)
+        assert match is not None
+        ffn = self.base.block(int(match[1]))["ffn"]
+        if ffn["activation"] == "clamped_swiglu":
+            raise UnsupportedError(
+                f"{self.adapter.path}: {delta.module}: its activation takes no scale before it"
+            )
+        self.put(Part(target.removesuffix("down") + "up", gain=delta.input_gain), delta.module)
+
+    def reorder(self, part: Part) -> None:
+        """Rows of queries and keys as a GGUF file of some architectures has them: a head's halves by turns."""
+        import numpy as np
+
+        match = re.fullmatch(r"layers[.](\d+)[.]attention[.]([qk])", part.target)
+        if match is None or not self.base.from_gguf or self.base.architecture not in _REORDERED:
+            return
+        dim = self.base.block(int(match[1]))["mixer"]["head_dim"]
+        rows = self.base.by_name[part.target]["shape"][0]
+        order = (
+            np.arange(rows).reshape(-1, 2, dim // 2).swapaxes(1, 2).reshape(-1)
+        )  # the checkpoint's row of each
+        if part.b is not None:
+            part.b = part.b[order]
+        if part.gain is not None:
+            part.gain = part.gain[order]
+        if part.rows is not None:
+            part.rows = np.argsort(order).astype(np.int32)[part.rows]
+
+    def add_fused(self, fused: FusedDelta) -> None:
+        match = _LAYER.fullmatch(fused.module)
+        if match is None or _EXPERTS.fullmatch(match[2]) is None:
+            self.unknown(fused.module)
+        layer = int(match[1])
+        ffn = self.base.block(layer)["ffn"]
+        if ffn["kind"] != "moe":
+            self.unknown(fused.module)
+        a, b = self.by_expert(fused, ffn)
+        width = ffn["moe_intermediate_size"]
+        for e in range(ffn["num_experts"]):
+            prefix = f"layers.{layer}.experts.{e}."
+            if fused.parameter == "down_proj":
+                self.put(Part(prefix + "down", a[e], b[e]), fused.module)
+            elif self.base.architecture in _INTERLEAVED:
+                self.put(Part(prefix + "gate", a[e], b[e][0::2]), fused.module)
+                self.put(Part(prefix + "up", a[e], b[e][1::2]), fused.module)
+            else:
+                self.put(Part(prefix + "gate", a[e], b[e][:width]), fused.module)
+                self.put(Part(prefix + "up", a[e], b[e][width:]), fused.module)
+
+    def by_expert(self, fused: FusedDelta, ffn: dict[str, Any]) -> "tuple[Array, Array]":
+        """a [experts, rank, inputs] and b [experts, outputs, rank], the scale in it."""
+        experts, width, hidden = (
+            ffn["num_experts"],
+            ffn["moe_intermediate_size"],
+            self.base.recipe["hidden_size"],
+        )
+        outputs, inputs = (hidden, width) if fused.parameter == "down_proj" else (2 * width, hidden)
+        rank = fused.a.shape[0] // experts
+        if rank * experts != fused.a.shape[0] or fused.b.shape[1] != fused.a.shape[0]:
+            raise InvalidArgumentError(
+                f"{self.adapter.path}: {fused.module}: lora_A has {fused.a.shape[0]} rows; the base has {experts} experts"
+            )
+        a = fused.a.reshape(experts, rank, -1)
+        b = fused.b.reshape(fused.b.shape[0], rank, experts).transpose(2, 0, 1)
+        found = (fused.b.shape[0], fused.a.shape[1])
+        if found not in ((outputs, inputs), (inputs, outputs)):
+            raise InvalidArgumentError(
+                f"{self.adapter.path}: {fused.module}.{fused.parameter}: A and B make {list(found)}; the base's matrix is "
+                f"{[outputs, inputs]}"
+            )
+        if not self.is_direct(fused, ffn, outputs == inputs):
+            a, b = b.swapaxes(1, 2), a.swapaxes(1, 2)
+        return a, b * fused.scale(rank)
+
+    def is_direct(self, fused: FusedDelta, ffn: dict[str, Any], square: bool) -> bool:
+        """Whether A reads the experts' inputs. Where the matrix is square, the version says so: PEFT took the two dimensions
+        of [experts, outputs, inputs] the wrong way around before 0.19.1, and those of [experts, inputs, outputs] in 0.19.0;
+        and if no version is written, the other tensor of the experts."""
+        hidden, width = self.base.recipe["hidden_size"], ffn["moe_intermediate_size"]
+        inputs = width if fused.parameter == "down_proj" else hidden
+        if not square:
+            return fused.a.shape[1] == inputs
+        version = self.adapter.version
+        if version is not None:
+            inputs_first = self.base.architecture in _INPUTS_FIRST
+            if version >= (0, 19, 1):
+                return True
+            return inputs_first and version < (0, 19)
+        for other in self.adapter.fused:
+            if other.module == fused.module and other.parameter != fused.parameter:
+                reads = width if other.parameter == "down_proj" else hidden
+                if len(set(other.a.shape[1:] + other.b.shape[:1])) > 1:
+                    return other.a.shape[1] == reads
+        raise UnsupportedError(
+            f"{self.adapter.path}: {fused.module}.{fused.parameter}: the matrix is square and {self.adapter.path.name} states no "
+            "peft_version, so that nothing says which side is which"
+        )
