@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgert import _native
 from edgert.errors import CorruptError, InvalidArgumentError, UnsupportedError
@@ -74,6 +74,13 @@ class Part:
     values: "Array | None" = None
     gain: "Array | None" = None  # [rows]
     gain_spares_bias: bool = False
+
+    def sizes(self) -> dict[str, Any]:
+        return {
+            "rank": 0 if self.a is None else self.a.shape[0],
+            "values": 0 if self.values is None else self.values.size,
+            "gain": self.gain is not None,
+        }
 
     def native(self) -> dict[str, Any]:
         """As _native.Adapter takes it."""
@@ -206,7 +213,7 @@ class _Compiler:
             self.unknown(module)
         return target
 
-    def unknown(self, module: str) -> "Any":
+    def unknown(self, module: str) -> NoReturn:
         raise InvalidArgumentError(
             f"{self.adapter.path}: module {module[:120]!r}: the base {self.base.path.name} ({self.base.architecture}) has no "
             "matrix of this name; is the adapter of another model?"
@@ -333,7 +340,7 @@ class _Compiler:
         hidden, width = self.base.recipe["hidden_size"], ffn["moe_intermediate_size"]
         inputs = width if fused.parameter == "down_proj" else hidden
         if not square:
-            return fused.a.shape[1] == inputs
+            return bool(fused.a.shape[1] == inputs)
         version = self.adapter.version
         if version is not None:
             inputs_first = self.base.architecture in _INPUTS_FIRST
@@ -344,7 +351,7 @@ class _Compiler:
             if other.module == fused.module and other.parameter != fused.parameter:
                 reads = width if other.parameter == "down_proj" else hidden
                 if len(set(other.a.shape[1:] + other.b.shape[:1])) > 1:
-                    return other.a.shape[1] == reads
+                    return bool(other.a.shape[1] == reads)
         raise UnsupportedError(
             f"{self.adapter.path}: {fused.module}.{fused.parameter}: the matrix is square and {self.adapter.path.name} states no "
             "peft_version, so that nothing says which side is which"

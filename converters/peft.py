@@ -194,6 +194,8 @@ class _Reader:
                 raise CorruptError(
                     f"{self.file}: tensor {module}.shira_indices: shape {list(places.shape)}, needed is [2, {values.shape[0]}]"
                 )
+            if (places != np.floor(places)).any() or (abs(places) >= 2**31).any():
+                raise CorruptError(f"{self.file}: tensor {module}.shira_indices: holds what is no index")
             rows, cols = (np.ascontiguousarray(row, dtype=np.int32) for row in places)
             if self.config.get("fan_in_fan_out"):
                 rows, cols = cols, rows
@@ -248,8 +250,8 @@ class _Reader:
 
     # --- tensors ------------------------------------------------------------------------------------
 
-    def take(self, name: str, dimensions: int) -> "Array":
-        """A tensor as f32 (indices as whole numbers in it). Raises CorruptError."""
+    def take(self, name: str, dimensions: int) -> "Any":
+        """A tensor; see values_of(). Raises CorruptError."""
         import numpy as np
 
         info = self.tensors.get(name)
@@ -260,7 +262,7 @@ class _Reader:
             raise CorruptError(
                 f"{self.file}: tensor {name!r}: shape {list(info.shape)}; {dimensions} dimensions are needed"
             )
-        values = _values(info)
+        values = values_of(info)
         if not np.isfinite(values).all():
             raise CorruptError(f"{self.file}: tensor {name!r}: holds a number that is not finite")
         return values
@@ -323,7 +325,8 @@ _KINDS: dict[str, Callable[[_Reader], None]] = {
 }
 
 
-def _values(info: TensorInfo) -> "Array":
+def values_of(info: TensorInfo) -> "Any":
+    """A small tensor as an array: floats as f32, whole numbers as int32 or int64."""
     import numpy as np
 
     dtype = _DTYPES.get(info.dtype)
@@ -335,7 +338,7 @@ def _values(info: TensorInfo) -> "Array":
         raw = np.frombuffer(file.read(info.begin, info.end - info.begin), dtype)
     if info.dtype == "BF16":
         raw = (raw.astype(np.uint32) << 16).view(np.float32)
-    return raw.astype(np.float32).reshape(info.shape)
+    return (raw if info.dtype in ("I32", "I64") else raw.astype(np.float32)).reshape(info.shape)
 
 
 def _version(text: str | None) -> tuple[int, ...] | None:

@@ -197,6 +197,17 @@ class Sample:
     logprob: float  # of the unmodified distribution; nan without logprobs
     top: list[tuple[int, float]]
 
+class Adapter:
+    """What an adapter adds to the products of a model's matrices; immutable, charged to the model's budget."""
+
+    def __init__(self, model: Model, name: str, parts: Seq[dict[str, Any]]) -> None:
+        """`parts`: {"target": the bundle's name of a matrix, and of these buffers those that it has: "a" [rank, cols] and
+        "b" [rows, rank] with "rank" and "dtype" ("f32", "f16" or "bf16"); "rows", "cols" int32 and "values" f32 of sparse
+        values; "gain" f32 [rows], with "gain_spares_bias"}. See native/src/adapters/adapter.h. InvalidArgumentError
+        names the target that does not fit; BudgetError."""
+    name: str
+    bytes: int
+
 class Sequence:
     length: int
     def rewind(self, length: int) -> None: ...
@@ -227,7 +238,9 @@ class Model:
     resident: bool  # every expert fits
     def plan(self) -> dict[str, int]:
         """See plan_memory."""
-    def sequence(self) -> Sequence: ...
+    def sequence(self, adapters: Seq[tuple[Adapter, float]] = ()) -> Sequence:
+        """One whose tokens are computed with these adapters, each with its scale; they stay alive as long as it does.
+        InvalidArgumentError for one of another model; BudgetError where their scratch does not fit."""
     def step(self, rows: Seq[tuple[Sequence, Seq[int], Sampler | None]]) -> list[Sample | None]:
         """One step over a batch of token spans, prefill and decode mixed; longer batches run in chunks. A row with a
         sampler gets a token drawn after its last token. KeyboardInterrupt and cancel() stop it between layers and

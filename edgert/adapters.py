@@ -103,9 +103,7 @@ class AdapterSet:
             return {}
         if isinstance(choice, str):
             choice = [choice]
-        scales = (
-            dict(choice.items()) if isinstance(choice, Mapping) else dict.fromkeys(choice, 1.0)
-        )
+        scales = dict(choice.items()) if isinstance(choice, Mapping) else dict.fromkeys(choice, 1.0)
         for name, scale in scales.items():
             self._known(name)
             if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):

@@ -11,6 +11,7 @@ from edgert.errors import CancelledError
 from edgert.sampling import Sampling
 
 if TYPE_CHECKING:
+    from edgert.adapters import AdapterChoice
     from edgert.model import Model
 
 _LOOKUPS = ("expert_hits", "expert_prefetch_hits", "expert_misses")
@@ -92,9 +93,15 @@ class Stream(Iterator[Piece]):
     """
 
     def __init__(
-        self, model: "Model", prompt: Sequence[int], sampling: Sampling, detokenizer: Detokenizer | None
+        self,
+        model: "Model",
+        prompt: Sequence[int],
+        sampling: Sampling,
+        detokenizer: Detokenizer | None,
+        adapter: "AdapterChoice" = None,
     ) -> None:
         self._model = model
+        self._adapter = adapter
         self._prompt = list(prompt)
         self._sampling = sampling
         self._text = _Text(detokenizer, StopStrings(sampling.stop))
@@ -158,7 +165,7 @@ class Stream(Iterator[Piece]):
         }
 
     def _run(self) -> Generator[Piece, None, None]:
-        sequence = self._model.sequence()
+        sequence = self._model.sequence(self._adapter)
         try:
             yield from self._draw(sequence)
         finally:

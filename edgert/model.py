@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, overload
 
 from edgert import _native, backends, caches, lossy
+from edgert.adapters import AdapterChoice, AdapterInfo, AdapterSet
 from edgert.bundle import Bundle, locate
 from edgert.converters import checkpoint
 from edgert.errors import (
@@ -181,9 +182,10 @@ class Model(ABC):
 
     # --- generation ---------------------------------------------------------------------------------
 
-    def generate(self, prompt: Prompt, **sampling: Any) -> Generation:
+    def generate(self, prompt: Prompt, *, adapter: AdapterChoice = None, **sampling: Any) -> Generation:
         """Continue `prompt` (text or token ids) and return the whole continuation.
 
+        `adapter`: a name, several, or {name: scale}, in place of those that set_adapter() has turned on; [] for none.
         `sampling`: max_tokens (default: what the context leaves), temperature, top_k, top_p, min_p, repetition_penalty,
         presence_penalty, frequency_penalty, seed (default 0, so runs repeat), stop (a string or a list), logit_bias
         {token: number}, logprobs (number of alternatives), ignore_eos. What is not given comes from the bundle's
@@ -192,11 +194,11 @@ class Model(ABC):
         Raises InvalidArgumentError for an option outside its range, an empty prompt where the model has no
         beginning-of-sequence token, and a prompt that leaves no room in the context.
         """
-        return _finished(self.stream(prompt, **sampling))
+        return _finished(self.stream(prompt, adapter=adapter, **sampling))
 
-    def stream(self, prompt: Prompt, **sampling: Any) -> Stream:
+    def stream(self, prompt: Prompt, *, adapter: AdapterChoice = None, **sampling: Any) -> Stream:
         """Like generate(), but returns an iterator over Piece, one a token; its `result` sums up."""
-        return self._start(self._prompt_tokens(prompt), sampling, primed=True)
+        return self._start(self._prompt_tokens(prompt), sampling, adapter, primed=True)
 
     @overload
     def chat(
@@ -205,6 +207,7 @@ class Model(ABC):
         *,
         stream: Literal[False] = False,
         template: Mapping[str, Any] | None = None,
+        adapter: AdapterChoice = None,
         **sampling: Any,
     ) -> Generation: ...
     @overload
@@ -214,6 +217,7 @@ class Model(ABC):
         *,
         stream: Literal[True],
         template: Mapping[str, Any] | None = None,
+        adapter: AdapterChoice = None,
         **sampling: Any,
     ) -> Stream: ...
     def chat(
@@ -222,6 +226,7 @@ class Model(ABC):
         *,
         stream: bool = False,
         template: Mapping[str, Any] | None = None,
+        adapter: AdapterChoice = None,
         **sampling: Any,
     ) -> Generation | Stream:
         """Answer a conversation: [{"role": "user", "content": ...}, …], or a string for one user message.
@@ -234,13 +239,43 @@ class Model(ABC):
         text = self.tokenizer.apply_chat_template(messages, **(template or {}))
         # The template writes the special tokens itself; an answer begins a text of its own.
         tokens = self._encoded(text, add_special_tokens=False)
-        answer = self._start(tokens, sampling, primed=False)
+        answer = self._start(tokens, sampling, adapter, primed=False)
         return answer if stream else _finished(answer)
 
     def cancel(self) -> None:
         """End every running generation of this model, each with finish_reason "cancelled". From any thread."""
         for stream in list(self._streams):
             stream.cancel()
+
+    # --- adapters -----------------------------------------------------------------------------------
+
+    def load_adapter(self, path: str | os.PathLike[str], name: str | None = None) -> AdapterInfo:
+        """Load an adapter file (see `edgert adapter convert`) or a PEFT directory under `name`, by default the path's own.
+        It is off until set_adapter() or a call's `adapter` turns it on; its memory counts towards the budget.
+
+        Raises UnsupportedError by name for what cannot be run, InvalidArgumentError for an adapter of another model or a
+        name that is taken, BudgetError where it does not fit.
+        """
+        return self._load_adapter(Path(path), Path(path).stem if name is None else name)
+
+    def unload_adapter(self, name: str) -> None:
+        """Raises NotFoundError. What runs with it runs on."""
+        self._adapters().remove(name)
+
+    def set_adapter(self, adapter: AdapterChoice) -> None:
+        """Turn these on, and no others, for what begins from now on: a name, several, or {name: scale}."""
+        self._adapters().set(adapter)
+
+    def disable_adapters(self) -> None:
+        """Run as without them, until set_adapter() or enable_adapters()."""
+        self._adapters().enable(False)
+
+    def enable_adapters(self) -> None:
+        self._adapters().enable(True)
+
+    def adapters(self) -> list[AdapterInfo]:
+        """Those that are loaded, and with which scale they are on."""
+        return self._adapters().all()
 
     # --- the parts ----------------------------------------------------------------------------------
 
@@ -272,7 +307,9 @@ class Model(ABC):
     @abstractmethod
     def closed(self) -> bool: ...
 
-    def logits(self, token_ids: Sequence[int]) -> "numpy.typing.NDArray[numpy.float32]":
+    def logits(
+        self, token_ids: Sequence[int], *, adapter: AdapterChoice = None
+    ) -> "numpy.typing.NDArray[numpy.float32]":
         """Run `token_ids` from an empty sequence; return float32 [len(token_ids), vocab_size].
 
         Raises InvalidArgumentError for ids outside the vocabulary and for more of them than the context holds.
@@ -282,7 +319,8 @@ class Model(ABC):
             raise InvalidArgumentError(
                 f"token_ids: found {len(tokens)} tokens, the context holds {self.context}"
             )
-        return self._logits(tokens)
+        self._check_adapter(adapter)
+        return self._logits(tokens, adapter)
 
     def embed(
         self,
@@ -345,8 +383,19 @@ class Model(ABC):
     # --- what an engine does ------------------------------------------------------------------------
 
     @abstractmethod
-    def sequence(self) -> Any:
+    def sequence(self, adapter: AdapterChoice = None) -> Any:
         """A new, empty sequence: what step() continues. Its close() frees its memory."""
+
+    def _adapters(self) -> AdapterSet:
+        raise self._unable("it takes no adapters")
+
+    def _load_adapter(self, path: Path, name: str) -> AdapterInfo:
+        raise self._unable("it takes no adapters")
+
+    def _check_adapter(self, adapter: AdapterChoice) -> None:
+        """Refuse names of adapters that are not there."""
+        if adapter is not None:
+            self._adapters().mix(adapter)
 
     @abstractmethod
     def step(
@@ -359,7 +408,7 @@ class Model(ABC):
         """Stop the step in progress if it is `stream`'s. Takes no lock, so a signal handler may call it."""
 
     @abstractmethod
-    def _logits(self, tokens: list[int]) -> "numpy.typing.NDArray[numpy.float32]": ...
+    def _logits(self, tokens: list[int], adapter: AdapterChoice) -> "numpy.typing.NDArray[numpy.float32]": ...
 
     @abstractmethod
     def _stats(self) -> dict[str, Any]: ...
@@ -373,7 +422,10 @@ class Model(ABC):
 
     # --- from prompts to streams --------------------------------------------------------------------
 
-    def _start(self, tokens: list[int], options: Mapping[str, Any], primed: bool) -> Stream:
+    def _start(
+        self, tokens: list[int], options: Mapping[str, Any], adapter: AdapterChoice, *, primed: bool
+    ) -> Stream:
+        self._check_adapter(adapter)
         sampling = Sampling.of(options, self.sampling_defaults, self.vocab_size)
         if len(tokens) >= self.context:
             raise InvalidArgumentError(self._too_long(str(len(tokens))))
@@ -383,7 +435,7 @@ class Model(ABC):
         if primed and detokenizer is not None:
             for token in tokens[-_PRIMING_TOKENS:]:
                 detokenizer.push(token)
-        stream = Stream(self, tokens, sampling, detokenizer)
+        stream = Stream(self, tokens, sampling, detokenizer, adapter)
         self._streams.add(stream)
         return stream
 

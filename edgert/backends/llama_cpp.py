@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from edgert import _native
+from edgert.adapters import AdapterChoice
 from edgert.backends import library
 from edgert.backends.memory import Meter
 from edgert.bundle import Bundle
@@ -133,7 +134,7 @@ class LlamaCppModel(Model):
     def closed(self) -> bool:
         return self._llama is None
 
-    def sequence(self) -> _Sequence:
+    def sequence(self, adapter: AdapterChoice = None) -> _Sequence:
         self._now()
         return _Sequence()
 
@@ -176,7 +177,7 @@ class LlamaCppModel(Model):
         row = self._library.llama_get_logits_ith(llama.ctx, -1)
         return (ctypes.c_float * self.vocab_size).from_address(ctypes.addressof(row.contents))
 
-    def _logits(self, tokens: list[int]) -> "numpy.typing.NDArray[numpy.float32]":
+    def _logits(self, tokens: list[int], adapter: AdapterChoice) -> "numpy.typing.NDArray[numpy.float32]":
         import numpy
 
         result = numpy.empty((len(tokens), self.vocab_size), numpy.float32)

@@ -3,9 +3,11 @@
 import os
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgert import _native
+from edgert.adapters import AdapterChoice, AdapterInfo, AdapterSet, read_parts
 from edgert.bundle import Bundle
 from edgert.errors import InvalidArgumentError
 from edgert.generation import Stream
@@ -42,6 +44,8 @@ class NativeModel(Model):
             self._runtime.reserve(tokenizer.memory_bytes)
         self._pid = os.getpid()
         lossy = {name: stated[name] for name in names() if name in stated}
+        self._bundle = bundle
+        self._adapter_set = AdapterSet()
         native = _native.Model(self._runtime, str(bundle.path), lossy=lossy, moments=moments, **for_model)
         self._native: _native.Model | None = native
         super().__init__(
@@ -81,8 +85,15 @@ class NativeModel(Model):
     def lossy_modes(self) -> dict[str, float]:
         return self.native.lossy()
 
-    def sequence(self) -> _native.Sequence:
-        return self.native.sequence()
+    def sequence(self, adapter: AdapterChoice = None) -> _native.Sequence:
+        return self.native.sequence(self._adapter_set.mix(adapter))
+
+    def _adapters(self) -> AdapterSet:
+        return self._adapter_set
+
+    def _load_adapter(self, path: Path, name: str) -> AdapterInfo:
+        kind, parts = read_parts(path, self._bundle.path, self._bundle.manifest)
+        return self._adapter_set.add(self.native, name, kind, path, parts)
 
     def step(
         self, stream: Stream, sequence: _native.Sequence, tokens: list[int], sampler: _native.Sampler
@@ -101,8 +112,8 @@ class NativeModel(Model):
         if self._stepping is stream and native is not None:
             native.cancel()
 
-    def _logits(self, tokens: list[int]) -> "numpy.typing.NDArray[numpy.float32]":
-        sequence = self.native.sequence()
+    def _logits(self, tokens: list[int], adapter: AdapterChoice) -> "numpy.typing.NDArray[numpy.float32]":
+        sequence = self.sequence(adapter)
         try:
             with self._lock:
                 return self.native.logits(sequence, tokens)  # type: ignore[no-any-return]
@@ -124,4 +135,5 @@ class NativeModel(Model):
         }
 
     def _free(self) -> None:
+        self._adapter_set.clear()
         self._native = None

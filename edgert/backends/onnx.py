@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from edgert.adapters import AdapterChoice
 from edgert.backends import library
 from edgert.backends.memory import Meter
 from edgert.bundle import Bundle
@@ -285,7 +286,7 @@ class Encoder(Model):
     def chat(self, messages: object, **options: Any) -> Any:
         self._no_text()
 
-    def sequence(self) -> Any:
+    def sequence(self, adapter: AdapterChoice = None) -> Any:
         self._no_text()
 
     def step(self, stream: "Stream", sequence: Any, tokens: list[int], sampler: Any) -> Any:
@@ -294,10 +295,10 @@ class Encoder(Model):
     def interrupt(self, stream: "Stream") -> None:
         self._no_text()
 
-    def logits(self, token_ids: Sequence[int]) -> Any:
+    def logits(self, token_ids: Sequence[int], *, adapter: AdapterChoice = None) -> Any:
         self._no_text()
 
-    def _logits(self, tokens: list[int]) -> Any:
+    def _logits(self, tokens: list[int], adapter: AdapterChoice) -> Any:
         self._no_text()
 
 

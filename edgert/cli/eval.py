@@ -5,7 +5,16 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgert.cli.options import Subparsers, add_json, add_knobs, add_model, find_model, knob_flags
+from edgert.cli.options import (
+    Subparsers,
+    add_adapter,
+    add_json,
+    add_knobs,
+    add_model,
+    find_model,
+    knob_flags,
+    load_adapters,
+)
 from edgert.cli.run import describe, note_lossy, read_text
 from edgert.cli.terminal import note, print_json, progress, say
 from edgert.settings import Setting
@@ -38,6 +47,7 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     )
     for setting in (_STRIDE, _TOKENS):
         parser.add_argument(setting.flag, metavar="N", help=setting.help)
+    add_adapter(parser)
     add_json(parser)
     add_knobs(parser)
     return parser
@@ -58,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     loss = None
     with edgert.load(find_model(args.model), **knobs) as model:
         note(describe(model))
+        load_adapters(model, args.adapter)
         if args.reference is None:
             note_lossy(model)
         tokens = encode_text(model, text, limit)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from edgert import __version__
 from edgert.cli import (
+    adapter,
     bench,
     calibrate,
     convert,
@@ -34,6 +35,7 @@ COMMANDS = (
     plan,
     pull,
     convert,
+    adapter,
     run,
     embed,
     show,

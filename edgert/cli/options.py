@@ -4,12 +4,16 @@ import argparse
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgert import lossy
 from edgert.cli.terminal import note, progress
 from edgert.sampling import SAMPLING
 from edgert.settings import Layers, Setting, knobs
+from edgert.units import format_bytes
+
+if TYPE_CHECKING:
+    from edgert.model import Model
 
 Subparsers = Any  # argparse names its own type only in private
 
@@ -29,6 +33,39 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
         choices=("edgert", "llama.cpp", "onnx"),
         help="the engine (default: what the model needs); llama.cpp runs GGUF files",
     )
+
+
+def add_adapter(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--adapter",
+        metavar="PATH[:SCALE]",
+        type=scaled,
+        action="append",
+        default=[],
+        help="run with an adapter: its file, or a PEFT directory; may be repeated",
+    )
+
+
+def load_adapters(model: "Model", given: Iterable[tuple[Path, float]]) -> None:
+    """Load what add_adapter() has read, and turn it on."""
+    scales = {}
+    for number, (path, scale) in enumerate(given):
+        info = model.load_adapter(path, f"{path.stem}-{number}" if path.stem in scales else path.stem)
+        note(
+            f"adapter {info.name}: {info.kind}, {info.matrices} matrices, {format_bytes(info.bytes)}, scale {scale:g}"
+        )
+        scales[info.name] = scale
+    if scales:
+        model.set_adapter(scales)
+
+
+def scaled(text: str) -> tuple[Path, float]:
+    """PATH or PATH:SCALE."""
+    path, colon, scale = text.rpartition(":")
+    try:
+        return (Path(path), float(scale)) if colon and path else (Path(text), 1.0)
+    except ValueError:
+        return Path(text), 1.0  # a colon of the path's own
 
 
 def find_model(model: str | None, backend: str | None = None) -> str | Path | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgert.cli.conversation import converse
 from edgert.cli.options import (
     Subparsers,
+    add_adapter,
     add_backend,
     add_json,
     add_knobs,
@@ -19,6 +20,7 @@ from edgert.cli.options import (
     add_sampling,
     find_model,
     knob_flags,
+    load_adapters,
     sampling_flags,
 )
 from edgert.cli.terminal import note, print_json, say
@@ -51,6 +53,7 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
         "--raw", action="store_true", help="continue the text as it is, without the chat template"
     )
     parser.add_argument("--system", metavar="TEXT", help="a system message in front")
+    add_adapter(parser)
     add_backend(parser)
     add_json(parser)
     add_sampling(parser)
@@ -70,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     with edgert.load(model_path, backend=args.backend, **knob_flags(args)) as model:
         note(describe(model))
         note_lossy(model)
+        load_adapters(model, args.adapter)
         warn_if_slow(model)
         if talking:
             return converse(model, args, sampling)

@@ -1,0 +1,61 @@
+"""Several adapters as one."""
+
+from collections.abc import Sequence
+
+from .adapter import Part
+
+
+def fuse(adapters: Sequence[tuple[Sequence[Part], float]]) -> list[Part]:
+    """The parts of one adapter that adds what all of these add, each times its scale: factors side by side, sparse values
+    summed where they meet, gains multiplied."""
+    fused: dict[str, Part] = {}
+    for parts, scale in adapters:
+        for part in parts:
+            into = fused.setdefault(part.target, Part(part.target))
+            _add_factors(into, part, scale)
+            _add_sparse(into, part, scale)
+            _add_gain(into, part, scale)
+    return list(fused.values())
+
+
+def _add_factors(into: Part, part: Part, scale: float) -> None:
+    import numpy as np
+
+    if part.a is None or part.b is None:
+        return
+    b = (part.b * np.float32(scale)).astype(np.float32)
+    into.a = part.a if into.a is None else np.concatenate([into.a, part.a], axis=0)
+    into.b = b if into.b is None else np.concatenate([into.b, b], axis=1)
+
+
+def _add_sparse(into: Part, part: Part, scale: float) -> None:
+    import numpy as np
+
+    if part.rows is None or part.cols is None or part.values is None:
+        return
+    rows, cols = part.rows.astype(np.int64), part.cols.astype(np.int64)
+    values = part.values * np.float32(scale)
+    if into.rows is not None and into.cols is not None and into.values is not None:
+        rows, cols = np.concatenate([into.rows, rows]), np.concatenate([into.cols, cols])
+        values = np.concatenate([into.values, values])
+    places, index = np.unique(rows << 32 | cols, return_inverse=True)
+    into.rows, into.cols = (places >> 32).astype(np.int32), (places & 0xFFFFFFFF).astype(np.int32)
+    into.values = np.bincount(index, weights=values).astype(np.float32)
+
+
+def _add_gain(into: Part, part: Part, scale: float) -> None:
+    import numpy as np
+
+    from edgert.errors import UnsupportedError
+
+    if part.gain is None:
+        return
+    factor = 1 + part.gain * np.float32(scale)
+    if into.gain is not None:
+        if into.gain_spares_bias != part.gain_spares_bias:
+            raise UnsupportedError(
+                f"{part.target}: the gains of DoRA and IA3 do not fuse: one leaves the bias out"
+            )
+        factor = factor * (1 + into.gain)
+    into.gain = (factor - 1).astype(np.float32)
+    into.gain_spares_bias = part.gain_spares_bias

@@ -1,0 +1,102 @@
+"""edgert adapter: PEFT adapters for a bundle, shown, converted and fused."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgert.cli.options import Subparsers, add_json, scaled
+from edgert.cli.terminal import print_json, say, table
+from edgert.errors import InvalidArgumentError
+from edgert.units import format_bytes
+
+if TYPE_CHECKING:
+    from edgert.converters.adapter import Part
+
+
+def register(subparsers: Subparsers) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "adapter",
+        help="convert, show and fuse adapters",
+        description="Adapters as PEFT saves them (LoRA and its variants, SHiRA, IA3) for the model of a bundle. `edgert run --adapter` "
+        "also takes a PEFT directory as it is; a converted file loads faster and is checked against its base.",
+    )
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    convert = actions.add_parser("convert", help="make an adapter file of a PEFT directory")
+    convert.add_argument("adapter", metavar="PEFT_DIR", type=Path)
+    convert.add_argument("output", metavar="OUTPUT", type=Path, help="the file to write, NAME.adapter")
+    show = actions.add_parser("show", help="what an adapter file or a PEFT directory changes")
+    show.add_argument("adapter", metavar="ADAPTER", type=Path)
+    fuse = actions.add_parser("fuse", help="make one adapter of several")
+    fuse.add_argument("adapters", metavar="ADAPTER[:SCALE]", type=scaled, nargs="+")
+    fuse.add_argument("-o", "--output", metavar="OUTPUT", type=Path, required=True, help="the file to write")
+    for action, run_it in ((convert, _convert), (show, _show), (fuse, _fuse)):
+        action.add_argument(
+            "--base", metavar="MODEL", help="a bundle of the base (default: the embedded one)"
+        )
+        add_json(action)
+        action.set_defaults(act=run_it)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    args.act(args)
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> None:
+    kind, parts, manifest = _read(args.adapter, args.base)
+    _write(args, kind, parts, manifest)
+
+
+def _fuse(args: argparse.Namespace) -> None:
+    from edgert.converters.fuse import fuse
+
+    if len(args.adapters) > 64:
+        raise InvalidArgumentError(f"{len(args.adapters)} adapters; at most 64 are allowed")
+    read = [(_read(path, args.base), scale) for path, scale in args.adapters]
+    kinds = sorted({kind for (kind, _, _), _ in read})
+    parts = fuse([(parts, scale) for (_, parts, _), scale in read])
+    _write(args, "+".join(kinds), parts, read[0][0][2])
+
+
+def _show(args: argparse.Namespace) -> None:
+    kind, parts, _ = _read(args.adapter, args.base)
+    _report(args, kind, parts, {"path": str(args.adapter)})
+
+
+def _read(path: Path, base: str | None) -> "tuple[str, list[Part], dict[str, Any]]":
+    from edgert.adapters import read_parts
+    from edgert.bundle import Bundle, locate
+
+    bundle = Bundle.open(locate(base))
+    kind, parts = read_parts(path, bundle.path, bundle.manifest)
+    return kind, parts, bundle.manifest
+
+
+def _write(args: argparse.Namespace, kind: str, parts: "Sequence[Part]", manifest: dict[str, Any]) -> None:
+    from edgert.converters.adapter_file import write_adapter
+
+    write_adapter(args.output, kind, parts, manifest)
+    _report(args, kind, parts, {"path": str(args.output), "bytes": args.output.stat().st_size})
+
+
+def _report(args: argparse.Namespace, kind: str, parts: "Sequence[Part]", about: dict[str, Any]) -> None:
+    rows = [{"target": part.target, **part.sizes()} for part in sorted(parts, key=lambda part: part.target)]
+    if args.json:
+        print_json({**about, "kind": kind, "matrices": rows})
+        return
+    shown = [("MATRIX", "RANK", "SPARSE VALUES", "GAIN")]
+    shown += [
+        (
+            row["target"],
+            str(row["rank"] or ""),
+            f"{row['values']:,}" if row["values"] else "",
+            "yes" if row["gain"] else "",
+        )
+        for row in rows[:40]
+    ]
+    if len(rows) > 40:
+        shown.append((f"... and {len(rows) - 40} more", "", "", ""))
+    size = f", {format_bytes(about['bytes'])}" if "bytes" in about else ""
+    say(f"{table(shown, right=(1, 2))}\n\n{about['path']}: {kind}, {len(rows)} matrices{size}")
