@@ -3,10 +3,8 @@ defines it."""
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from edgert.errors import CorruptError, EdgertError, StorageError, UnsupportedError
+from edgert.errors import CorruptError, EdgertError, UnsupportedError
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -300,37 +298,8 @@ def is_calibration(path: Path) -> bool:
 
 
 def write(path: Path, model: Measured, tokens: int, window: int, tensors: Tensors) -> None:
-    """Written beside its place, synced, then renamed. Raises StorageError."""
-    from edgert.converters.output import sync_directory
+    """Raises StorageError."""
+    from edgert.converters.safetensors_writer import write_safetensors
 
-    path = Path(os.path.abspath(path))
-    beside = path.parent / f".{path.name}.new"
     stated = {"version": VERSION, "tokens": tokens, "window": window, "model": asdict(model)}
-    try:
-        with suppress(FileNotFoundError):
-            beside.unlink()  # of a run that was killed
-        _write(beside, stated, tensors)
-        os.replace(beside, path)
-        sync_directory(path.parent)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        with suppress(OSError):
-            beside.unlink()
-
-
-def _write(path: Path, metadata: Mapping[str, Any], tensors: Tensors) -> None:
-    names = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {_METADATA: json.dumps(metadata)}}
-    end = 0
-    for name, array in tensors.items():
-        begin, end = end, end + array.nbytes
-        header[name] = {"dtype": names[array.dtype], "shape": list(array.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "xb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for array in tensors.values():
-            file.write(np.ascontiguousarray(array).data)
-        file.flush()
-        os.fsync(file.fileno())
+    write_safetensors(path, tensors, {_METADATA: json.dumps(stated)})
