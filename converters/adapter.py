@@ -9,7 +9,8 @@ from edgert import _native
 from edgert.errors import CorruptError, InvalidArgumentError, UnsupportedError
 
 from .files import InputFile
-from .peft import Delta, FusedDelta, PeftAdapter
+from .peft import Delta, FusedDelta, PeftAdapter, values_of
+from .tensor import TensorInfo
 
 if TYPE_CHECKING:
     import numpy
@@ -154,6 +155,8 @@ def compile_adapter(adapter: PeftAdapter, path: Path, manifest: dict[str, Any]) 
     the bundle has in another form.
     """
     compiler = _Compiler(adapter, _Base(path, manifest))
+    for module, info in adapter.base_weights.items():
+        compiler.check_base(module, info)
     for delta in adapter.deltas:
         compiler.add(delta)
     for fused in adapter.fused:
@@ -187,6 +190,27 @@ class _Compiler:
             raise CorruptError(f"{self.adapter.path}: {module}: stands twice")
         self.seen[part.target] = part
         self.parts.append(part)
+
+    def check_base(self, module: str, info: TensorInfo) -> None:
+        """Weights that came with the adapter are the base's own, as exactly as its format has them."""
+        import numpy as np
+
+        target = self.target(module)
+        name = "embedding" if target not in self.base.by_name else target  # a head that is tied
+        tensor = self.base.by_name[name]
+        if list(info.shape) != tensor["shape"]:
+            raise UnsupportedError(
+                f"{info.path}: tensor {info.name!r}: shape {list(info.shape)}, the base's matrix is {tensor['shape']}: "
+                "resized vocabularies are not run by this version"
+            )
+        own = self.base.weights(name)
+        error = float(np.linalg.norm(values_of(info) - own)) / max(float(np.linalg.norm(own)), 1e-30)
+        bits = next(row["bits"] for row in _native.formats() if row["name"] == tensor["format"])
+        if not error < max(0.05, 2.0 ** (1 - bits)):  # more than rounding to this format makes of the same weights
+            raise InvalidArgumentError(
+                f"{info.path}: tensor {info.name!r}: the weights are not the base's ({error:.1%} apart): the adapter is of another "
+                "model, or was saved with weights that were trained, which this version does not run"
+            )
 
     # --- where it belongs ---------------------------------------------------------------------------
 

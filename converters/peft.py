@@ -32,6 +32,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _MAX_CONFIG_BYTES = 1 << 20
 _PREFIX = "base_model.model."
+_BASE_WEIGHT = ".base_layer.weight"
 _DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
 _PLAIN_NAME = re.compile(r"\^?[\w.]+\$?")
 
@@ -83,6 +84,7 @@ class PeftAdapter:
     target_parameters: tuple[str, ...] = ()
     deltas: list[Delta] = field(default_factory=list)
     fused: list[FusedDelta] = field(default_factory=list)
+    base_weights: dict[str, TensorInfo] = field(default_factory=dict)  # by module; PEFT saves them of embeddings
 
 
 def is_peft(path: str | os.PathLike[str]) -> bool:
@@ -134,6 +136,7 @@ class _Reader:
         if self.config.get("bias", "none") != "none":
             raise UnsupportedError(f"{self.where}: bias: found {self.config['bias']!r:.40}, read is 'none'")
         _KINDS[self.adapter.kind](self)
+        self._base_weights()
         if self.left:
             name = min(self.left)
             raise UnsupportedError(
@@ -247,6 +250,15 @@ class _Reader:
             name = _name(module)
             scale = self._alpha(name) / (a.shape[0] + 1e-5)
             self.adapter.deltas.append(Delta(name, a * e, b * scale))
+
+    def _base_weights(self) -> None:
+        """PEFT saves the weights below an adapter of embeddings or of the output head with it. Of anything else they
+        have no place here."""
+        for name in sorted(self.left):
+            module = _name(name.removesuffix(_BASE_WEIGHT))
+            if name.endswith(_BASE_WEIGHT) and any(delta.module == module for delta in self.adapter.deltas):
+                self.adapter.base_weights[module] = self.tensors[name]
+                self.left.discard(name)
 
     # --- tensors ------------------------------------------------------------------------------------
 

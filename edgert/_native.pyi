@@ -200,11 +200,6 @@ class Sample:
 class Adapter:
     """What an adapter adds to the products of a model's matrices; immutable, charged to the model's budget."""
 
-    def __init__(self, model: Model, name: str, parts: Seq[dict[str, Any]]) -> None:
-        """`parts`: {"target": the bundle's name of a matrix, and of these buffers those that it has: "a" [rank, cols] and
-        "b" [rows, rank] with "rank" and "dtype" ("f32", "f16" or "bf16"); "rows", "cols" int32 and "values" f32 of sparse
-        values; "gain" f32 [rows], with "gain_spares_bias"}. See native/src/adapters/adapter.h. InvalidArgumentError
-        names the target that does not fit; BudgetError."""
     name: str
     bytes: int
 
@@ -225,6 +220,7 @@ class Model:
         kv_format: str = "auto",
         eviction: str = "forecast",
         prefetch: str = "auto",
+        adapter_memory: int = 0,
         moments: str = "none",
         lossy: Mapping[str, float] = {},
     ) -> None: ...
@@ -238,7 +234,12 @@ class Model:
     resident: bool  # every expert fits
     def plan(self) -> dict[str, int]:
         """See plan_memory."""
-    def sequence(self, adapters: Seq[tuple[Adapter, float]] = ()) -> Sequence:
+    def adapter(self, name: str, parts: Seq[dict[str, Any]]) -> Adapter:
+        """`parts`: {"target": the bundle's name of a matrix, and of these buffers those that it has: "a" [rank, cols] and
+        "b" [rows, rank] with "rank" and "dtype" ("f32", "f16" or "bf16"); "rows", "cols" int32 and "values" f32 of sparse
+        values; "gain" f32 [rows], with "gain_spares_bias"}. See native/src/adapters/adapter.h. InvalidArgumentError
+        names the target that does not fit; BudgetError."""
+    def sequence(self, adapters: Seq[tuple[Adapter, float]] = []) -> Sequence:
         """One whose tokens are computed with these adapters, each with its scale; they stay alive as long as it does.
         InvalidArgumentError for one of another model; BudgetError where their scratch does not fit."""
     def step(self, rows: Seq[tuple[Sequence, Seq[int], Sampler | None]]) -> list[Sample | None]:

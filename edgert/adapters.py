@@ -58,7 +58,7 @@ class AdapterSet:
         with self._lock:
             if name in self._loaded:
                 raise InvalidArgumentError(f"adapter {name}: is loaded already; unload it first")
-            made = _native.Adapter(native, name, [part.native() for part in parts])
+            made = native.adapter(name, [part.native() for part in parts])
             self._loaded[name] = _Loaded(made, kind, path, len(parts))
         return self.info(name)
 

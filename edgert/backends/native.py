@@ -27,7 +27,7 @@ _RUNTIME_KNOBS = {
     "direct_io": "direct_io",
     "isa": "isa",
 }
-_MODEL_KNOBS = ("context", "parallel", "chunk", "kv_format", "eviction", "prefetch")
+_MODEL_KNOBS = ("context", "parallel", "chunk", "kv_format", "eviction", "prefetch", "adapter_memory")
 
 
 class NativeModel(Model):

@@ -143,30 +143,30 @@ Adapter::Part lay_out(const AdapterSource& source, Targets::Shape shape, Room& r
 
 }  // namespace
 
-Adapter::Adapter(const Targets& targets, std::span<const AdapterSource> sources,
+Adapter::Adapter(std::shared_ptr<const Targets> targets, std::span<const AdapterSource> sources,
                  std::shared_ptr<Budget> budget, const std::string& name)
-    : targets_(&targets),
+    : targets_(std::move(targets)),
       name_(name),
       order_(next_order()),
       lists_bytes_(sources.size() * sizeof(Part) +
-                   static_cast<std::size_t>(targets.count()) * sizeof(std::int32_t)),
+                   static_cast<std::size_t>(targets_->count()) * sizeof(std::int32_t)),
       lists_(std::make_unique<Charge>(budget, lists_bytes_, "adapter " + name)) {
-  index_.assign(static_cast<std::size_t>(targets.count()), -1);
+  index_.assign(static_cast<std::size_t>(targets_->count()), -1);
   parts_.reserve(sources.size());
   Room counted(nullptr);
   for (const AdapterSource& source : sources) {
-    const int target = targets.find(source.target);
-    check(source, targets.shape(target));
+    const int target = targets_->find(source.target);
+    check(source, targets_->shape(target));
     std::int32_t& index = index_[static_cast<std::size_t>(target)];
     if (index >= 0) fail(source, "stands twice in the adapter");
     index = static_cast<std::int32_t>(&source - sources.data());
     max_rank_ = std::max(max_rank_, source.rank);
-    lay_out(source, targets.shape(target), counted, true);
+    lay_out(source, targets_->shape(target), counted, true);
   }
   memory_ = Buffer(std::move(budget), counted.used(), "adapter " + name);
   Room room(memory_.data());
   for (const AdapterSource& source : sources)
-    parts_.push_back(lay_out(source, targets.shape(targets.find(source.target)), room, false));
+    parts_.push_back(lay_out(source, targets_->shape(targets_->find(source.target)), room, false));
 }
 
 }  // namespace edgert

@@ -53,10 +53,12 @@ class Adapter {
 
   // Error{invalid_argument} names the target where shapes or indices do not fit it, a number is not finite or
   // an element stands twice; Error{budget} where the memory is not there.
-  Adapter(const Targets& targets, std::span<const AdapterSource> sources, std::shared_ptr<Budget> budget,
-          const std::string& name);
+  Adapter(std::shared_ptr<const Targets> targets, std::span<const AdapterSource> sources,
+          std::shared_ptr<Budget> budget, const std::string& name);
 
-  bool belongs_to(const Targets& targets) const noexcept { return targets_ == &targets; }
+  bool belongs_to(const std::shared_ptr<const Targets>& targets) const noexcept {
+    return targets_ == targets;
+  }
   // Null where the adapter leaves the matrix alone.
   const Part* part(int target) const noexcept {
     const std::int32_t index = target < 0 ? -1 : index_[static_cast<std::size_t>(target)];
@@ -69,7 +71,7 @@ class Adapter {
   std::size_t bytes() const noexcept { return memory_.charged_bytes() + lists_bytes_; }
 
  private:
-  const Targets* targets_;  // only compared
+  const std::shared_ptr<const Targets> targets_;
   std::string name_;
   std::uint64_t order_;
   std::vector<Part> parts_;

@@ -40,6 +40,8 @@ AdapterSource source_of(const py::dict& part, std::deque<BorrowedBuffer>& lent) 
   return source;
 }
 
+}  // namespace
+
 std::shared_ptr<Adapter> make_adapter(const Model& model, const std::string& name,
                                       const std::vector<py::dict>& parts) {
   std::deque<BorrowedBuffer> lent;
@@ -49,11 +51,8 @@ std::shared_ptr<Adapter> make_adapter(const Model& model, const std::string& nam
   return std::const_pointer_cast<Adapter>(model.adapter(name, sources));
 }
 
-}  // namespace
-
 void bind_adapter(py::module_& module) {
   py::class_<Adapter, std::shared_ptr<Adapter>>(module, "Adapter")
-      .def(py::init(&make_adapter), py::arg("model"), py::arg("name"), py::arg("parts"))
       .def_property_readonly("name", &Adapter::name)
       .def_property_readonly("bytes", &Adapter::bytes);
 }

@@ -3,11 +3,16 @@
 
 #include <pybind11/pybind11.h>
 
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "storage/reader.h"
 
 namespace edgert {
+
+class Adapter;
+class Model;
 
 void bind_errors(pybind11::module_& module);
 void bind_quant(pybind11::module_& module);
@@ -20,6 +25,10 @@ void bind_model(pybind11::module_& module);
 void bind_simulation(pybind11::module_& module);
 void bind_control(pybind11::module_& module);
 void bind_probe(pybind11::module_& module);
+
+// What an adapter adds to each matrix, by the keys of AdapterSource.
+std::shared_ptr<Adapter> make_adapter(const Model& model, const std::string& name,
+                                      const std::vector<pybind11::dict>& parts);
 
 // As the knob names it; auto is what costs least where nothing was measured.
 IoBackend io_backend(const std::string& word);

@@ -69,7 +69,8 @@ LossyModes lossy_modes(const std::map<std::string, double>& shares) {
 std::shared_ptr<Model> load(std::shared_ptr<Runtime> runtime, const std::string& path, std::int64_t context,
                             int parallel, int chunk, const std::string& kv_format,
                             const std::string& eviction_word, const std::string& prefetch_word,
-                            const std::string& moments_word, const std::map<std::string, double>& shares) {
+                            std::uint64_t adapter_bytes, const std::string& moments_word,
+                            const std::map<std::string, double>& shares) {
   const ModelOptions options{context,
                              parallel,
                              chunk,
@@ -77,7 +78,8 @@ std::shared_ptr<Model> load(std::shared_ptr<Runtime> runtime, const std::string&
                              eviction(eviction_word),
                              prediction(prefetch_word),
                              moments(moments_word),
-                             lossy_modes(shares)};
+                             lossy_modes(shares),
+                             adapter_bytes};
   const py::gil_scoped_release released;
   return std::make_shared<Model>(std::move(runtime), path, options, Interrupts());
 }
@@ -272,8 +274,8 @@ void bind_model(py::module_& module) {
       .def(py::init(&load), py::arg("runtime"), py::arg("path"), py::kw_only(), py::arg("context") = 0,
            py::arg("parallel") = 1, py::arg("chunk") = 0, py::arg("kv_format") = "auto",
            py::arg("eviction") = std::string(kEvictions[0]),
-           py::arg("prefetch") = std::string(kPredictions[0]), py::arg("moments") = "none",
-           py::arg("lossy") = std::map<std::string, double>())
+           py::arg("prefetch") = std::string(kPredictions[0]), py::arg("adapter_memory") = 0,
+           py::arg("moments") = "none", py::arg("lossy") = std::map<std::string, double>())
       .def_property_readonly("context", [](const Model& m) { return m.plan().context; })
       .def_property_readonly("chunk", [](const Model& m) { return m.plan().chunk; })
       .def_property_readonly("kv_format", [](const Model& m) { return name(m.plan().kv_type); })
@@ -283,6 +285,7 @@ void bind_model(py::module_& module) {
       .def_property_readonly("minimum_bytes", [](const Model& m) { return m.plan().minimum_bytes; })
       .def_property_readonly("resident", [](const Model& m) { return m.plan().resident(); })
       .def("plan", [](const Model& m) { return describe(m.plan()); })
+      .def("adapter", &make_adapter, py::arg("name"), py::arg("parts"))
       .def("sequence", &sequence, py::arg("adapters") = Mix{})
       .def("step", &step, py::arg("rows"))
       .def("logits", &logits, py::arg("sequence"), py::arg("tokens"))

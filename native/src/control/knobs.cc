@@ -115,6 +115,16 @@ constexpr Knob kKnobs[] = {
      "pay: the statistics of a calibration (dictionary), the next layers' own routers (router), or a map "
      "fitted "
      "during calibration (trained). auto: trained where the bundle has it, else router. Changes no output."},
+    {"adapter_memory",
+     KnobKind::bytes,
+     0,
+     0,
+     kMaxBytes,
+     {},
+     "bytes",
+     false,
+     "Memory that is kept for adapters. Without it they take what the experts leave: nothing, where experts "
+     "are read from storage as they are needed."},
     {"isa", KnobKind::choice, "auto", 0, 0, kIsas, "", false,
      "Instruction set of the kernels. auto: the best that this processor runs."},
 };

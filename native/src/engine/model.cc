@@ -26,6 +26,17 @@ ExpertStore::Join join_of(const Recipe& recipe, const Bundle& bundle) {
   };
 }
 
+// Says what to do where adapters do not fit.
+auto with_hint(const auto& make) {
+  try {
+    return make();
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::budget) throw;
+    throw Error(ErrorKind::budget,
+                std::string(error.what()) + "; the knob adapter_memory keeps memory for adapters");
+  }
+}
+
 }  // namespace
 
 Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path, const ModelOptions& options,
@@ -59,7 +70,8 @@ Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path
 
 std::shared_ptr<const Adapter> Model::adapter(const std::string& name,
                                               std::span<const AdapterSource> sources) const {
-  return std::make_shared<const Adapter>(weights_.targets(), sources, runtime_->budget(), name);
+  return with_hint(
+      [&] { return std::make_shared<const Adapter>(weights_.targets(), sources, runtime_->budget(), name); });
 }
 
 std::shared_ptr<KvSequence> Model::sequence(AdapterMix mix) {
@@ -76,7 +88,7 @@ std::shared_ptr<KvSequence> Model::sequence(AdapterMix mix) {
     }
   }
   const std::lock_guard lock(step_mutex_);
-  decoder_.reserve(mix);
+  with_hint([&] { decoder_.reserve(mix); });
   return std::make_shared<KvSequence>(kv_, std::make_shared<const AdapterMix>(std::move(mix)));
 }
 

@@ -39,6 +39,7 @@ struct ModelOptions {
   Prediction prefetch = Prediction::automatic;
   MomentsKind moments = MomentsKind::none;  // what to measure of the model as it runs
   LossyModes lossy{};
+  std::uint64_t adapter_bytes = 0;  // kept for adapters
 };
 
 // The budget, divided.

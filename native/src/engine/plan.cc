@@ -149,11 +149,11 @@ MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const R
   plan.token_bytes = experts.token;
 
   const std::uint64_t limit = runtime.budget()->limit_bytes();
-  const std::uint64_t fixed = runtime.budget()->used_bytes() + plan.dense_bytes + plan.kv_bytes +
-                              plan.state_bytes + plan.sampler_bytes + plan.observation_bytes +
-                              weights.join_bytes +
-                              ExpertStore::index_bytes(options.eviction, experts.by_layer) +
-                              prediction_bytes(options.prefetch, recipe, weights.profile_bytes);
+  const std::uint64_t fixed =
+      runtime.budget()->used_bytes() + plan.dense_bytes + plan.kv_bytes + plan.state_bytes +
+      plan.sampler_bytes + plan.observation_bytes + weights.join_bytes +
+      ExpertStore::index_bytes(options.eviction, experts.by_layer) +
+      prediction_bytes(options.prefetch, recipe, weights.profile_bytes) + options.adapter_bytes;
   const int count = std::reduce(experts.by_layer.begin(), experts.by_layer.end());
   const std::uint64_t two_slots = static_cast<std::uint64_t>(std::min(2, count)) * experts.largest;
   const auto scratch = [&](int chunk) {
@@ -179,6 +179,8 @@ MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const R
             (plan.observation_bytes == 0 ? std::string()
                                          : ", sums of the calibration " + megabytes(plan.observation_bytes) +
                                                " (diagonals alone take less)") +
+            (options.adapter_bytes == 0 ? std::string()
+                                        : ", kept for adapters " + megabytes(options.adapter_bytes)) +
             ", the rest scratch, tokenizer and the list of experts; a smaller context needs less");
   }
   if (options.chunk == 0) {

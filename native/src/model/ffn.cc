@@ -251,7 +251,7 @@ void Decoder::run_experts(int layer, std::span<const ExpertWork> group, std::siz
     const ExpertLayout layout = layout_of(work);
     const std::byte* data = work.lease.data();
     const auto target = [&](ExpertPart part) {
-      return weights_.targets().expert(layer, work.lease.expert(), part);
+      return weights_.targets()->expert(layer, work.lease.expert(), part);
     };
     const Matrix gate{layout.formats.gate, width, hidden(), data, target(ExpertPart::gate)};
     const Matrix up{layout.formats.up, width, hidden(), data + layout.up_offset, target(ExpertPart::up)};
@@ -271,7 +271,7 @@ void Decoder::run_experts(int layer, std::span<const ExpertWork> group, std::siz
   for (const ExpertWork& work : group) {
     const ExpertLayout layout = layout_of(work);
     const Matrix down{layout.formats.down, hidden(), width, work.lease.data() + layout.down_offset,
-                      weights_.targets().expert(layer, work.lease.expert(), ExpertPart::down)};
+                      weights_.targets()->expert(layer, work.lease.expert(), ExpertPart::down)};
     Product& p = products.emplace_back(product(down, inner.slice(work.row, work.count),
                                                s_.expert_out + work.first * hidden(), hidden(),
                                                bias_of(work, layout, 2 * width)));

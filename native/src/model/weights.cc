@@ -308,19 +308,21 @@ std::uint64_t Weights::resident_bytes(const Bundle& bundle, const Recipe& recipe
 Weights::Weights(const Bundle& bundle, const Recipe& recipe, std::shared_ptr<Budget> budget, Reader& reader,
                  const std::function<void()>& poll) {
   read(bundle, std::move(budget), reader, poll);
-  Binder binder(bundle, &files_, &targets_);
+  Targets targets;
+  Binder binder(bundle, &files_, &targets);
   embedding_ = binder.fixed_matrix("embedding", recipe.vocab_size, recipe.hidden_size);
   output_ = recipe.tied_output ? embedding_ : binder.matrix("output", recipe.vocab_size, recipe.hidden_size);
-  if (recipe.tied_output) output_.target = targets_.add("output", {output_.rows, output_.cols});
+  if (recipe.tied_output) output_.target = targets.add("output", {output_.rows, output_.cols});
   output_bias_ = binder.vector_if(recipe.output_bias, "output_bias", recipe.vocab_size);
   final_norm_ = binder.norm(recipe.final_norm, "final_norm", recipe.hidden_size);
   for (int i = 0; i < recipe.num_layers(); ++i) layers_.push_back(bind_layer(binder, recipe, i));
   for (int i = 0; i < recipe.num_layers(); ++i) {
     const FfnRecipe& ffn = recipe.block(i).ffn;
     if (!ffn.is_moe()) continue;
-    targets_.add_experts(i, ffn.num_experts, static_cast<std::size_t>(recipe.hidden_size),
-                         static_cast<std::size_t>(ffn.intermediate_size));
+    targets.add_experts(i, ffn.num_experts, static_cast<std::size_t>(recipe.hidden_size),
+                        static_cast<std::size_t>(ffn.intermediate_size));
   }
+  targets_ = std::make_shared<const Targets>(std::move(targets));
 }
 
 // Each tensor is checked while those behind it are read.

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <variant>
 #include <vector>
@@ -123,7 +124,7 @@ class Weights {
   const Matrix& output() const noexcept { return output_; }
   const float* output_bias() const noexcept { return output_bias_; }
   const NormWeights& final_norm() const noexcept { return final_norm_; }
-  const Targets& targets() const noexcept { return targets_; }
+  const std::shared_ptr<const Targets>& targets() const noexcept { return targets_; }
   const LayerWeights& layer(int i) const { return layers_[static_cast<std::size_t>(i)]; }
   std::uint64_t bytes_read() const noexcept { return bytes_read_; }
 
@@ -137,7 +138,7 @@ class Weights {
   const float* output_bias_ = nullptr;
   NormWeights final_norm_;
   std::vector<LayerWeights> layers_;
-  Targets targets_;
+  std::shared_ptr<const Targets> targets_;
   std::uint64_t bytes_read_ = 0;
 };
 
