@@ -206,7 +206,9 @@ class _Compiler:
         own = self.base.weights(name)
         error = float(np.linalg.norm(values_of(info) - own)) / max(float(np.linalg.norm(own)), 1e-30)
         bits = next(row["bits"] for row in _native.formats() if row["name"] == tensor["format"])
-        if not error < max(0.05, 2.0 ** (1 - bits)):  # more than rounding to this format makes of the same weights
+        if not error < max(
+            0.05, 2.0 ** (1 - bits)
+        ):  # more than rounding to this format makes of the same weights
             raise InvalidArgumentError(
                 f"{info.path}: tensor {info.name!r}: the weights are not the base's ({error:.1%} apart): the adapter is of another "
                 "model, or was saved with weights that were trained, which this version does not run"

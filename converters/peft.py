@@ -84,7 +84,9 @@ class PeftAdapter:
     target_parameters: tuple[str, ...] = ()
     deltas: list[Delta] = field(default_factory=list)
     fused: list[FusedDelta] = field(default_factory=list)
-    base_weights: dict[str, TensorInfo] = field(default_factory=dict)  # by module; PEFT saves them of embeddings
+    base_weights: dict[str, TensorInfo] = field(
+        default_factory=dict
+    )  # by module; PEFT saves them of embeddings
 
 
 def is_peft(path: str | os.PathLike[str]) -> bool:

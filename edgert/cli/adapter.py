@@ -18,17 +18,25 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "adapter",
         help="convert, show and fuse adapters",
-        description="Adapters as PEFT saves them (LoRA and its variants, SHiRA, IA3) for the model of a bundle. `edgert run --adapter` "
+        description="Adapters as PEFT saves them (LoRA, rsLoRA, DoRA, AdaLoRA, VeRA, SHiRA and IA3) for the model of a bundle. `edgert run --adapter` "
         "also takes a PEFT directory as it is; a converted file loads faster and is checked against its base.",
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     convert = actions.add_parser("convert", help="make an adapter file of a PEFT directory")
-    convert.add_argument("adapter", metavar="PEFT_DIR", type=Path)
+    convert.add_argument(
+        "adapter", metavar="PEFT_DIR", type=Path, help="a directory that PEFT's save_pretrained() made"
+    )
     convert.add_argument("output", metavar="OUTPUT", type=Path, help="the file to write, NAME.adapter")
     show = actions.add_parser("show", help="what an adapter file or a PEFT directory changes")
-    show.add_argument("adapter", metavar="ADAPTER", type=Path)
+    show.add_argument("adapter", metavar="ADAPTER", type=Path, help="an adapter file or a PEFT directory")
     fuse = actions.add_parser("fuse", help="make one adapter of several")
-    fuse.add_argument("adapters", metavar="ADAPTER[:SCALE]", type=scaled, nargs="+")
+    fuse.add_argument(
+        "adapters",
+        metavar="ADAPTER[:SCALE]",
+        type=scaled,
+        nargs="+",
+        help="files or PEFT directories (scale: 1)",
+    )
     fuse.add_argument("-o", "--output", metavar="OUTPUT", type=Path, required=True, help="the file to write")
     for action, run_it in ((convert, _convert), (show, _show), (fuse, _fuse)):
         action.add_argument(

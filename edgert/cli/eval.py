@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
                     args.reference, exact=True, **{**knobs, **exactly, "context": model.context}
                 ) as reference:
                     result = evaluate(model, tokens, reference=reference, stride=stride, progress=update)
-                    loss = _loss(args.text, model, reference, result)
+                    if not args.adapter:  # what an adapter changes is no loss
+                        loss = _loss(args.text, model, reference, result)
         if args.json:
             about = {"model": model.name, "reference": args.reference, "lossy": model.lossy_modes}
             print_json({**about, **dataclasses.asdict(result)})

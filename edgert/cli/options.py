@@ -42,7 +42,7 @@ def add_adapter(parser: argparse.ArgumentParser) -> None:
         type=scaled,
         action="append",
         default=[],
-        help="run with an adapter: its file, or a PEFT directory; may be repeated",
+        help="run with an adapter: its file, or a PEFT directory, whose effect is multiplied by SCALE (default: 1); may be repeated",
     )
 
 

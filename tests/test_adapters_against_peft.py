@@ -1,0 +1,88 @@
+"""Adapters that the PEFT library made, against transformers with PEFT; reference.py says how logits are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import F32, convert
+from checkpoints import VARIANTS, by_name, make_checkpoint, prompt_tokens
+from reference import Reference, assert_close, compared, near_ties
+
+import edgert
+
+peft = pytest.importorskip("peft", reason="peft is not installed: adapters that it makes are not compared")
+
+LENGTH = 32
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
+
+CASES: dict[str, Callable[[], Any]] = {
+    "LoRA": lambda: peft.LoraConfig(r=4, lora_alpha=8, target_modules=ATTENTION),
+    "LoRA of the head and the queries": lambda: peft.LoraConfig(r=4, target_modules=["lm_head", "q_proj"]),
+    "rsLoRA with patterns": lambda: peft.LoraConfig(
+        r=4,
+        lora_alpha=8,
+        target_modules=ATTENTION,
+        use_rslora=True,
+        rank_pattern={"q_proj": 2},
+        alpha_pattern={"layers.1.self_attn.q_proj": 3},
+    ),
+    "DoRA": lambda: peft.LoraConfig(r=4, lora_alpha=8, target_modules=ATTENTION, use_dora=True),
+    "LoRA of experts": lambda: peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj"], target_parameters=[GATE_UP, DOWN]
+    ),
+    "LoRA of experts' gate and up": lambda: peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj"], target_parameters=[GATE_UP]
+    ),
+    "LoRA of experts' down": lambda: peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj"], target_parameters=[DOWN]
+    ),
+    "SHiRA": lambda: peft.ShiraConfig(r=4, target_modules=ATTENTION),
+    "IA3": lambda: peft.IA3Config(target_modules=["k_proj", "v_proj"], feedforward_modules=[]),
+    "VeRA": lambda: peft.VeraConfig(r=4, target_modules=["q_proj", "o_proj"]),
+    "AdaLoRA": lambda: peft.AdaLoraConfig(init_r=6, target_modules=ATTENTION, total_step=10),
+}
+
+
+@pytest.fixture(scope="module", params=["qwen3_moe", "olmoe-MHA", "olmoe-square"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint and its f32 bundle; "square" where an expert's gate and up together are."""
+    from dataclasses import replace
+
+    directory = tmp_path_factory.mktemp("variant")
+    if request.param == "olmoe-square":
+        plain = by_name(VARIANTS, "olmoe-MHA")
+        variant = replace(plain, name="olmoe-square", config={**plain.config, "intermediate_size": 36})
+    else:
+        variant = by_name(VARIANTS, request.param)
+    source = make_checkpoint(directory / "checkpoint", variant)
+    return source, convert(source, directory / "model.edgert", **F32)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_equal_those_with_peft(
+    checkpoint: tuple[Path, Path], tmp_path: Path, case: str, record_property: Callable[..., None]
+) -> None:
+    import torch
+
+    source, bundle = checkpoint
+    torch.manual_seed(0)
+    reference = Reference.load(source)
+    tokens = prompt_tokens(LENGTH, reference.model.config.vocab_size)
+    plain, _, _ = reference.forward(tokens)
+    adapted = peft.get_peft_model(reference.model, CASES[case]()).eval()
+    for name, parameter in adapted.named_parameters():
+        if any(part in name for part in ("lora_", "shira_", "ia3_", "vera_lambda")):
+            parameter.data += torch.randn_like(parameter) * 0.1
+    adapted.save_pretrained(tmp_path / "adapter")
+    expected, margins, _ = Reference(adapted).forward(tokens)
+    positions = compared(case, LENGTH, near_ties(expected, margins), record_property)
+
+    with edgert.load(bundle, memory="64MiB", threads=1) as model:
+        model.load_adapter(tmp_path / "adapter")
+        assert_close(model.logits(tokens, adapter="adapter"), expected, positions)
+    assert np.abs(expected - plain).max() > 1e-2 * np.abs(plain).max()
