@@ -130,7 +130,7 @@ def _logits(
 ) -> Iterator[tuple[list[int], "NDArray[np.float32]"]]:
     """Yield some tokens of window[first:] and the logits that predict them, float32 [n, vocab_size]."""
     size = max(1, _CHUNK_BYTES // (4 * model.vocab_size))
-    with closing(model.native.sequence()) as sequence:
+    with closing(model.sequence()) as sequence:
         if first > 1:
             model.native.step([(sequence, window[: first - 1], None)])
         for begin in range(first, len(window), size):
