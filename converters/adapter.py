@@ -224,7 +224,7 @@ class _Compiler:
                 raise UnsupportedError(
                     f"{self.adapter.path}: {module}: adapters of embeddings are not run by this version"
                 )
-            return name
+            return self.matrix(name, module)
         if module == "lm_head" or module.endswith(".lm_head"):
             return "output"
         match = _LAYER.fullmatch(module)
@@ -237,7 +237,12 @@ class _Compiler:
         target = f"layers.{layer}.{_MODULES.get(rest, rest)}"
         if target not in self.base.by_name:
             self.unknown(module)
-        return target
+        return self.matrix(target, module)
+
+    def matrix(self, name: str, module: str) -> str:
+        if len(self.base.by_name[name]["shape"]) != 2:
+            self.unknown(module)
+        return name
 
     def unknown(self, module: str) -> NoReturn:
         raise InvalidArgumentError(
@@ -306,6 +311,9 @@ class _Compiler:
         order = (
             np.arange(rows).reshape(-1, 2, dim // 2).swapaxes(1, 2).reshape(-1)
         )  # the checkpoint's row of each
+        lengths = {len(array) for array in (part.b, part.gain) if array is not None}
+        if lengths - {rows} or (part.rows is not None and part.rows.max() >= rows):
+            return  # refused by what comes next
         if part.b is not None:
             part.b = part.b[order]
         if part.gain is not None:

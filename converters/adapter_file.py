@@ -78,8 +78,11 @@ def read_adapter(path: Path, manifest: Mapping[str, Any]) -> tuple[str, list[Par
         target, _, ending = info.name.rpartition(".")
         if ending not in _ENDINGS or len(info.shape) != _ENDINGS[ending][1]:
             raise CorruptError(f"{path}: tensor {info.name!r} {list(info.shape)}: has no place in an adapter")
-        part = parts.setdefault(target, Part(target))
         name = _ENDINGS[ending][0]
+        wanted = "I32" if name in ("rows", "cols") else "F32"
+        if info.dtype != wanted:
+            raise CorruptError(f"{path}: tensor {info.name!r}: dtype {info.dtype}, allowed is {wanted}")
+        part = parts.setdefault(target, Part(target))
         if getattr(part, name) is not None:
             raise CorruptError(f"{path}: tensor {info.name!r}: {target} has a gain already")
         setattr(part, name, values_of(info))

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _MAX_CONFIG_BYTES = 1 << 20
+_MAX_RANK = 4096
+_MAX_ALPHA = 1e9
 _PREFIX = "base_model.model."
 _BASE_WEIGHT = ".base_layer.weight"
 _DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
@@ -157,10 +159,13 @@ class _Reader:
             self._refuse(option, "this variant of LoRA")
         fused = set(self.adapter.target_parameters)
         for module in self._modules(".lora_A.weight"):
-            a, b = self.take(f"{module}.lora_A.weight", 2), self.take(f"{module}.lora_B.weight", 2)
             name = _name(module)
             parts = name.removesuffix(".base_layer")
-            if fused and parts.endswith(tuple(f".{_parent(target)}" for target in fused)):
+            of_experts = bool(fused) and parts.endswith(tuple(f".{_parent(target)}" for target in fused))
+            if not of_experts:
+                self._check_size(f"{module}.lora_A.weight")
+            a, b = self.take(f"{module}.lora_A.weight", 2), self.take(f"{module}.lora_B.weight", 2)
+            if of_experts:
                 self._fused(name, parts, a, b)
                 continue
             self._check_rank(module, a, b)
@@ -199,8 +204,11 @@ class _Reader:
                 raise CorruptError(
                     f"{self.file}: tensor {module}.shira_indices: shape {list(places.shape)}, needed is [2, {values.shape[0]}]"
                 )
-            if (places != np.floor(places)).any() or (abs(places) >= 2**31).any():
-                raise CorruptError(f"{self.file}: tensor {module}.shira_indices: holds what is no index")
+            odd = (places != np.floor(places)) | (places < 0) | (places >= 2**31)
+            if odd.any():
+                raise CorruptError(
+                    f"{self.file}: tensor {module}.shira_indices: holds {places[odd][0]}, which is no index"
+                )
             rows, cols = (np.ascontiguousarray(row, dtype=np.int32) for row in places)
             if self.config.get("fan_in_fan_out"):
                 rows, cols = cols, rows
@@ -274,7 +282,7 @@ class _Reader:
         self.left.discard(name)
         if len(info.shape) != dimensions or 0 in info.shape:
             raise CorruptError(
-                f"{self.file}: tensor {name!r}: shape {list(info.shape)}; {dimensions} dimensions are needed"
+                f"{self.file}: tensor {name!r}: shape {list(info.shape)}; {dimensions} dimensions, none of them 0, are needed"
             )
         values = values_of(info)
         if not np.isfinite(values).all():
@@ -286,6 +294,14 @@ class _Reader:
         for name in sorted(self.tensors):
             if name.endswith(ending):
                 yield name.removesuffix(ending)
+
+    def _check_size(self, name: str) -> None:
+        """Refuse a rank beyond reason before it is read."""
+        shape = self.tensors[name].shape
+        if shape and shape[0] > _MAX_RANK:
+            raise CorruptError(
+                f"{self.file}: tensor {name!r}: rank {shape[0]}; at most {_MAX_RANK} is allowed"
+            )
 
     def _check_rank(self, module: str, a: "Array", b: "Array") -> None:
         if self.config.get("fan_in_fan_out"):
@@ -302,7 +318,10 @@ class _Reader:
 
     def _alpha(self, module: str) -> float:
         alpha = self.config.get("lora_alpha")
-        for pattern, value in (self.config.get("alpha_pattern") or {}).items():
+        patterns = self.config.get("alpha_pattern") or {}
+        if not isinstance(patterns, dict):
+            raise CorruptError(f"{self.where}: alpha_pattern: an object is needed")
+        for pattern, value in patterns.items():
             if not _PLAIN_NAME.fullmatch(pattern):
                 raise UnsupportedError(
                     f"{self.where}: alpha_pattern: {pattern[:80]!r} is a regular expression; plain names are read"
@@ -311,7 +330,7 @@ class _Reader:
             if module == name or (not pattern.startswith("^") and module.endswith(f".{name}")):
                 alpha = value
                 break
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < _MAX_ALPHA:
             raise CorruptError(f"{self.where}: lora_alpha: found {str(alpha)[:40]!r}, a number is needed")
         return float(alpha)
 

@@ -81,11 +81,12 @@ def test_a_scale_multiplies_what_it_adds(model: Any) -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*every token will wait")
 def test_with_experts_in_storage_the_bits_are_the_same(
     model: Any, tiny_bundle: Path, directories: dict[str, Path]
 ) -> None:
     expected = model.logits(TOKENS, adapter=["one", "sparse"])
-    room = {"adapter_memory": "1MiB", "chunk": CHUNK, "threads": 1}
+    room: dict[str, Any] = {"adapter_memory": "1MiB", "chunk": CHUNK, "threads": 1}
     least = 0
     with edgert.load(tiny_bundle, memory="64MiB", **room) as resident:
         least = resident.minimum_bytes
@@ -97,6 +98,7 @@ def test_with_experts_in_storage_the_bits_are_the_same(
         assert paged.stats()["evictions"] > 0
 
 
+@pytest.mark.filterwarnings("ignore:.*every token will wait")
 def test_without_room_the_knob_is_named_that_makes_some(
     tiny_bundle: Path, directories: dict[str, Path]
 ) -> None:
@@ -143,7 +145,7 @@ def test_a_call_may_choose_others(model: Any) -> None:
 def test_streams_side_by_side_have_each_their_own(model: Any) -> None:
     """No key or value that one has computed is used by another, however they take turns."""
     options = {"max_tokens": 8, "ignore_eos": True}
-    choices = ([], "one", {"one": 0.5}, ["two", "sparse"])
+    choices: tuple[Any, ...] = ([], "one", {"one": 0.5}, ["two", "sparse"])
     alone = [model.generate(TOKENS, adapter=choice, **options).tokens for choice in choices]
     streams = [model.stream(TOKENS, adapter=choice, **options) for choice in choices]
     turns = list(zip(*streams, strict=True))
@@ -259,7 +261,7 @@ def test_sparse_values_that_meet_are_summed_and_gains_multiplied() -> None:
 # --- what it is written for ---------------------------------------------------------------------------
 
 
-SQUARE = {"hidden_size": 80}  # 2 * moe_intermediate_size: gate_up is square
+SQUARE: dict[str, Any] = {"hidden_size": 80}  # 2 * moe_intermediate_size: gate_up is square
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,295 @@
+"""Adapters that are wrong: a typed error that names file and field or tensor, and a model that goes on as before."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import bits
+from peft_directories import LAYERS, PREFIX, Adapter, fused_lora, ia3, lora, shira, vera
+
+import edgert
+from edgert.errors import (
+    CorruptError,
+    EdgertError,
+    InvalidArgumentError,
+    NotFoundError,
+    StorageError,
+    UnsupportedError,
+)
+
+TOKENS = list(range(3, 23))
+Q = f"{PREFIX}model.layers.0.self_attn.q_proj"
+Change = Callable[[Adapter], None]
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_bundle: Path) -> tuple[Any, np.ndarray]:
+    """A model that is loaded all along, and what it answers."""
+    model = edgert.load(tiny_bundle, memory="64MiB", threads=1)
+    return model, bits(model.logits(TOKENS))
+
+
+@pytest.fixture(autouse=True)
+def as_before(loaded: tuple[Any, np.ndarray]) -> Any:
+    """Whatever a case did: nothing was loaded, no memory is gone, the answers are the same."""
+    model, answer = loaded
+    used = model.stats()["used_bytes"]
+    yield
+    assert model.adapters() == []
+    assert model.stats()["used_bytes"] == used
+    np.testing.assert_array_equal(bits(model.logits(TOKENS)), answer)
+
+
+def refused(loaded: tuple[Any, np.ndarray], path: Path, kind: type[EdgertError]) -> str:
+    with pytest.raises(EdgertError) as caught:
+        loaded[0].load_adapter(path, "bad")
+    assert type(caught.value) is kind, repr(caught.value)
+    return str(caught.value)
+
+
+def tensor(name: str, array: Any) -> Change:
+    def change(made: Adapter) -> None:
+        assert name in made.tensors
+        made.tensors[name] = np.ascontiguousarray(array(made.tensors[name]) if callable(array) else array)
+
+    return change
+
+
+def renamed(old: str, new: str) -> Change:
+    """Every tensor of a module goes to another."""
+
+    def change(made: Adapter) -> None:
+        made.tensors = {name.replace(old, new): array for name, array in made.tensors.items()}
+
+    return change
+
+
+def dropped(name: str) -> Change:
+    return lambda made: made.tensors.__delitem__(name)
+
+
+def option(name: str, value: object) -> Change:
+    return lambda made: made.config.__setitem__(name, value)
+
+
+def index(row: int, value: int, dtype: type = np.int32) -> Change:
+    def put(indices: np.ndarray) -> np.ndarray:
+        indices = indices.astype(dtype)
+        indices[row, 7] = value
+        return indices
+
+    return tensor(f"{Q}.shira_indices", put)
+
+
+def doubled(indices: np.ndarray) -> np.ndarray:
+    indices[:, 7] = indices[:, 3]
+    return indices
+
+
+def holed(array: np.ndarray) -> np.ndarray:
+    array.reshape(-1)[5] = np.nan
+    return array
+
+
+FACTORS = (f"{Q}.lora_A.weight", f"{Q}.lora_B.weight")
+CASES: dict[str, tuple[Callable[[], Adapter], Change, type[EdgertError], str]] = {
+    "inputs of another size": (lora, tensor(FACTORS[0], lambda a: a[:, :60]), InvalidArgumentError, "layers.0.attention.q: A: found 120"),
+    "outputs of another size": (lora, tensor(FACTORS[1], lambda b: b[:60]), InvalidArgumentError, "layers.0.attention.q: B: found 120"),
+    "factors of two ranks": (lora, tensor(FACTORS[1], lambda b: b[:, :1]), CorruptError, "lora_A has rank 2, lora_B 1"),
+    "three dimensions": (lora, tensor(FACTORS[0], lambda a: a[None]), CorruptError, "shape [1, 2, 72]; 2 dimensions"),
+    "rank 0": (lora, tensor(FACTORS[0], lambda a: a[:0]), CorruptError, "shape [0, 72]; 2 dimensions, none of them 0"),
+    "a factor alone": (lora, dropped(FACTORS[1]), CorruptError, "q_proj.lora_B.weight' is missing"),
+    "a factor too many": (lora, dropped(FACTORS[0]), UnsupportedError, "q_proj.lora_B.weight': has no place in a LORA adapter"),
+    "NaN": (lora, tensor(FACTORS[0], holed), CorruptError, "q_proj.lora_A.weight': holds a number that is not finite"),
+    "bytes for numbers": (lora, tensor(FACTORS[0], lambda a: a.astype(np.uint8)), UnsupportedError, "q_proj.lora_A.weight': dtype U8"),
+    "an unknown layer": (lora, renamed("layers.0.", f"layers.{LAYERS}."), InvalidArgumentError, f"module 'model.layers.{LAYERS}.self_attn."),
+    "an unknown module": (lora, renamed("layers.0.self_attn.q_proj", "layers.0.self_attn.x_proj"), InvalidArgumentError, "self_attn.x_proj': the base tiny.edgert"),
+    "an unknown expert": (lora, renamed("experts.3.up", "experts.8.up"), InvalidArgumentError, "'layers.1.experts.8.up'"),
+    "a norm": (lora, renamed("layers.0.self_attn.q_proj", "layers.0.self_attn.q_norm"), InvalidArgumentError, "self_attn.q_norm'"),
+    "a norm for VeRA": (vera, renamed("layers.0.self_attn.q_proj", "layers.0.self_attn.q_norm"), InvalidArgumentError, "self_attn.q_norm'"),
+    "embeddings": (lora, renamed("model.layers.0.self_attn.q_proj", "model.embed_tokens"), UnsupportedError, "adapters of embeddings"),
+    "a long name beyond ASCII": (lora, renamed("experts.3.up_proj", "é" * 150), InvalidArgumentError, "has no matrix of this name"),
+    "a module twice": (lora, lambda made: made.tensors.update({name.replace("layers.0", "layers.00"): made.tensors[name] for name in FACTORS}), CorruptError, "layers.00.self_attn.q_proj: stands twice"),
+    "a negative row": (shira, index(0, -1), CorruptError, "q_proj.shira_indices: holds -1, which is no index"),
+    "a negative column of 64 bits": (shira, index(1, -(2**63), np.int64), CorruptError, "holds -9223372036854775808"),
+    "a row beyond the matrix": (shira, index(0, 64), InvalidArgumentError, "layers.0.attention.q: value 7 stands at [64, "),
+    "a column beyond the matrix": (shira, index(1, 72), InvalidArgumentError, ", 72], the matrix is [64, 72]"),
+    "an index beyond int32": (shira, index(0, 2**32, np.int64), CorruptError, "holds 4294967296"),
+    "half an index": (shira, tensor(f"{Q}.shira_indices", lambda i: i.astype(np.float32) + np.float32(0.5)), CorruptError, "which is no index"),
+    "an element twice": (shira, tensor(f"{Q}.shira_indices", doubled), InvalidArgumentError, "layers.0.attention.q: two values stand at ["),
+    "fewer values than indices": (shira, tensor(f"{Q}.shira_weight", lambda v: v[:-1]), CorruptError, "shape [2, 90], needed is [2, 89]"),
+    "NaN among sparse values": (shira, tensor(f"{Q}.shira_weight", holed), CorruptError, "not finite"),
+    "gains of another size": (ia3, tensor(f"{PREFIX}model.layers.0.self_attn.k_proj.ia3_l", lambda g: g[:-1]), InvalidArgumentError, "attention.k: gain: found 31"),
+    "gains along the other side": (ia3, tensor(f"{PREFIX}model.layers.0.self_attn.k_proj.ia3_l", lambda g: g.T), CorruptError, "ia3_l: shape [1, 32]"),
+    "VeRA without its projections": (vera, dropped("base_model.vera_A"), UnsupportedError, "save_projection"),
+    "magnitudes of another size": (lambda: lora(magnitudes=True), tensor(f"{Q}.lora_magnitude_vector", lambda m: m[:-1]), InvalidArgumentError, "the base's matrix is [64, 72]"),
+    "experts of another number": (fused_lora, tensor(f"{PREFIX}model.layers.1.mlp.experts.lora_A.weight", lambda a: a[:-1]), UnsupportedError, "gate_up_proj and down_proj"),
+    "experts of another size": (fused_lora, tensor(f"{PREFIX}model.layers.1.mlp.experts.lora_A.weight", lambda a: a[:, :-1]), InvalidArgumentError, "mlp.experts.down_proj: A and B make [72, 39]"),
+    "no alpha": (lora, option("lora_alpha", None), CorruptError, "lora_alpha: found 'None'"),
+    "an alpha beyond reason": (lora, option("lora_alpha", 10**400), CorruptError, "lora_alpha: found"),
+    "patterns that are none": (lora, option("alpha_pattern", ["q_proj"]), CorruptError, "alpha_pattern: an object is needed"),
+    "a regular expression": (lora, option("alpha_pattern", {"(a+)+b": 1}), UnsupportedError, "alpha_pattern: '(a+)+b' is a regular expression"),
+    "an unknown kind": (lora, option("peft_type", "OFT"), UnsupportedError, "peft_type: found 'OFT'; read are ADALORA, IA3"),
+    "a kind that is no word": (lora, option("peft_type", {"a": 1}), UnsupportedError, "peft_type: found"),
+    "layers trained whole": (lora, option("modules_to_save", ["lm_head"]), UnsupportedError, "modules_to_save: layers that were trained whole"),
+    "trained tokens": (lora, option("trainable_token_indices", [1]), UnsupportedError, "trainable_token_indices"),
+    "trained biases": (lora, option("bias", "all"), UnsupportedError, "bias: found 'all'"),
+    "layers more than once": (lora, option("layer_replication", [[0, 2]]), UnsupportedError, "layer_replication"),
+    "another variant of LoRA": (lora, option("use_qalora", True), UnsupportedError, "use_qalora"),
+    "transposed": (lora, option("fan_in_fan_out", True), UnsupportedError, "fan_in_fan_out"),
+    "nothing": (lora, lambda made: made.tensors.clear(), CorruptError, "holds no tensor of an adapter"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_wrong_adapter_is_refused(loaded: tuple[Any, np.ndarray], tmp_path: Path, case: str) -> None:
+    make, change, kind, complaint = CASES[case]
+    made = make()
+    change(made)
+    message = refused(loaded, made.write(tmp_path / "bad"), kind)
+    assert complaint in message, message
+
+
+def test_indices_in_any_order_are_fine(tiny_bundle: Path, tmp_path: Path) -> None:
+    """And as floats, as PEFT on Windows writes them."""
+    made, backwards = shira(), shira()
+    for name, array in made.tensors.items():
+        backwards.tensors[name] = np.ascontiguousarray(array[..., ::-1].astype(np.float32))
+    with edgert.load(tiny_bundle, memory="64MiB", threads=1) as model:
+        model.load_adapter(made.write(tmp_path / "one"))
+        model.load_adapter(backwards.write(tmp_path / "two"))
+        one, two = (bits(model.logits(TOKENS, adapter=name)) for name in ("one", "two"))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_a_rank_of_a_million_is_not_read(loaded: tuple[Any, np.ndarray], tmp_path: Path) -> None:
+    directory = lora().write(tmp_path / "bad")
+    shapes = {FACTORS[0]: (1_000_000, 72), FACTORS[1]: (64, 1_000_000)}
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 4 * shape[0] * shape[1]
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with (directory / "adapter_model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "rank 1000000; at most 4096" in refused(loaded, directory, CorruptError)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1])
+def test_a_truncated_adapter(loaded: tuple[Any, np.ndarray], tmp_path: Path, kept: int) -> None:
+    directory = lora().write(tmp_path / "bad")
+    weights = directory / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    assert str(weights) in refused(loaded, directory, CorruptError)
+
+
+class _Bomb:
+    """What runs where somebody unpickles it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (pytest.fail, ("the pickle was executed",))
+
+
+def test_a_pickle_is_never_read(loaded: tuple[Any, np.ndarray], tmp_path: Path) -> None:
+    directory = lora().write(tmp_path / "bad")
+    weights = directory / "adapter_model.safetensors"
+    weights.write_bytes(pickle.dumps(_Bomb()))
+    refused(loaded, directory, CorruptError)
+    weights.rename(directory / "adapter_model.bin")
+    assert "adapters are read from safetensors" in refused(loaded, directory, NotFoundError)
+    refused(loaded, directory / "adapter_model.bin", CorruptError)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b'{"peft_type": ', b"[" * 100_000, b'{"r": 1, "r": 2}', b"\xff"]
+)
+def test_a_configuration_that_is_none(loaded: tuple[Any, np.ndarray], tmp_path: Path, text: bytes) -> None:
+    directory = lora().write(tmp_path / "bad")
+    (directory / "adapter_config.json").write_bytes(text)
+    assert "adapter_config.json" in refused(loaded, directory, CorruptError)
+
+
+def test_an_adapter_of_another_model(loaded: tuple[Any, np.ndarray], tmp_path: Path) -> None:
+    made = fused_lora(hidden_size=80)
+    assert "the base's matrix is" in refused(loaded, made.write(tmp_path / "bad"), InvalidArgumentError)
+
+
+# --- converted ones -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tiny_bundle: Path, tmp_path: Path) -> Path:
+    from edgert.adapters import read_parts
+    from edgert.bundle import Bundle
+    from edgert.converters.adapter_file import write_adapter
+
+    manifest = Bundle.open(tiny_bundle).manifest
+    kind, parts = read_parts(shira().write(tmp_path / "peft"), tiny_bundle, manifest)
+    write_adapter(tmp_path / "a.adapter", kind, parts, manifest)
+    return tmp_path / "a.adapter"
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, np.ndarray]], None]) -> Path:
+    """`change` what the metadata say, and the tensors."""
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    with safe_open(path, "np") as opened:
+        about = json.loads(opened.metadata()["edgert.adapter"])
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    change(about, tensors)
+    save_file(tensors, path, {"edgert.adapter": json.dumps(about)})
+    return path
+
+
+ROWS = "layers.0.attention.q.shira_rows"
+FILE_CASES: dict[str, tuple[Callable[[dict[str, Any], dict[str, np.ndarray]], Any], type[EdgertError], str]] = {
+    "a newer format": (lambda about, _: about.update(version=2), UnsupportedError, "format version 2, this edgert reads up to 1"),
+    "no version": (lambda about, _: about.pop("version"), CorruptError, "version, kind and base are needed"),
+    "another base": (lambda about, _: about["base"].update(final_norm="0" * 16), InvalidArgumentError, "made for another model"),
+    "no base": (lambda about, _: about.update(base={}), InvalidArgumentError, "made for another model"),
+    "a stranger": (lambda _, t: t.update(x=t[ROWS]), CorruptError, "tensor 'x' [90]: has no place in an adapter"),
+    "rows that are no integers": (lambda _, t: t.update({ROWS: t[ROWS].astype(np.float32)}), CorruptError, "dtype F32, allowed is I32"),
+    "rows of 64 bits": (lambda _, t: t.update({ROWS: t[ROWS].astype(np.int64)}), CorruptError, "dtype I64, allowed is I32"),
+    "no rows": (lambda _, t: t.pop(ROWS), CorruptError, "shira_weight, shira_rows and shira_cols go together"),
+    "fewer rows": (lambda _, t: t.update({ROWS: t[ROWS][:-1].copy()}), InvalidArgumentError, "as many rows and columns as values"),
+    "a row that is not there": (lambda _, t: t[ROWS].__setitem__(0, -5), InvalidArgumentError, "value 0 stands at [-5, "),
+    "an unknown matrix": (lambda _, t: t.update({"layers.9.attention.q.gain": np.ones(64, np.float32)}), InvalidArgumentError, "'layers.9.attention.q'"),
+    "a long name beyond ASCII": (lambda _, t: t.update({"x" + "é" * 150 + ".gain": np.ones(64, np.float32)}), InvalidArgumentError, "this model has no matrix 'xéé"),
+    "half a pair of factors": (lambda _, t: t.update({"output.lora_A": np.ones((1, 72), np.float32)}), CorruptError, "output: lora_A and lora_B go together"),
+    "NaN": (lambda _, t: t["layers.0.attention.q.shira_weight"].__setitem__(3, np.nan), InvalidArgumentError, "value 3 is not finite"),
+    "two gains": (lambda _, t: t.update({"output.gain": np.ones(320, np.float32), "output.gain_without_bias": np.ones(320, np.float32)}), CorruptError, "output has a gain already"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FILE_CASES)
+def test_a_wrong_file_is_refused(loaded: tuple[Any, np.ndarray], file: Path, case: str) -> None:
+    change, kind, complaint = FILE_CASES[case]
+    message = refused(loaded, rewrite(file, change), kind)
+    assert complaint in message, message
+
+
+def test_a_file_of_something_else(loaded: tuple[Any, np.ndarray], file: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "peft" / "adapter_model.safetensors"
+    assert "not an adapter file" in refused(loaded, weights, CorruptError)
+    file.write_bytes(file.read_bytes()[:-1])
+    refused(loaded, file, CorruptError)
+    refused(loaded, tmp_path / "gone.adapter", NotFoundError)
+
+
+def test_a_place_that_cannot_be_written(tiny_bundle: Path, tmp_path: Path) -> None:
+    from edgert.bundle import Bundle
+    from edgert.converters.adapter_file import write_adapter
+
+    with pytest.raises(StorageError, match="cannot be written"):
+        write_adapter(tmp_path / "gone" / "a.adapter", "LORA", [], Bundle.open(tiny_bundle).manifest)
