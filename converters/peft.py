@@ -32,6 +32,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_RANK = 4096
+_CHANGE_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 _MAX_ALPHA = 1e9
 _PREFIX = "base_model.model."
 _BASE_WEIGHT = ".base_layer.weight"
@@ -157,6 +158,12 @@ class _Reader:
         """`lora_A` [rank, in], `lora_B` [out, rank], times alpha / rank; rsLoRA alpha / sqrt(rank); DoRA has a magnitude."""
         for option in ("use_qalora", "use_bdlora", "lora_bias", "alora_invocation_tokens", "arrow_config"):
             self._refuse(option, "this variant of LoRA")
+        start = self._text("init_lora_weights") or ""
+        if start.lower().startswith(_CHANGE_THE_BASE):
+            raise UnsupportedError(
+                f"{self.where}: init_lora_weights: found {start[:40]!r}, which changes the base's weights; save the adapter with "
+                "path_initial_model_for_weight_conversion, which makes plain LoRA of it"
+            )
         fused = set(self.adapter.target_parameters)
         for module in self._modules(".lora_A.weight"):
             name = _name(module)

@@ -144,6 +144,7 @@ CASES: dict[str, tuple[Callable[[], Adapter], Change, type[EdgertError], str]] =
     "layers more than once": (lora, option("layer_replication", [[0, 2]]), UnsupportedError, "layer_replication"),
     "another variant of LoRA": (lora, option("use_qalora", True), UnsupportedError, "use_qalora"),
     "transposed": (lora, option("fan_in_fan_out", True), UnsupportedError, "fan_in_fan_out"),
+    "factors that belong to changed weights": (lora, option("init_lora_weights", "pissa_niter_16"), UnsupportedError, "init_lora_weights: found 'pissa_niter_16'"),
     "nothing": (lora, lambda made: made.tensors.clear(), CorruptError, "holds no tensor of an adapter"),
 }  # fmt: skip
 
