@@ -320,6 +320,17 @@ TEST_CASE("an adapter that does not fit its matrix is refused by its target") {
       q + "stands twice"));
 }
 
+TEST_CASE("a mix that does not fit takes nothing from those that do") {
+  Random random(8);
+  Step step(3);
+  const AdapterMix small{{{step.adapter(Numbers::low_rank(2, random), "small"), 1}}};
+  const AdapterMix big{{{step.adapter(Numbers::low_rank(256, random), "big"), 1}}};
+  const auto expected = step.run({small});
+  step.budget->hold(step.budget->available_bytes() - 1000);
+  static_cast<void>(error_of(ErrorKind::budget, [&] { step.run({big}); }));
+  CHECK(step.run({small}) == expected);
+}
+
 TEST_CASE("an adapter's memory is the budget's, and comes back") {
   Step step(2);
   Random random(1);

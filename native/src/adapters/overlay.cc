@@ -32,8 +32,7 @@ void Overlay::reserve(const AdapterMix& mix) {
   if (adapters == adapters_ && rank == rank_) return;
   const std::size_t listed = max_rows_ * adapters;
   const std::size_t spaces = static_cast<std::size_t>(threads_) * max_rows_ * kTile;
-  memory_ = {};
-  adapters_ = rank_ = 0;
+  // Sequences that are there already need what there is: it goes once there is more.
   memory_ = Buffer(budget_, (3 * listed + max_rows_ * rank + spaces) * sizeof(float), "adapters' scratch");
   adapters_ = adapters;
   rank_ = rank;
