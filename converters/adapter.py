@@ -28,6 +28,15 @@ _MODULES = {
     "self_attn.k_proj": "attention.k",
     "self_attn.v_proj": "attention.v",
     "self_attn.o_proj": "attention.o",
+    "self_attn.out_proj": "attention.o",
+    "self_attn.q_a_proj": "attention.q_a",
+    "self_attn.q_b_proj": "attention.q_b",
+    "self_attn.kv_a_proj_with_mqa": "attention.kv_a",
+    "conv.in_proj": "conv.in",
+    "conv.out_proj": "conv.o",
+    "feed_forward.w1": "ffn.gate",
+    "feed_forward.w3": "ffn.up",
+    "feed_forward.w2": "ffn.down",
     "mlp.gate": "router",
     "mlp.router": "router",
     "block_sparse_moe.gate": "router",
@@ -109,11 +118,13 @@ class _Base:
     path: Path
     manifest: dict[str, Any]
     by_name: dict[str, dict[str, Any]] = field(init=False)
-    by_source: dict[str, str] = field(init=False)
+    by_source: dict[str, list[str]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.by_name = {tensor["name"]: tensor for tensor in self.manifest["tensors"]}
-        self.by_source = {tensor["source"]: tensor["name"] for tensor in self.manifest["tensors"]}
+        self.by_source = {}
+        for tensor in self.manifest["tensors"]:
+            self.by_source.setdefault(tensor["source"], []).append(tensor["name"])
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -218,8 +229,14 @@ class _Compiler:
 
     def target(self, module: str) -> str:
         """The bundle's name of a module's matrix."""
-        name = self.base.by_source.get(f"{module}.weight")
-        if name is not None:
+        names = self.base.by_source.get(f"{module}.weight")
+        if names is not None:
+            if len(names) > 1:
+                raise UnsupportedError(
+                    f"{self.adapter.path}: {module}: the bundle has its weights in several matrices ({', '.join(names)}), and this "
+                    "version runs no adapters of such"
+                )
+            (name,) = names
             if name == "embedding":
                 raise UnsupportedError(
                     f"{self.adapter.path}: {module}: adapters of embeddings are not run by this version"

@@ -32,6 +32,15 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_RANK = 4096
+_VARIANTS = (
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+)
+# Values of init_lora_weights that change the weights of the base as training begins.
 _CHANGE_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 _MAX_ALPHA = 1e9
 _PREFIX = "base_model.model."
@@ -156,7 +165,7 @@ class _Reader:
 
     def lora(self) -> None:
         """`lora_A` [rank, in], `lora_B` [out, rank], times alpha / rank; rsLoRA alpha / sqrt(rank); DoRA has a magnitude."""
-        for option in ("use_qalora", "use_bdlora", "lora_bias", "alora_invocation_tokens", "arrow_config"):
+        for option in (*_VARIANTS, "lora_bias"):
             self._refuse(option, "this variant of LoRA")
         start = self._text("init_lora_weights") or ""
         if start.lower().startswith(_CHANGE_THE_BASE):
