@@ -35,3 +35,7 @@ class BudgetError(EdgertError, MemoryError):
 
 class CancelledError(EdgertError):
     """The work was cancelled."""
+
+
+class QueueFullError(EdgertError):
+    """More requests wait than the engine takes; the same one may succeed later."""
