@@ -1,8 +1,9 @@
 """What the routes share."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
@@ -35,7 +36,15 @@ class ServerState:
     models: ModelRegistry
     metrics: Metrics
     limits: Limits
+    started: float = field(default_factory=time.monotonic)
     draining: bool = False
+    failure: str | None = None  # why what is loaded at the start was not
+    loaded: bool = False  # what is loaded at the start
+    active: int = 0  # requests under way
+
+    @property
+    def ready(self) -> bool:
+        return self.loaded and not self.draining
 
     @asynccontextmanager
     async def acquire(self, model: str | None) -> AsyncIterator[LoadedModel]:
