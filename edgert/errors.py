@@ -38,4 +38,4 @@ class CancelledError(EdgertError):
 
 
 class QueueFullError(EdgertError):
-    """More requests wait than the engine takes; the same one may succeed later."""
+    """Too many requests wait already; try again later."""

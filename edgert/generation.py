@@ -31,8 +31,8 @@ _COUNTERS = (
 class Piece:
     """What one token adds: `text` may be empty while a character or a stop string is incomplete.
 
-    The last piece has a `finish_reason`: "stop" (end of sequence or a stop string), "length" or "cancelled"; its `token`
-    is None where no token came with it. `logprob` and `top_logprobs` [(token, logprob), …] are of the distribution
+    The last piece has a `finish_reason`: "stop" (end of sequence or a stop string), "length", "cancelled" or, of
+    an Engine, "error"; its `token` is None where no token came with it. `logprob` and `top_logprobs` [(token, logprob), …] are of the distribution
     before temperature and penalties, None unless asked for.
     """
 
@@ -62,19 +62,47 @@ class _Clock:
     decode_steps: int = 0
 
 
-@dataclass
-class _Text:
-    """The text of the tokens, cut at a stop string."""
+class Reply:
+    """From drawn tokens to pieces of text: where stop strings cut it and when it is at its end.
 
-    detokenizer: Detokenizer | None
-    stops: StopStrings
+    `detokenizer` has seen what the text goes on from; None: no text, tokens only. `limit` is the most tokens.
+    """
 
-    def push(self, token: int) -> str:
-        return self.stops.push(self.detokenizer.push(token)) if self.detokenizer else ""
+    def __init__(
+        self, sampling: Sampling, detokenizer: Detokenizer | None, limit: int, ends: frozenset[int]
+    ) -> None:
+        self.sampling = sampling
+        self.limit = limit
+        self.ends = ends
+        self.count = 0
+        self._detokenizer = detokenizer
+        self._stops = StopStrings(sampling.stop)
 
-    def finish(self) -> str:
-        rest = self.stops.push(self.detokenizer.finish()) if self.detokenizer else ""
-        return rest + self.stops.finish()
+    def take(self, sample: _native.Sample, *, last: bool = False) -> Piece:
+        """What `sample` adds; it has a finish_reason where it is the last one, and where `last` says so."""
+        self.count += 1
+        text = self._stops.push(self._detokenizer.push(sample.token)) if self._detokenizer else ""
+        reason = None
+        if last or sample.token in self.ends or self._stops.found is not None:
+            reason = "stop"
+        elif self.count >= self.limit:
+            reason = "length"
+        if reason is not None:
+            text += self.rest()
+            if self._stops.found is not None:
+                reason = "stop"
+        if self.sampling.logprobs is None:
+            return Piece(text, sample.token, finish_reason=reason)
+        return Piece(text, sample.token, sample.logprob, sample.top, reason)
+
+    def end(self, reason: str) -> Piece:
+        """The last piece where it comes without a token."""
+        return Piece(self.rest(), finish_reason=reason)
+
+    def rest(self) -> str:
+        """What was held back, at the end."""
+        held = self._stops.push(self._detokenizer.finish()) if self._detokenizer else ""
+        return held + self._stops.finish()
 
 
 @dataclass
@@ -96,15 +124,13 @@ class Stream(Iterator[Piece]):
         self,
         model: "Model",
         prompt: Sequence[int],
-        sampling: Sampling,
-        detokenizer: Detokenizer | None,
+        reply: Reply,
         adapter: "AdapterChoice" = None,
     ) -> None:
         self._model = model
         self._adapter = adapter
         self._prompt = list(prompt)
-        self._sampling = sampling
-        self._text = _Text(detokenizer, StopStrings(sampling.stop))
+        self._reply = reply
         self._clock = _Clock()
         self._drawn = _Drawn()
         self._before = model.counters_to_start_from()
@@ -129,7 +155,7 @@ class Stream(Iterator[Piece]):
     def result(self) -> Generation:
         """What came so far; finish_reason is None while the stream goes on."""
         drawn = self._drawn
-        wanted = self._sampling.logprobs is not None
+        wanted = self._reply.sampling.logprobs is not None
         return Generation(
             "".join(drawn.texts),
             list(drawn.tokens),
@@ -174,29 +200,19 @@ class Stream(Iterator[Piece]):
                 self._after = self._model.stats()
 
     def _draw(self, sequence: Any) -> Iterator[Piece]:
-        sampling = self._sampling
-        limit = self._model.context - len(self._prompt)
-        if sampling.max_tokens is not None:
-            limit = min(limit, sampling.max_tokens)
-        ends = frozenset() if sampling.ignore_eos else self._model.eos_token_ids
-        sampler = _native.Sampler(sampling.native())
+        sampler = _native.Sampler(self._reply.sampling.native())
         sampler.accept(self._prompt)
         tokens = self._prompt
-        for count in range(1, limit + 1):
+        while True:
             sample = self._step(sequence, tokens, sampler)
             if sample is None:
-                yield Piece(self._text.finish(), finish_reason="cancelled")
+                yield self._reply.end("cancelled")
                 return
-            text = self._text.push(sample.token)
-            reason = None
-            if sample.token in ends or self._text.stops.found is not None:
-                reason = "stop"
-            elif count == limit:
-                reason = "length"
-            if reason is not None:
-                text += self._text.finish()
-            yield self._piece(sample, text, "stop" if self._text.stops.found is not None else reason)
-            if reason is not None:
+            piece = self._reply.take(sample)
+            if piece.logprob is not None and piece.top_logprobs is not None:
+                self._drawn.logprobs.append((piece.logprob, piece.top_logprobs))
+            yield piece
+            if piece.finish_reason is not None:
                 return
             tokens = [sample.token]
 
@@ -226,9 +242,3 @@ class Stream(Iterator[Piece]):
             except CancelledError:  # meant for this stream, or came too late for the one before: then again
                 continue
         return None
-
-    def _piece(self, sample: "_native.Sample", text: str, reason: str | None) -> Piece:
-        if self._sampling.logprobs is None:
-            return Piece(text, sample.token, finish_reason=reason)
-        self._drawn.logprobs.append((sample.logprob, sample.top))
-        return Piece(text, sample.token, sample.logprob, sample.top, reason)

@@ -22,7 +22,7 @@ from edgert.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from edgert.generation import Generation, Stream
+from edgert.generation import Generation, Reply, Stream
 from edgert.machine import measured
 from edgert.sampling import Sampling, defaults_from
 from edgert.settings import Layers, knobs
@@ -314,12 +314,12 @@ class Model(ABC):
 
         Raises InvalidArgumentError for ids outside the vocabulary and for more of them than the context holds.
         """
-        tokens = self._checked(token_ids)
+        tokens = self.checked(token_ids)
         if len(tokens) > self.context:
             raise InvalidArgumentError(
                 f"token_ids: found {len(tokens)} tokens, the context holds {self.context}"
             )
-        self._check_adapter(adapter)
+        self.check_adapter(adapter)
         return self._logits(tokens, adapter)
 
     def embed(
@@ -392,19 +392,19 @@ class Model(ABC):
     def _load_adapter(self, path: Path, name: str) -> AdapterInfo:
         raise self._unable("it takes no adapters")
 
-    def _check_adapter(self, adapter: AdapterChoice) -> None:
+    def check_adapter(self, adapter: AdapterChoice) -> None:
         """Refuse names of adapters that are not there."""
         if adapter is not None:
             self._adapters().mix(adapter)
 
     @abstractmethod
     def step(
-        self, stream: Stream, sequence: Any, tokens: list[int], sampler: _native.Sampler
+        self, stream: object, sequence: Any, tokens: list[int], sampler: _native.Sampler
     ) -> _native.Sample:
         """Run `tokens` of one stream and draw the next. Raises CancelledError when interrupt(stream) came."""
 
     @abstractmethod
-    def interrupt(self, stream: Stream) -> None:
+    def interrupt(self, stream: object) -> None:
         """Stop the step in progress if it is `stream`'s. Takes no lock, so a signal handler may call it."""
 
     @abstractmethod
@@ -425,23 +425,33 @@ class Model(ABC):
     def _start(
         self, tokens: list[int], options: Mapping[str, Any], adapter: AdapterChoice, *, primed: bool
     ) -> Stream:
-        self._check_adapter(adapter)
+        self.check_adapter(adapter)
         sampling = Sampling.of(options, self.sampling_defaults, self.vocab_size)
-        if len(tokens) >= self.context:
-            raise InvalidArgumentError(self._too_long(str(len(tokens))))
+        stream = Stream(self, tokens, self.reply(tokens, sampling, primed=primed), adapter)
+        self._streams.add(stream)
+        return stream
+
+    def reply(self, prompt: Sequence[int], sampling: Sampling, *, primed: bool) -> Reply:
+        """The reply to `prompt`, to be filled; `primed`: its text goes on from the prompt's.
+
+        Raises InvalidArgumentError for a prompt that leaves no room, UnsupportedError for stop strings without tokenizer.
+        """
+        limit = self.context - len(prompt)
+        if limit <= 0:
+            raise InvalidArgumentError(self._too_long(str(len(prompt))))
+        if sampling.max_tokens is not None:
+            limit = min(limit, sampling.max_tokens)
         if sampling.stop and self._tokenizer is None:
             raise UnsupportedError(f"{self.path}: stop strings need a tokenizer, and the bundle has none")
         detokenizer = self._tokenizer.stream() if self._tokenizer is not None else None
         if primed and detokenizer is not None:
-            for token in tokens[-_PRIMING_TOKENS:]:
+            for token in prompt[-_PRIMING_TOKENS:]:
                 detokenizer.push(token)
-        stream = Stream(self, tokens, sampling, detokenizer, adapter)
-        self._streams.add(stream)
-        return stream
+        return Reply(sampling, detokenizer, limit, frozenset() if sampling.ignore_eos else self.eos_token_ids)
 
     def _prompt_tokens(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):
-            return self._checked(prompt)
+            return self.checked(prompt)
         tokens = self._encoded(prompt)
         if tokens:
             return tokens
@@ -460,7 +470,7 @@ class Model(ABC):
             if found > self.context:
                 raise InvalidArgumentError(self._too_long(f"more than {found}"))
         tokens = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return self._checked(tokens) if tokens else []
+        return self.checked(tokens) if tokens else []
 
     def _too_long(self, found: str) -> str:
         return (
@@ -468,7 +478,8 @@ class Model(ABC):
             "(see context=, --context)"
         )
 
-    def _checked(self, tokens: Iterable[int]) -> list[int]:
+    def checked(self, tokens: Iterable[int]) -> list[int]:
+        """`tokens` as a list; raises InvalidArgumentError where it is empty or holds what is no token id."""
         if not isinstance(tokens, Iterable):
             raise InvalidArgumentError(f"prompt: found {type(tokens).__name__}, allowed is text or token ids")
         ids = []

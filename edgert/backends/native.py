@@ -10,7 +10,6 @@ from edgert import _native
 from edgert.adapters import AdapterChoice, AdapterInfo, AdapterSet, read_parts
 from edgert.bundle import Bundle
 from edgert.errors import InvalidArgumentError
-from edgert.generation import Stream
 from edgert.lossy import names
 from edgert.model import Model, tokenizer_of
 from edgert.units import format_bytes
@@ -34,7 +33,7 @@ class NativeModel(Model):
     backend = "edgert"
 
     def __init__(self, bundle: Bundle, knob_values: Mapping[str, Any], *, moments: str = "none") -> None:
-        self._stepping: Stream | None = None
+        self._stepping: object | None = None
         stated = {name: value for name, value in knob_values.items() if value not in (None, "auto")}
         tokenizer = tokenizer_of(bundle)
         for_runtime = {arg: stated[name] for name, arg in _RUNTIME_KNOBS.items() if name in stated}
@@ -96,7 +95,7 @@ class NativeModel(Model):
         return self._adapter_set.add(self.native, name, kind, path, parts)
 
     def step(
-        self, stream: Stream, sequence: _native.Sequence, tokens: list[int], sampler: _native.Sampler
+        self, stream: object, sequence: _native.Sequence, tokens: list[int], sampler: _native.Sampler
     ) -> _native.Sample:
         with self._lock:
             self._stepping = stream
@@ -107,7 +106,7 @@ class NativeModel(Model):
         assert sample is not None  # the row has a sampler
         return sample
 
-    def interrupt(self, stream: Stream) -> None:
+    def interrupt(self, stream: object) -> None:
         native = self._native
         if self._stepping is stream and native is not None:
             native.cancel()

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import numpy
     import numpy.typing
 
-    from edgert.generation import Stream
 
 _SPARE_BYTES = 16 << 20  # of the library itself
 _RUN_TOKENS = 1024  # of one run: enough to keep the cores busy, and its activations stay near the caches
@@ -289,10 +288,10 @@ class Encoder(Model):
     def sequence(self, adapter: AdapterChoice = None) -> Any:
         self._no_text()
 
-    def step(self, stream: "Stream", sequence: Any, tokens: list[int], sampler: Any) -> Any:
+    def step(self, stream: object, sequence: Any, tokens: list[int], sampler: Any) -> Any:
         self._no_text()
 
-    def interrupt(self, stream: "Stream") -> None:
+    def interrupt(self, stream: object) -> None:
         self._no_text()
 
     def logits(self, token_ids: Sequence[int], *, adapter: AdapterChoice = None) -> Any:
