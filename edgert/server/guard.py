@@ -269,5 +269,7 @@ class _Reply:
         await self({"type": "http.response.body", "body": b""})
 
     async def whole(self, response: Any) -> None:
-        await self({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+        await self(
+            {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
+        )
         await self({"type": "http.response.body", "body": response.body})
