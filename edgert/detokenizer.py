@@ -55,14 +55,17 @@ class _ByteLevel:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: str) -> list[str]:
-        try:
-            data = bytes(_BYTES[character] for character in token)
-        except KeyError:  # an added token in plain letters
-            data = token.encode()
-        return [self._decoder.decode(data)]
+        return [self._decoder.decode(_level_bytes(token))]
 
     def finish(self) -> list[str]:
         return [self._decoder.decode(b"", final=True)]
+
+
+def _level_bytes(token: str) -> bytes:
+    try:
+        return bytes(_BYTES[character] for character in token)
+    except KeyError:  # an added token in plain letters
+        return token.encode()
 
 
 class _ByteFallback:
@@ -219,6 +222,18 @@ class Detokenizer:
         for step in self._steps[first:]:
             strings = [out for string in strings for out in step.push(string)]
         return "".join(strings)
+
+
+def bytes_of(token: str, steps: Sequence[Callable[[], Step]]) -> bytes:
+    """What the string of one token adds within a text, whole characters or not."""
+    if _ByteLevel in steps:
+        return _level_bytes(token)
+    byte = _BYTE_TOKEN.fullmatch(token) if _ByteFallback in steps else None
+    if byte is not None:
+        return bytes([int(byte[1], 16)])
+    within = Detokenizer(("a", token).__getitem__, steps)
+    within.push(0)  # what begins a text may be treated apart
+    return (within.push(1) + within.finish()).encode()
 
 
 class StopStrings:

@@ -6,7 +6,7 @@ import threading
 import warnings
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, overload
@@ -198,7 +198,7 @@ class Model(ABC):
 
     def stream(self, prompt: Prompt, *, adapter: AdapterChoice = None, **sampling: Any) -> Stream:
         """Like generate(), but returns an iterator over Piece, one a token; its `result` sums up."""
-        return self._start(self._prompt_tokens(prompt), sampling, adapter, primed=True)
+        return self._start(self.prompt_tokens(prompt), sampling, adapter, primed=True)
 
     @overload
     def chat(
@@ -321,6 +321,12 @@ class Model(ABC):
             )
         self.check_adapter(adapter)
         return self._logits(tokens, adapter)
+
+    def logits_by_parts(
+        self, token_ids: Sequence[int], *, first: int = 0, adapter: AdapterChoice = None
+    ) -> "Iterator[numpy.typing.NDArray[numpy.float32]]":
+        """logits() of the positions from `first` on, in parts of a bounded size, whatever the vocabulary."""
+        yield self.logits(token_ids, adapter=adapter)[first:]
 
     def embed(
         self,
@@ -449,7 +455,8 @@ class Model(ABC):
                 detokenizer.push(token)
         return Reply(sampling, detokenizer, limit, frozenset() if sampling.ignore_eos else self.eos_token_ids)
 
-    def _prompt_tokens(self, prompt: Prompt) -> list[int]:
+    def prompt_tokens(self, prompt: Prompt) -> list[int]:
+        """What generate() runs for `prompt`; raises its errors."""
         if not isinstance(prompt, str):
             return self.checked(prompt)
         tokens = self._encoded(prompt)

@@ -12,7 +12,7 @@ import tokenizers
 
 from edgert.allocator import return_free_memory
 from edgert.chat import ChatTemplate
-from edgert.detokenizer import Detokenizer, plan
+from edgert.detokenizer import Detokenizer, bytes_of, plan
 from edgert.errors import CorruptError, EdgertError, InvalidArgumentError, UnsupportedError
 
 _MAX_FILE_BYTES = 128 << 20
@@ -101,6 +101,13 @@ class Tokenizer:
         if self._steps is None:
             raise UnsupportedError("the tokenizer of an encoder gives no text back")
         return Detokenizer(self._text_token, self._steps)
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return what `token` adds within a text, which may be part of a character; a special token's name."""
+        string: str | None = self._library.id_to_token(token) if 0 <= token < 1 << 32 else None
+        if string is None:
+            return b""
+        return string.encode() if string in self._special else bytes_of(string, self._steps or ())
 
     def token_id(self, token: str | None) -> int | None:
         """Return the id of a token given as it is written in the vocabulary."""

@@ -2,7 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ _RUNTIME_KNOBS = {
     "direct_io": "direct_io",
     "isa": "isa",
 }
+_PART_BYTES = 8 << 20  # of f32 logits at a time
 _MODEL_KNOBS = ("context", "parallel", "chunk", "kv_format", "eviction", "prefetch", "adapter_memory")
 
 
@@ -118,6 +120,20 @@ class NativeModel(Model):
                 return self.native.logits(sequence, tokens)  # type: ignore[no-any-return]
         finally:
             sequence.close()
+
+    def logits_by_parts(
+        self, token_ids: Sequence[int], *, first: int = 0, adapter: AdapterChoice = None
+    ) -> "Iterator[numpy.typing.NDArray[numpy.float32]]":
+        tokens = self.checked(token_ids)
+        size = max(1, _PART_BYTES // (4 * self.vocab_size))
+        with closing(self.sequence(adapter)) as sequence:
+            if first > 0:
+                with self._lock:
+                    self.native.step([(sequence, tokens[:first], None)])
+            for begin in range(first, len(tokens), size):
+                with self._lock:
+                    part = self.native.logits(sequence, tokens[begin : begin + size])
+                yield part
 
     def _stats(self) -> dict[str, Any]:
         return {

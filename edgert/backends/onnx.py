@@ -279,7 +279,7 @@ class Encoder(Model):
     def _no_text(self) -> NoReturn:
         raise self._unable("it is an encoder and generates no text (see embed and encode)")
 
-    def _prompt_tokens(self, prompt: object) -> list[int]:
+    def prompt_tokens(self, prompt: object) -> list[int]:
         self._no_text()
 
     def chat(self, messages: object, **options: Any) -> Any:
@@ -295,6 +295,11 @@ class Encoder(Model):
         self._no_text()
 
     def logits(self, token_ids: Sequence[int], *, adapter: AdapterChoice = None) -> Any:
+        self._no_text()
+
+    def logits_by_parts(
+        self, token_ids: Sequence[int], *, first: int = 0, adapter: AdapterChoice = None
+    ) -> Any:
         self._no_text()
 
     def _logits(self, tokens: list[int], adapter: AdapterChoice) -> Any:
