@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgert.adapters import AdapterChoice
     from edgert.generation import Piece
     from edgert.model import Model
-    from edgert.server.openai_logprobs import Scored
+    from edgert.scoring import Scored
 
 _MAX_TOKENS = 16  # where the request does not say, as OpenAI's
 
@@ -53,7 +53,7 @@ class _Choice:
         self.texts.append(piece.text)
         self.finish_reason = piece.finish_reason
         if self.logprobs is not None and piece.token is not None and piece.logprob is not None:
-            self.logprobs.add(piece.token, (piece.logprob, piece.top_logprobs or ()))
+            self.logprobs.add(piece.token, (piece.logprob, piece.top_logprobs or []))
 
     def take(self) -> dict[str, Any]:
         """What came since the last time, as OpenAI has it."""
@@ -169,8 +169,8 @@ async def _echo(
     model: "Model", adapter: "AdapterChoice", choices: Sequence[_Choice], fields: Mapping[str, Any]
 ) -> None:
     """Begin every choice with its prompt and, where wanted, with the log-probabilities of it."""
-    top = fields.get("logprobs")
-    scored: dict[int, list[Scored | None]] = {}
+    top = fields.get("logprobs", 0)
+    scored: dict[int, Sequence[Scored | None]] = {}
     left = threading.Event()
     try:
         for choice in choices:

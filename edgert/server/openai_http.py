@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from edgert.server import errors
-from edgert.server.openai_fields import Object
+from edgert.server.openai_fields import Object, refused
 from edgert.server.state import ServerState, read_json
 
 _KEEP_ALIVE_S = 15.0  # a comment while a long prompt is run, for proxies that give up on silence
@@ -99,7 +99,10 @@ class Route:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        values = self._fields.check(await read_json(request, self._state.limits), "")
+        given = await read_json(request, self._state.limits)
+        if b"\\u0000" in await request.body():
+            _refuse_nul(given, "")
+        values = self._fields.check(given, "")
         reply = Reply(send)
         await _until_left(receive, self._answer(request, values, reply), reply)
 
@@ -115,6 +118,18 @@ class Route:
             await reply.end()
         finally:
             reply.quiet()
+
+
+def _refuse_nul(value: object, where: str) -> None:
+    if isinstance(value, str) and "\0" in value:
+        raise refused(f"{where}: character {value.index(chr(0))} is NUL", where)
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _refuse_nul(name, f"{where} (a key)")
+            _refuse_nul(item, f"{where}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _refuse_nul(item, f"{where}[{index}]")
 
 
 async def _until_left(receive: Receive, work: Coroutine[Any, Any, None], reply: Reply) -> None:
