@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
+from edgert.errors import InvalidArgumentError
 from edgert.scoring import score
 from edgert.server.models import LoadedModel
+from edgert.server.openai_fields import refused
 from edgert.server.openai_http import Reply, dumps
 from edgert.server.openai_logprobs import CompletionLogprobs
 from edgert.server.openai_work import (
@@ -156,11 +158,15 @@ def _prompts(model: "Model", given: str | list[Any], wanted: int) -> list[_Promp
     several = isinstance(given, list) and not isinstance(given[0], int)
     prompts = []
     for place, one in enumerate(given if several else [given]):
-        if isinstance(one, str):
-            prompt = _Prompt(one, model.prompt_tokens(one))
-        else:
-            prompt = _Prompt(model.tokenizer.decode(one), model.prompt_tokens(one))
-        check_length(len(prompt.tokens) - (wanted == 0), model, f"prompt[{place}]" if several else "prompt")
+        param = f"prompt[{place}]" if several else "prompt"
+        text = one if isinstance(one, str) else model.tokenizer.decode(one)
+        if isinstance(one, list):
+            check_length(len(one) - (wanted == 0), model, param)
+        try:
+            prompt = _Prompt(text, model.prompt_tokens(one))
+        except InvalidArgumentError as error:
+            raise refused(f"{param}: {error}", param) from None
+        check_length(len(prompt.tokens) - (wanted == 0), model, param)
         prompts.append(prompt)
     return prompts
 

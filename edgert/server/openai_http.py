@@ -12,6 +12,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
+from edgert.errors import InvalidArgumentError
 from edgert.server import errors
 from edgert.server.openai_fields import Object, refused
 from edgert.server.state import ServerState, read_json
@@ -111,13 +112,20 @@ class Route:
             await self._handler(self._state, request, values, reply)
         except Exception as error:
             if not reply.can_fail:
-                raise
+                raise self._placed(error) from error
             if errors.of(error).status == 500:
                 _LOG.exception("%s failed within its reply", request.url.path)
             await reply.event(f"data: {dumps(errors.body(error))}\n\n")
             await reply.end()
         finally:
             reply.quiet()
+
+    def _placed(self, error: Exception) -> Exception:
+        """With the field that the message opens with as its param."""
+        field = str(error).partition(":")[0]
+        if isinstance(error, InvalidArgumentError) and field in self._fields.fields:
+            return refused(str(error), field)
+        return error
 
 
 def _refuse_nul(value: object, where: str) -> None:
