@@ -16,7 +16,9 @@ _MODELS = Setting("models", "texts", "the models to serve", ())
 SERVER = (
     Setting("host", "text", "the address to listen on (default: 127.0.0.1)", "127.0.0.1"),
     Setting("port", "int", "the port; 0: any free one (default: 8343)", 8343, 0, 65535),
-    Setting("api_key_file", "text", "a file of keys, one a line, of which every request has to bear one", None),
+    Setting(
+        "api_key_file", "text", "a file of keys, one a line, of which every request has to bear one", None
+    ),
     Setting(
         "allow_unauthenticated",
         "bool",
@@ -45,14 +47,18 @@ SERVER = (
         unit="s",
     ),
     Setting("queue", "int", "requests that may wait for a model; more get 503", 64, 1, 100_000),
-    Setting(
-        "max_body", "bytes", "the largest body of a request (default: 4MiB)", 4 << 20, 1024, 1 << 28
-    ),
+    Setting("max_body", "bytes", "the largest body of a request (default: 4MiB)", 4 << 20, 1024, 1 << 28),
     Setting("max_connections", "int", "connections at a time", 256, 1, 100_000),
     Setting("header_timeout", "float", "seconds for a request's headers", 10.0, 0.1, 3600, unit="s"),
     Setting("body_timeout", "float", "seconds for a request's body", 30.0, 0.1, 3600, unit="s"),
     Setting(
-        "send_timeout", "float", "seconds that a client may leave what it is sent unread", 60.0, 0.1, 3600, unit="s"
+        "send_timeout",
+        "float",
+        "seconds that a client may leave what it is sent unread",
+        60.0,
+        0.1,
+        3600,
+        unit="s",
     ),
     Setting(
         "drain_timeout",
@@ -63,8 +69,15 @@ SERVER = (
         3600,
         unit="s",
     ),
-    Setting("log_format", "choice", "lines for people, or one JSON object each", "text", choices=("text", "json")),
-    Setting("device", "text", "the device profile that states memory, context and kernels where nothing else does", None),
+    Setting(
+        "log_format", "choice", "lines for people, or one JSON object each", "text", choices=("text", "json")
+    ),
+    Setting(
+        "device",
+        "text",
+        "the device profile that states memory, context and kernels where nothing else does",
+        None,
+    ),
 )
 SETTINGS = (_MODELS, *SERVER)
 
@@ -237,7 +250,9 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
     lines = [line.strip() for line in content.splitlines()]
     keys = tuple(line for line in lines if line and not line.startswith(b"#"))
     if not keys or len(content) > _MAX_KEY_FILE_BYTES:
-        raise InvalidArgumentError(f"api_key_file: {path} holds no key, or more than {_MAX_KEY_FILE_BYTES} bytes")
+        raise InvalidArgumentError(
+            f"api_key_file: {path} holds no key, or more than {_MAX_KEY_FILE_BYTES} bytes"
+        )
     for number, key in enumerate(keys, start=1):
         if len(key) < _MIN_KEY_CHARACTERS or not all(33 <= byte <= 126 for byte in key):
             raise InvalidArgumentError(

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from edgert.errors import (
@@ -44,9 +45,7 @@ class ApiError(Exception):
 def body(error: BaseException) -> dict[str, Any]:
     """The object that says `error`; the last event of a stream that fails holds it too."""
     known = of(error)
-    return {
-        "error": {"message": known.message, "type": known.kind, "param": known.param, "code": known.code}
-    }
+    return {"error": {"message": known.message, "type": known.kind, "param": known.param, "code": known.code}}
 
 
 def response(error: BaseException) -> Response:
@@ -61,6 +60,8 @@ def of(error: BaseException) -> ApiError:
     """`error` as a client is to see it."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, HTTPException):  # the router's: no such method
+        return ApiError(error.status_code, error.detail, code="http", headers=error.headers)
     if isinstance(error, QueueFullError):
         return unavailable(str(error), "queue_full")
     if isinstance(error, BudgetError):
@@ -80,6 +81,4 @@ def of(error: BaseException) -> ApiError:
 
 def unavailable(message: str, code: str) -> ApiError:
     """503: the same request may succeed soon."""
-    return ApiError(
-        503, message, kind="server_error", code=code, headers={"Retry-After": str(RETRY_AFTER_S)}
-    )
+    return ApiError(503, message, kind="server_error", code=code, headers={"Retry-After": str(RETRY_AFTER_S)})

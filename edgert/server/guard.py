@@ -8,6 +8,7 @@ import asyncio
 import hmac
 import ipaddress
 import itertools
+import re
 import secrets
 import socket
 import time
@@ -33,6 +34,8 @@ _CORS = {
     b"access-control-allow-headers": b"authorization, content-type, x-api-key, x-request-id",
     b"access-control-max-age": b"600",
 }
+
+_HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9._-]{1,253}))(?::\d{1,5})?")
 
 Headers = Mapping[bytes, list[bytes]]
 
@@ -201,10 +204,9 @@ class Rules:
 
 
 def host_name(host: str) -> str:
-    """A Host header without its port, and an IPv6 address without its brackets."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
+    """A Host header without its port, and an IPv6 address without its brackets; empty for what is none."""
+    match = _HOST.fullmatch(host)
+    return "" if match is None else match[1] or match[2]
 
 
 def _is_address(name: str) -> bool:
@@ -269,5 +271,7 @@ class _Reply:
         await self({"type": "http.response.body", "body": b""})
 
     async def whole(self, response: Any) -> None:
-        await self({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+        await self(
+            {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
+        )
         await self({"type": "http.response.body", "body": response.body})

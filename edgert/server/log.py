@@ -5,6 +5,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 _MAX_PATH = 100
@@ -17,7 +18,12 @@ class RequestLog:
         self._json = form == "json"
 
     def request(
-        self, request_id: str, scope: Mapping[str, Any], status: int, seconds: float, summary: Mapping[str, Any]
+        self,
+        request_id: str,
+        scope: Mapping[str, Any],
+        status: int,
+        seconds: float,
+        summary: Mapping[str, Any],
     ) -> None:
         client = scope.get("client")
         self._write(
@@ -39,9 +45,17 @@ class RequestLog:
     def failure(self, request_id: str, error: BaseException) -> None:
         """An error that is ours; where it arose is told, what the request said is not."""
         frames = traceback.extract_tb(error.__traceback__)[-4:]
-        where = " < ".join(f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in reversed(frames))
+        where = " < ".join(
+            f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in reversed(frames)
+        )
         self._write(
-            {"event": "error", "id": request_id, "kind": type(error).__name__, "message": str(error)[:500], "at": where}
+            {
+                "event": "error",
+                "id": request_id,
+                "kind": type(error).__name__,
+                "message": str(error)[:500],
+                "at": where,
+            }
         )
 
     def _write(self, row: dict[str, Any]) -> None:
@@ -52,10 +66,8 @@ class RequestLog:
             said = row.pop("message", "")
             rest = " ".join(f"{key}={_plain(value)}" for key, value in row.items())
             line = " ".join(part for part in (f"edgert: {name}:", said, rest) if part)
-        try:
+        with suppress(OSError):  # a full disk or a reader that has gone must not stop the service
             print("".join(c if c.isprintable() else "\ufffd" for c in line), file=sys.stderr, flush=True)
-        except OSError:
-            pass  # a full disk or a reader that has gone must not stop the service
 
 
 def _plain(value: object) -> str:

@@ -85,7 +85,9 @@ class Metrics:
         self.finished = Counter(
             "edgert_generations_total", "Generations ended, by reason", ("model", "reason")
         )
-        self.request_seconds = Histogram("edgert_request_seconds", "From a request's arrival to its last byte")
+        self.request_seconds = Histogram(
+            "edgert_request_seconds", "From a request's arrival to its last byte"
+        )
         self.first_token_seconds = Histogram(
             "edgert_time_to_first_token_seconds", "From a request's arrival to its first token"
         )

@@ -150,7 +150,8 @@ class ModelRegistry:
         for name, entry in self._entries.items():
             cards.append(ModelCard(name, entry.created, entry.state))
             cards += [
-                ModelCard(f"{name}:{adapter}", entry.created, entry.state, name) for adapter in _adapters(entry)
+                ModelCard(f"{name}:{adapter}", entry.created, entry.state, name)
+                for adapter in _adapters(entry)
             ]
         return cards
 

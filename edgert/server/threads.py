@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -25,10 +26,8 @@ async def on_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
             outcome: tuple[Callable[[Any], None], Any] = (future.set_exception, error)
         else:
             outcome = (future.set_result, result)
-        try:
+        with suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(settle, *outcome)
-        except RuntimeError:
-            pass  # the loop has ended
 
     threading.Thread(target=run, name="edgert-work", daemon=True).start()
     return await future
