@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgert.engine import Engine
+from edgert.errors import EdgertError
 from edgert.model import load
 from edgert.server import errors, openai_routes
 from edgert.server.configuration import Configuration, ServedModel
@@ -24,7 +25,9 @@ from edgert.server.metrics import Metrics
 from edgert.server.models import ModelRegistry, Opened, Opener
 from edgert.server.state import Limits, ServerState
 
-MEMORY = 64 << 20
+import plain_parser
+
+MEMORY = 256 << 20
 
 
 class Daemon:
@@ -44,7 +47,7 @@ class Daemon:
 
         app = Starlette(
             routes=openai_routes.routes(self.state),
-            exception_handlers={errors.ApiError: failed, errors.EdgertError: failed},
+            exception_handlers={errors.ApiError: failed, EdgertError: failed},
         )
         self._server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
         self._thread = threading.Thread(target=self._server.run)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
+from edgert.errors import InvalidArgumentError
 from edgert.scoring import score
 from edgert.server.models import LoadedModel
+from edgert.server.openai_fields import refused
 from edgert.server.openai_http import Reply, dumps
 from edgert.server.openai_logprobs import CompletionLogprobs
 from edgert.server.openai_work import (
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from edgert.adapters import AdapterChoice
     from edgert.generation import Piece
     from edgert.model import Model
-    from edgert.server.openai_logprobs import Scored
+    from edgert.scoring import Scored
 
 _MAX_TOKENS = 16  # where the request does not say, as OpenAI's
 
@@ -53,7 +55,7 @@ class _Choice:
         self.texts.append(piece.text)
         self.finish_reason = piece.finish_reason
         if self.logprobs is not None and piece.token is not None and piece.logprob is not None:
-            self.logprobs.add(piece.token, (piece.logprob, piece.top_logprobs or ()))
+            self.logprobs.add(piece.token, (piece.logprob, piece.top_logprobs or []))
 
     def take(self) -> dict[str, Any]:
         """What came since the last time, as OpenAI has it."""
@@ -156,11 +158,15 @@ def _prompts(model: "Model", given: str | list[Any], wanted: int) -> list[_Promp
     several = isinstance(given, list) and not isinstance(given[0], int)
     prompts = []
     for place, one in enumerate(given if several else [given]):
-        if isinstance(one, str):
-            prompt = _Prompt(one, model.prompt_tokens(one))
-        else:
-            prompt = _Prompt(model.tokenizer.decode(one), model.prompt_tokens(one))
-        check_length(len(prompt.tokens) - (wanted == 0), model, f"prompt[{place}]" if several else "prompt")
+        param = f"prompt[{place}]" if several else "prompt"
+        text = one if isinstance(one, str) else model.tokenizer.decode(one)
+        if isinstance(one, list):
+            check_length(len(one) - (wanted == 0), model, param)
+        try:
+            prompt = _Prompt(text, model.prompt_tokens(one))
+        except InvalidArgumentError as error:
+            raise refused(f"{param}: {error}", param) from None
+        check_length(len(prompt.tokens) - (wanted == 0), model, param)
         prompts.append(prompt)
     return prompts
 
@@ -169,8 +175,8 @@ async def _echo(
     model: "Model", adapter: "AdapterChoice", choices: Sequence[_Choice], fields: Mapping[str, Any]
 ) -> None:
     """Begin every choice with its prompt and, where wanted, with the log-probabilities of it."""
-    top = fields.get("logprobs")
-    scored: dict[int, list[Scored | None]] = {}
+    top = fields.get("logprobs", 0)
+    scored: dict[int, Sequence[Scored | None]] = {}
     left = threading.Event()
     try:
         for choice in choices:

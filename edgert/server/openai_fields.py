@@ -366,10 +366,8 @@ class AnyOf(Kind):
     def check(self, value: Any, where: str) -> Any:
         fitting = [kind for kind in self.kinds if type(value) in kind.types]
         if len(fitting) > 1 and type(value) is list and value:
-            first = [
-                kind for kind in fitting if isinstance(kind, ListOf) and type(value[0]) in kind.item.types
-            ]
-            fitting = first or fitting
+            lists = [kind for kind in fitting if isinstance(kind, ListOf)]
+            fitting = [kind for kind in lists if type(value[0]) in kind.item.types] or fitting
         if not fitting:
             raise self.wrong(value, where)
         return fitting[0].check(value, where)

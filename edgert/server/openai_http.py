@@ -12,8 +12,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
+from edgert.errors import InvalidArgumentError
 from edgert.server import errors
-from edgert.server.openai_fields import Object
+from edgert.server.openai_fields import Object, refused
 from edgert.server.state import ServerState, read_json
 
 _KEEP_ALIVE_S = 15.0  # a comment while a long prompt is run, for proxies that give up on silence
@@ -99,7 +100,10 @@ class Route:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        values = self._fields.check(await read_json(request, self._state.limits), "")
+        given = await read_json(request, self._state.limits)
+        if b"\\u0000" in await request.body():
+            _refuse_nul(given, "")
+        values = self._fields.check(given, "")
         reply = Reply(send)
         await _until_left(receive, self._answer(request, values, reply), reply)
 
@@ -108,13 +112,32 @@ class Route:
             await self._handler(self._state, request, values, reply)
         except Exception as error:
             if not reply.can_fail:
-                raise
+                raise self._placed(error) from error
             if errors.of(error).status == 500:
                 _LOG.exception("%s failed within its reply", request.url.path)
             await reply.event(f"data: {dumps(errors.body(error))}\n\n")
             await reply.end()
         finally:
             reply.quiet()
+
+    def _placed(self, error: Exception) -> Exception:
+        """With the field that the message opens with as its param."""
+        field = str(error).partition(":")[0]
+        if isinstance(error, InvalidArgumentError) and field in self._fields.fields:
+            return refused(str(error), field)
+        return error
+
+
+def _refuse_nul(value: object, where: str) -> None:
+    if isinstance(value, str) and "\0" in value:
+        raise refused(f"{where}: character {value.index(chr(0))} is NUL", where)
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _refuse_nul(name, f"{where} (a key)")
+            _refuse_nul(item, f"{where}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _refuse_nul(item, f"{where}[{index}]")
 
 
 async def _until_left(receive: Receive, work: Coroutine[Any, Any, None], reply: Reply) -> None:

@@ -1,13 +1,12 @@
 """Log-probabilities as the two routes that have them write them."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgert.generation import Piece
+    from edgert.scoring import Scored
     from edgert.tokenizer import Tokenizer
 
-Scored = tuple[float, Sequence[tuple[int, float]]]  # of a token; of the likeliest in its place
 _LEAST = -9999.0  # what JSON has for minus infinity
 
 
@@ -18,9 +17,10 @@ def finite(logprob: float) -> float:
 def entry(tokenizer: "Tokenizer", piece: "Piece") -> dict[str, Any]:
     """Of one token, for a chat: the likeliest in its place with it."""
     assert piece.token is not None and piece.logprob is not None
+    top = piece.top_logprobs or ()
     return {
-        **_token(tokenizer, piece.token, piece.logprob),
-        "top_logprobs": [_token(tokenizer, token, logprob) for token, logprob in piece.top_logprobs or ()],
+        **_token(tokenizer, piece.token, dict(top).get(piece.token, piece.logprob)),
+        "top_logprobs": [_token(tokenizer, token, logprob) for token, logprob in top],
     }
 
 
@@ -44,7 +44,7 @@ class CompletionLogprobs:
         self._top: list[dict[str, float] | None] = []
         self._offsets: list[int] = []
 
-    def add(self, token: int, scored: Scored | None) -> None:
+    def add(self, token: int, scored: "Scored | None") -> None:
         """`scored` is None of the first token of a prompt, which nothing foretells."""
         name = self._name(token)
         self._tokens.append(name)
@@ -54,10 +54,8 @@ class CompletionLogprobs:
             self._logprobs.append(None)
             self._top.append(None)
             return
-        logprob, top = scored
-        best = {self._name(other): finite(value) for other, value in top}
-        best[name] = finite(logprob)
-        self._logprobs.append(finite(logprob))
+        best = {self._name(other): finite(value) for other, value in scored[1]}
+        self._logprobs.append(best.setdefault(name, finite(scored[0])))
         self._top.append(best)
 
     def take(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import edgert
-from edgert.errors import QueueFullError
+from edgert.errors import QueueFullError, UnsupportedError
 from edgert.generation import Piece
 from edgert.sampling import Sampling
 from edgert.server.errors import ApiError, unavailable
@@ -21,7 +21,7 @@ from edgert.server.openai_fields import refused
 
 if TYPE_CHECKING:
     from edgert.adapters import AdapterChoice
-    from edgert.engine import Engine, Job
+    from edgert.engine import Job
     from edgert.model import Model
     from edgert.server.metrics import Metrics
     from edgert.server.openai_messages import Conversation
@@ -138,7 +138,9 @@ class Jobs:
     def __init__(
         self, loaded: LoadedModel, adapter: "AdapterChoice", works: Sequence[Work], metrics: "Metrics"
     ) -> None:
-        self._engine: Engine = loaded.engine
+        if loaded.engine is None:
+            raise UnsupportedError(f"model {loaded.name}: generates no text; see /v1/embeddings")
+        self._engine = loaded.engine
         self._model = loaded.model.name
         self._adapter = adapter
         self._waiting = deque(enumerate(works))
@@ -158,7 +160,7 @@ class Jobs:
         await self._submit()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, *error: object) -> None:
         jobs = list(self._jobs.items())
         for _, job in jobs:
             job.cancel()
