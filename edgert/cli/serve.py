@@ -1,10 +1,14 @@
 """edgert serve: the daemon."""
 
 import argparse
+from typing import TYPE_CHECKING, Any
 
 from edgert.cli.options import Subparsers, add_knobs, add_settings, knob_flags
 from edgert.cli.terminal import note
 from edgert.server.configuration import SERVER
+
+if TYPE_CHECKING:
+    from edgert.server.configuration import Configuration
 
 
 def register(subparsers: Subparsers) -> argparse.ArgumentParser:
@@ -27,13 +31,7 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from edgert.server.configuration import SETTINGS, Configuration, device_of
-    from edgert.settings import Layers
-
-    given = {setting.name: getattr(args, setting.name) for setting in SETTINGS}
-    layers = Layers.read()
-    configuration = Configuration.of(given, layers)
-    knobs = knob_flags(args)
+    configuration, knobs = configured(args)
     try:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
@@ -44,4 +42,16 @@ def run(args: argparse.Namespace) -> int:
     from edgert.server.run import run as serve
 
     opening.check_sources(configuration)
-    return serve(configuration, opening.knobs_of(knobs, device_of(given, layers)))
+    return serve(configuration, knobs)
+
+
+def configured(args: argparse.Namespace) -> "tuple[Configuration, dict[str, Any]]":
+    """The configuration and the engine's knobs as flags, variables, files and the device profile say."""
+    from edgert.server.configuration import SETTINGS, Configuration, device_of
+    from edgert.server.knobs import knobs_of
+    from edgert.settings import Layers
+
+    given = {setting.name: getattr(args, setting.name) for setting in SETTINGS}
+    layers = Layers.read()
+    configuration = Configuration.of(given, layers)
+    return configuration, knobs_of(knob_flags(args), device_of(given, layers))

@@ -1,6 +1,7 @@
 """What the daemon writes to stderr, for people, journald or a program. Never a prompt, an answer or a key."""
 
 import json
+import logging
 import sys
 import time
 import traceback
@@ -68,6 +69,21 @@ class RequestLog:
             line = " ".join(part for part in (f"edgert: {name}:", said, rest) if part)
         with suppress(OSError):  # a full disk or a reader that has gone must not stop the service
             print("".join(c if c.isprintable() else "\ufffd" for c in line), file=sys.stderr, flush=True)
+
+
+class Handler(logging.Handler):
+    """What libraries log, as lines of a RequestLog."""
+
+    def __init__(self, log: RequestLog) -> None:
+        super().__init__(logging.WARNING)
+        self._to = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            self._to.failure(record.name, error)
+        else:
+            self._to.event("library", record.getMessage()[:500], source=record.name)
 
 
 def _plain(value: object) -> str:

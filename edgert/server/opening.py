@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgert import _native, settings
+from edgert import _native
 from edgert.bundle import Bundle, installed, locate
-from edgert.errors import EdgertError
+from edgert.errors import EdgertError, NotFoundError
 from edgert.server.configuration import Configuration, ServedModel
 from edgert.server.models import Opened, Opener
 
@@ -58,29 +58,6 @@ class Loading:
         return Opened(model, engine, budget_bytes, tuple(adapter.name for adapter in served.adapters))
 
 
-def knobs_of(given: Mapping[str, Any], device: str | None) -> dict[str, Any]:
-    """Flags, variables and files; what none of them says as the device profile states it."""
-    from edgert.model import knob_values
-
-    values = knob_values(given)
-    if device is not None:
-        for name, value in profile_knobs(device).items():
-            if values[name] is None:
-                values[name] = value
-    return values
-
-
-def profile_knobs(device: str) -> dict[str, Any]:
-    from edgert.devices import load_device
-
-    profile = load_device(device)
-    stated: dict[str, Any] = {"context": profile.bundle.context_tokens, "isa": profile.cpu.isa}
-    if profile.bundle.memory_mib is not None:
-        stated["memory"] = profile.bundle.memory_mib << 20
-    rows = {setting.name: setting for setting in settings.knobs()}
-    return {name: rows[name].check(value, f"device {device}: {name}") for name, value in stated.items()}
-
-
 def resolved(source: str) -> str:
     from edgert import caches
 
@@ -93,8 +70,6 @@ def check_sources(configuration: Configuration) -> None:
         locate(resolved(served.source))
         for adapter in served.adapters:
             if not adapter.path.exists():
-                from edgert.errors import NotFoundError
-
                 raise NotFoundError(f"{adapter.path}: no such adapter")
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ from edgert.server import notify
 from edgert.server.app import create_app
 from edgert.server.configuration import Configuration
 from edgert.server.connections import protocol
-from edgert.server.log import RequestLog
+from edgert.server.log import Handler, RequestLog
 from edgert.server.metrics import Metrics
 from edgert.server.models import ModelRegistry
 from edgert.server.opening import Loading, every_installed
@@ -71,6 +72,7 @@ class Daemon:
         loading = Loading(knobs, configuration.queue)
         self._configuration = configuration
         self._log = RequestLog(configuration.log_format)
+        logging.getLogger().handlers = [Handler(self._log)]
         found = None if configuration.models else every_installed
         self.state = ServerState(
             configuration,
