@@ -168,7 +168,7 @@ def test_heads_that_come_too_slowly_are_refused(daemon: Daemon) -> None:
     with daemon.connect() as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\n")
         answered = received(connection, 5)
-    assert answered.startswith(b"HTTP/1.1 408 ")
+    assert b"HTTP/1.1 408 " in answered
 
 
 @pytest.mark.usefixtures("neighbour")
@@ -178,7 +178,7 @@ def test_a_second_head_has_no_more_time_than_the_first(daemon: Daemon) -> None:
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
         connection.sendall(b"GET /he")
         answered = received(connection, 5)
-    assert answered.startswith(b"HTTP/1.1 408 ")
+    assert b"HTTP/1.1 408 " in answered
 
 
 def test_connections_beyond_the_limit_are_answered_503(daemon: Daemon) -> None:

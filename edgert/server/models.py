@@ -188,10 +188,11 @@ class ModelRegistry:
             while (entry := self._least_recent()) and time.monotonic() - entry.used_at >= self._keep_alive_s:
                 await self._unload(entry)
 
-    def cancel_all(self) -> None:
+    async def cancel_all(self) -> None:
         """End every generation, within a token."""
-        for _, opened in self.opened():
-            opened.model.cancel()
+        await asyncio.gather(
+            *(on_thread(opened.engine.close) for _, opened in self.opened() if opened.engine is not None)
+        )
 
     async def close(self) -> None:
         """Unload everything, whoever uses it."""

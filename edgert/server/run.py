@@ -162,7 +162,7 @@ class Daemon:
             await asyncio.sleep(0.02)
         if state.active:
             self._log.event("stopping", f"{state.active} requests are cancelled")
-            state.models.cancel_all()
+            await state.models.cancel_all()
             until = time.monotonic() + 2
             while state.active and time.monotonic() < until:
                 await asyncio.sleep(0.02)
