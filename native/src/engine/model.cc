@@ -176,11 +176,11 @@ void Model::run_chunks(std::span<const StepRow> rows, const StepSink& sink, cons
     };
     const std::int64_t start = row.sequence->length();
     for (std::int64_t at = row.sequence->computed(); at < start; ++at)
-      add(at, *row.sequence->token(at), false, {r, 0});
+      add(at, row.sequence->token(at), false, {r, 0});
     for (std::size_t t = 0; t < row.tokens.size(); ++t) {
       const bool last = t + 1 == row.tokens.size();
       const std::int64_t at = start + static_cast<std::int64_t>(t);
-      if (std::int32_t* kept = row.sequence->token(at)) *kept = row.tokens[t];
+      row.sequence->token(at) = row.tokens[t];
       add(at, row.tokens[t], row.wanted == Wanted::all || (row.wanted == Wanted::last && last), {r, t});
     }
   }
