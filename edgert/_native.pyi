@@ -202,9 +202,11 @@ class Adapter:
 
     name: str
     bytes: int
+    fingerprint: int  # of its contents
 
 class Sequence:
     length: int
+    fingerprint: int  # of its adapters' contents and scales: what is computed with equal ones has equal bits; 0 for none
     def rewind(self, length: int) -> None: ...
     def close(self) -> None: ...
 

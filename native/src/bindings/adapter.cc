@@ -54,6 +54,7 @@ std::shared_ptr<Adapter> make_adapter(const Model& model, const std::string& nam
 void bind_adapter(py::module_& module) {
   py::class_<Adapter, std::shared_ptr<Adapter>>(module, "Adapter")
       .def_property_readonly("name", &Adapter::name)
+      .def_property_readonly("fingerprint", &Adapter::fingerprint)
       .def_property_readonly("bytes", &Adapter::bytes);
 }
 
