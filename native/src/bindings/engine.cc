@@ -127,6 +127,7 @@ void bind_engine(py::module_& module) {
   bind_sequence(module);
   bind_adapter(module);
   bind_model(module);
+  bind_scheduler(module);
 }
 
 }  // namespace edgert

@@ -52,7 +52,7 @@ std::vector<std::byte*> pieces(std::byte* base, std::size_t bytes, std::int64_t 
 
 std::uint64_t KvPool::kv_bytes(const KvLayout& layout, const Shape& shape) {
   const std::uint64_t bytes = product(layout.block_bytes, static_cast<std::uint64_t>(shape.blocks()));
-  return std::min(bytes + KvBlocks::table_bytes(shape.blocks()), kUnaddressable);
+  return std::min(bytes + round_up(KvBlocks::table_bytes(shape.blocks()), page_size()), kUnaddressable);
 }
 
 std::uint64_t KvPool::state_bytes(const StateLayout& layout, const Shape& shape) {
@@ -120,10 +120,11 @@ void KvSequence::reserve(std::int64_t tokens) {
   }
   const std::int64_t needed = (tokens + kKvBlockTokens - 1) / kKvBlockTokens - num_blocks();
   const KvBlocks::Counts there = pool_->blocks();
-  throw Error(ErrorKind::budget, "the KV cache is full: " + std::to_string(std::max<std::int64_t>(needed, 1)) +
-                                     " more blocks of " + std::to_string(kKvBlockTokens) +
-                                     " tokens are needed, " + std::to_string(there.free + there.idle) +
-                                     " are free; close a sequence or load the model with a larger `parallel`");
+  throw Error(ErrorKind::budget,
+              "the KV cache is full: " + std::to_string(std::max<std::int64_t>(needed, 1)) +
+                  " more blocks of " + std::to_string(kKvBlockTokens) + " tokens are needed, " +
+                  std::to_string(there.free + there.idle) +
+                  " are free; close a sequence or load the model with a larger `parallel`");
 }
 
 bool KvSequence::try_reserve(std::int64_t tokens) {
@@ -183,8 +184,7 @@ void KvSequence::settle() noexcept {
   if (!shares_) return;
   for (; published_ < static_cast<std::size_t>(computed_ / kKvBlockTokens); ++published_) {
     const KvBlocks::Index parent = published_ == 0 ? KvBlocks::kNone : indices_[published_ - 1];
-    const KvBlocks::Index block =
-        pool_->blocks_.publish(root_, parent, indices_[published_], epoch_);
+    const KvBlocks::Index block = pool_->blocks_.publish(root_, parent, indices_[published_], epoch_);
     if (block == KvBlocks::kNone) return;
     indices_[published_] = block;
     blocks_[published_] = data(block);
