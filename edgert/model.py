@@ -389,8 +389,9 @@ class Model(ABC):
     # --- what an engine does ------------------------------------------------------------------------
 
     @abstractmethod
-    def sequence(self, adapter: AdapterChoice = None) -> Any:
-        """A new, empty sequence: what step() continues. Its close() frees its memory."""
+    def sequence(self, adapter: AdapterChoice = None, prompt: Sequence[int] = ()) -> Any:
+        """A new sequence: what step() continues. Its `length` is how many tokens of `prompt` it begins with, because they
+        are remembered; never all of them. Its close() frees its memory."""
 
     def _adapters(self) -> AdapterSet:
         raise self._unable("it takes no adapters")
