@@ -189,6 +189,10 @@ class Sampler:
     def __init__(self, options: SamplerOptions, *, stream: int = 0) -> None: ...
     def accept(self, tokens: Seq[int]) -> None:
         """Tell the penalties of tokens that were not sampled (the prompt)."""
+    def allow(self, mask: Buffer | None) -> None:
+        """Draw only these tokens from now on, whatever the biases: bit t % 32 of little-endian uint32 word t // 32, of
+        ceil(vocab_size / 32) words; None: all. Logprobs stay those of the unmodified distribution. InvalidArgumentError
+        where it allows no token; of another length, when it is used."""
     def sample(self, logits: Buffer, position: int) -> Sample:
         """Draw the token that takes `position` from float32 logits [vocab_size], which are left as they are."""
 
