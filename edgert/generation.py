@@ -13,6 +13,7 @@ from edgert.sampling import Sampling
 if TYPE_CHECKING:
     from edgert.adapters import AdapterChoice
     from edgert.model import Model
+    from edgert.structured.constraint import Constraint
 
 _LOOKUPS = ("expert_hits", "expert_prefetch_hits", "expert_misses")
 _READS = ("bytes_read", "expert_bytes_read", "expert_bytes_prefetched")
@@ -31,7 +32,7 @@ _COUNTERS = (
 class Piece:
     """What one token adds: `text` may be empty while a character or a stop string is incomplete.
 
-    The last piece has a `finish_reason`: "stop" (end of sequence or a stop string), "length" or "cancelled"; its `token`
+    The last piece has a `finish_reason`: "stop" (end of sequence, a stop string or a form that is complete), "length" or "cancelled"; its `token`
     is None where no token came with it. `logprob` and `top_logprobs` [(token, logprob), …] are of the distribution
     before temperature and penalties, None unless asked for.
     """
@@ -99,7 +100,9 @@ class Stream(Iterator[Piece]):
         sampling: Sampling,
         detokenizer: Detokenizer | None,
         adapter: "AdapterChoice" = None,
+        constraint: "Constraint | None" = None,
     ) -> None:
+        self._constraint = constraint
         self._model = model
         self._adapter = adapter
         self._prompt = list(prompt)
@@ -183,13 +186,16 @@ class Stream(Iterator[Piece]):
         sampler.accept(self._prompt)
         tokens = self._prompt
         for count in range(1, limit + 1):
+            if self._constraint is not None:
+                sampler.allow(self._constraint.mask())
             sample = self._step(sequence, tokens, sampler)
             if sample is None:
                 yield Piece(self._text.finish(), finish_reason="cancelled")
                 return
             text = self._text.push(sample.token)
             reason = None
-            if sample.token in ends or self._text.stops.found is not None:
+            complete = self._constraint is not None and not self._constraint.accept(sample.token)
+            if complete or sample.token in ends or self._text.stops.found is not None:
                 reason = "stop"
             elif count == limit:
                 reason = "length"

@@ -12,7 +12,7 @@ import tokenizers
 
 from edgert.allocator import return_free_memory
 from edgert.chat import ChatTemplate
-from edgert.detokenizer import Detokenizer, plan
+from edgert.detokenizer import Detokenizer, bytes_of_tokens, plan
 from edgert.errors import CorruptError, EdgertError, InvalidArgumentError, UnsupportedError
 
 _MAX_FILE_BYTES = 128 << 20
@@ -101,6 +101,20 @@ class Tokenizer:
         if self._steps is None:
             raise UnsupportedError("the tokenizer of an encoder gives no text back")
         return Detokenizer(self._text_token, self._steps)
+
+    def token_bytes(self) -> list[bytes | None]:
+        """By id, what a token adds in the middle of a text; None for special tokens and ids without one. Takes a moment:
+        a table of the whole vocabulary. Raises UnsupportedError where it only encodes."""
+        if self._steps is None:
+            raise UnsupportedError("the tokenizer of an encoder gives no text back")
+        convert = bytes_of_tokens(self._steps)
+        strings = map(self._text_token, range(self.vocab_size))
+        return [None if string is None else convert(string) for string in strings]
+
+    def special_tokens(self) -> dict[str, int]:
+        """The special tokens, which have no text, and their ids."""
+        ids = {token: self.token_id(token) for token in sorted(self._special)}
+        return {token: number for token, number in ids.items() if number is not None}
 
     def token_id(self, token: str | None) -> int | None:
         """Return the id of a token given as it is written in the vocabulary."""

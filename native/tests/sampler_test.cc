@@ -119,7 +119,7 @@ TEST_CASE("a mask bars tokens whatever their logits and biases, and logprobs sta
   logits[69] = 1;
   SamplerOptions o;
   o.logprobs = 1;
-  o.logit_bias = {{3, 1000.0F}, {40, std::numeric_limits<float>::infinity()}};
+  o.logit_bias = {{3, 1000.0F}, {40, 2000.0F}, {41, -std::numeric_limits<float>::infinity()}};
   o.repetition_penalty = 2;
   for (const float temperature : {0.0F, 1.0F}) {
     o.temperature = temperature;
