@@ -179,7 +179,7 @@ class Engine:
         checked = self._model.checked(tokens)
         if adapter is not None:
             self._model.check_adapter(adapter)
-        reply = self._model.reply(checked, sampling, primed=primed)
+        reply = self._model.reply(checked, sampling, primed=primed or constraint is not None)
         job = Job(checked, reply, deliver, adapter, stream, constraint)
         job.on_done = lambda: self._remove(job)
         with self._changed:

@@ -13,6 +13,7 @@ from edgert.sampling import Sampling
 if TYPE_CHECKING:
     from edgert.adapters import AdapterChoice
     from edgert.model import Model
+    from edgert.structured.constraint import Constraint
 
 _LOOKUPS = ("expert_hits", "expert_prefetch_hits", "expert_misses")
 _READS = ("bytes_read", "expert_bytes_read", "expert_bytes_prefetched")
@@ -31,8 +32,9 @@ _COUNTERS = (
 class Piece:
     """What one token adds: `text` may be empty while a character or a stop string is incomplete.
 
-    The last piece has a `finish_reason`: "stop" (end of sequence or a stop string), "length", "cancelled" or, of
-    an Engine, "error"; its `token` is None where no token came with it. `logprob` and `top_logprobs` [(token, logprob), …] are of the distribution
+    The last piece has a `finish_reason`: "stop" (end of sequence, a stop string or a form that is complete), "length",
+    "cancelled" or, of an Engine, "error"; its `token` is None where no token came with it. `logprob` and `top_logprobs`
+    [(token, logprob), …] are of the distribution
     before temperature and penalties, None unless asked for.
     """
 
@@ -126,7 +128,9 @@ class Stream(Iterator[Piece]):
         prompt: Sequence[int],
         reply: Reply,
         adapter: "AdapterChoice" = None,
+        constraint: "Constraint | None" = None,
     ) -> None:
+        self._constraint = constraint
         self._model = model
         self._adapter = adapter
         self._prompt = list(prompt)
@@ -210,11 +214,14 @@ class Stream(Iterator[Piece]):
         sampler.accept(self._prompt)
         tokens = self._prompt[self._cached :]
         while True:
+            if self._constraint is not None:
+                sampler.allow(self._constraint.mask())
             sample = self._step(sequence, tokens, sampler)
             if sample is None:
                 yield self._reply.end("cancelled")
                 return
-            piece = self._reply.take(sample)
+            complete = self._constraint is not None and not self._constraint.accept(sample.token)
+            piece = self._reply.take(sample, last=complete)
             if piece.logprob is not None and piece.top_logprobs is not None:
                 self._drawn.logprobs.append((piece.logprob, piece.top_logprobs))
             yield piece
