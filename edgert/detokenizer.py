@@ -55,17 +55,17 @@ class _ByteLevel:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: str) -> list[str]:
-        return [self._decoder.decode(_level_bytes(token))]
+        return [self._decoder.decode(self.bytes_of(token))]
+
+    @staticmethod
+    def bytes_of(token: str) -> bytes:
+        try:
+            return bytes(_BYTES[character] for character in token)
+        except KeyError:  # an added token in plain letters
+            return token.encode()
 
     def finish(self) -> list[str]:
         return [self._decoder.decode(b"", final=True)]
-
-
-def _level_bytes(token: str) -> bytes:
-    try:
-        return bytes(_BYTES[character] for character in token)
-    except KeyError:  # an added token in plain letters
-        return token.encode()
 
 
 class _ByteFallback:
@@ -76,11 +76,16 @@ class _ByteFallback:
         self._run = bytearray()
 
     def push(self, token: str) -> list[str]:
-        match = _BYTE_TOKEN.fullmatch(token)
-        if match is not None:
-            self._run.append(int(match[1], 16))
+        byte = self.byte_of(token)
+        if byte is not None:
+            self._run.append(byte)
             return []
         return [*self.finish(), token]
+
+    @staticmethod
+    def byte_of(token: str) -> int | None:
+        match = _BYTE_TOKEN.fullmatch(token)
+        return None if match is None else int(match[1], 16)
 
     def finish(self) -> list[str]:
         run, self._run = bytes(self._run), bytearray()
@@ -224,16 +229,22 @@ class Detokenizer:
         return "".join(strings)
 
 
-def bytes_of(token: str, steps: Sequence[Callable[[], Step]]) -> bytes:
-    """What the string of one token adds within a text, whole characters or not."""
-    if _ByteLevel in steps:
-        return _level_bytes(token)
-    byte = _BYTE_TOKEN.fullmatch(token) if _ByteFallback in steps else None
-    if byte is not None:
-        return bytes([int(byte[1], 16)])
-    within = Detokenizer(("a", token).__getitem__, steps)
-    within.push(0)  # what begins a text may be treated apart
-    return (within.push(1) + within.finish()).encode()
+def bytes_of_tokens(steps: Sequence[Callable[[], Step]]) -> Callable[[str], bytes]:
+    """What a token, given as a string, adds in the middle of a text: bytes, because it may end inside a character."""
+    chain = [make() for make in steps if make not in (_ByteLevel, _ByteFallback)]
+    chain = [step for step in chain if not isinstance(step, _StripText)]  # of the ends of a text
+    for step in chain:
+        step.push("")  # a text's first token may be treated in its own way
+
+    def convert(token: str) -> bytes:
+        byte = _ByteFallback.byte_of(token) if _ByteFallback in steps else None
+        if byte is not None:
+            return bytes([byte])
+        for step in chain:
+            token = "".join(step.push(token))
+        return _ByteLevel.bytes_of(token) if _ByteLevel in steps else token.encode()
+
+    return convert
 
 
 class StopStrings:

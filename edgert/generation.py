@@ -13,6 +13,7 @@ from edgert.sampling import Sampling
 if TYPE_CHECKING:
     from edgert.adapters import AdapterChoice
     from edgert.model import Model
+    from edgert.structured.constraint import Constraint
 
 _LOOKUPS = ("expert_hits", "expert_prefetch_hits", "expert_misses")
 _READS = ("bytes_read", "expert_bytes_read", "expert_bytes_prefetched")
@@ -31,8 +32,9 @@ _COUNTERS = (
 class Piece:
     """What one token adds: `text` may be empty while a character or a stop string is incomplete.
 
-    The last piece has a `finish_reason`: "stop" (end of sequence or a stop string), "length", "cancelled" or, of
-    an Engine, "error"; its `token` is None where no token came with it. `logprob` and `top_logprobs` [(token, logprob), …] are of the distribution
+    The last piece has a `finish_reason`: "stop" (end of sequence, a stop string or a form that is complete), "length",
+    "cancelled" or, of an Engine, "error"; its `token` is None where no token came with it. `logprob` and `top_logprobs`
+    [(token, logprob), …] are of the distribution
     before temperature and penalties, None unless asked for.
     """
 
@@ -126,7 +128,9 @@ class Stream(Iterator[Piece]):
         prompt: Sequence[int],
         reply: Reply,
         adapter: "AdapterChoice" = None,
+        constraint: "Constraint | None" = None,
     ) -> None:
+        self._constraint = constraint
         self._model = model
         self._adapter = adapter
         self._prompt = list(prompt)
@@ -135,6 +139,7 @@ class Stream(Iterator[Piece]):
         self._drawn = _Drawn()
         self._before = model.counters_to_start_from()
         self._after: dict[str, Any] | None = None
+        self._cached = 0
         self._cancelled = False
         self._pieces = self._run()
 
@@ -165,7 +170,8 @@ class Stream(Iterator[Piece]):
         )
 
     def statistics(self) -> dict[str, Any]:
-        """Counts, seconds and bytes of this generation. The expert counters are the model's while it ran, so they
+        """Counts, seconds and bytes of this generation; cached_tokens are those of the prompt that were remembered and did
+        not have to run. The expert counters are the model's while it ran, so they
         include what other streams of the model did meanwhile; a model's first generation counts the bytes that loading
         read as its own, so that bytes_read adds up to what storage was asked for. Another engine than edgert's own counts
         neither. budget_bytes and peak_bytes are of the whole Runtime."""
@@ -177,8 +183,11 @@ class Stream(Iterator[Piece]):
             counted["hit_rate"] = counted["expert_hits"] / looked_up if looked_up else 1.0
         return {
             "prompt_tokens": len(self._prompt),
+            "cached_tokens": self._cached,
             "generated_tokens": generated,
-            "prefill_tokens_per_s": len(self._prompt) / clock.prefill_s if clock.prefill_s else 0.0,
+            "prefill_tokens_per_s": (len(self._prompt) - self._cached) / clock.prefill_s
+            if clock.prefill_s
+            else 0.0,
             "decode_tokens_per_s": clock.decode_steps / clock.decode_s if clock.decode_s else 0.0,
             "prefill_s": clock.prefill_s,
             "decode_s": clock.decode_s,
@@ -191,7 +200,8 @@ class Stream(Iterator[Piece]):
         }
 
     def _run(self) -> Generator[Piece, None, None]:
-        sequence = self._model.sequence(self._adapter)
+        sequence = self._model.sequence(self._adapter, self._prompt)
+        self._cached = sequence.length
         try:
             yield from self._draw(sequence)
         finally:
@@ -202,13 +212,16 @@ class Stream(Iterator[Piece]):
     def _draw(self, sequence: Any) -> Iterator[Piece]:
         sampler = _native.Sampler(self._reply.sampling.native())
         sampler.accept(self._prompt)
-        tokens = self._prompt
+        tokens = self._prompt[self._cached :]
         while True:
+            if self._constraint is not None:
+                sampler.allow(self._constraint.mask())
             sample = self._step(sequence, tokens, sampler)
             if sample is None:
                 yield self._reply.end("cancelled")
                 return
-            piece = self._reply.take(sample)
+            complete = self._constraint is not None and not self._constraint.accept(sample.token)
+            piece = self._reply.take(sample, last=complete)
             if piece.logprob is not None and piece.top_logprobs is not None:
                 self._drawn.logprobs.append((piece.logprob, piece.top_logprobs))
             yield piece

@@ -32,8 +32,11 @@ if TYPE_CHECKING:
     import numpy
     import numpy.typing
 
+    from edgert.structured.constraint import Constraint
+
 Prompt = str | Sequence[int]
 Messages = str | Sequence[Mapping[str, Any]]
+Grammar = str | Mapping[str, Any]
 
 _LONG_TOKEN = 32  # characters; few texts have so many a token
 _PRIMING_TOKENS = 32  # of the prompt, so that text goes on where it ended
@@ -182,7 +185,15 @@ class Model(ABC):
 
     # --- generation ---------------------------------------------------------------------------------
 
-    def generate(self, prompt: Prompt, *, adapter: AdapterChoice = None, **sampling: Any) -> Generation:
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        adapter: AdapterChoice = None,
+        response_format: Mapping[str, Any] | None = None,
+        grammar: Grammar | None = None,
+        **sampling: Any,
+    ) -> Generation:
         """Continue `prompt` (text or token ids) and return the whole continuation.
 
         `adapter`: a name, several, or {name: scale}, in place of those that set_adapter() has turned on; [] for none.
@@ -191,14 +202,31 @@ class Model(ABC):
         {token: number}, logprobs (number of alternatives), ignore_eos. What is not given comes from the bundle's
         generation_config.json; without one decoding is greedy.
 
-        Raises InvalidArgumentError for an option outside its range, an empty prompt where the model has no
-        beginning-of-sequence token, and a prompt that leaves no room in the context.
-        """
-        return _finished(self.stream(prompt, adapter=adapter, **sampling))
+        `response_format` ({"type": "json_object"} or {"type": "json_schema", "json_schema": {"schema": ...}}) or `grammar`
+        (Lark's text, or {"type": "lark" | "regex" | "choice" | "json_schema", "value": ...}) hold the text to a form, which
+        it has when finish_reason is "stop" (docs/structured.md; extra serve).
 
-    def stream(self, prompt: Prompt, *, adapter: AdapterChoice = None, **sampling: Any) -> Stream:
+        Raises InvalidArgumentError for an option outside its range, an empty prompt where the model has no
+        beginning-of-sequence token, a prompt that leaves no room in the context, and a malformed schema or grammar;
+        UnsupportedError for one that is too much work.
+        """
+        stream = self.stream(
+            prompt, adapter=adapter, response_format=response_format, grammar=grammar, **sampling
+        )
+        return _finished(stream)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        adapter: AdapterChoice = None,
+        response_format: Mapping[str, Any] | None = None,
+        grammar: Grammar | None = None,
+        **sampling: Any,
+    ) -> Stream:
         """Like generate(), but returns an iterator over Piece, one a token; its `result` sums up."""
-        return self._start(self.prompt_tokens(prompt), sampling, adapter, primed=True)
+        form = self._form(response_format, grammar, reasoning="none")
+        return self._start(self.prompt_tokens(prompt), sampling, adapter, form, primed=True)
 
     @overload
     def chat(
@@ -208,6 +236,8 @@ class Model(ABC):
         stream: Literal[False] = False,
         template: Mapping[str, Any] | None = None,
         adapter: AdapterChoice = None,
+        response_format: Mapping[str, Any] | None = None,
+        grammar: Grammar | None = None,
         **sampling: Any,
     ) -> Generation: ...
     @overload
@@ -218,6 +248,8 @@ class Model(ABC):
         stream: Literal[True],
         template: Mapping[str, Any] | None = None,
         adapter: AdapterChoice = None,
+        response_format: Mapping[str, Any] | None = None,
+        grammar: Grammar | None = None,
         **sampling: Any,
     ) -> Stream: ...
     def chat(
@@ -227,11 +259,14 @@ class Model(ABC):
         stream: bool = False,
         template: Mapping[str, Any] | None = None,
         adapter: AdapterChoice = None,
+        response_format: Mapping[str, Any] | None = None,
+        grammar: Grammar | None = None,
         **sampling: Any,
     ) -> Generation | Stream:
         """Answer a conversation: [{"role": "user", "content": ...}, …], or a string for one user message.
 
         The bundle's chat template makes the prompt; `template` holds variables for it (tools, enable_thinking, …).
+        `response_format` and `grammar` are those of generate(); reasoning in front of the answer stays free.
         Raises UnsupportedError where the bundle has no template.
         """
         if isinstance(messages, str):
@@ -239,7 +274,8 @@ class Model(ABC):
         text = self.tokenizer.apply_chat_template(messages, **(template or {}))
         # The template writes the special tokens itself; an answer begins a text of its own.
         tokens = self._encoded(text, add_special_tokens=False)
-        answer = self._start(tokens, sampling, adapter, primed=False)
+        form = self._form(response_format, grammar, prompt=text)
+        answer = self._start(tokens, sampling, adapter, form, primed=False)
         return answer if stream else _finished(answer)
 
     def cancel(self) -> None:
@@ -389,8 +425,9 @@ class Model(ABC):
     # --- what an engine does ------------------------------------------------------------------------
 
     @abstractmethod
-    def sequence(self, adapter: AdapterChoice = None) -> Any:
-        """A new, empty sequence: what step() continues. Its close() frees its memory."""
+    def sequence(self, adapter: AdapterChoice = None, prompt: Sequence[int] = ()) -> Any:
+        """A new sequence: what step() continues. Its `length` is how many tokens of `prompt` it begins with, because they
+        are remembered; never all of them. Its close() frees its memory."""
 
     def _adapters(self) -> AdapterSet:
         raise self._unable("it takes no adapters")
@@ -428,12 +465,35 @@ class Model(ABC):
 
     # --- from prompts to streams --------------------------------------------------------------------
 
+    def _form(
+        self,
+        response_format: Mapping[str, Any] | None,
+        grammar: Grammar | None,
+        prompt: str = "",
+        reasoning: str = "auto",
+    ) -> "Constraint | None":
+        if response_format is None and grammar is None:
+            return None
+        from edgert.structured import constraint_of
+
+        return constraint_of(
+            self, response_format=response_format, grammar=grammar, prompt=prompt, reasoning=reasoning
+        )
+
     def _start(
-        self, tokens: list[int], options: Mapping[str, Any], adapter: AdapterChoice, *, primed: bool
+        self,
+        tokens: list[int],
+        options: Mapping[str, Any],
+        adapter: AdapterChoice,
+        form: "Constraint | None",
+        *,
+        primed: bool,
     ) -> Stream:
         self.check_adapter(adapter)
         sampling = Sampling.of(options, self.sampling_defaults, self.vocab_size)
-        stream = Stream(self, tokens, self.reply(tokens, sampling, primed=primed), adapter)
+        # A form tells every space.
+        reply = self.reply(tokens, sampling, primed=primed or form is not None)
+        stream = Stream(self, tokens, reply, adapter, form)
         self._streams.add(stream)
         return stream
 

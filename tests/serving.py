@@ -1,4 +1,4 @@
-"""The OpenAI routes on a loopback port, around models that the tests have loaded."""
+"""The daemon's application on a thread of the tests', which see its models and its state."""
 
 from __future__ import annotations
 
@@ -12,20 +12,15 @@ from typing import Any
 
 import httpx
 import uvicorn
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
 
 from edgert.engine import Engine
-from edgert.errors import EdgertError
 from edgert.model import load
-from edgert.server import errors, openai_routes
+from edgert.server.app import create_app
 from edgert.server.configuration import Configuration, ServedModel
 from edgert.server.metrics import Metrics
 from edgert.server.models import ModelRegistry, Opened, Opener
 from edgert.server.state import Limits, ServerState
 
-import plain_parser
 
 MEMORY = 256 << 20
 
@@ -41,15 +36,9 @@ class Daemon:
         opener = Opener(lambda _: (1 << 20, MEMORY), self._open)
         registry = ModelRegistry(served, opener, budget_bytes=MEMORY * max(1, len(served)))
         self.state = ServerState(Configuration(), registry, Metrics(), Limits())
-
-        async def failed(_: Request, error: Exception) -> Response:
-            return errors.response(error)
-
-        app = Starlette(
-            routes=openai_routes.routes(self.state),
-            exception_handlers={errors.ApiError: failed, EdgertError: failed},
+        self._server = uvicorn.Server(
+            uvicorn.Config(create_app(self.state), port=0, lifespan="off", log_config=None)
         )
-        self._server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
         self._thread = threading.Thread(target=self._server.run)
 
     def _open(self, served: ServedModel, _: int) -> Opened:

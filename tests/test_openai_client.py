@@ -6,7 +6,6 @@ import base64
 import math
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -146,7 +145,11 @@ def test_what_a_client_sends_along_is_taken(client: OpenAI) -> None:
     first = ask(
         client, user="someone", metadata={"a": "b"}, store=True, service_tier="auto", prompt_cache_key="k"
     ).choices[0]
-    again = [*QUESTION, first.message.model_dump(), {"role": "user", "content": [{"type": "text", "text": "Why?"}]}]
+    again = [
+        *QUESTION,
+        first.message.model_dump(),
+        {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
+    ]
     assert ask(client, messages=again).choices[0].message.content
 
 
@@ -217,7 +220,9 @@ def test_an_echo_with_a_continuation_is_one_text(client: OpenAI, model: Model) -
     assert choice.text == PROMPT + expected.text
     assert expected.logprobs is not None and choice.logprobs is not None
     assert choice.logprobs.token_logprobs is not None
-    assert choice.logprobs.token_logprobs[-3:] == pytest.approx([one for one, _ in expected.logprobs], abs=1e-5)
+    assert choice.logprobs.token_logprobs[-3:] == pytest.approx(
+        [one for one, _ in expected.logprobs], abs=1e-5
+    )
     chunks = list(client.completions.create(**options, stream=True))
     assert "".join(chunk.choices[0].text for chunk in chunks) == choice.text
 

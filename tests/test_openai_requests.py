@@ -86,7 +86,15 @@ WRONG: dict[str, Any] = {
     "n": [0, -1, 17, 10**9],
     "max_tokens": [-1, 10**9, 10**30, 1.5],
     "stop": [[""], "", ["a"] * 65, "a" * 1025, 7, [None]],
-    "logit_bias": [[], {"a": 1}, {"-1": 1}, {"1": "x"}, {"1": 1e9}, {"99999999": 1}, {str(i): 1 for i in range(1025)}],
+    "logit_bias": [
+        [],
+        {"a": 1},
+        {"-1": 1},
+        {"1": "x"},
+        {"1": 1e9},
+        {"99999999": 1},
+        {str(i): 1 for i in range(1025)},
+    ],
     "logprobs": [-1, 21],
     "stream": ["yes", 1],
     "stream_options": [{"include_usage": 1}, {"other": True}],
@@ -103,7 +111,7 @@ WRONG: dict[str, Any] = {
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name in WRONG for value in WRONG[name]])
 def test_a_field_that_is_not_as_it_should_be_is_named(daemon: Daemon, name: str, value: Any) -> None:
     error = refusal(daemon, COMPLETION, {"prompt": "a", "max_tokens": 1, name: value})
-    assert name in error["message"] or name == "prompt" or name == "lora"
+    assert name in error["message"] or name in ("prompt", "lora")
 
 
 MESSAGES: dict[str, Any] = {
@@ -116,7 +124,9 @@ MESSAGES: dict[str, Any] = {
     "a picture": [
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/a.png"}}]}
     ],
-    "a file": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}],
+    "a file": [
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}
+    ],
     "sound": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": ""}}]}],
     "an unknown part": [{"role": "user", "content": [{"type": "smell"}]}],
     "past the context": [{"role": "user", "content": "word " * 100_000}],
@@ -163,7 +173,9 @@ RESPONSES: dict[str, Any] = {
     "background": True,
     "truncation": "auto",
     "tools": [{"type": "web_search"}],
-    "input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://127.0.0.1:1/a.png"}]}],
+    "input": [
+        {"role": "user", "content": [{"type": "input_image", "image_url": "http://127.0.0.1:1/a.png"}]}
+    ],
     "include": ["file_search_call.results"],
     "max_output_tokens": 0,
 }

@@ -8,7 +8,7 @@ after another has its tokens run again. Its logits may differ in the last bits w
 import ctypes
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,10 @@ class _Sequence:
     """The tokens that a stream has run."""
 
     tokens: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
 
     def close(self) -> None:
         self.tokens.clear()
@@ -133,7 +137,7 @@ class LlamaCppModel(Model):
     def closed(self) -> bool:
         return self._llama is None
 
-    def sequence(self, adapter: AdapterChoice = None) -> _Sequence:
+    def sequence(self, adapter: AdapterChoice = None, prompt: Sequence[int] = ()) -> _Sequence:
         self._now()
         return _Sequence()
 

@@ -86,8 +86,12 @@ class NativeModel(Model):
     def lossy_modes(self) -> dict[str, float]:
         return self.native.lossy()
 
-    def sequence(self, adapter: AdapterChoice = None) -> _native.Sequence:
-        return self.native.sequence(self._adapter_set.mix(adapter))
+    def sequence(self, adapter: AdapterChoice = None, prompt: Sequence[int] = ()) -> _native.Sequence:
+        return self.native.sequence(self._adapter_set.mix(adapter), prompt)
+
+    def mix(self, adapter: AdapterChoice) -> list[tuple[_native.Adapter, float]]:
+        """What a sequence with `adapter` is made with. Raises NotFoundError."""
+        return self._adapter_set.mix(adapter)
 
     def _adapters(self) -> AdapterSet:
         return self._adapter_set

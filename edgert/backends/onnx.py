@@ -285,7 +285,7 @@ class Encoder(Model):
     def chat(self, messages: object, **options: Any) -> Any:
         self._no_text()
 
-    def sequence(self, adapter: AdapterChoice = None) -> Any:
+    def sequence(self, adapter: AdapterChoice = None, prompt: Sequence[int] = ()) -> Any:
         self._no_text()
 
     def step(self, stream: object, sequence: Any, tokens: list[int], sampler: Any) -> Any:

@@ -166,6 +166,12 @@ _ROUTES: tuple[tuple[str, str, str, Object | None, Object, bool], ...] = (
     ("/v1/models", "get", "the models that a request may name", None, MODELS, False),
     ("/v1/models/{id}", "get", "one of them", None, MODEL, False),
 )
+_EVENT = {
+    "type": "object",
+    "description": "one event; `data` holds a chunk's JSON, an error's, or [DONE]",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
 _FAILURES = {
     "400": "the request is not as it should be; `param` names the place",
     "401": "a key is needed",
@@ -210,7 +216,7 @@ def document() -> dict[str, Any]:
 def _replies(components: dict[str, Any], reply: Object, streams: bool) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": _reference(components, reply)}}
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     failure = {"application/json": {"schema": _reference(components, ERROR)}}
     return {
         "200": {"description": "done", "content": content},

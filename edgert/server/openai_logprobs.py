@@ -25,7 +25,7 @@ def entry(tokenizer: "Tokenizer", piece: "Piece") -> dict[str, Any]:
 
 
 def _token(tokenizer: "Tokenizer", token: int, logprob: float) -> dict[str, Any]:
-    data = tokenizer.token_bytes(token)
+    data = tokenizer.bytes_of(token)
     return {"token": data.decode(errors="replace"), "logprob": finite(logprob), "bytes": list(data)}
 
 
@@ -71,7 +71,7 @@ class CompletionLogprobs:
 
     def _name(self, token: int) -> str:
         """As OpenAI has it: its text, or the bytes of a part of a character."""
-        data = self._tokenizer.token_bytes(token)
+        data = self._tokenizer.bytes_of(token)
         try:
             return data.decode()
         except UnicodeDecodeError:
