@@ -122,7 +122,7 @@ TEST_CASE("requests among others get what they get alone, resident and paged, an
     int parallel, chunk;
     bool paged, dry;
   };
-  for (const Setting& setting : {Setting{24, 0, false, false}, Setting{8, 0, true, false},
+  for (const Setting& setting : {Setting{24, 0, false, false}, Setting{8, 0, true, true},
                                  Setting{1, 0, false, true}, Setting{2, 3, true, true}}) {
     Scheduler scheduler(f.model(setting.parallel, setting.paged, setting.chunk), 64);
     for (int i = 0; i < 24; ++i)
