@@ -21,7 +21,7 @@ from edgert.server import errors
 from edgert.server.configuration import Configuration
 from edgert.server.errors import ApiError
 from edgert.server.log import RequestLog
-from edgert.server.state import ServerState
+from edgert.server.state import SUMMARY, ServerState
 
 # Needs no key: what a balancer asks, and a page without data.
 OPEN = frozenset({"/", "/health", "/ready"})
@@ -58,6 +58,7 @@ class Guard:
         request = scope.setdefault("state", {})
         request["id"] = f"{self._session}-{next(self._numbers):x}"
         request["summary"] = {}
+        SUMMARY.set(request["summary"])
         request["arrived"] = time.monotonic()
         headers: dict[bytes, list[bytes]] = {}
         for name, value in scope["headers"]:

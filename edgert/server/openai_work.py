@@ -18,6 +18,7 @@ from edgert.sampling import Sampling
 from edgert.server.errors import ApiError, unavailable
 from edgert.server.models import LoadedModel
 from edgert.server.openai_fields import refused
+from edgert.server.state import summarise
 
 if TYPE_CHECKING:
     from edgert.adapters import AdapterChoice
@@ -252,6 +253,7 @@ class Jobs:
         metrics.cached_tokens.add(known["cached_tokens"], self._model)
         metrics.generated_tokens.add(known["generated_tokens"], self._model)
         metrics.finished.add(1, self._model, reason)
+        summarise(prompt_tokens=known["prompt_tokens"], generated_tokens=known["generated_tokens"])
         return job
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,16 @@ from edgert.server.configuration import Configuration
 from edgert.server.errors import ApiError, unavailable
 from edgert.server.metrics import Metrics
 from edgert.server.models import LoadedModel, ModelRegistry
+
+# What the log says of the request at hand besides its route: counts and the model, no text.
+SUMMARY: ContextVar[dict[str, int | str]] = ContextVar("summary")
+
+
+def summarise(**counts: int) -> None:
+    """Add to what the log says of this request."""
+    summary = SUMMARY.get({})
+    for name, count in counts.items():
+        summary[name] = int(summary.get(name, 0)) + count
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class ServerState:
         if self.draining:
             raise unavailable("the server is stopping", "stopping")
         async with self.models.acquire(model) as loaded:
+            SUMMARY.get({})["model"] = loaded.id
             yield loaded
 
 

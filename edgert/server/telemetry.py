@@ -128,6 +128,7 @@ def _series(state: ServerState) -> Iterator[str]:
     for name, opened in state.models.opened():
         found = _opened(opened)
         numbers = {**found.get("statistics", {}), **found.get("engine", {})}
+        numbers.pop("prompt_tokens", None)  # the server's own metrics have it
         for key, value in numbers.items():
             if isinstance(value, int | float):
                 by_name.setdefault(key, []).append((name, value))
