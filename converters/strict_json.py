@@ -1,6 +1,7 @@
 """JSON from outside: size, depth and number of values are bounded before anything is built."""
 
 import json
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ from .files import read_small_file
 
 # A string (skipped, whatever it holds) or one bracket.
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_json_object(
@@ -20,7 +22,7 @@ def read_json_object(
     """The object in a JSON file.
 
     Raises CorruptError naming file and place for what is too large, too deep, not UTF-8, not JSON, not an
-    object, has a key twice, or holds NaN or Infinity.
+    object, has a key twice, or holds NaN, Infinity or a lone surrogate.
     """
     raw = bytes(read_small_file(path, max_bytes))
     return parse_json_object(raw, str(path), max_depth=max_depth, max_values=max_values)
@@ -54,10 +56,21 @@ def parse_json(raw: bytes, where: str, *, max_depth: int = 64, max_values: int =
     def no_constant(name: str) -> NoReturn:
         raise CorruptError(f"{where}: {name} is not a JSON number")
 
+    def finite(number: str) -> float:
+        value = float(number)
+        if math.isinf(value):
+            raise CorruptError(f"{where}: {number:.40} is beyond the range of numbers")
+        return value
+
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=no_constant, parse_float=finite)
+        if _ESCAPED_SURROGATE.search(raw):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except json.JSONDecodeError as error:
         raise CorruptError(f"{where}: character {error.pos}: {error.msg}") from None
+    except UnicodeEncodeError:
+        raise CorruptError(f"{where}: a string holds a lone surrogate") from None
     except ValueError as error:  # an integer of thousands of digits
         raise CorruptError(f"{where}: {error}") from None
 

@@ -189,6 +189,10 @@ class Sampler:
     def __init__(self, options: SamplerOptions, *, stream: int = 0) -> None: ...
     def accept(self, tokens: Seq[int]) -> None:
         """Tell the penalties of tokens that were not sampled (the prompt)."""
+    def allow(self, mask: Buffer | None) -> None:
+        """Draw only these tokens from now on, whatever the biases: bit t % 32 of little-endian uint32 word t // 32, of
+        ceil(vocab_size / 32) words; None: all. Logprobs stay those of the unmodified distribution. InvalidArgumentError
+        where it allows no token; of another length, when it is used."""
     def sample(self, logits: Buffer, position: int) -> Sample:
         """Draw the token that takes `position` from float32 logits [vocab_size], which are left as they are."""
 
@@ -202,9 +206,11 @@ class Adapter:
 
     name: str
     bytes: int
+    fingerprint: int  # of its contents
 
 class Sequence:
     length: int
+    fingerprint: int  # of its adapters' contents and scales: what is computed with equal ones has equal bits; 0 for none
     def rewind(self, length: int) -> None: ...
     def close(self) -> None: ...
 
@@ -239,9 +245,13 @@ class Model:
         "b" [rows, rank] with "rank" and "dtype" ("f32", "f16" or "bf16"); "rows", "cols" int32 and "values" f32 of sparse
         values; "gain" f32 [rows], with "gain_spares_bias"}. See native/src/adapters/adapter.h. InvalidArgumentError
         names the target that does not fit; BudgetError."""
-    def sequence(self, adapters: Seq[tuple[Adapter, float]] = []) -> Sequence:
+    def sequence(self, adapters: Seq[tuple[Adapter, float]] = [], prompt: Seq[int] = []) -> Sequence:
         """One whose tokens are computed with these adapters, each with its scale; they stay alive as long as it does.
+        It begins with those tokens of `prompt` that the KV cache remembers, in blocks of 16 and never the last one: its
+        length says how many, and the rest is the caller's to run. Models with state of fixed size remember none.
         InvalidArgumentError for one of another model; BudgetError where their scratch does not fit."""
+    def forget_prefixes(self) -> None:
+        """Forget the beginnings of prompts that the KV cache remembers."""
     def step(self, rows: Seq[tuple[Sequence, Seq[int], Sampler | None]]) -> list[Sample | None]:
         """One step over a batch of token spans, prefill and decode mixed; longer batches run in chunks. A row with a
         sampler gets a token drawn after its last token. KeyboardInterrupt and cancel() stop it between layers and
@@ -276,10 +286,48 @@ class Model:
         misses), prefetches_wasted (evicted or given up before anybody asked for them), expert_bytes_wasted (read for
         those); of the predictor: predicted (experts foretold of the next layer, as many as a token uses) and predicted_used
         (of them, those that it used: their quotient is the recall), preload_steps and preload_steps_on (decode steps looked
-        ahead in, and those of them that read ahead); now: preload_on, experts_resident, experts_total, experts_prefetching
+        ahead in, and those of them that read ahead); now: kv_blocks_free, kv_blocks_cached (remembered) and kv_blocks_idle (of them, those that no sequence holds),
+        preload_on, experts_resident, experts_total, experts_prefetching
         (those that are still to be read ahead of need), slot_bytes, slot_capacity_bytes."""
     def store(self) -> list[bytes]:
         """Per MoE layer one byte an expert: 0 absent, 1 being read, 2 resident."""
+
+class RequestEvent:
+    """A token of a request, or its end, or both."""
+
+    request: int
+    sample: Sample | None
+    finish_reason: str | None  # "stop", "length", "cancelled", "error"
+    cached_tokens: int  # of the prompt, found in the KV cache
+    queue_s: float  # until it began to run
+    def raise_error(self) -> None:
+        """Raise what ended the request; nothing where that was no error."""
+
+class Scheduler:
+    """Runs requests together, on a thread of its own; see native/src/engine/scheduler.h. `queue`: how many may wait."""
+
+    def __init__(self, model: Model, *, queue: int) -> None: ...
+    def submit(
+        self,
+        *,
+        adapters: Seq[tuple[Adapter, float]],
+        prompt: Seq[int],
+        sampler: Sampler,
+        max_tokens: int,
+        ends: Seq[int],
+        paced: bool = False,
+    ) -> int | None:
+        """The request's number; None where too many wait. `ends` are tokens after which nothing follows; a `paced` request
+        waits after each token for proceed(). InvalidArgumentError for what can never run."""
+    def cancel(self, request: int) -> None: ...
+    def proceed(self, request: int) -> None: ...
+    def events(self) -> list[RequestEvent]:
+        """Wait for events, without the GIL; empty once closed and all are returned."""
+    def close(self) -> None:
+        """Cancel everything and end the thread."""
+    def statistics(self) -> dict[str, int]:
+        """requests_running, requests_waiting; since the beginning requests_preempted, prompt_tokens, prefix_cache_hit_tokens
+        (of them, those that were remembered), steps."""
 
 # --- split experts ----------------------------------------------------------------------------------
 def split_sizes(

@@ -55,11 +55,14 @@ class _ByteLevel:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: str) -> list[str]:
+        return [self._decoder.decode(self.bytes_of(token))]
+
+    @staticmethod
+    def bytes_of(token: str) -> bytes:
         try:
-            data = bytes(_BYTES[character] for character in token)
+            return bytes(_BYTES[character] for character in token)
         except KeyError:  # an added token in plain letters
-            data = token.encode()
-        return [self._decoder.decode(data)]
+            return token.encode()
 
     def finish(self) -> list[str]:
         return [self._decoder.decode(b"", final=True)]
@@ -73,11 +76,16 @@ class _ByteFallback:
         self._run = bytearray()
 
     def push(self, token: str) -> list[str]:
-        match = _BYTE_TOKEN.fullmatch(token)
-        if match is not None:
-            self._run.append(int(match[1], 16))
+        byte = self.byte_of(token)
+        if byte is not None:
+            self._run.append(byte)
             return []
         return [*self.finish(), token]
+
+    @staticmethod
+    def byte_of(token: str) -> int | None:
+        match = _BYTE_TOKEN.fullmatch(token)
+        return None if match is None else int(match[1], 16)
 
     def finish(self) -> list[str]:
         run, self._run = bytes(self._run), bytearray()
@@ -219,6 +227,24 @@ class Detokenizer:
         for step in self._steps[first:]:
             strings = [out for string in strings for out in step.push(string)]
         return "".join(strings)
+
+
+def bytes_of_tokens(steps: Sequence[Callable[[], Step]]) -> Callable[[str], bytes]:
+    """What a token, given as a string, adds in the middle of a text: bytes, because it may end inside a character."""
+    chain = [make() for make in steps if make not in (_ByteLevel, _ByteFallback)]
+    chain = [step for step in chain if not isinstance(step, _StripText)]  # of the ends of a text
+    for step in chain:
+        step.push("")  # a text's first token may be treated in its own way
+
+    def convert(token: str) -> bytes:
+        byte = _ByteFallback.byte_of(token) if _ByteFallback in steps else None
+        if byte is not None:
+            return bytes([byte])
+        for step in chain:
+            token = "".join(step.push(token))
+        return _ByteLevel.bytes_of(token) if _ByteLevel in steps else token.encode()
+
+    return convert
 
 
 class StopStrings:

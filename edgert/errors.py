@@ -35,3 +35,7 @@ class BudgetError(EdgertError, MemoryError):
 
 class CancelledError(EdgertError):
     """The work was cancelled."""
+
+
+class QueueFullError(EdgertError):
+    """Too many requests wait already; try again later."""

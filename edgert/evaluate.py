@@ -7,7 +7,6 @@ not scored. A stride of the whole context is fastest; a smaller one gives every 
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from edgert.tokenizer import Tokenizer
 
 _PART_CHARACTERS = 1 << 18
-_CHUNK_BYTES = 8 << 20  # of f32 logits at a time, whatever the vocabulary
 
 
 @dataclass(frozen=True)
@@ -129,13 +127,9 @@ def _logits(
     model: "Model", window: list[int], first: int
 ) -> Iterator[tuple[list[int], "NDArray[np.float32]"]]:
     """Yield some tokens of window[first:] and the logits that predict them, float32 [n, vocab_size]."""
-    size = max(1, _CHUNK_BYTES // (4 * model.vocab_size))
-    with closing(model.sequence()) as sequence:
-        if first > 1:
-            model.native.step([(sequence, window[: first - 1], None)])
-        for begin in range(first, len(window), size):
-            end = min(begin + size, len(window))
-            yield window[begin:end], model.native.logits(sequence, window[begin - 1 : end - 1])
+    for logits in model.logits_by_parts(window[:-1], first=first - 1):
+        yield window[first : first + len(logits)], logits
+        first += len(logits)
 
 
 class _Sums:
@@ -146,18 +140,19 @@ class _Sums:
         self.loss = self.reference_loss = self.divergence = 0.0
 
     def add(self, targets: list[int], logits: "NDArray[Any]", reference: "NDArray[Any] | None") -> None:
-        logprobs = _log_softmax(logits)
+        logprobs = log_softmax(logits)
         scored = np.arange(len(targets)), targets
         self.tokens += len(targets)
         self.loss -= float(logprobs[scored].sum())
         if reference is not None:
-            expected = _log_softmax(reference)
+            expected = log_softmax(reference)
             self.reference_loss -= float(expected[scored].sum())
             self.divergence += float((np.exp(expected) * (expected - logprobs)).sum())
             self.agreed += int((logits.argmax(axis=1) == reference.argmax(axis=1)).sum())
 
 
-def _log_softmax(logits: "NDArray[Any]") -> "NDArray[np.float64]":
+def log_softmax(logits: "NDArray[Any]") -> "NDArray[np.float64]":
+    """Of each row, in double precision."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))

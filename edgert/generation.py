@@ -13,6 +13,7 @@ from edgert.sampling import Sampling
 if TYPE_CHECKING:
     from edgert.adapters import AdapterChoice
     from edgert.model import Model
+    from edgert.structured.constraint import Constraint
 
 _LOOKUPS = ("expert_hits", "expert_prefetch_hits", "expert_misses")
 _READS = ("bytes_read", "expert_bytes_read", "expert_bytes_prefetched")
@@ -31,8 +32,9 @@ _COUNTERS = (
 class Piece:
     """What one token adds: `text` may be empty while a character or a stop string is incomplete.
 
-    The last piece has a `finish_reason`: "stop" (end of sequence or a stop string), "length" or "cancelled"; its `token`
-    is None where no token came with it. `logprob` and `top_logprobs` [(token, logprob), …] are of the distribution
+    The last piece has a `finish_reason`: "stop" (end of sequence, a stop string or a form that is complete), "length",
+    "cancelled" or, of an Engine, "error"; its `token` is None where no token came with it. `logprob` and `top_logprobs`
+    [(token, logprob), …] are of the distribution
     before temperature and penalties, None unless asked for.
     """
 
@@ -62,19 +64,47 @@ class _Clock:
     decode_steps: int = 0
 
 
-@dataclass
-class _Text:
-    """The text of the tokens, cut at a stop string."""
+class Reply:
+    """From drawn tokens to pieces of text: where stop strings cut it and when it is at its end.
 
-    detokenizer: Detokenizer | None
-    stops: StopStrings
+    `detokenizer` has seen what the text goes on from; None: no text, tokens only. `limit` is the most tokens.
+    """
 
-    def push(self, token: int) -> str:
-        return self.stops.push(self.detokenizer.push(token)) if self.detokenizer else ""
+    def __init__(
+        self, sampling: Sampling, detokenizer: Detokenizer | None, limit: int, ends: frozenset[int]
+    ) -> None:
+        self.sampling = sampling
+        self.limit = limit
+        self.ends = ends
+        self.count = 0
+        self._detokenizer = detokenizer
+        self._stops = StopStrings(sampling.stop)
 
-    def finish(self) -> str:
-        rest = self.stops.push(self.detokenizer.finish()) if self.detokenizer else ""
-        return rest + self.stops.finish()
+    def take(self, sample: _native.Sample, *, last: bool = False) -> Piece:
+        """What `sample` adds; it has a finish_reason where it is the last one, and where `last` says so."""
+        self.count += 1
+        text = self._stops.push(self._detokenizer.push(sample.token)) if self._detokenizer else ""
+        reason = None
+        if last or sample.token in self.ends or self._stops.found is not None:
+            reason = "stop"
+        elif self.count >= self.limit:
+            reason = "length"
+        if reason is not None:
+            text += self.rest()
+            if self._stops.found is not None:
+                reason = "stop"
+        if self.sampling.logprobs is None:
+            return Piece(text, sample.token, finish_reason=reason)
+        return Piece(text, sample.token, sample.logprob, sample.top, reason)
+
+    def end(self, reason: str) -> Piece:
+        """The last piece where it comes without a token."""
+        return Piece(self.rest(), finish_reason=reason)
+
+    def rest(self) -> str:
+        """What was held back, at the end."""
+        held = self._stops.push(self._detokenizer.finish()) if self._detokenizer else ""
+        return held + self._stops.finish()
 
 
 @dataclass
@@ -96,19 +126,20 @@ class Stream(Iterator[Piece]):
         self,
         model: "Model",
         prompt: Sequence[int],
-        sampling: Sampling,
-        detokenizer: Detokenizer | None,
+        reply: Reply,
         adapter: "AdapterChoice" = None,
+        constraint: "Constraint | None" = None,
     ) -> None:
+        self._constraint = constraint
         self._model = model
         self._adapter = adapter
         self._prompt = list(prompt)
-        self._sampling = sampling
-        self._text = _Text(detokenizer, StopStrings(sampling.stop))
+        self._reply = reply
         self._clock = _Clock()
         self._drawn = _Drawn()
         self._before = model.counters_to_start_from()
         self._after: dict[str, Any] | None = None
+        self._cached = 0
         self._cancelled = False
         self._pieces = self._run()
 
@@ -129,7 +160,7 @@ class Stream(Iterator[Piece]):
     def result(self) -> Generation:
         """What came so far; finish_reason is None while the stream goes on."""
         drawn = self._drawn
-        wanted = self._sampling.logprobs is not None
+        wanted = self._reply.sampling.logprobs is not None
         return Generation(
             "".join(drawn.texts),
             list(drawn.tokens),
@@ -139,7 +170,8 @@ class Stream(Iterator[Piece]):
         )
 
     def statistics(self) -> dict[str, Any]:
-        """Counts, seconds and bytes of this generation. The expert counters are the model's while it ran, so they
+        """Counts, seconds and bytes of this generation; cached_tokens are those of the prompt that were remembered and did
+        not have to run. The expert counters are the model's while it ran, so they
         include what other streams of the model did meanwhile; a model's first generation counts the bytes that loading
         read as its own, so that bytes_read adds up to what storage was asked for. Another engine than edgert's own counts
         neither. budget_bytes and peak_bytes are of the whole Runtime."""
@@ -151,8 +183,11 @@ class Stream(Iterator[Piece]):
             counted["hit_rate"] = counted["expert_hits"] / looked_up if looked_up else 1.0
         return {
             "prompt_tokens": len(self._prompt),
+            "cached_tokens": self._cached,
             "generated_tokens": generated,
-            "prefill_tokens_per_s": len(self._prompt) / clock.prefill_s if clock.prefill_s else 0.0,
+            "prefill_tokens_per_s": (len(self._prompt) - self._cached) / clock.prefill_s
+            if clock.prefill_s
+            else 0.0,
             "decode_tokens_per_s": clock.decode_steps / clock.decode_s if clock.decode_s else 0.0,
             "prefill_s": clock.prefill_s,
             "decode_s": clock.decode_s,
@@ -165,7 +200,8 @@ class Stream(Iterator[Piece]):
         }
 
     def _run(self) -> Generator[Piece, None, None]:
-        sequence = self._model.sequence(self._adapter)
+        sequence = self._model.sequence(self._adapter, self._prompt)
+        self._cached = sequence.length
         try:
             yield from self._draw(sequence)
         finally:
@@ -174,29 +210,22 @@ class Stream(Iterator[Piece]):
                 self._after = self._model.stats()
 
     def _draw(self, sequence: Any) -> Iterator[Piece]:
-        sampling = self._sampling
-        limit = self._model.context - len(self._prompt)
-        if sampling.max_tokens is not None:
-            limit = min(limit, sampling.max_tokens)
-        ends = frozenset() if sampling.ignore_eos else self._model.eos_token_ids
-        sampler = _native.Sampler(sampling.native())
+        sampler = _native.Sampler(self._reply.sampling.native())
         sampler.accept(self._prompt)
-        tokens = self._prompt
-        for count in range(1, limit + 1):
+        tokens = self._prompt[self._cached :]
+        while True:
+            if self._constraint is not None:
+                sampler.allow(self._constraint.mask())
             sample = self._step(sequence, tokens, sampler)
             if sample is None:
-                yield Piece(self._text.finish(), finish_reason="cancelled")
+                yield self._reply.end("cancelled")
                 return
-            text = self._text.push(sample.token)
-            reason = None
-            if sample.token in ends or self._text.stops.found is not None:
-                reason = "stop"
-            elif count == limit:
-                reason = "length"
-            if reason is not None:
-                text += self._text.finish()
-            yield self._piece(sample, text, "stop" if self._text.stops.found is not None else reason)
-            if reason is not None:
+            complete = self._constraint is not None and not self._constraint.accept(sample.token)
+            piece = self._reply.take(sample, last=complete)
+            if piece.logprob is not None and piece.top_logprobs is not None:
+                self._drawn.logprobs.append((piece.logprob, piece.top_logprobs))
+            yield piece
+            if piece.finish_reason is not None:
                 return
             tokens = [sample.token]
 
@@ -226,9 +255,3 @@ class Stream(Iterator[Piece]):
             except CancelledError:  # meant for this stream, or came too late for the one before: then again
                 continue
         return None
-
-    def _piece(self, sample: "_native.Sample", text: str, reason: str | None) -> Piece:
-        if self._sampling.logprobs is None:
-            return Piece(text, sample.token, finish_reason=reason)
-        self._drawn.logprobs.append((sample.logprob, sample.top))
-        return Piece(text, sample.token, sample.logprob, sample.top, reason)

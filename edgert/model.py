@@ -6,7 +6,7 @@ import threading
 import warnings
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, overload
@@ -22,7 +22,7 @@ from edgert.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from edgert.generation import Generation, Stream
+from edgert.generation import Generation, Reply, Stream
 from edgert.machine import measured
 from edgert.sampling import Sampling, defaults_from
 from edgert.settings import Layers, knobs
@@ -32,8 +32,11 @@ if TYPE_CHECKING:
     import numpy
     import numpy.typing
 
+    from edgert.structured.constraint import Constraint
+
 Prompt = str | Sequence[int]
 Messages = str | Sequence[Mapping[str, Any]]
+Grammar = str | Mapping[str, Any]
 
 _LONG_TOKEN = 32  # characters; few texts have so many a token
 _PRIMING_TOKENS = 32  # of the prompt, so that text goes on where it ended
@@ -182,7 +185,15 @@ class Model(ABC):
 
     # --- generation ---------------------------------------------------------------------------------
 
-    def generate(self, prompt: Prompt, *, adapter: AdapterChoice = None, **sampling: Any) -> Generation:
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        adapter: AdapterChoice = None,
+        response_format: Mapping[str, Any] | None = None,
+        grammar: Grammar | None = None,
+        **sampling: Any,
+    ) -> Generation:
         """Continue `prompt` (text or token ids) and return the whole continuation.
 
         `adapter`: a name, several, or {name: scale}, in place of those that set_adapter() has turned on; [] for none.
@@ -191,14 +202,31 @@ class Model(ABC):
         {token: number}, logprobs (number of alternatives), ignore_eos. What is not given comes from the bundle's
         generation_config.json; without one decoding is greedy.
 
-        Raises InvalidArgumentError for an option outside its range, an empty prompt where the model has no
-        beginning-of-sequence token, and a prompt that leaves no room in the context.
-        """
-        return _finished(self.stream(prompt, adapter=adapter, **sampling))
+        `response_format` ({"type": "json_object"} or {"type": "json_schema", "json_schema": {"schema": ...}}) or `grammar`
+        (Lark's text, or {"type": "lark" | "regex" | "choice" | "json_schema", "value": ...}) hold the text to a form, which
+        it has when finish_reason is "stop" (docs/structured.md; extra serve).
 
-    def stream(self, prompt: Prompt, *, adapter: AdapterChoice = None, **sampling: Any) -> Stream:
+        Raises InvalidArgumentError for an option outside its range, an empty prompt where the model has no
+        beginning-of-sequence token, a prompt that leaves no room in the context, and a malformed schema or grammar;
+        UnsupportedError for one that is too much work.
+        """
+        stream = self.stream(
+            prompt, adapter=adapter, response_format=response_format, grammar=grammar, **sampling
+        )
+        return _finished(stream)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        adapter: AdapterChoice = None,
+        response_format: Mapping[str, Any] | None = None,
+        grammar: Grammar | None = None,
+        **sampling: Any,
+    ) -> Stream:
         """Like generate(), but returns an iterator over Piece, one a token; its `result` sums up."""
-        return self._start(self._prompt_tokens(prompt), sampling, adapter, primed=True)
+        form = self._form(response_format, grammar, reasoning="none")
+        return self._start(self.prompt_tokens(prompt), sampling, adapter, form, primed=True)
 
     @overload
     def chat(
@@ -208,6 +236,8 @@ class Model(ABC):
         stream: Literal[False] = False,
         template: Mapping[str, Any] | None = None,
         adapter: AdapterChoice = None,
+        response_format: Mapping[str, Any] | None = None,
+        grammar: Grammar | None = None,
         **sampling: Any,
     ) -> Generation: ...
     @overload
@@ -218,6 +248,8 @@ class Model(ABC):
         stream: Literal[True],
         template: Mapping[str, Any] | None = None,
         adapter: AdapterChoice = None,
+        response_format: Mapping[str, Any] | None = None,
+        grammar: Grammar | None = None,
         **sampling: Any,
     ) -> Stream: ...
     def chat(
@@ -227,11 +259,14 @@ class Model(ABC):
         stream: bool = False,
         template: Mapping[str, Any] | None = None,
         adapter: AdapterChoice = None,
+        response_format: Mapping[str, Any] | None = None,
+        grammar: Grammar | None = None,
         **sampling: Any,
     ) -> Generation | Stream:
         """Answer a conversation: [{"role": "user", "content": ...}, …], or a string for one user message.
 
         The bundle's chat template makes the prompt; `template` holds variables for it (tools, enable_thinking, …).
+        `response_format` and `grammar` are those of generate(); reasoning in front of the answer stays free.
         Raises UnsupportedError where the bundle has no template.
         """
         if isinstance(messages, str):
@@ -239,7 +274,8 @@ class Model(ABC):
         text = self.tokenizer.apply_chat_template(messages, **(template or {}))
         # The template writes the special tokens itself; an answer begins a text of its own.
         tokens = self._encoded(text, add_special_tokens=False)
-        answer = self._start(tokens, sampling, adapter, primed=False)
+        form = self._form(response_format, grammar, prompt=text)
+        answer = self._start(tokens, sampling, adapter, form, primed=False)
         return answer if stream else _finished(answer)
 
     def cancel(self) -> None:
@@ -314,13 +350,19 @@ class Model(ABC):
 
         Raises InvalidArgumentError for ids outside the vocabulary and for more of them than the context holds.
         """
-        tokens = self._checked(token_ids)
+        tokens = self.checked(token_ids)
         if len(tokens) > self.context:
             raise InvalidArgumentError(
                 f"token_ids: found {len(tokens)} tokens, the context holds {self.context}"
             )
-        self._check_adapter(adapter)
+        self.check_adapter(adapter)
         return self._logits(tokens, adapter)
+
+    def logits_by_parts(
+        self, token_ids: Sequence[int], *, first: int = 0, adapter: AdapterChoice = None
+    ) -> "Iterator[numpy.typing.NDArray[numpy.float32]]":
+        """logits() of the positions from `first` on, in parts of a bounded size, whatever the vocabulary."""
+        yield self.logits(token_ids, adapter=adapter)[first:]
 
     def embed(
         self,
@@ -383,8 +425,9 @@ class Model(ABC):
     # --- what an engine does ------------------------------------------------------------------------
 
     @abstractmethod
-    def sequence(self, adapter: AdapterChoice = None) -> Any:
-        """A new, empty sequence: what step() continues. Its close() frees its memory."""
+    def sequence(self, adapter: AdapterChoice = None, prompt: Sequence[int] = ()) -> Any:
+        """A new sequence: what step() continues. Its `length` is how many tokens of `prompt` it begins with, because they
+        are remembered; never all of them. Its close() frees its memory."""
 
     def _adapters(self) -> AdapterSet:
         raise self._unable("it takes no adapters")
@@ -392,19 +435,19 @@ class Model(ABC):
     def _load_adapter(self, path: Path, name: str) -> AdapterInfo:
         raise self._unable("it takes no adapters")
 
-    def _check_adapter(self, adapter: AdapterChoice) -> None:
+    def check_adapter(self, adapter: AdapterChoice) -> None:
         """Refuse names of adapters that are not there."""
         if adapter is not None:
             self._adapters().mix(adapter)
 
     @abstractmethod
     def step(
-        self, stream: Stream, sequence: Any, tokens: list[int], sampler: _native.Sampler
+        self, stream: object, sequence: Any, tokens: list[int], sampler: _native.Sampler
     ) -> _native.Sample:
         """Run `tokens` of one stream and draw the next. Raises CancelledError when interrupt(stream) came."""
 
     @abstractmethod
-    def interrupt(self, stream: Stream) -> None:
+    def interrupt(self, stream: object) -> None:
         """Stop the step in progress if it is `stream`'s. Takes no lock, so a signal handler may call it."""
 
     @abstractmethod
@@ -422,26 +465,60 @@ class Model(ABC):
 
     # --- from prompts to streams --------------------------------------------------------------------
 
+    def _form(
+        self,
+        response_format: Mapping[str, Any] | None,
+        grammar: Grammar | None,
+        prompt: str = "",
+        reasoning: str = "auto",
+    ) -> "Constraint | None":
+        if response_format is None and grammar is None:
+            return None
+        from edgert.structured import constraint_of
+
+        return constraint_of(
+            self, response_format=response_format, grammar=grammar, prompt=prompt, reasoning=reasoning
+        )
+
     def _start(
-        self, tokens: list[int], options: Mapping[str, Any], adapter: AdapterChoice, *, primed: bool
+        self,
+        tokens: list[int],
+        options: Mapping[str, Any],
+        adapter: AdapterChoice,
+        form: "Constraint | None",
+        *,
+        primed: bool,
     ) -> Stream:
-        self._check_adapter(adapter)
+        self.check_adapter(adapter)
         sampling = Sampling.of(options, self.sampling_defaults, self.vocab_size)
-        if len(tokens) >= self.context:
-            raise InvalidArgumentError(self._too_long(str(len(tokens))))
+        # A form tells every space.
+        reply = self.reply(tokens, sampling, primed=primed or form is not None)
+        stream = Stream(self, tokens, reply, adapter, form)
+        self._streams.add(stream)
+        return stream
+
+    def reply(self, prompt: Sequence[int], sampling: Sampling, *, primed: bool) -> Reply:
+        """The reply to `prompt`, to be filled; `primed`: its text goes on from the prompt's.
+
+        Raises InvalidArgumentError for a prompt that leaves no room, UnsupportedError for stop strings without tokenizer.
+        """
+        limit = self.context - len(prompt)
+        if limit <= 0:
+            raise InvalidArgumentError(self._too_long(str(len(prompt))))
+        if sampling.max_tokens is not None:
+            limit = min(limit, sampling.max_tokens)
         if sampling.stop and self._tokenizer is None:
             raise UnsupportedError(f"{self.path}: stop strings need a tokenizer, and the bundle has none")
         detokenizer = self._tokenizer.stream() if self._tokenizer is not None else None
         if primed and detokenizer is not None:
-            for token in tokens[-_PRIMING_TOKENS:]:
+            for token in prompt[-_PRIMING_TOKENS:]:
                 detokenizer.push(token)
-        stream = Stream(self, tokens, sampling, detokenizer, adapter)
-        self._streams.add(stream)
-        return stream
+        return Reply(sampling, detokenizer, limit, frozenset() if sampling.ignore_eos else self.eos_token_ids)
 
-    def _prompt_tokens(self, prompt: Prompt) -> list[int]:
+    def prompt_tokens(self, prompt: Prompt) -> list[int]:
+        """What generate() runs for `prompt`; raises its errors."""
         if not isinstance(prompt, str):
-            return self._checked(prompt)
+            return self.checked(prompt)
         tokens = self._encoded(prompt)
         if tokens:
             return tokens
@@ -460,7 +537,7 @@ class Model(ABC):
             if found > self.context:
                 raise InvalidArgumentError(self._too_long(f"more than {found}"))
         tokens = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return self._checked(tokens) if tokens else []
+        return self.checked(tokens) if tokens else []
 
     def _too_long(self, found: str) -> str:
         return (
@@ -468,7 +545,8 @@ class Model(ABC):
             "(see context=, --context)"
         )
 
-    def _checked(self, tokens: Iterable[int]) -> list[int]:
+    def checked(self, tokens: Iterable[int]) -> list[int]:
+        """`tokens` as a list; raises InvalidArgumentError where it is empty or holds what is no token id."""
         if not isinstance(tokens, Iterable):
             raise InvalidArgumentError(f"prompt: found {type(tokens).__name__}, allowed is text or token ids")
         ids = []

@@ -151,8 +151,9 @@ def _from_knob(row: Mapping[str, Any]) -> Setting:
 def every_setting() -> tuple[Setting, ...]:
     """All that a configuration file may hold."""
     from edgert.sampling import SAMPLING
+    from edgert.server.configuration import SETTINGS
 
-    return knobs() + SAMPLING
+    return knobs() + SAMPLING + SETTINGS
 
 
 def home() -> Path:

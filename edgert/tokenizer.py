@@ -12,7 +12,7 @@ import tokenizers
 
 from edgert.allocator import return_free_memory
 from edgert.chat import ChatTemplate
-from edgert.detokenizer import Detokenizer, plan
+from edgert.detokenizer import Detokenizer, bytes_of_tokens, plan
 from edgert.errors import CorruptError, EdgertError, InvalidArgumentError, UnsupportedError
 
 _MAX_FILE_BYTES = 128 << 20
@@ -60,6 +60,7 @@ class Tokenizer:
                 f"tokenizer.json: model: max_input_chars_per_word: allowed are 0 to {_MAX_WORD}"
             )
         self._steps = plan(_state(self._library.decoder)) if decodes else None
+        self._bytes_of = bytes_of_tokens(self._steps or ())
         added = self._library.get_added_tokens_decoder().values()
         self._special = frozenset(token.content for token in added if token.special)
         self.vocab_size: int = self._library.get_vocab_size()
@@ -101,6 +102,26 @@ class Tokenizer:
         if self._steps is None:
             raise UnsupportedError("the tokenizer of an encoder gives no text back")
         return Detokenizer(self._text_token, self._steps)
+
+    def bytes_of(self, token: int) -> bytes:
+        """Return what `token` adds in the middle of a text, which may be part of a character; a special token's name."""
+        string: str | None = self._library.id_to_token(token) if 0 <= token < 1 << 32 else None
+        if string is None or string in self._special or self._steps is None:
+            return (string or "").encode()
+        return self._bytes_of(string)
+
+    def token_bytes(self) -> list[bytes | None]:
+        """By id, what a token adds in the middle of a text; None for special tokens and ids without one. Takes a moment:
+        a table of the whole vocabulary. Raises UnsupportedError where it only encodes."""
+        if self._steps is None:
+            raise UnsupportedError("the tokenizer of an encoder gives no text back")
+        strings = map(self._text_token, range(self.vocab_size))
+        return [None if string is None else self._bytes_of(string) for string in strings]
+
+    def special_tokens(self) -> dict[str, int]:
+        """The special tokens, which have no text, and their ids."""
+        ids = {token: self.token_id(token) for token in sorted(self._special)}
+        return {token: number for token, number in ids.items() if number is not None}
 
     def token_id(self, token: str | None) -> int | None:
         """Return the id of a token given as it is written in the vocabulary."""

@@ -8,7 +8,7 @@ after another has its tokens run again. Its logits may differ in the last bits w
 import ctypes
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,6 @@ from edgert.bundle import Bundle
 from edgert.component import check_files
 from edgert.converters.gguf import GgufFile, part_paths
 from edgert.errors import CancelledError, EdgertError, InvalidArgumentError, UnsupportedError
-from edgert.generation import Stream
 from edgert.model import Model
 from edgert.tokenizer import Tokenizer
 from edgert.units import format_bytes
@@ -45,6 +44,10 @@ class _Sequence:
     """The tokens that a stream has run."""
 
     tokens: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
 
     def close(self) -> None:
         self.tokens.clear()
@@ -93,7 +96,7 @@ class LlamaCppModel(Model):
         self._meter = Meter(source.name, knob_values)
         size = _Size(source, held)
         context = size.context(knob_values.get("context"), self._meter)
-        self._stepping: Stream | None = None
+        self._stepping: object | None = None
         self._abort = False
         self._current: _Sequence | None = None
         with self._meter.loading(held):
@@ -134,23 +137,23 @@ class LlamaCppModel(Model):
     def closed(self) -> bool:
         return self._llama is None
 
-    def sequence(self, adapter: AdapterChoice = None) -> _Sequence:
+    def sequence(self, adapter: AdapterChoice = None, prompt: Sequence[int] = ()) -> _Sequence:
         self._now()
         return _Sequence()
 
     def step(
-        self, stream: Stream, sequence: _Sequence, tokens: list[int], sampler: _native.Sampler
+        self, stream: object, sequence: _Sequence, tokens: list[int], sampler: _native.Sampler
     ) -> _native.Sample:
         with self._lock, self._interruptible(stream):
             logits = self._run(sequence, tokens)
             return sampler.sample(logits, len(sequence.tokens))
 
-    def interrupt(self, stream: Stream) -> None:
+    def interrupt(self, stream: object) -> None:
         if self._stepping is stream:
             self._abort = True
 
     @contextmanager
-    def _interruptible(self, stream: Stream) -> "Iterator[None]":
+    def _interruptible(self, stream: object) -> "Iterator[None]":
         self._stepping = stream
         try:
             yield

@@ -2,7 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,6 @@ from edgert import _native
 from edgert.adapters import AdapterChoice, AdapterInfo, AdapterSet, read_parts
 from edgert.bundle import Bundle
 from edgert.errors import InvalidArgumentError
-from edgert.generation import Stream
 from edgert.lossy import names
 from edgert.model import Model, tokenizer_of
 from edgert.units import format_bytes
@@ -27,6 +27,7 @@ _RUNTIME_KNOBS = {
     "direct_io": "direct_io",
     "isa": "isa",
 }
+_PART_BYTES = 8 << 20  # of f32 logits at a time
 _MODEL_KNOBS = ("context", "parallel", "chunk", "kv_format", "eviction", "prefetch", "adapter_memory")
 
 
@@ -34,7 +35,7 @@ class NativeModel(Model):
     backend = "edgert"
 
     def __init__(self, bundle: Bundle, knob_values: Mapping[str, Any], *, moments: str = "none") -> None:
-        self._stepping: Stream | None = None
+        self._stepping: object | None = None
         stated = {name: value for name, value in knob_values.items() if value not in (None, "auto")}
         tokenizer = tokenizer_of(bundle)
         for_runtime = {arg: stated[name] for name, arg in _RUNTIME_KNOBS.items() if name in stated}
@@ -85,8 +86,12 @@ class NativeModel(Model):
     def lossy_modes(self) -> dict[str, float]:
         return self.native.lossy()
 
-    def sequence(self, adapter: AdapterChoice = None) -> _native.Sequence:
-        return self.native.sequence(self._adapter_set.mix(adapter))
+    def sequence(self, adapter: AdapterChoice = None, prompt: Sequence[int] = ()) -> _native.Sequence:
+        return self.native.sequence(self._adapter_set.mix(adapter), prompt)
+
+    def mix(self, adapter: AdapterChoice) -> list[tuple[_native.Adapter, float]]:
+        """What a sequence with `adapter` is made with. Raises NotFoundError."""
+        return self._adapter_set.mix(adapter)
 
     def _adapters(self) -> AdapterSet:
         return self._adapter_set
@@ -96,7 +101,7 @@ class NativeModel(Model):
         return self._adapter_set.add(self.native, name, kind, path, parts)
 
     def step(
-        self, stream: Stream, sequence: _native.Sequence, tokens: list[int], sampler: _native.Sampler
+        self, stream: object, sequence: _native.Sequence, tokens: list[int], sampler: _native.Sampler
     ) -> _native.Sample:
         with self._lock:
             self._stepping = stream
@@ -107,7 +112,7 @@ class NativeModel(Model):
         assert sample is not None  # the row has a sampler
         return sample
 
-    def interrupt(self, stream: Stream) -> None:
+    def interrupt(self, stream: object) -> None:
         native = self._native
         if self._stepping is stream and native is not None:
             native.cancel()
@@ -119,6 +124,20 @@ class NativeModel(Model):
                 return self.native.logits(sequence, tokens)  # type: ignore[no-any-return]
         finally:
             sequence.close()
+
+    def logits_by_parts(
+        self, token_ids: Sequence[int], *, first: int = 0, adapter: AdapterChoice = None
+    ) -> "Iterator[numpy.typing.NDArray[numpy.float32]]":
+        tokens = self.checked(token_ids)
+        size = max(1, _PART_BYTES // (4 * self.vocab_size))
+        with closing(self.sequence(adapter)) as sequence:
+            if first > 0:
+                with self._lock:
+                    self.native.step([(sequence, tokens[:first], None)])
+            for begin in range(first, len(tokens), size):
+                with self._lock:
+                    part = self.native.logits(sequence, tokens[begin : begin + size])
+                yield part
 
     def _stats(self) -> dict[str, Any]:
         return {

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import numpy
     import numpy.typing
 
-    from edgert.generation import Stream
 
 _SPARE_BYTES = 16 << 20  # of the library itself
 _RUN_TOKENS = 1024  # of one run: enough to keep the cores busy, and its activations stay near the caches
@@ -280,22 +279,27 @@ class Encoder(Model):
     def _no_text(self) -> NoReturn:
         raise self._unable("it is an encoder and generates no text (see embed and encode)")
 
-    def _prompt_tokens(self, prompt: object) -> list[int]:
+    def prompt_tokens(self, prompt: object) -> list[int]:
         self._no_text()
 
     def chat(self, messages: object, **options: Any) -> Any:
         self._no_text()
 
-    def sequence(self, adapter: AdapterChoice = None) -> Any:
+    def sequence(self, adapter: AdapterChoice = None, prompt: Sequence[int] = ()) -> Any:
         self._no_text()
 
-    def step(self, stream: "Stream", sequence: Any, tokens: list[int], sampler: Any) -> Any:
+    def step(self, stream: object, sequence: Any, tokens: list[int], sampler: Any) -> Any:
         self._no_text()
 
-    def interrupt(self, stream: "Stream") -> None:
+    def interrupt(self, stream: object) -> None:
         self._no_text()
 
     def logits(self, token_ids: Sequence[int], *, adapter: AdapterChoice = None) -> Any:
+        self._no_text()
+
+    def logits_by_parts(
+        self, token_ids: Sequence[int], *, first: int = 0, adapter: AdapterChoice = None
+    ) -> Any:
         self._no_text()
 
     def _logits(self, tokens: list[int], adapter: AdapterChoice) -> Any:

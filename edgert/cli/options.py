@@ -103,7 +103,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_knobs(parser: argparse.ArgumentParser) -> None:
     """The engine's knobs."""
     group = parser.add_argument_group("engine")
-    _add(group, knobs())
+    add_settings(group, knobs())
     group.add_argument(
         "--exact",
         action="store_true",
@@ -115,7 +115,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "sampling", "what is not given comes from the model's own generation defaults"
     )
-    _add(group, SAMPLING)
+    add_settings(group, SAMPLING)
     group.add_argument(
         "--logit-bias",
         metavar="TOKEN=BIAS",
@@ -141,7 +141,8 @@ def sampling_flags(args: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def _add(group: Any, settings: Iterable[Setting]) -> None:
+def add_settings(group: Any, settings: Iterable[Setting]) -> None:
+    """A flag for each."""
     for setting in settings:
         options: dict[str, Any] = {"dest": setting.name, "help": _help(setting), "default": None}
         if setting.kind == "bool":

@@ -288,6 +288,35 @@ TEST_CASE("the order in which a mix names its adapters changes no bit") {
   CHECK(same_bits(step.run({mixes[3]}), one));
 }
 
+TEST_CASE("a mix's fingerprint is of contents, scales and the order in which they add") {
+  Random random(3);
+  Step step(1);
+  const Numbers one = Numbers::low_rank(2, random);
+  const Numbers two = Numbers::sparse(9, random);
+  Numbers other = one;
+  other.b[3] += 0.5F;
+  const auto a = step.adapter(one, "a");
+  const auto b = step.adapter(two, "b");
+  const auto again = step.adapter(one, "again");
+  const auto fingerprint = [](std::vector<AdapterMix::Entry> entries) {
+    return AdapterMix{std::move(entries)}.fingerprint();
+  };
+  CHECK(fingerprint({}) == 0);
+  CHECK(fingerprint({{a, 0}}) == 0);
+  CHECK(fingerprint({{a, 1}, {b, 0}}) == fingerprint({{a, 1}}));
+  CHECK(fingerprint({{a, 1}}) == fingerprint({{again, 1}}));
+  CHECK(fingerprint({{a, 1}, {b, 2}}) == fingerprint({{b, 2}, {a, 1}}));
+  const std::uint64_t different[] = {0,
+                                     fingerprint({{a, 1}}),
+                                     fingerprint({{a, 0.5F}}),
+                                     fingerprint({{step.adapter(other, "other"), 1}}),
+                                     fingerprint({{b, 1}}),
+                                     fingerprint({{a, 1}, {b, 1}}),
+                                     fingerprint({{b, 1}, {again, 1}}),  // which is added last
+                                     fingerprint({{a, 2}, {b, 1}})};
+  for (const auto& x : different) CHECK(std::count(std::begin(different), std::end(different), x) == 1);
+}
+
 TEST_CASE("an adapter that does not fit its matrix is refused by its target") {
   const std::string q = "layers.0.attention.q: ";
   CHECK(contains(refusal([](Numbers& n) { n.target = "layers.9.attention.q"; }), "layers.9.attention.q"));

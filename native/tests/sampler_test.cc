@@ -112,3 +112,55 @@ TEST_CASE("logits without a usable value are an error, not a token") {
   std::vector<float> logits{std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()};
   error_of(ErrorKind::invalid_argument, [&] { sample(Sampler({}), logits, 0); });
 }
+
+TEST_CASE("a mask bars tokens whatever their logits and biases, and logprobs stay the model's") {
+  std::vector<float> logits(70, 0.0F);
+  logits[3] = 9;
+  logits[69] = 1;
+  SamplerOptions o;
+  o.logprobs = 1;
+  o.logit_bias = {{3, 1000.0F}, {40, std::numeric_limits<float>::infinity()}};
+  o.repetition_penalty = 2;
+  for (const float temperature : {0.0F, 1.0F}) {
+    o.temperature = temperature;
+    Sampler sampler(o);
+    sampler.accept(std::vector<std::int32_t>{3, 40});
+    sampler.allow(
+        std::vector<std::uint32_t>{0, 0, 1U << 5 | 1U << 30});  // token 69, and one past the vocabulary
+    sampler.check(70, "row 0");
+    for (int position = 0; position < 20; ++position) {
+      const Sample drawn = sample(sampler, logits, position);
+      CHECK(drawn.token == 69);
+      CHECK(drawn.top[0].first == 3);
+      CHECK(drawn.logprob == doctest::Approx(1 - std::log(std::exp(9.0) + std::exp(1.0) + 68)));
+    }
+    sampler.allow({});
+    CHECK(sample(sampler, logits, 0).token == 40);
+  }
+}
+
+TEST_CASE("a draw among the allowed is the draw from logits that are low elsewhere") {
+  std::vector<float> logits, low;
+  for (int i = 0; i < 100; ++i) {
+    logits.push_back(static_cast<float>(i % 9));
+    low.push_back(i % 3 == 0 ? logits.back() : -1e30F);
+  }
+  std::vector<std::uint32_t> words(4, 0);
+  for (std::size_t i = 0; i < 100; i += 3) words[i / 32] |= 1U << i % 32;
+  SamplerOptions o;
+  o.temperature = 1;
+  Sampler masked(o), plain(o);
+  masked.allow(words);
+  for (int p = 0; p < 200; ++p) CHECK(sample(masked, logits, p).token == sample(plain, low, p).token);
+}
+
+TEST_CASE("a mask that allows nothing, or is of another vocabulary, is refused") {
+  Sampler sampler({});
+  error_of(ErrorKind::invalid_argument, [&] { sampler.allow(std::vector<std::uint32_t>{0, 0}); });
+  sampler.check(64, "row 0");  // it did not take hold
+  sampler.allow(std::vector<std::uint32_t>{0, 8});
+  sampler.check(36, "row 0");
+  CHECK(contains(error_of(ErrorKind::invalid_argument, [&] { sampler.check(35, "row 2"); }), "row 2: mask"));
+  CHECK(contains(error_of(ErrorKind::invalid_argument, [&] { sampler.check(65, "row 2"); }), "allowed 3"));
+  CHECK(contains(error_of(ErrorKind::invalid_argument, [&] { sampler.check(32, "row 2"); }), "allowed 1"));
+}

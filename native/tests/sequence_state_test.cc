@@ -24,17 +24,17 @@ TEST_CASE("only layers that keep a state of fixed size have room in it") {
   CHECK(layout.layers[0].history == 0);
   CHECK(layout.layers[2].history == 64);  // 3 * 20, in whole lines
   CHECK(layout.floats == 128);
-  CHECK(layout.slot_bytes(100) == 2 * 128 * 4 + 448);
+  CHECK(layout.slot_bytes() == 2 * 128 * 4);
 
   Recipe attention = convolutions();
   attention.layers = {0, 0};
   CHECK(StateLayout(attention).floats == 0);
-  CHECK(StateLayout(attention).slot_bytes(100) == 0);
+  CHECK(StateLayout(attention).slot_bytes() == 0);
 }
 
 struct Slot {
   StateLayout layout{convolutions()};
-  std::vector<std::byte> memory{layout.slot_bytes(100)};
+  std::vector<std::byte> memory{layout.slot_bytes()};
   SequenceState state{layout.floats};
   Slot() { state.take(memory.data()); }
 
@@ -88,14 +88,9 @@ TEST_CASE("rewinding goes to the newest copy that has not seen too much") {
   CHECK(slot.state.before(0) == nullptr);
 }
 
-TEST_CASE("tokens are kept beside the copies") {
+TEST_CASE("a slot is given back as it was taken") {
   Slot slot;
-  slot.state.token(0) = 7;
-  slot.state.token(99) = 8;
   slot.step(5);
-  slot.step(9);
-  CHECK(slot.state.token(0) == 7);
-  CHECK(slot.state.token(99) == 8);
   CHECK(slot.state.give() == slot.memory.data());
   CHECK(!slot.state.has_slot());
 }

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <map>
 #include <utility>
 
+#include "bundle/xxhash.h"
 #include "platform/error.h"
 
 namespace edgert {
@@ -141,6 +143,27 @@ Adapter::Part lay_out(const AdapterSource& source, Targets::Shape shape, Room& r
   return part;
 }
 
+std::uint64_t fingerprint_of(const AdapterSource& source) {
+  Xxh64 hash;
+  // Lengths too, so that nothing can move from one array into the next.
+  const auto add = [&](std::span<const std::byte> bytes) {
+    const std::uint64_t size = bytes.size();
+    hash.update(std::as_bytes(std::span(&size, 1)));
+    hash.update(bytes);
+  };
+  const std::uint64_t options[] = {static_cast<std::uint64_t>(source.type), source.rank,
+                                   source.gain_spares_bias ? 1U : 0U};
+  add(std::as_bytes(std::span(source.target)));
+  add(std::as_bytes(std::span(options)));
+  add(source.a);
+  add(source.b);
+  add(std::as_bytes(source.rows));
+  add(std::as_bytes(source.cols));
+  add(std::as_bytes(source.values));
+  add(std::as_bytes(source.gain));
+  return hash.digest();
+}
+
 }  // namespace
 
 Adapter::Adapter(std::shared_ptr<const Targets> targets, std::span<const AdapterSource> sources,
@@ -153,6 +176,7 @@ Adapter::Adapter(std::shared_ptr<const Targets> targets, std::span<const Adapter
       lists_(std::make_unique<Charge>(budget, lists_bytes_, "adapter " + name)) {
   index_.assign(static_cast<std::size_t>(targets_->count()), -1);
   parts_.reserve(sources.size());
+  std::map<std::string_view, std::uint64_t> fingerprints;
   Room counted(nullptr);
   for (const AdapterSource& source : sources) {
     const int target = targets_->find(source.target);
@@ -161,8 +185,12 @@ Adapter::Adapter(std::shared_ptr<const Targets> targets, std::span<const Adapter
     if (index >= 0) fail(source, "stands twice in the adapter");
     index = static_cast<std::int32_t>(&source - sources.data());
     max_rank_ = std::max(max_rank_, source.rank);
+    fingerprints.emplace(source.target, fingerprint_of(source));
     lay_out(source, targets_->shape(target), counted, true);
   }
+  Xxh64 hash;
+  for (const auto& [target, one] : fingerprints) hash.update(std::as_bytes(std::span(&one, 1)));
+  fingerprint_ = hash.digest();
   memory_ = Buffer(std::move(budget), counted.used(), "adapter " + name);
   Room room(memory_.data());
   for (const AdapterSource& source : sources)

@@ -65,6 +65,8 @@ class Adapter {
     return index < 0 ? nullptr : &parts_[static_cast<std::size_t>(index)];
   }
   const std::string& name() const noexcept { return name_; }
+  // Checksum of what it adds to which matrix, whatever its name and the order of its sources.
+  std::uint64_t fingerprint() const noexcept { return fingerprint_; }
   // Adapters of a row are added in the order in which they were made, whatever stands beside it in a batch.
   std::uint64_t order() const noexcept { return order_; }
   std::size_t max_rank() const noexcept { return max_rank_; }
@@ -74,6 +76,7 @@ class Adapter {
   const std::shared_ptr<const Targets> targets_;
   std::string name_;
   std::uint64_t order_;
+  std::uint64_t fingerprint_ = 0;
   std::vector<Part> parts_;
   std::vector<std::int32_t> index_;  // by target
   std::size_t max_rank_ = 0;

@@ -1,6 +1,9 @@
 #include "adapters/overlay.h"
 
 #include <algorithm>
+#include <bit>
+
+#include "bundle/xxhash.h"
 
 namespace edgert {
 namespace {
@@ -21,6 +24,22 @@ std::size_t AdapterMix::rank() const noexcept {
   std::size_t sum = 0;
   for (const Entry& entry : entries) sum += entry.adapter->max_rank();
   return sum;
+}
+
+std::uint64_t AdapterMix::fingerprint() const {
+  std::vector<const Entry*> order;
+  for (const Entry& entry : entries) {
+    if (entry.scale != 0) order.push_back(&entry);
+  }
+  if (order.empty()) return 0;
+  std::sort(order.begin(), order.end(),
+            [](const Entry* a, const Entry* b) { return a->adapter->order() < b->adapter->order(); });
+  Xxh64 hash;
+  for (const Entry* entry : order) {
+    const std::uint64_t one[] = {entry->adapter->fingerprint(), std::bit_cast<std::uint32_t>(entry->scale)};
+    hash.update(std::as_bytes(std::span(one)));
+  }
+  return hash.digest();
 }
 
 Overlay::Overlay(std::shared_ptr<Budget> budget, std::size_t rows, int threads)

@@ -34,6 +34,9 @@ struct AdapterMix {
   };
   std::vector<Entry> entries;
   std::size_t rank() const noexcept;  // of all, where each is largest
+  // Of what it makes of a model, by the contents and scales of its adapters in the order in which they add:
+  // what is computed with mixes of the same fingerprint has the same bits. 0 where it changes nothing.
+  std::uint64_t fingerprint() const;
 };
 
 class Overlay {

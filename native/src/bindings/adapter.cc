@@ -51,9 +51,19 @@ std::shared_ptr<Adapter> make_adapter(const Model& model, const std::string& nam
   return std::const_pointer_cast<Adapter>(model.adapter(name, sources));
 }
 
+AdapterMix mix_of(const Mix& adapters) {
+  AdapterMix mix;
+  for (const auto& [adapter, scale] : adapters) {
+    if (!adapter) throw Error(ErrorKind::invalid_argument, "adapters: found None");
+    mix.entries.push_back({adapter, scale});
+  }
+  return mix;
+}
+
 void bind_adapter(py::module_& module) {
   py::class_<Adapter, std::shared_ptr<Adapter>>(module, "Adapter")
       .def_property_readonly("name", &Adapter::name)
+      .def_property_readonly("fingerprint", &Adapter::fingerprint)
       .def_property_readonly("bytes", &Adapter::bytes);
 }
 

@@ -5,13 +5,14 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "adapters/overlay.h"
 #include "storage/reader.h"
 
 namespace edgert {
 
-class Adapter;
 class Model;
 
 void bind_errors(pybind11::module_& module);
@@ -22,6 +23,7 @@ void bind_bundle(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
 void bind_adapter(pybind11::module_& module);
 void bind_model(pybind11::module_& module);
+void bind_scheduler(pybind11::module_& module);
 void bind_simulation(pybind11::module_& module);
 void bind_control(pybind11::module_& module);
 void bind_probe(pybind11::module_& module);
@@ -29,6 +31,9 @@ void bind_probe(pybind11::module_& module);
 // What an adapter adds to each matrix, by the keys of AdapterSource.
 std::shared_ptr<Adapter> make_adapter(const Model& model, const std::string& name,
                                       const std::vector<pybind11::dict>& parts);
+// Adapters and their scales, as Python lists them.
+using Mix = std::vector<std::pair<std::shared_ptr<Adapter>, float>>;
+AdapterMix mix_of(const Mix& adapters);
 
 // As the knob names it; auto is what costs least where nothing was measured.
 IoBackend io_backend(const std::string& word);

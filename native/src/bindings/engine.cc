@@ -1,6 +1,7 @@
 // Runtime, sampler and sequence; the model has a file of its own.
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <map>
 #include <span>
 #include <vector>
@@ -62,6 +63,19 @@ Sample sample(Sampler& sampler, const py::object& logits, std::int64_t position)
   return drawn;
 }
 
+void allow(Sampler& sampler, const py::object& mask) {
+  if (mask.is_none()) return sampler.allow({});
+  const BorrowedBuffer borrowed(mask, "mask");
+  const std::span<const std::byte> bytes = borrowed.bytes();
+  if (bytes.empty() || bytes.size() % sizeof(std::uint32_t) != 0) {
+    throw Error(ErrorKind::invalid_argument,
+                "mask: found " + std::to_string(bytes.size()) + " bytes, allowed are whole words of 4");
+  }
+  std::vector<std::uint32_t> words(bytes.size() / sizeof(std::uint32_t));  // the lender's may be unaligned
+  std::memcpy(words.data(), bytes.data(), bytes.size());
+  sampler.allow(words);
+}
+
 void bind_sampler(py::module_& module) {
   using Bias = std::map<std::int32_t, float>;
   py::class_<SamplerOptions>(module, "SamplerOptions")
@@ -92,12 +106,15 @@ void bind_sampler(py::module_& module) {
       .def(
           "accept", [](Sampler& s, const std::vector<std::int32_t>& tokens) { s.accept(tokens); },
           py::arg("tokens"))
+      .def("allow", &allow, py::arg("mask"))
       .def("sample", &sample, py::arg("logits"), py::arg("position"));
 }
 
 void bind_sequence(py::module_& module) {
   py::class_<KvSequence, std::shared_ptr<KvSequence>>(module, "Sequence")
       .def_property_readonly("length", &KvSequence::length)
+      .def_property_readonly(
+          "fingerprint", [](const KvSequence& s) { return s.mix() == nullptr ? 0 : s.mix()->fingerprint(); })
       .def("rewind", &KvSequence::rewind, py::arg("length"))
       .def("close", [](KvSequence& s) { s.rewind(0); });
 }
@@ -110,6 +127,7 @@ void bind_engine(py::module_& module) {
   bind_sequence(module);
   bind_adapter(module);
   bind_model(module);
+  bind_scheduler(module);
 }
 
 }  // namespace edgert

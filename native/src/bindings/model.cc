@@ -138,16 +138,10 @@ py::dict plan_weights(Runtime& runtime, const std::string& name, const std::stri
                               runtime.pool().threads(), options));
 }
 
-using Mix = std::vector<std::pair<std::shared_ptr<Adapter>, float>>;
-
-std::shared_ptr<KvSequence> sequence(Model& model, const Mix& adapters) {
-  AdapterMix mix;
-  for (const auto& [adapter, scale] : adapters) {
-    if (!adapter) throw Error(ErrorKind::invalid_argument, "adapters: found None");
-    mix.entries.push_back({adapter, scale});
-  }
+std::shared_ptr<KvSequence> sequence(Model& model, const Mix& adapters, const Tokens& prompt) {
+  AdapterMix mix = mix_of(adapters);
   const py::gil_scoped_release released;
-  return model.sequence(std::move(mix));
+  return model.sequence(std::move(mix), prompt);
 }
 
 std::vector<std::optional<Sample>> step(Model& model, const std::vector<Row>& rows) {
@@ -233,6 +227,10 @@ py::dict statistics(const Model& model) {
   out["preload_steps"] = s.preload.steps;
   out["preload_steps_on"] = s.preload.steps_on;
   out["preload_on"] = s.preload.on;
+  const KvBlocks::Counts blocks = model.kv().blocks();
+  out["kv_blocks_free"] = blocks.free;
+  out["kv_blocks_idle"] = blocks.idle;
+  out["kv_blocks_cached"] = blocks.cached;
   out["prefill_tokens"] = s.prefill_tokens;
   out["prefill_s"] = s.prefill_s;
   out["decode_tokens"] = s.decode_tokens;
@@ -286,7 +284,8 @@ void bind_model(py::module_& module) {
       .def_property_readonly("resident", [](const Model& m) { return m.plan().resident(); })
       .def("plan", [](const Model& m) { return describe(m.plan()); })
       .def("adapter", &make_adapter, py::arg("name"), py::arg("parts"))
-      .def("sequence", &sequence, py::arg("adapters") = Mix{})
+      .def("sequence", &sequence, py::arg("adapters") = Mix{}, py::arg("prompt") = Tokens{})
+      .def("forget_prefixes", &Model::forget_prefixes)
       .def("step", &step, py::arg("rows"))
       .def("logits", &logits, py::arg("sequence"), py::arg("tokens"))
       .def("cancel", &Model::cancel)

@@ -74,8 +74,22 @@ std::shared_ptr<const Adapter> Model::adapter(const std::string& name,
       [&] { return std::make_shared<const Adapter>(weights_.targets(), sources, runtime_->budget(), name); });
 }
 
-std::shared_ptr<KvSequence> Model::sequence(AdapterMix mix) {
-  if (mix.entries.empty()) return std::make_shared<KvSequence>(kv_);
+std::shared_ptr<KvSequence> Model::sequence(AdapterMix mix, std::span<const std::int32_t> prompt) {
+  check(mix);
+  std::shared_ptr<const AdapterMix> shared;
+  std::uint64_t root = 0;
+  if (!mix.entries.empty()) {
+    root = mix.fingerprint();
+    const std::lock_guard lock(step_mutex_);
+    with_hint([&] { decoder_.reserve(mix); });
+    shared = std::make_shared<const AdapterMix>(std::move(mix));
+  }
+  auto sequence = std::make_shared<KvSequence>(kv_, std::move(shared), root);
+  sequence->begin_with(prompt);
+  return sequence;
+}
+
+void Model::check(const AdapterMix& mix) const {
   for (std::size_t i = 0; i < mix.entries.size(); ++i) {
     const auto& [adapter, scale] = mix.entries[i];
     const std::string name = "adapter " + adapter->name() + ": ";
@@ -87,9 +101,6 @@ std::shared_ptr<KvSequence> Model::sequence(AdapterMix mix) {
         throw Error(ErrorKind::invalid_argument, name + "stands twice in the mix");
     }
   }
-  const std::lock_guard lock(step_mutex_);
-  with_hint([&] { decoder_.reserve(mix); });
-  return std::make_shared<KvSequence>(kv_, std::make_shared<const AdapterMix>(std::move(mix)));
 }
 
 void Model::check(std::span<const StepRow> rows) const {
@@ -142,7 +153,7 @@ void Model::step(std::span<const StepRow> rows, const StepSink& sink, const std:
 }
 
 std::vector<std::optional<Sample>> Model::sample(std::span<const SampleRow> rows,
-                                                 const std::function<void()>& poll) {
+                                                 const std::function<void()>& poll, const RowFailed& failed) {
   std::vector<StepRow> spans;
   std::vector<std::int64_t> ends;
   for (const SampleRow& row : rows) {
@@ -155,7 +166,12 @@ std::vector<std::optional<Sample>> Model::sample(std::span<const SampleRow> rows
   step(
       spans,
       [&](std::size_t row, std::size_t, std::span<float> logits) {
-        samples[row] = rows[row].sampler->sample(logits, ends[row], space);
+        try {
+          samples[row] = rows[row].sampler->sample(logits, ends[row], space);
+        } catch (...) {
+          if (!failed) throw;
+          failed(row, std::current_exception());
+        }
       },
       poll);
   for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -176,11 +192,11 @@ void Model::run_chunks(std::span<const StepRow> rows, const StepSink& sink, cons
     };
     const std::int64_t start = row.sequence->length();
     for (std::int64_t at = row.sequence->computed(); at < start; ++at)
-      add(at, *row.sequence->token(at), false, {r, 0});
+      add(at, row.sequence->token(at), false, {r, 0});
     for (std::size_t t = 0; t < row.tokens.size(); ++t) {
       const bool last = t + 1 == row.tokens.size();
       const std::int64_t at = start + static_cast<std::int64_t>(t);
-      if (std::int32_t* kept = row.sequence->token(at)) *kept = row.tokens[t];
+      row.sequence->token(at) = row.tokens[t];
       add(at, row.tokens[t], row.wanted == Wanted::all || (row.wanted == Wanted::last && last), {r, t});
     }
   }
@@ -208,7 +224,17 @@ void Model::run_batch(std::span<const StepRow> rows, const StepSink& sink, const
 void Model::impose_routing(const ImposedRouting::Table& table) {
   auto routing = table.empty() ? nullptr : std::make_shared<const ImposedRouting>(recipe_, table);
   const std::lock_guard lock(step_mutex_);
+  imposed_ = routing != nullptr;
   decoder_.impose_routing(std::move(routing));
+  decide_sharing();
+}
+
+// Tokens are remembered where what they compute is their own.
+void Model::decide_sharing() noexcept {
+  const LossyModes& modes = decoder_.lossy();
+  const bool lossy =
+      std::ranges::any_of(kLossyModes, [&](const LossyMode& mode) { return modes.*mode.share > 0; });
+  kv_->share(!lossy && !imposed_ && !observation_);
 }
 
 void Model::set_lossy(const LossyModes& modes) {
@@ -220,6 +246,7 @@ void Model::set_lossy(const LossyModes& modes) {
   }
   const std::lock_guard lock(step_mutex_);
   decoder_.set_lossy(modes);
+  decide_sharing();
 }
 
 LossyModes Model::lossy() const {

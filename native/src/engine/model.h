@@ -7,6 +7,7 @@
 #pragma once
 
 #include <atomic>
+#include <exception>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -27,6 +28,7 @@
 #include "model/observation.h"
 #include "model/recipe.h"
 #include "model/weights.h"
+#include "platform/fair_mutex.h"
 
 namespace edgert {
 
@@ -126,15 +128,21 @@ class Model {
                                          std::span<const AdapterSource> sources) const;
   // A sequence whose tokens are computed with these adapters, of this model; Error{invalid_argument} for
   // others and for scales that are not finite, Error{budget} where their scratch does not fit.
-  std::shared_ptr<KvSequence> sequence(AdapterMix mix = {});
+  // It begins with those tokens of `prompt` that are remembered (see KvSequence::begin_with): its length says
+  // how many; the rest of the prompt is the caller's to run.
+  std::shared_ptr<KvSequence> sequence(AdapterMix mix = {}, std::span<const std::int32_t> prompt = {});
+  // Forgets the beginnings of texts that it remembers; to be called when weights change.
+  void forget_prefixes() noexcept { kv_->forget(); }
+  const KvPool& kv() const noexcept { return *kv_; }
 
   // Runs the rows' tokens, in chunks where they are many. After an error every sequence stands as it was
   // before the step. `poll` is called every few milliseconds of work and may throw.
   void step(std::span<const StepRow> rows, const StepSink& sink, const std::function<void()>& poll);
   // A step that draws tokens; samplers accept theirs once the step is done. A bad row is refused before any
-  // runs.
+  // runs. `failed` is told of a row whose token cannot be drawn, and the others' stand; null: the step fails.
+  using RowFailed = std::function<void(std::size_t row, std::exception_ptr error)>;
   std::vector<std::optional<Sample>> sample(std::span<const SampleRow> rows,
-                                            const std::function<void()>& poll);
+                                            const std::function<void()>& poll, const RowFailed& failed = {});
 
   // Stops the step under way, or the next one, with Error{cancelled}.
   void cancel() noexcept { cancelled_.store(true, std::memory_order_relaxed); }
@@ -160,6 +168,8 @@ class Model {
 
  private:
   void check(std::span<const StepRow> rows) const;
+  void check(const AdapterMix& mix) const;
+  void decide_sharing() noexcept;
   std::vector<KvSequence::Hold> hold(std::span<const StepRow> rows) const;
   void run_chunks(std::span<const StepRow> rows, const StepSink& sink, const StepControl& control);
   void run_batch(std::span<const StepRow> rows, const StepSink& sink, const StepControl& control);
@@ -180,9 +190,10 @@ class Model {
   std::unique_ptr<Observation> observation_;  // or null
   Buffer sampling_;                           // the samplers' working space
 
-  mutable std::mutex step_mutex_;
+  mutable FairMutex step_mutex_;
   std::atomic<bool> cancelled_{false};
   bool filling_ = false;         // or filled
+  bool imposed_ = false;         // the choice of experts
   std::vector<BatchRow> batch_;  // of the chunk under way
   std::vector<Origin> origins_;  // where each came from
   mutable std::mutex statistics_mutex_;

@@ -1,6 +1,7 @@
 #include "engine/sampler.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -9,6 +10,8 @@
 
 namespace edgert {
 namespace {
+
+constexpr std::size_t kWordBits = 32;  // of a mask
 
 void require(bool good, const char* field, double found, const char* allowed) {
   if (!good) {
@@ -103,6 +106,28 @@ void Sampler::check(int vocab_size, const std::string& where) const {
     throw Error(ErrorKind::invalid_argument, where + ": logit_bias: token " + std::to_string(token) +
                                                  ", allowed 0 to " + std::to_string(vocab_size - 1));
   }
+  const std::lock_guard lock(mutex_);
+  if (allowed_.empty()) return;
+  const std::size_t vocab = static_cast<std::size_t>(vocab_size);
+  if (const std::size_t words = (vocab + kWordBits - 1) / kWordBits; allowed_.size() != words) {
+    throw Error(ErrorKind::invalid_argument, where + ": mask: found " + std::to_string(allowed_.size()) +
+                                                 " words, allowed " + std::to_string(words));
+  }
+  if (first_allowed_ >= vocab) {
+    throw Error(ErrorKind::invalid_argument, where + ": mask: allows no token of the vocabulary");
+  }
+}
+
+void Sampler::allow(std::span<const std::uint32_t> words) {
+  const auto set = std::find_if(words.begin(), words.end(), [](std::uint32_t word) { return word != 0; });
+  if (!words.empty() && set == words.end()) {
+    throw Error(ErrorKind::invalid_argument, "mask: allows no token");
+  }
+  const std::lock_guard lock(mutex_);
+  allowed_.assign(words.begin(), words.end());
+  if (words.empty()) return;
+  first_allowed_ = static_cast<std::size_t>(set - words.begin()) * kWordBits +
+                   static_cast<std::size_t>(std::countr_zero(*set));
 }
 
 void Sampler::accept(std::span<const std::int32_t> tokens) {
@@ -120,6 +145,22 @@ void Sampler::accept(std::span<const std::int32_t> tokens) {
     if (--counts_[history_[i]] == 0) counts_.erase(history_[i]);
   }
   history_.erase(history_.begin(), history_.begin() + static_cast<std::ptrdiff_t>(over));
+}
+
+void Sampler::mask(std::span<float> logits) const {
+  constexpr float kNever = -std::numeric_limits<float>::infinity();
+  for (std::size_t word = 0; word < allowed_.size(); ++word) {
+    const std::size_t first = word * kWordBits;
+    const std::span<float> some = logits.subspan(first, std::min(kWordBits, logits.size() - first));
+    if (allowed_[word] == 0) {
+      std::fill(some.begin(), some.end(), kNever);
+      continue;
+    }
+    for (std::uint32_t barred = ~allowed_[word]; barred != 0; barred &= barred - 1) {
+      const std::size_t bit = static_cast<std::size_t>(std::countr_zero(barred));
+      if (bit < some.size()) some[bit] = kNever;
+    }
+  }
 }
 
 void Sampler::adjust(std::span<float> logits) const {
@@ -149,6 +190,7 @@ Sample Sampler::sample(std::span<float> logits, std::int64_t position, std::span
     for (const auto& entry : options_.logit_bias) keep(entry.first);
     for (const auto& entry : counts_) keep(entry.first);
   }
+  mask(logits);
   adjust(logits);
   sample.token = options_.temperature == 0 ? argmax(logits) : draw(logits, position, space);
   const auto changed = original.find(sample.token);

@@ -1,6 +1,6 @@
 // From logits to a token.
 //
-// Order: logit bias, penalties, temperature, min-p, top-k, top-p, draw. Each draw is a pure function of
+// Order: mask, logit bias, penalties, temperature, min-p, top-k, top-p, draw. Each draw is a pure function of
 // (seed, stream, position): what else the engine does cannot change it.
 // Threads: a sampler belongs to one sequence; its methods may be called from any thread.
 #pragma once
@@ -47,23 +47,32 @@ class Sampler {
     return static_cast<std::uint64_t>(vocab_size) * sizeof(Candidate);
   }
 
-  // Error{invalid_argument} naming `where` if a biased token lies past the vocabulary.
+  // Error{invalid_argument} naming `where` if a biased token lies past the vocabulary, or the mask is of
+  // another vocabulary or allows nothing in it.
   void check(int vocab_size, const std::string& where) const;
 
   // Tokens that the penalties should know: the prompt's, and those drawn here once they stand.
   void accept(std::span<const std::int32_t> tokens);
+
+  // From now on only these tokens are drawn, whatever the biases: bit t % 32 of word t / 32, ceil(vocab / 32)
+  // words. None: all are. Logprobs stay those of the unmodified distribution. Error{invalid_argument} where
+  // no bit is set: then the mask before stays.
+  void allow(std::span<const std::uint32_t> words);
 
   // Draws for `position`, the place the token will take. Changes `logits` [vocab]; works in `space`, of the
   // same length. REQUIRES check(). Error{invalid_argument} where every logit is infinite or NaN.
   Sample sample(std::span<float> logits, std::int64_t position, std::span<Candidate> space) const;
 
  private:
+  void mask(std::span<float> logits) const;
   void adjust(std::span<float> logits) const;
   std::int32_t draw(std::span<const float> logits, std::int64_t position, std::span<Candidate> space) const;
 
   const SamplerOptions options_;
   const std::uint64_t stream_;
   mutable std::mutex mutex_;                      // of what follows
+  std::vector<std::uint32_t> allowed_;            // a bit a token; none: all
+  std::size_t first_allowed_ = 0;                 // the lowest bit that is set
   std::vector<std::int32_t> history_;             // within the window
   std::unordered_map<std::int32_t, int> counts_;  // of history_
 };

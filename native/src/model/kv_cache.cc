@@ -51,64 +51,127 @@ std::vector<std::byte*> pieces(std::byte* base, std::size_t bytes, std::int64_t 
 }  // namespace
 
 std::uint64_t KvPool::kv_bytes(const KvLayout& layout, const Shape& shape) {
-  return product(layout.block_bytes, static_cast<std::uint64_t>(shape.blocks()));
+  const std::uint64_t bytes = product(layout.block_bytes, static_cast<std::uint64_t>(shape.blocks()));
+  return std::min(bytes + round_up(KvBlocks::table_bytes(shape.blocks()), page_size()), kUnaddressable);
 }
 
 std::uint64_t KvPool::state_bytes(const StateLayout& layout, const Shape& shape) {
-  return product(layout.slot_bytes(shape.context), static_cast<std::uint64_t>(shape.sequences));
+  return product(layout.slot_bytes(), static_cast<std::uint64_t>(shape.sequences));
 }
 
 KvPool::KvPool(const Recipe& recipe, KvType type, const Shape& shape, std::shared_ptr<Budget> budget)
-    : layout_(recipe, type), state_layout_(recipe), shape_(shape) {
-  if (const std::uint64_t bytes = kv_bytes(layout_, shape); bytes != 0)
+    : layout_(recipe, type), state_layout_(recipe), shape_(shape), blocks_(shape.blocks(), budget) {
+  if (const std::uint64_t bytes = product(layout_.block_bytes, static_cast<std::uint64_t>(shape.blocks()));
+      bytes != 0)
     memory_ = Buffer(budget, bytes, "KV cache");
-  free_ = pieces(memory_.data(), layout_.block_bytes, shape.blocks());
   if (state_layout_.floats == 0) return;
   states_ = Buffer(std::move(budget), state_bytes(state_layout_, shape), "sequence state");
-  free_slots_ = pieces(states_.data(), state_layout_.slot_bytes(shape.context), shape.sequences);
+  free_slots_ = pieces(states_.data(), state_layout_.slot_bytes(), shape.sequences);
 }
 
-KvSequence::KvSequence(std::shared_ptr<KvPool> pool, std::shared_ptr<const AdapterMix> mix)
-    : pool_(std::move(pool)), mix_(std::move(mix)), state_(pool_->state_layout_.floats) {}
+void KvPool::share(bool on) noexcept {
+  if (shares_.exchange(on) != on) blocks_.forget();
+}
+
+KvSequence::KvSequence(std::shared_ptr<KvPool> pool, std::shared_ptr<const AdapterMix> mix,
+                       std::uint64_t root)
+    : pool_(std::move(pool)),
+      mix_(std::move(mix)),
+      root_(root),
+      shares_(pool_->shares()),
+      epoch_(pool_->blocks_.epoch()),
+      state_(pool_->state_layout_.floats) {}
 
 KvSequence::~KvSequence() { truncate(0); }
 
+std::byte* KvSequence::data(KvBlocks::Index block) const noexcept {
+  return pool_->memory_.data() + pool_->layout_.block_bytes * static_cast<std::size_t>(block);
+}
+
+void KvSequence::add(KvBlocks::Index block) {
+  indices_.push_back(block);
+  blocks_.push_back(data(block));
+}
+
+std::int64_t KvSequence::begin_with(std::span<const std::int32_t> prompt) {
+  if (!shares_ || prompt.empty()) return 0;
+  const std::size_t whole = (prompt.size() - 1) / kKvBlockTokens;
+  indices_.reserve(whole);
+  blocks_.reserve(whole);
+  KvBlocks::Index parent = KvBlocks::kNone;
+  while (published_ < whole) {
+    parent = pool_->blocks_.find(root_, parent, prompt.subspan(published_ * kKvBlockTokens, kKvBlockTokens));
+    if (parent == KvBlocks::kNone) break;
+    add(parent);
+    ++published_;
+  }
+  computed_ = static_cast<std::int64_t>(published_) * kKvBlockTokens;
+  length_ = computed_;
+  return computed_;
+}
+
 void KvSequence::reserve(std::int64_t tokens) {
+  if (try_reserve(tokens)) return;
+  if (pool_->state_layout_.floats != 0 && !state_.has_slot()) {
+    throw Error(ErrorKind::budget,
+                "all " + std::to_string(pool_->shape_.sequences) +
+                    " sequences that memory was set aside for have tokens in them; close a sequence or load "
+                    "the model with a larger `parallel`");
+  }
+  const std::int64_t needed = (tokens + kKvBlockTokens - 1) / kKvBlockTokens - num_blocks();
+  const KvBlocks::Counts there = pool_->blocks();
+  throw Error(ErrorKind::budget,
+              "the KV cache is full: " + std::to_string(std::max<std::int64_t>(needed, 1)) +
+                  " more blocks of " + std::to_string(kKvBlockTokens) + " tokens are needed, " +
+                  std::to_string(there.free + there.idle) +
+                  " are free; close a sequence or load the model with a larger `parallel`");
+}
+
+bool KvSequence::try_reserve(std::int64_t tokens) {
   const std::int64_t context = pool_->shape_.context;
   if (tokens > context) {
     throw Error(ErrorKind::invalid_argument, "the sequence would hold " + std::to_string(tokens) +
                                                  " tokens, the context is " + std::to_string(context) +
                                                  "; shorten it or load the model with a larger context");
   }
+  if (!take_slot() || (tokens > computed_ && !own_last())) return false;
   const auto needed = static_cast<std::size_t>((tokens + kKvBlockTokens - 1) / kKvBlockTokens);
-  const std::lock_guard lock(pool_->mutex_);
-  if (needed > blocks_.size() && needed - blocks_.size() > pool_->free_.size()) {
-    throw Error(ErrorKind::budget,
-                "the KV cache is full: " + std::to_string(needed - blocks_.size()) + " more blocks of " +
-                    std::to_string(kKvBlockTokens) + " tokens are needed, " +
-                    std::to_string(pool_->free_.size()) +
-                    " are free; close a sequence or load the model with a larger `parallel`");
-  }
-  if (pool_->state_layout_.floats != 0 && !state_.has_slot()) {
-    if (pool_->free_slots_.empty()) {
-      throw Error(
-          ErrorKind::budget,
-          "all " + std::to_string(pool_->shape_.sequences) +
-              " sequences that memory was set aside for have tokens in them; close a sequence or load "
-              "the model with a larger `parallel`");
-    }
-    state_.take(pool_->free_slots_.back());
-    pool_->free_slots_.pop_back();
+  if (needed > indices_.size()) {
+    std::vector<KvBlocks::Index> more(needed - indices_.size());
+    indices_.reserve(needed);
+    blocks_.reserve(needed);
+    if (!pool_->blocks_.take(more.size(), more)) return false;
+    for (const KvBlocks::Index block : more) add(block);
   }
   state_.begin();
-  while (blocks_.size() < needed) {
-    blocks_.push_back(pool_->free_.back());
-    pool_->free_.pop_back();
-  }
+  return true;
 }
 
-std::int32_t* KvSequence::token(std::int64_t position) const {
-  return state_.has_slot() ? &state_.token(position) : nullptr;
+bool KvSequence::take_slot() {
+  if (pool_->state_layout_.floats == 0 || state_.has_slot()) return true;
+  const std::lock_guard lock(pool_->mutex_);
+  if (pool_->free_slots_.empty()) return false;
+  state_.take(pool_->free_slots_.back());
+  pool_->free_slots_.pop_back();
+  return true;
+}
+
+// The block that the next token goes to must be nobody else's.
+bool KvSequence::own_last() {
+  const auto last = static_cast<std::size_t>(computed_ / kKvBlockTokens);
+  if (last >= published_) return true;
+  const KvBlocks::Index block = pool_->blocks_.own(indices_[last]);
+  if (block == KvBlocks::kNone) return false;
+  if (block != indices_[last]) std::copy_n(blocks_[last], pool_->layout_.block_bytes, data(block));
+  indices_[last] = block;
+  blocks_[last] = data(block);
+  published_ = last;
+  return true;
+}
+
+std::int32_t& KvSequence::token(std::int64_t position) const {
+  const KvBlocks::Index block = indices_[static_cast<std::size_t>(position / kKvBlockTokens)];
+  return pool_->blocks_.tokens(block)[static_cast<std::size_t>(position % kKvBlockTokens)];
 }
 
 void KvSequence::advance() noexcept {
@@ -118,6 +181,14 @@ void KvSequence::advance() noexcept {
 
 void KvSequence::settle() noexcept {
   if (state_.has_slot()) state_.settle(computed_);
+  if (!shares_) return;
+  for (; published_ < static_cast<std::size_t>(computed_ / kKvBlockTokens); ++published_) {
+    const KvBlocks::Index parent = published_ == 0 ? KvBlocks::kNone : indices_[published_ - 1];
+    const KvBlocks::Index block = pool_->blocks_.publish(root_, parent, indices_[published_], epoch_);
+    if (block == KvBlocks::kNone) return;
+    indices_[published_] = block;
+    blocks_[published_] = data(block);
+  }
 }
 
 void KvSequence::rewind(std::int64_t length) {
@@ -138,12 +209,15 @@ void KvSequence::truncate(std::int64_t length) noexcept {
   length_ = length;
   computed_ = state_.has_slot() ? state_.length() : length;
   const auto needed = static_cast<std::size_t>((length + kKvBlockTokens - 1) / kKvBlockTokens);
-  const std::lock_guard lock(pool_->mutex_);
-  while (blocks_.size() > needed) {
-    pool_->free_.push_back(blocks_.back());
+  while (indices_.size() > needed) {
+    pool_->blocks_.release(indices_.back());
+    indices_.pop_back();
     blocks_.pop_back();
   }
-  if (length == 0 && state_.has_slot()) pool_->free_slots_.push_back(state_.give());
+  published_ = std::min(published_, needed);
+  if (length != 0 || !state_.has_slot()) return;
+  const std::lock_guard lock(pool_->mutex_);
+  pool_->free_slots_.push_back(state_.give());
 }
 
 }  // namespace edgert

@@ -2,7 +2,14 @@
 //
 // A block holds the 16 tokens of every layer that attends; where a layer and head lie inside it is fixed per
 // model. What other layers keep of a sequence is in sequence_state.h; the pool has a slot of it for each of
-// as many sequences as it was made for. Threads: the pool is thread-safe. A sequence has one user at a time,
+// as many sequences as it was made for.
+//
+// Sequences that begin alike share blocks, and begin with those that the pool remembers (kv_blocks.h). Keys
+// and values of a token depend on the tokens up to it and on the adapters alone, so that windows and latent
+// attention share as well. State of fixed size has forgotten what it was at an earlier token: models with
+// such state share nothing.
+//
+// Threads: the pool is thread-safe. A sequence has one user at a time,
 // who holds it; rewind() and length() may be called from any thread. Block contents are written by the step.
 #pragma once
 
@@ -10,11 +17,13 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <utility>
 #include <vector>
 
 #include "adapters/overlay.h"
 #include "kernels/kernels.h"
+#include "model/kv_blocks.h"
 #include "model/recipe.h"
 #include "model/sequence_state.h"
 #include "platform/memory.h"
@@ -53,6 +62,14 @@ class KvPool {
   const KvLayout& layout() const noexcept { return layout_; }
   const StateLayout& state_layout() const noexcept { return state_layout_; }
 
+  // Whether sequences that begin from now on share blocks; what is remembered is forgotten when it changes.
+  // Off where a token's keys and values are not a function of the tokens up to it.
+  void share(bool on) noexcept;
+  bool shares() const noexcept { return shares_ && state_layout_.floats == 0; }
+  void forget() noexcept { blocks_.forget(); }  // what is remembered
+  std::int64_t context() const noexcept { return shape_.context; }
+  KvBlocks::Counts blocks() const noexcept { return blocks_.counts(); }
+
  private:
   friend class KvSequence;
   KvLayout layout_;
@@ -60,16 +77,19 @@ class KvPool {
   Shape shape_;
   Buffer memory_;
   Buffer states_;
-  std::mutex mutex_;  // of what is free
-  std::vector<std::byte*> free_;
+  KvBlocks blocks_;
+  std::atomic<bool> shares_{true};
+  std::mutex mutex_;  // of what follows
   std::vector<std::byte*> free_slots_;
 };
 
 // One sequence's state: how many tokens are in, and the blocks that hold them.
 class KvSequence {
  public:
-  // `mix`: the adapters that its tokens are computed with; null for none.
-  explicit KvSequence(std::shared_ptr<KvPool> pool, std::shared_ptr<const AdapterMix> mix = nullptr);
+  // `mix`: the adapters that its tokens are computed with; null for none. `root`: what they add up to; sequences
+  // with the same share blocks.
+  explicit KvSequence(std::shared_ptr<KvPool> pool, std::shared_ptr<const AdapterMix> mix = nullptr,
+                      std::uint64_t root = 0);
   ~KvSequence();
   KvSequence(const KvSequence&) = delete;
   KvSequence& operator=(const KvSequence&) = delete;
@@ -91,19 +111,27 @@ class KvSequence {
 
   const AdapterMix* mix() const noexcept { return mix_.get(); }
   std::int64_t length() const noexcept { return length_; }
+  std::uint64_t root() const noexcept { return root_; }
+  bool shares() const noexcept { return shares_; }
   bool belongs_to(const KvPool& pool) const noexcept { return pool_.get() == &pool; }
   const std::byte* const* blocks() const noexcept { return blocks_.data(); }
   std::byte* block(std::int64_t position) const {
     return blocks_[static_cast<std::size_t>(position / kKvBlockTokens)];
   }
+  std::int64_t num_blocks() const noexcept { return static_cast<std::int64_t>(blocks_.size()); }
+
+  // Begins with the blocks of `prompt` that the pool remembers, but for its last token; returns their tokens.
+  // REQUIRES an empty sequence.
+  std::int64_t begin_with(std::span<const std::int32_t> prompt);
 
   // For the holder. Makes room for `tokens` in total. Error{invalid_argument} past the context, Error{budget}
   // where the pool is dry.
   void reserve(std::int64_t tokens);
+  bool try_reserve(std::int64_t tokens);  // false where the pool is dry; else as reserve()
   // Tokens that need not run again; the others of length() do, before any new one (see sequence_state.h).
   std::int64_t computed() const noexcept { return computed_; }
-  // A token that is in, or room for one that is to come; null where none has to be kept. REQUIRES reserve().
-  std::int32_t* token(std::int64_t position) const;
+  // A token that is in, or room for one that is to come. REQUIRES reserve().
+  std::int32_t& token(std::int64_t position) const;
   // State of fixed size of layers that have some. REQUIRES reserve().
   const SequenceState& state() const noexcept { return state_; }
   void advance() noexcept;  // by a token. REQUIRES reserve(computed() + 1)
@@ -116,14 +144,23 @@ class KvSequence {
 
  private:
   void truncate(std::int64_t length) noexcept;
+  bool take_slot();
+  bool own_last();
+  void add(KvBlocks::Index block);
+  std::byte* data(KvBlocks::Index block) const noexcept;
 
   std::shared_ptr<KvPool> pool_;
   const std::shared_ptr<const AdapterMix> mix_;
+  const std::uint64_t root_;
+  const bool shares_;
+  const std::uint64_t epoch_;  // of the pool's blocks, when it began
   std::atomic<bool> held_{false};
   std::atomic<std::int64_t> length_{0};
   std::int64_t computed_ = 0;
   SequenceState state_;
-  std::vector<std::byte*> blocks_;
+  std::vector<KvBlocks::Index> indices_;  // of its blocks
+  std::vector<std::byte*> blocks_;        // where they lie
+  std::size_t published_ = 0;             // of them, how many are for others to find
 };
 
 }  // namespace edgert

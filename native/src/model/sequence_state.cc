@@ -34,12 +34,6 @@ StateLayout::StateLayout(const Recipe& recipe) {
   }
 }
 
-std::size_t StateLayout::slot_bytes(std::int64_t context) const {
-  if (floats == 0) return 0;
-  const std::size_t tokens = static_cast<std::size_t>(context) * sizeof(std::int32_t);
-  return 2 * floats * sizeof(float) + round_up(tokens, kLine);
-}
-
 void SequenceState::take(std::byte* slot) noexcept {
   slot_ = slot;
   length_ = 0;
@@ -53,10 +47,6 @@ std::byte* SequenceState::give() noexcept {
 
 float* SequenceState::copy(int index) const noexcept {
   return reinterpret_cast<float*>(slot_) + static_cast<std::size_t>(index) * floats_;
-}
-
-std::int32_t& SequenceState::token(std::int64_t position) const {
-  return reinterpret_cast<std::int32_t*>(copy(2))[position];
 }
 
 const float* SequenceState::before(std::int64_t position) const noexcept {

@@ -3,7 +3,7 @@
 // Unlike a KV cache it forgets what it was, so a sequence keeps two copies: after its last step, and before
 // it. A step reads the one and writes the other; a step that fails has lost nothing, and rewinding to before
 // the last step is free. Rewinding further (or to within a step) runs the tokens in between again, from the
-// copy or from the start: they are kept for that, and by law 1 give the bits that they gave.
+// copy or from the start: the KV cache keeps them for that, and by law 1 give the bits that they gave.
 //
 // Threads: as KvSequence, which owns it. Ownership: borrows a slot of the pool.
 #pragma once
@@ -27,8 +27,8 @@ struct StateLayout {
   std::vector<Layer> layers;
   std::size_t floats = 0;  // of a copy; 0: the model has no such state
 
-  // Of the copies and tokens of one sequence; 0 where there is no state.
-  std::size_t slot_bytes(std::int64_t context) const;
+  // Of the copies of one sequence; 0 where there is no state.
+  std::size_t slot_bytes() const noexcept { return 2 * floats * sizeof(float); }
 };
 
 class SequenceState {
@@ -41,7 +41,6 @@ class SequenceState {
 
   // REQUIRE a slot, but for length().
   std::int64_t length() const noexcept { return length_; }  // tokens that the state has seen
-  std::int32_t& token(std::int64_t position) const;
   // Around a step that runs the tokens from length() on.
   void begin() noexcept { older_ = -1; }
   void settle(std::int64_t length) noexcept;

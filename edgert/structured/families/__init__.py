@@ -1,0 +1,1 @@
+"""How the families of models write calls and reasoning: one module each."""

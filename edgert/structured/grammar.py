@@ -1,0 +1,202 @@
+"""Grammars compiled for a vocabulary, and the masks that they give. The work is llguidance's (extra `serve`)."""
+
+import json
+import threading
+import weakref
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from edgert.errors import EdgertError, InvalidArgumentError, UnsupportedError
+from edgert.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+    from edgert.model import Model
+
+_KEPT_GRAMMARS = 64  # a vocabulary
+_KEPT_CHARACTERS = 4 << 20
+_STACK_BYTES = 32 << 20  # the compiler recurses: limits.MAX_TOTAL_DEPTH levels, of up to 10 KB
+_LIMITS = {
+    "max_items_in_row": 2000,
+    "initial_lexer_fuel": 1_000_000,  # about 20 ms
+    "step_lexer_fuel": 200_000,  # about 15 ms a token
+    "step_max_items": 50_000,
+    "max_lexer_states": 20_000,  # of about 1 KB
+    "max_grammar_size": 100_000,
+    "verbose_errors": False,
+}
+
+
+class GrammarConstraint:
+    """A Constraint: one reply that follows a grammar."""
+
+    def __init__(self, matcher: "LLMatcher", mask_bytes: int) -> None:
+        self._matcher = matcher
+        self._mask_bytes = mask_bytes
+
+    def mask(self) -> memoryview:
+        mask = self._matcher.compute_bitmask()
+        self._raise_error()
+        return memoryview(mask)[: self._mask_bytes]
+
+    def accept(self, token: int) -> bool:
+        self._matcher.consume_token(token)
+        self._raise_error()
+        return not self._matcher.is_stopped()
+
+    def _raise_error(self) -> None:
+        if self._matcher.is_error():
+            raise UnsupportedError(f"the reply's form: {_shortened(self._matcher.get_error())}")
+
+
+class Vocabulary:
+    """A model's tokens as grammars see them, and the grammars compiled for them lately. Safe to use from several threads."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_tokens: frozenset[int]) -> None:
+        """Takes a moment and memory in proportion to the vocabulary. Raises UnsupportedError without llguidance, and for
+        a model without an end-of-sequence token."""
+        if not end_tokens:
+            raise UnsupportedError(
+                "a reply in a form needs an end-of-sequence token, and the model names none"
+            )
+        self._library = _llguidance()
+        self._tokens = self._library.LLTokenizer(
+            self._library.TokenizerWrapper(_Encoder(tokenizer, min(end_tokens))),
+            n_vocab=max(vocab_size, tokenizer.vocab_size),
+            eos_token=sorted(end_tokens),
+        )
+        self._mask_bytes = (vocab_size + 31) // 32 * 4
+        self._limits = self._library.LLParserLimits(**_LIMITS)
+        self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def constraint(self, lark: str, where: str) -> GrammarConstraint:
+        """A new reply's constraint to a grammar in the library's Lark dialect. Raises InvalidArgumentError naming `where` if
+        it is malformed or nothing can follow it, UnsupportedError if it is too much work."""
+        with self._lock:
+            matcher = self._kept.get(lark)
+            if matcher is None:
+                matcher = self._compiled(lark, where)
+                self._keep(lark, matcher)
+            self._kept.move_to_end(lark)
+            return GrammarConstraint(matcher.deep_copy(), self._mask_bytes)
+
+    def _keep(self, lark: str, matcher: "LLMatcher") -> None:
+        self._kept[lark] = matcher
+        while len(self._kept) > _KEPT_GRAMMARS or sum(map(len, self._kept)) > _KEPT_CHARACTERS:
+            self._kept.popitem(last=False)
+
+    def _compiled(self, lark: str, where: str) -> "LLMatcher":
+        def compile_it() -> None:
+            matcher = self._library.LLMatcher(
+                self._tokens,
+                self._library.LLMatcher.grammar_from_lark(lark),
+                limits=self._limits,
+                log_level=0,
+            )
+            begun = matcher.deep_copy()
+            if not begun.is_error():
+                begun.compute_bitmask()  # whether anything may come first
+            result.append((matcher, begun))
+
+        result: list[tuple[LLMatcher, LLMatcher]] = []
+        _with_deep_stack(compile_it)
+        if not result:
+            raise UnsupportedError(f"{where}: cannot be compiled")
+        matcher, begun = result[0]
+        if not begun.is_error():
+            return matcher
+        message = _shortened(begun.get_error())
+        kind = _kind_of(message)
+        if kind is InvalidArgumentError and not matcher.is_error():
+            message = "no text has this form"
+        raise kind(f"{where}: {message}")
+
+
+class _Encoder:
+    """What llguidance asks of a tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, end_token: int) -> None:
+        self._tokenizer = tokenizer
+        special = tokenizer.special_tokens()
+        names = {number: name for name, number in special.items()}
+        self.eos_token_id = end_token
+        self.bos_token_id = tokenizer.bos_token_id
+        self.special_token_ids = sorted(names)
+        self.tokens = [
+            names.get(number, "").encode() if token is None else token
+            for number, token in enumerate(tokenizer.token_bytes())
+        ]
+        self._special = sorted(special, key=len, reverse=True)
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        """The tokens of a text that a grammar forces; what reads like a special token is text all the same."""
+        if isinstance(text, bytes):
+            text = text.decode()
+        for name in self._special:
+            if name in text:
+                before, after = text.split(name, 1)
+                return [*self(before + name[:1]), *self(name[1:] + after)]
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+
+_vocabularies: "weakref.WeakKeyDictionary[Model, Vocabulary]" = weakref.WeakKeyDictionary()
+_making = threading.Lock()
+
+
+def vocabulary_of(model: "Model") -> Vocabulary:
+    """That of a loaded model, made when it is first asked for. Raises NotFoundError where the model has no tokenizer."""
+    with _making:
+        found = _vocabularies.get(model)
+        if found is None:
+            found = Vocabulary(model.tokenizer, model.vocab_size, model.eos_token_ids)
+            _vocabularies[model] = found
+        return found
+
+
+def _llguidance() -> Any:
+    try:
+        import llguidance
+    except ImportError:
+        raise UnsupportedError("constrained decoding needs llguidance: pip install 'edgert[serve]'") from None
+    return llguidance
+
+
+def _with_deep_stack(work: Any) -> None:
+    with _stack_lock:
+        before = threading.stack_size(_STACK_BYTES)
+        try:
+            thread = threading.Thread(target=work, name="edgert-grammar")
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    thread.join()
+
+
+_stack_lock = threading.Lock()
+
+
+def _kind_of(message: str) -> type[EdgertError]:
+    """The library has one kind of error; these are of size, or of what it does not do."""
+    size = (
+        "too large",
+        "too big",
+        "too many",
+        "too deeply",
+        "fuel",
+        "limit",
+        "Unimplemented",
+        "not supported",
+    )
+    return UnsupportedError if any(word in message for word in size) else InvalidArgumentError
+
+
+def _shortened(message: str) -> str:
+    message = message.replace("<non-verbose/>", "").strip()
+    return json.dumps(message[:300], ensure_ascii=False)[1:-1].replace("\\n", " ").replace('\\"', '"')
+
+
+def regex_literal(pattern: str) -> str:
+    """A regular expression as a terminal of Lark."""
+    return f"/{_llguidance().regex_to_lark(pattern, 'd')}/"
