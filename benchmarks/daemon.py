@@ -4,7 +4,7 @@
 
 Starts `edgert serve`, reads every prompt's reply once alone (greedily), then lets CLIENTS ask for random ones until the
 time is over, while another asks for /health. Prints one JSON object: requests, failures, replies that differ, tokens a
-second alone and together, /health's percentiles in ms, and the process's memory at the start and the end.
+second alone and together, /health's percentiles in ms, and the process's memory on the way.
 """
 
 import argparse
@@ -85,15 +85,18 @@ def clients(url: str, seconds: float, numbers: list[int], alone: dict[tuple[str,
         return list(pool.map(lambda number: keep_asking(url, seconds, number, alone), numbers))
 
 
-def health_ms(url: str, seconds: float) -> list[float]:
-    times, end = [], time.monotonic() + seconds
+def watch(url: str, seconds: float) -> tuple[list[float], list[int]]:
+    """/health's times in ms; the process's memory at ten moments."""
+    times, memory = [], []
+    begun = time.monotonic()
     with httpx.Client(base_url=url, timeout=300) as client:
-        while time.monotonic() < end:
-            begun = time.monotonic()
+        while (gone := time.monotonic() - begun) < seconds:
             client.get("/health").raise_for_status()
-            times.append(1e3 * (time.monotonic() - begun))
+            times.append(1e3 * (time.monotonic() - begun - gone))
+            if gone >= seconds * len(memory) / 10:
+                memory.append(client.get("/stats").json()["rss_bytes"])
             time.sleep(0.02)
-    return times
+    return times, memory
 
 
 def main() -> None:
@@ -138,7 +141,8 @@ def measured(url: str, count: int, seconds: float) -> dict[str, Any]:
         parts = [list(range(first, count, PROCESSES)) for first in range(min(PROCESSES, count))]
         begun = time.monotonic()
         asked = [pool.submit(clients, url, seconds, part, alone) for part in parts]
-        health = statistics.quantiles(health_ms(url, seconds), n=1000)
+        times, memory = watch(url, seconds)
+        health = statistics.quantiles(times, n=1000)
         seen = [one for part in asked for one in part.result()]
         seconds = time.monotonic() - begun
     after = httpx.get(f"{url}stats").json()
@@ -153,7 +157,7 @@ def measured(url: str, count: int, seconds: float) -> dict[str, Any]:
         "health_p50_ms": health[499],
         "health_p99_ms": health[989],
         "health_p999_ms": health[998],
-        "rss_bytes": [before["rss_bytes"], after["rss_bytes"]],
+        "rss_bytes": [before["rss_bytes"], *memory, after["rss_bytes"]],
         "used_bytes": [stats["models"][0]["statistics"]["used_bytes"] for stats in (before, after)],
         "experts": {
             name: after["models"][0]["statistics"][name]
