@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edgert.adapters import AdapterChoice
     from edgert.model import Model
     from edgert.structured.constraint import Constraint
+    from edgert.session import Session
 
 _LOOKUPS = ("expert_hits", "expert_prefetch_hits", "expert_misses")
 _READS = ("bytes_read", "expert_bytes_read", "expert_bytes_prefetched")
@@ -129,9 +130,11 @@ class Stream(Iterator[Piece]):
         reply: Reply,
         adapter: "AdapterChoice" = None,
         constraint: "Constraint | None" = None,
+        session: "Session | None" = None,
     ) -> None:
         self._constraint = constraint
         self._model = model
+        self._session = session
         self._adapter = adapter
         self._prompt = list(prompt)
         self._reply = reply
@@ -200,12 +203,19 @@ class Stream(Iterator[Piece]):
         }
 
     def _run(self) -> Generator[Piece, None, None]:
-        sequence = self._model.sequence(self._adapter, self._prompt)
+        if self._session is not None:
+            self._session.go_to(self._prompt)
+            sequence = self._session.sequence
+        else:
+            sequence = self._model.sequence(self._adapter, self._prompt)
         self._cached = sequence.length
         try:
             yield from self._draw(sequence)
         finally:
-            sequence.close()
+            if self._session is not None:
+                self._session.tokens += self._drawn.tokens
+            else:
+                sequence.close()
             if not self._model.closed:
                 self._after = self._model.stats()
 
