@@ -13,8 +13,8 @@ from edgert.sampling import Sampling
 if TYPE_CHECKING:
     from edgert.adapters import AdapterChoice
     from edgert.model import Model
-    from edgert.structured.constraint import Constraint
     from edgert.session import Session
+    from edgert.structured.constraint import Constraint
 
 _LOOKUPS = ("expert_hits", "expert_prefetch_hits", "expert_misses")
 _READS = ("bytes_read", "expert_bytes_read", "expert_bytes_prefetched")
@@ -174,10 +174,10 @@ class Stream(Iterator[Piece]):
 
     def statistics(self) -> dict[str, Any]:
         """Counts, seconds and bytes of this generation; cached_tokens are those of the prompt that were remembered and did
-        not have to run. The expert counters are the model's while it ran, so they
-        include what other streams of the model did meanwhile; a model's first generation counts the bytes that loading
-        read as its own, so that bytes_read adds up to what storage was asked for. Another engine than edgert's own counts
-        neither. budget_bytes and peak_bytes are of the whole Runtime."""
+        not have to run. The expert counters are the model's while it ran, so they include what other streams of the model
+        did meanwhile; a model's first generation counts the bytes that loading read as its own, so that bytes_read adds up to
+        what storage was asked for. Another engine than edgert's own counts neither. budget_bytes and peak_bytes are of the
+        whole Runtime."""
         after = self._after or self._model.stats()
         clock, generated = self._clock, len(self._drawn.tokens)
         counted = {name: after[name] - self._before[name] for name in _COUNTERS if name in after}
