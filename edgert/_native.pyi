@@ -210,6 +210,18 @@ class Adapter:
 
 class Sequence:
     length: int
+    def saved_length(self) -> int:
+        """Tokens that a file can keep of it: whole blocks of 16, or all that ran where there is state of fixed size."""
+    def saved_block(self, index: int) -> bytes: ...
+    def saved_state(self) -> bytes:
+        """Empty where there is none."""
+    def begin_restore(self, tokens: Seq[int]) -> None:
+        """Make room for what a file kept of these tokens, in an empty sequence, which shares with nobody. BudgetError;
+        InvalidArgumentError past the context."""
+    def restore_block(self, index: int, content: Buffer) -> None: ...
+    def restore_state(self, content: Buffer) -> None: ...
+    def end_restore(self, length: int) -> None:
+        """All of it is there."""
     fingerprint: int  # of its adapters' contents and scales: what is computed with equal ones has equal bits; 0 for none
     def rewind(self, length: int) -> None: ...
     def close(self) -> None: ...
@@ -250,6 +262,9 @@ class Model:
         It begins with those tokens of `prompt` that the KV cache remembers, in blocks of 16 and never the last one: its
         length says how many, and the rest is the caller's to run. Models with state of fixed size remember none.
         InvalidArgumentError for one of another model; BudgetError where their scratch does not fit."""
+    state_fingerprint: int  # of all that a sequence's state depends on besides tokens and adapters
+    kv_block_bytes: int  # of 16 tokens
+    state_bytes: int  # of fixed size, of a sequence
     def forget_prefixes(self) -> None:
         """Forget the beginnings of prompts that the KV cache remembers."""
     def step(self, rows: Seq[tuple[Sequence, Seq[int], Sampler | None]]) -> list[Sample | None]:

@@ -13,6 +13,7 @@ from edgert.sampling import Sampling
 if TYPE_CHECKING:
     from edgert.adapters import AdapterChoice
     from edgert.model import Model
+    from edgert.session import Session
     from edgert.structured.constraint import Constraint
 
 _LOOKUPS = ("expert_hits", "expert_prefetch_hits", "expert_misses")
@@ -129,9 +130,11 @@ class Stream(Iterator[Piece]):
         reply: Reply,
         adapter: "AdapterChoice" = None,
         constraint: "Constraint | None" = None,
+        session: "Session | None" = None,
     ) -> None:
         self._constraint = constraint
         self._model = model
+        self._session = session
         self._adapter = adapter
         self._prompt = list(prompt)
         self._reply = reply
@@ -171,10 +174,10 @@ class Stream(Iterator[Piece]):
 
     def statistics(self) -> dict[str, Any]:
         """Counts, seconds and bytes of this generation; cached_tokens are those of the prompt that were remembered and did
-        not have to run. The expert counters are the model's while it ran, so they
-        include what other streams of the model did meanwhile; a model's first generation counts the bytes that loading
-        read as its own, so that bytes_read adds up to what storage was asked for. Another engine than edgert's own counts
-        neither. budget_bytes and peak_bytes are of the whole Runtime."""
+        not have to run. The expert counters are the model's while it ran, so they include what other streams of the model
+        did meanwhile; a model's first generation counts the bytes that loading read as its own, so that bytes_read adds up to
+        what storage was asked for. Another engine than edgert's own counts neither. budget_bytes and peak_bytes are of the
+        whole Runtime."""
         after = self._after or self._model.stats()
         clock, generated = self._clock, len(self._drawn.tokens)
         counted = {name: after[name] - self._before[name] for name in _COUNTERS if name in after}
@@ -200,12 +203,19 @@ class Stream(Iterator[Piece]):
         }
 
     def _run(self) -> Generator[Piece, None, None]:
-        sequence = self._model.sequence(self._adapter, self._prompt)
+        if self._session is not None:
+            self._session.go_to(self._prompt)
+            sequence = self._session.sequence
+        else:
+            sequence = self._model.sequence(self._adapter, self._prompt)
         self._cached = sequence.length
         try:
             yield from self._draw(sequence)
         finally:
-            sequence.close()
+            if self._session is not None:
+                self._session.tokens += self._drawn.tokens
+            else:
+                sequence.close()
             if not self._model.closed:
                 self._after = self._model.stats()
 

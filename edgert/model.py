@@ -25,6 +25,7 @@ from edgert.errors import (
 from edgert.generation import Generation, Reply, Stream
 from edgert.machine import measured
 from edgert.sampling import Sampling, defaults_from
+from edgert.session import Session
 from edgert.settings import Layers, knobs
 from edgert.tokenizer import Tokenizer
 
@@ -192,11 +193,14 @@ class Model(ABC):
         adapter: AdapterChoice = None,
         response_format: Mapping[str, Any] | None = None,
         grammar: Grammar | None = None,
+        session: Session | None = None,
         **sampling: Any,
     ) -> Generation:
         """Continue `prompt` (text or token ids) and return the whole continuation.
 
         `adapter`: a name, several, or {name: scale}, in place of those that set_adapter() has turned on; [] for none.
+        `session`: what of the prompt is in it does not run again, and it holds prompt and reply afterwards; `adapter` is then the
+        session's own.
         `sampling`: max_tokens (default: what the context leaves), temperature, top_k, top_p, min_p, repetition_penalty,
         presence_penalty, frequency_penalty, seed (default 0, so runs repeat), stop (a string or a list), logit_bias
         {token: number}, logprobs (number of alternatives), ignore_eos. What is not given comes from the bundle's
@@ -211,7 +215,12 @@ class Model(ABC):
         UnsupportedError for one that is too much work.
         """
         stream = self.stream(
-            prompt, adapter=adapter, response_format=response_format, grammar=grammar, **sampling
+            prompt,
+            adapter=adapter,
+            response_format=response_format,
+            grammar=grammar,
+            session=session,
+            **sampling,
         )
         return _finished(stream)
 
@@ -222,11 +231,12 @@ class Model(ABC):
         adapter: AdapterChoice = None,
         response_format: Mapping[str, Any] | None = None,
         grammar: Grammar | None = None,
+        session: Session | None = None,
         **sampling: Any,
     ) -> Stream:
         """Like generate(), but returns an iterator over Piece, one a token; its `result` sums up."""
         form = self._form(response_format, grammar, reasoning="none")
-        return self._start(self.prompt_tokens(prompt), sampling, adapter, form, primed=True)
+        return self._start(self.prompt_tokens(prompt), sampling, adapter, form, primed=True, session=session)
 
     @overload
     def chat(
@@ -238,6 +248,7 @@ class Model(ABC):
         adapter: AdapterChoice = None,
         response_format: Mapping[str, Any] | None = None,
         grammar: Grammar | None = None,
+        session: Session | None = None,
         **sampling: Any,
     ) -> Generation: ...
     @overload
@@ -250,6 +261,7 @@ class Model(ABC):
         adapter: AdapterChoice = None,
         response_format: Mapping[str, Any] | None = None,
         grammar: Grammar | None = None,
+        session: Session | None = None,
         **sampling: Any,
     ) -> Stream: ...
     def chat(
@@ -261,6 +273,7 @@ class Model(ABC):
         adapter: AdapterChoice = None,
         response_format: Mapping[str, Any] | None = None,
         grammar: Grammar | None = None,
+        session: Session | None = None,
         **sampling: Any,
     ) -> Generation | Stream:
         """Answer a conversation: [{"role": "user", "content": ...}, …], or a string for one user message.
@@ -275,13 +288,34 @@ class Model(ABC):
         # The template writes the special tokens itself; an answer begins a text of its own.
         tokens = self._encoded(text, add_special_tokens=False)
         form = self._form(response_format, grammar, prompt=text)
-        answer = self._start(tokens, sampling, adapter, form, primed=False)
+        answer = self._start(tokens, sampling, adapter, form, primed=False, session=session)
         return answer if stream else _finished(answer)
 
     def cancel(self) -> None:
         """End every running generation of this model, each with finish_reason "cancelled". From any thread."""
         for stream in list(self._streams):
             stream.cancel()
+
+    # --- sessions -----------------------------------------------------------------------------------
+
+    def session(self, *, adapter: AdapterChoice = None) -> Session:
+        """An empty one, for the `session` of stream(), generate() and chat(). Its close() frees its memory.
+
+        Raises UnsupportedError where another engine than edgert's own runs the model.
+        """
+        raise self._unable("it keeps no sessions")
+
+    def save_session(self, session: Session, path: str | os.PathLike[str]) -> None:
+        """Write a session to a file, which replaces one that is there, whole or not at all. Raises StorageError."""
+        raise self._unable("it keeps no sessions")
+
+    def restore_session(self, path: str | os.PathLike[str], *, adapter: AdapterChoice = None) -> Session:
+        """The session that save_session() wrote, with the same bundle, adapters and KV format.
+
+        Raises NotFoundError, CorruptError for a damaged file, UnsupportedError for a newer format, InvalidArgumentError for a session
+        of another model, other adapters or another KV format, BudgetError where it does not fit.
+        """
+        raise self._unable("it keeps no sessions")
 
     # --- adapters -----------------------------------------------------------------------------------
 
@@ -488,12 +522,13 @@ class Model(ABC):
         form: "Constraint | None",
         *,
         primed: bool,
+        session: Session | None = None,
     ) -> Stream:
         self.check_adapter(adapter)
         sampling = Sampling.of(options, self.sampling_defaults, self.vocab_size)
         # A form tells every space.
         reply = self.reply(tokens, sampling, primed=primed or form is not None)
-        stream = Stream(self, tokens, reply, adapter, form)
+        stream = Stream(self, tokens, reply, adapter, form, session)
         self._streams.add(stream)
         return stream
 

@@ -13,6 +13,7 @@ from edgert.bundle import Bundle
 from edgert.errors import InvalidArgumentError
 from edgert.lossy import names
 from edgert.model import Model, tokenizer_of
+from edgert.session import Session, restore, save
 from edgert.units import format_bytes
 
 if TYPE_CHECKING:
@@ -92,6 +93,28 @@ class NativeModel(Model):
     def mix(self, adapter: AdapterChoice) -> list[tuple[_native.Adapter, float]]:
         """What a sequence with `adapter` is made with. Raises NotFoundError."""
         return self._adapter_set.mix(adapter)
+
+    def session(self, *, adapter: AdapterChoice = None) -> Session:
+        return Session(self.sequence(adapter))
+
+    def save_session(self, session: Session, path: str | os.PathLike[str]) -> None:
+        save(session, path, self._session_key(session.sequence))
+
+    def restore_session(self, path: str | os.PathLike[str], *, adapter: AdapterChoice = None) -> Session:
+        sequence = self.sequence(adapter)
+        return restore(sequence, path, self._session_key(sequence))
+
+    def _session_key(self, sequence: _native.Sequence) -> dict[str, Any]:
+        native = self.native
+        return {
+            "bundle_id": self._bundle.manifest["bundle_id"],
+            "adapters": f"{sequence.fingerprint:016x}",
+            "kv_format": native.kv_format,
+            "state": f"{native.state_fingerprint:016x}",
+            "kv_block_bytes": native.kv_block_bytes,
+            "state_bytes": native.state_bytes,
+            "vocab_size": native.vocab_size,
+        }
 
     def _adapters(self) -> AdapterSet:
         return self._adapter_set

@@ -30,6 +30,7 @@ from edgert.units import format_bytes
 if TYPE_CHECKING:
     from edgert.generation import Generation, Stream
     from edgert.model import Model
+    from edgert.session import Session
 
 _MAX_PROMPT_BYTES = 16 << 20
 
@@ -53,6 +54,12 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
         "--raw", action="store_true", help="continue the text as it is, without the chat template"
     )
     parser.add_argument("--system", metavar="TEXT", help="a system message in front")
+    parser.add_argument(
+        "--session",
+        metavar="FILE",
+        type=Path,
+        help="go on from the session in FILE, where there is one, and save it there at the end",
+    )
     add_adapter(parser)
     add_backend(parser)
     add_json(parser)
@@ -66,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.raw and args.system:
         raise InvalidArgumentError("--system: has no place in a raw prompt")
+    if args.session is not None and args.prompt is None and args.file is None and sys.stdin.isatty():
+        raise InvalidArgumentError("--session: needs a prompt (-p, -f or standard input)")
     sampling = sampling_flags(args)
     talking = args.prompt is None and args.file is None and not args.json and sys.stdin.isatty()
     prompt = "" if talking else _prompt(args)
@@ -77,12 +86,15 @@ def run(args: argparse.Namespace) -> int:
         warn_if_slow(model)
         if talking:
             return converse(model, args, sampling)
-        stream = _start(model, prompt, args, sampling)
+        session = None if args.session is None else open_session(model, args.session)
+        stream = _start(model, prompt, args, sampling, session)
         with cancelled_by_ctrl_c(stream):
             for piece in stream:
                 if not args.json:
                     say(piece.text, end="")
         result = stream.result
+        if session is not None:
+            keep_session(model, session, result, args.session)
         if args.json:
             print_json(_object(model, result))
         else:
@@ -172,14 +184,43 @@ def cancelled_by_ctrl_c(stream: "Stream") -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _start(model: "Model", prompt: str, args: argparse.Namespace, sampling: dict[str, Any]) -> "Stream":
+def open_session(model: "Model", path: Path) -> "Session":
+    return model.restore_session(path) if path.exists() else model.session()
+
+
+def keep_session(model: "Model", session: "Session", result: "Generation", path: Path) -> None:
+    """Save it with the answer that it now ends with."""
+    if messages := session.note.get("messages"):
+        messages.append({"role": "assistant", "content": result.text})
+    model.save_session(session, path)
+
+
+def _start(
+    model: "Model", prompt: str, args: argparse.Namespace, sampling: dict[str, Any], session: "Session | None"
+) -> "Stream":
     if args.raw or model.tokenizer.chat_template is None:
         if args.system:
             raise InvalidArgumentError(f"--system: {model.name} has no chat template")
-        return model.stream(prompt, **sampling)
-    messages = [{"role": "system", "content": args.system}] if args.system else []
+        if session is None or not session.tokens:
+            return model.stream(prompt, session=session, **sampling)
+        more = model.tokenizer.encode(prompt, add_special_tokens=False)
+        return model.stream([*session.tokens, *more], session=session, **sampling)
+    messages = [] if session is None else _messages(session)
+    if args.system and not messages:
+        messages.append({"role": "system", "content": args.system})
     messages.append({"role": "user", "content": prompt})
-    return model.chat(messages, stream=True, **sampling)
+    if session is not None:
+        session.note["messages"] = messages
+    return model.chat(messages, stream=True, session=session, **sampling)
+
+
+def _messages(session: "Session") -> list[dict[str, Any]]:
+    """The conversation that a session holds."""
+    messages = session.note.get("messages", [])
+    known = isinstance(messages, list) and all(isinstance(message, dict) for message in messages)
+    if not known or (session.tokens and not messages):
+        raise InvalidArgumentError("--session: the session holds no conversation; go on with --raw")
+    return list(messages)
 
 
 def _prompt(args: argparse.Namespace) -> str:

@@ -110,13 +110,86 @@ void bind_sampler(py::module_& module) {
       .def("sample", &sample, py::arg("logits"), py::arg("position"));
 }
 
+// Keeps steps out while a sequence is saved or restored.
+KvSequence::Hold held(KvSequence& sequence) {
+  KvSequence::Hold hold(sequence);
+  if (!hold) throw Error(ErrorKind::invalid_argument, "the sequence is in a step that runs");
+  return hold;
+}
+
+std::span<std::byte> saved_block(const KvSequence& sequence, std::int64_t index) {
+  if (index < 0 || index >= sequence.num_blocks()) throw py::index_error();
+  return sequence.saved_block(index);
+}
+
+py::bytes bytes_of(std::span<const std::byte> bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+void fill(std::span<std::byte> to, const py::object& content) {
+  const BorrowedBuffer from(content, "content");
+  if (from.bytes().size() != to.size()) {
+    throw Error(ErrorKind::invalid_argument, "content: found " + std::to_string(from.bytes().size()) +
+                                                 " bytes, allowed " + std::to_string(to.size()));
+  }
+  std::copy(from.bytes().begin(), from.bytes().end(), to.begin());
+}
+
 void bind_sequence(py::module_& module) {
   py::class_<KvSequence, std::shared_ptr<KvSequence>>(module, "Sequence")
       .def_property_readonly("length", &KvSequence::length)
       .def_property_readonly(
           "fingerprint", [](const KvSequence& s) { return s.mix() == nullptr ? 0 : s.mix()->fingerprint(); })
       .def("rewind", &KvSequence::rewind, py::arg("length"))
-      .def("close", [](KvSequence& s) { s.rewind(0); });
+      .def("close", [](KvSequence& s) { s.rewind(0); })
+      .def("saved_length",
+           [](KvSequence& s) {
+             const auto hold = held(s);
+             return s.saved_length();
+           })
+      .def(
+          "saved_block",
+          [](KvSequence& s, std::int64_t index) {
+            const auto hold = held(s);
+            return bytes_of(saved_block(s, index));
+          },
+          py::arg("index"))
+      .def("saved_state",
+           [](KvSequence& s) {
+             const auto hold = held(s);
+             return bytes_of(s.saved_state());
+           })
+      .def(
+          "begin_restore",
+          [](KvSequence& s, const std::vector<std::int32_t>& tokens) {
+            const auto hold = held(s);
+            if (s.length() != 0) throw Error(ErrorKind::invalid_argument, "the sequence is not empty");
+            s.begin_restore(tokens);
+          },
+          py::arg("tokens"))
+      .def(
+          "restore_block",
+          [](KvSequence& s, std::int64_t index, const py::object& content) {
+            const auto hold = held(s);
+            fill(saved_block(s, index), content);
+          },
+          py::arg("index"), py::arg("content"))
+      .def(
+          "restore_state",
+          [](KvSequence& s, const py::object& content) {
+            const auto hold = held(s);
+            fill(s.saved_state(), content);
+          },
+          py::arg("content"))
+      .def(
+          "end_restore",
+          [](KvSequence& s, std::int64_t length) {
+            const auto hold = held(s);
+            if (length < 0 || (length + kKvBlockTokens - 1) / kKvBlockTokens != s.num_blocks())
+              throw Error(ErrorKind::invalid_argument, "length: is not what was begun with");
+            s.end_restore(length);
+          },
+          py::arg("length"));
 }
 
 }  // namespace

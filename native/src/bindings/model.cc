@@ -286,6 +286,10 @@ void bind_model(py::module_& module) {
       .def("adapter", &make_adapter, py::arg("name"), py::arg("parts"))
       .def("sequence", &sequence, py::arg("adapters") = Mix{}, py::arg("prompt") = Tokens{})
       .def("forget_prefixes", &Model::forget_prefixes)
+      .def_property_readonly("state_fingerprint", &Model::state_fingerprint)
+      .def_property_readonly("kv_block_bytes", [](const Model& m) { return m.kv().layout().block_bytes; })
+      .def_property_readonly("state_bytes",
+                             [](const Model& m) { return m.kv().state_layout().floats * sizeof(float); })
       .def("step", &step, py::arg("rows"))
       .def("logits", &logits, py::arg("sequence"), py::arg("tokens"))
       .def("cancel", &Model::cancel)

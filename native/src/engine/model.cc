@@ -5,6 +5,7 @@
 #include <cmath>
 #include <utility>
 
+#include "bundle/xxhash.h"
 #include "control/knobs.h"
 #include "model/split_expert.h"
 #include "platform/error.h"
@@ -87,6 +88,24 @@ std::shared_ptr<KvSequence> Model::sequence(AdapterMix mix, std::span<const std:
   auto sequence = std::make_shared<KvSequence>(kv_, std::move(shared), root);
   sequence->begin_with(prompt);
   return sequence;
+}
+
+std::uint64_t Model::state_fingerprint() const {
+  Xxh64 hash;
+  const auto add = [&](std::uint64_t value) { hash.update(std::as_bytes(std::span(&value, 1))); };
+  hash.update(std::as_bytes(std::span(bundle_.manifest().bundle_id)));
+  add(static_cast<std::uint64_t>(plan_.kv_type));
+  add(kv_->layout().block_bytes);
+  add(kv_->state_layout().floats);
+  for (int i = 0; i < recipe_.num_layers(); ++i) {
+    const MixerRecipe& mixer = recipe_.block(i).mixer;
+    const RopeRecipe* rope = nullptr;
+    if (const auto* a = std::get_if<AttentionRecipe>(&mixer); a != nullptr && a->rope) rope = &*a->rope;
+    if (const auto* latent = std::get_if<LatentAttentionRecipe>(&mixer)) rope = &latent->rope;
+    if (rope != nullptr && rope->long_context)
+      add(plan_.context > rope->long_context->beyond);  // other angles
+  }
+  return hash.digest();
 }
 
 void Model::check(const AdapterMix& mix) const {

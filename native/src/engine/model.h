@@ -134,6 +134,8 @@ class Model {
   // Forgets the beginnings of texts that it remembers; to be called when weights change.
   void forget_prefixes() noexcept { kv_->forget(); }
   const KvPool& kv() const noexcept { return *kv_; }
+  // Checksum of all that the state of a sequence depends on besides its tokens and adapters.
+  std::uint64_t state_fingerprint() const;
 
   // Runs the rows' tokens, in chunks where they are many. After an error every sequence stands as it was
   // before the step. `poll` is called every few milliseconds of work and may throw.

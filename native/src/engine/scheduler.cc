@@ -66,6 +66,7 @@ void Scheduler::close() noexcept {
     change_ = true;
     changed_.notify_all();
   }
+  const std::lock_guard lock(join_mutex_);
   if (thread_.joinable()) thread_.join();
 }
 

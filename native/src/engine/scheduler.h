@@ -128,6 +128,7 @@ class Scheduler {
   Jobs running_;                              // by number
   StepCost cost_;
   const int process_;
+  std::mutex join_mutex_;  // several may close
   std::thread thread_;
 };
 

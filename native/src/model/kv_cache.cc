@@ -141,7 +141,12 @@ bool KvSequence::try_reserve(std::int64_t tokens) {
     indices_.reserve(needed);
     blocks_.reserve(needed);
     if (!pool_->blocks_.take(more.size(), more)) return false;
-    for (const KvBlocks::Index block : more) add(block);
+    for (const KvBlocks::Index block : more) {
+      add(block);
+      // One that is saved half full is to hold nothing of others.
+      if (pool_->state_layout_.floats != 0)
+        std::fill_n(blocks_.back(), pool_->layout_.block_bytes, std::byte{0});
+    }
   }
   state_.begin();
   return true;
@@ -189,6 +194,31 @@ void KvSequence::settle() noexcept {
     indices_[published_] = block;
     blocks_[published_] = data(block);
   }
+}
+
+std::int64_t KvSequence::saved_length() const noexcept {
+  return pool_->state_layout_.floats != 0 ? computed_ : computed_ / kKvBlockTokens * kKvBlockTokens;
+}
+
+std::span<std::byte> KvSequence::saved_block(std::int64_t index) const noexcept {
+  return {blocks_[static_cast<std::size_t>(index)], pool_->layout_.block_bytes};
+}
+
+std::span<std::byte> KvSequence::saved_state() const noexcept {
+  if (!state_.has_slot()) return {};
+  return std::as_writable_bytes(std::span(state_.kept(), pool_->state_layout_.floats));
+}
+
+void KvSequence::begin_restore(std::span<const std::int32_t> tokens) {
+  shares_ = false;
+  reserve(static_cast<std::int64_t>(tokens.size()));
+  for (std::size_t at = 0; at < tokens.size(); ++at) token(static_cast<std::int64_t>(at)) = tokens[at];
+}
+
+void KvSequence::end_restore(std::int64_t length) noexcept {
+  if (state_.has_slot()) state_.restore(length);
+  computed_ = length;
+  length_ = length;
 }
 
 void KvSequence::rewind(std::int64_t length) {

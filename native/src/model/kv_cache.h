@@ -86,8 +86,8 @@ class KvPool {
 // One sequence's state: how many tokens are in, and the blocks that hold them.
 class KvSequence {
  public:
-  // `mix`: the adapters that its tokens are computed with; null for none. `root`: what they add up to; sequences
-  // with the same share blocks.
+  // `mix`: the adapters that its tokens are computed with; null for none. `root`: what they add up to;
+  // sequences with the same share blocks.
   explicit KvSequence(std::shared_ptr<KvPool> pool, std::shared_ptr<const AdapterMix> mix = nullptr,
                       std::uint64_t root = 0);
   ~KvSequence();
@@ -139,6 +139,16 @@ class KvSequence {
   // Back to the `length` tokens that there were before a step.
   void restore(std::int64_t length) noexcept { truncate(length); }
 
+  // For the holder: what a file keeps of it. Of saved_length() tokens, as many blocks as hold them and the
+  // state behind them, which is empty where there is none. Only whole blocks, where there is no such state.
+  std::int64_t saved_length() const noexcept;
+  std::span<std::byte> saved_block(std::int64_t index) const noexcept;
+  std::span<std::byte> saved_state() const noexcept;
+  // To restore it: begin with the tokens, fill what saved_block() and saved_state() lend, end. It shares with
+  // nobody: what stands in a file need not be what its tokens would give. REQUIRES an empty sequence.
+  void begin_restore(std::span<const std::int32_t> tokens);
+  void end_restore(std::int64_t length) noexcept;
+
   // For others. Error{invalid_argument} unless 0 <= length <= length(), and while a step runs on it.
   void rewind(std::int64_t length);
 
@@ -152,7 +162,7 @@ class KvSequence {
   std::shared_ptr<KvPool> pool_;
   const std::shared_ptr<const AdapterMix> mix_;
   const std::uint64_t root_;
-  const bool shares_;
+  bool shares_;
   const std::uint64_t epoch_;  // of the pool's blocks, when it began
   std::atomic<bool> held_{false};
   std::atomic<std::int64_t> length_{0};

@@ -60,6 +60,11 @@ void SequenceState::settle(std::int64_t length) noexcept {
   kept_ = 1 - kept_;
 }
 
+void SequenceState::restore(std::int64_t length) noexcept {
+  length_ = length;
+  older_ = -1;
+}
+
 void SequenceState::rewind(std::int64_t length) noexcept {
   if (length >= length_) return;
   if (older_ >= 0 && older_ <= length) {

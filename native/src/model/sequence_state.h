@@ -48,6 +48,9 @@ class SequenceState {
   // several tokens at a time: then it writes what follows the last.
   const float* before(std::int64_t position) const noexcept;
   float* after() const noexcept { return copy(1 - kept_); }
+  // The state itself, and that it was filled with one that has seen `length` tokens.
+  float* kept() const noexcept { return copy(kept_); }
+  void restore(std::int64_t length) noexcept;
   // Back to a state that has seen `length` tokens at most.
   void rewind(std::int64_t length) noexcept;
 
