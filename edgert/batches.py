@@ -63,8 +63,8 @@ class Batches:
         if event.sample is not None:
             more = job.take(event.sample)
             if event.finish_reason is not None:
-                return
-            if more:
+                job.end(event.finish_reason)  # nothing where the job had ended by itself, as it should
+            elif more:
                 self._scheduler.proceed(event.request)
             else:
                 self._scheduler.cancel(event.request)

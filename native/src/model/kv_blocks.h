@@ -43,8 +43,9 @@ class KvBlocks {
   // The block of the tree that holds `tokens` after `parent` (kNone: at the beginning), with a holder more;
   // kNone where there is none. `root` tells trees apart.
   Index find(std::uint64_t root, Index parent, std::span<const std::int32_t> tokens);
-  // Makes a full block part of the tree, after `parent`, which is. Returns the one that stands for its tokens:
-  // another, held in its place, where it was there already. kNone where the tree was emptied since `epoch`.
+  // Makes a full block part of the tree, after `parent`, which is. Returns the one that stands for its
+  // tokens: another, held in its place, where it was there already. kNone where the tree was emptied since
+  // `epoch`.
   Index publish(std::uint64_t root, Index parent, Index block, std::uint64_t epoch);
   // Empties the tree; sequences keep what they hold.
   void forget() noexcept;
