@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import openai
+import pydantic
 import pytest
 from onnx_models import text_encoder
 from openai import OpenAI
@@ -21,6 +23,22 @@ from edgert.model import Model
 
 QUESTION = [{"role": "user", "content": "What does the open function return?"}]
 PROMPT = "The module reads the file"
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Tell the weather.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "enum": ["Rome", "Oslo"]},
+                "days": {"type": "integer", "minimum": 0, "maximum": 5},
+            },
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +169,85 @@ def test_what_a_client_sends_along_is_taken(client: OpenAI) -> None:
         {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
     ]
     assert ask(client, messages=again).choices[0].message.content
+
+
+# --- forms and tools --------------------------------------------------------------------------------
+
+
+def test_an_answer_follows_its_schema(client: OpenAI) -> None:
+    class Trip(pydantic.BaseModel):
+        city: Literal["Rome", "Oslo"]
+        days: int = pydantic.Field(ge=0, le=5)
+
+    for seed in range(3):
+        reply = client.chat.completions.parse(
+            model="docs-moe", messages=QUESTION, response_format=Trip, temperature=1, seed=seed, max_tokens=80
+        )
+        assert isinstance(reply.choices[0].message.parsed, Trip)
+    answer = client.responses.parse(
+        model="docs-moe", input="Where to?", text_format=Trip, temperature=1, max_output_tokens=80
+    )
+    assert isinstance(answer.output_parsed, Trip)
+    text = ask(client, response_format={"type": "text"}).choices[0].message.content
+    assert text == ask(client).choices[0].message.content
+
+
+def test_a_grammar_holds_a_completion(client: OpenAI) -> None:
+    reply = client.completions.create(
+        model="docs-moe",
+        prompt="The answer is ",
+        temperature=2,
+        n=4,
+        extra_body={"grammar": {"type": "regex", "value": "[0-9]{3}"}},
+    )
+    assert all(len(choice.text) == 3 and choice.text.isdigit() for choice in reply.choices)
+
+
+def test_a_tool_is_called_when_it_has_to_be(client: OpenAI) -> None:
+    def called(**others: Any) -> Any:
+        return ask(client, tools=[WEATHER], parallel_tool_calls=False, max_tokens=200, **others)
+
+    (choice,) = called(tool_choice="required").choices
+    assert choice.finish_reason == "tool_calls"
+    (call,) = choice.message.tool_calls
+    assert call.type == "function" and call.function.name == "weather" and call.id
+    assert json.loads(call.function.arguments)["city"] in ("Rome", "Oslo")
+    named = {"type": "function", "function": {"name": "weather"}}
+    deltas = [chunk.choices[0] for chunk in called(tool_choice=named, stream=True)]
+    (streamed,) = [one for choice in deltas for one in choice.delta.tool_calls or ()]
+    assert streamed.index == 0 and streamed.function.name == "weather"
+    assert json.loads(streamed.function.arguments).keys() == {"city", "days"}
+    assert deltas[-1].finish_reason == "tool_calls"
+    assert not called(tool_choice="none").choices[0].message.tool_calls
+    answer = {"role": "tool", "tool_call_id": call.id, "content": "rain"}
+    told = ask(client, tools=[WEATHER], messages=[*QUESTION, choice.message.model_dump(), answer])
+    assert told.choices[0].finish_reason in ("stop", "length")
+
+
+def test_a_response_calls_functions_too(client: OpenAI) -> None:
+    tool = {"type": "function", **WEATHER["function"]}
+    options: dict[str, Any] = {
+        "model": "docs-moe",
+        "input": "Rain?",
+        "tools": [tool],
+        "tool_choice": {"type": "function", "name": "weather"},
+        "temperature": 0,
+    }
+    (call,) = client.responses.create(**options).output
+    assert call.type == "function_call" and json.loads(call.arguments).keys() == {"city", "days"}
+    kinds = [event.type for event in client.responses.create(**options, stream=True)]
+    assert kinds == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
+    again = [{"role": "user", "content": "Rain?"}, call.model_dump(), output]
+    assert client.responses.create(model="docs-moe", input=again, max_output_tokens=4).output_text
 
 
 # --- completions ------------------------------------------------------------------------------------

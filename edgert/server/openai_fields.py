@@ -262,7 +262,7 @@ class TokenKey(Kind):
 
 @dataclass(frozen=True)
 class Object(Kind):
-    """Known fields; null is as if a field were not there. `name`: in the document's components."""
+    """Known fields; null is as if a field were not there, whatever its name. `name`: in the document's components."""
 
     fields: Mapping[str, Kind]
     required: Sequence[str] = ()
@@ -277,7 +277,7 @@ class Object(Kind):
         taken = {}
         for name, given in value.items():
             kind = self.fields.get(name)
-            if kind is None and self.extra is None:
+            if kind is None and given is not None and self.extra is None:
                 raise self._unknown(name, inside)
             if kind is not None and given is not None:
                 item = kind.check(given, inside + name)
@@ -308,7 +308,7 @@ class Object(Kind):
         if self.required:
             schema["required"] = list(self.required)
         if self.extra is None:
-            schema["additionalProperties"] = False
+            schema["additionalProperties"] = {"type": "null"}
         return schema
 
     def allowed(self) -> str:
