@@ -14,6 +14,7 @@ import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -51,20 +52,24 @@ metric_list: [{{metric: acc}}]
 """
 
 
-def documents(paths: Sequence[Path], most: int) -> list[str]:
-    texts = []
+def documents(model: edgert.Model, paths: Sequence[Path], most: int) -> list[str]:
+    """Those that fit into one window: of longer ones the harness and `edgert eval` place the windows differently."""
+    texts: list[str] = []
     for path in paths:
         text = path.read_text()
         while len(text) > _DOCUMENT_CHARACTERS and len(texts) < most:
             end = text.rfind("\n", 0, _DOCUMENT_CHARACTERS) + 1 or _DOCUMENT_CHARACTERS
-            texts.append(text[:end])
+            if len(model.tokenizer.encode(text[:end])) < model.context - 1:
+                texts.append(text[:end])
             text = text[end:]
     return texts
 
 
 def questions(texts: Sequence[str]) -> list[dict[str, Any]]:
-    """The halves of documents, each with three halves of others."""
-    halves = [(text[:200], text[200:260]) for text in texts]
+    """The beginnings of documents, each with what follows it and what follows three others. They part where a word does: a
+    token across the parting would be one way's own."""
+    places = [text.rfind(" ", 0, 200) for text in texts]
+    halves = [(text[:place], text[place : place + 60]) for text, place in zip(texts, places, strict=True)]
     dice = random.Random(0)
     rows = []
     for index, (begin, end) in enumerate(halves):
@@ -92,7 +97,9 @@ def daemon(model: str) -> Iterator[str]:
             process.communicate()
 
 
-def through_the_daemon(model: str, name: str, tokenizer: Path, directory: Path, context: int) -> dict[str, Any]:
+def through_the_daemon(
+    model: str, name: str, tokenizer: Path, directory: Path, context: int
+) -> dict[str, Any]:
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -118,16 +125,18 @@ def through_the_daemon(model: str, name: str, tokenizer: Path, directory: Path, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", nargs="?", help="as edgert.load takes it; the one that comes with edgert")
     parser.add_argument("text", type=Path, nargs="+")
     parser.add_argument("--documents", type=int, default=48)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    texts = documents(arguments.text, arguments.documents)
-    rows = questions(texts)
     with tempfile.TemporaryDirectory() as temporary, edgert.load(arguments.model) as model:
+        texts = documents(model, arguments.text, arguments.documents)
+        rows = questions(texts)
         directory = Path(temporary)
         os.environ["HF_DATASETS_CACHE"] = str(directory / "cache")
         for task, form, content in (
@@ -167,7 +176,7 @@ def compare(
         own = [_continuation(model, row["begin"], choice) for choice in row["choices"]]
         same += found.index(max(found)) == own.index(max(own))
         right += own.index(max(own)) == row["label"]
-    words = sum(len(text.split()) for text in texts)
+    words = sum(len(re.split(r"\s+", text)) for text in texts)  # as the harness counts them
     return {
         "model": model.name,
         "documents": len(texts),
