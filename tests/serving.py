@@ -12,7 +12,9 @@ from typing import Any
 
 import httpx
 import uvicorn
+from onnx_models import text_encoder
 
+from edgert.converters.source import convert_source
 from edgert.engine import Engine
 from edgert.model import load
 from edgert.server.app import create_app
@@ -47,7 +49,7 @@ class Daemon:
         served = [ServedModel(name, str(path), adapters=added) for name, path in sources.items()]
         opener = Opener(lambda _: (1 << 20, MEMORY), self._open)
         registry = ModelRegistry(served, opener, budget_bytes=MEMORY * max(1, len(served)))
-        self.state = ServerState(Configuration(), registry, Metrics(), Limits())
+        self.state = ServerState(Configuration(), registry, Metrics(), Limits(), loaded=True)
         self._server = uvicorn.Server(
             uvicorn.Config(create_app(self.state, _Silent()), port=0, lifespan="off", log_config=None)
         )
@@ -115,3 +117,8 @@ def wait_until(check: Any, seconds: float = 30) -> None:
 def served(sources: Mapping[str, Path], **knobs: Any) -> Iterator[Daemon]:
     with Daemon(sources, **knobs) as daemon:
         yield daemon
+
+
+def words(directory: Path) -> Path:
+    """A bundle that embeds texts of the words w0, w1, …"""
+    return convert_source(text_encoder(directory / "source"), directory / "words.edgert").path

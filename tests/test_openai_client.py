@@ -12,13 +12,11 @@ from typing import Any, Literal
 import openai
 import pydantic
 import pytest
-from onnx_models import text_encoder
 from openai import OpenAI
-from serving import Daemon, served
+from serving import Daemon, served, words
 
 import edgert
 from edgert.bundle import locate
-from edgert.converters.source import convert_source
 from edgert.model import Model
 
 QUESTION = [{"role": "user", "content": "What does the open function return?"}]
@@ -43,9 +41,9 @@ WEATHER: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    directory = tmp_path_factory.mktemp("encoder")
-    encoder = convert_source(text_encoder(directory / "source"), directory / "words.edgert").path
-    with served({"docs-moe": locate(None), "words": encoder}, parallel=8) as daemon:
+    with served(
+        {"docs-moe": locate(None), "words": words(tmp_path_factory.mktemp("words"))}, parallel=8
+    ) as daemon:
         yield daemon
 
 

@@ -1,6 +1,5 @@
 """POST /v1/completions."""
 
-import asyncio
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
-from edgert.errors import InvalidArgumentError
+from edgert.errors import ContextLengthError, InvalidArgumentError
 from edgert.scoring import score
 from edgert.server.models import LoadedModel
 from edgert.server.openai_fields import refused
@@ -25,8 +24,10 @@ from edgert.server.openai_work import (
     fingerprint,
     new_id,
     sampling_of,
+    too_long,
 )
 from edgert.server.state import ServerState
+from edgert.server.threads import on_thread
 
 if TYPE_CHECKING:
     from edgert.adapters import AdapterChoice
@@ -74,7 +75,7 @@ async def completions(state: ServerState, request: Request, fields: Mapping[str,
         model, adapter = loaded.model, adapter_of(fields, loaded)
         wanted = fields.get("max_tokens", _MAX_TOKENS)
         sampling = sampling_of(fields, model, wanted or 1, fields.get("logprobs"))
-        prompts = await asyncio.to_thread(_prompts, model, fields["prompt"], wanted)
+        prompts = await on_thread(_prompts, model, fields["prompt"], wanted)
         choices = _choices(model, prompts, fields)
         if fields.get("echo"):
             await _echo(model, adapter, choices, fields)
@@ -164,6 +165,8 @@ def _prompts(model: "Model", given: str | list[Any], wanted: int) -> list[_Promp
             check_length(len(one) - (wanted == 0), model, param)
         try:
             prompt = _Prompt(text, model.prompt_tokens(one))
+        except ContextLengthError as error:
+            raise too_long(error, param) from None
         except InvalidArgumentError as error:
             raise refused(f"{param}: {error}", param) from None
         check_length(len(prompt.tokens) - (wanted == 0), model, param)
@@ -184,7 +187,7 @@ async def _echo(
             if choice.logprobs is None:
                 continue
             if id(choice.prompt) not in scored:
-                scored[id(choice.prompt)] = await asyncio.to_thread(
+                scored[id(choice.prompt)] = await on_thread(
                     score, model, choice.prompt.tokens, top, adapter=adapter, stopped=left.is_set
                 )
             for token, known in zip(choice.prompt.tokens, scored[id(choice.prompt)], strict=True):
