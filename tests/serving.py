@@ -106,13 +106,6 @@ def _blocks(response: httpx.Response) -> Iterator[list[str]]:
     assert not lines
 
 
-def wait_until(check: Any, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 @contextlib.contextmanager
 def served(sources: Mapping[str, Path], **knobs: Any) -> Iterator[Daemon]:
     with Daemon(sources, **knobs) as daemon:

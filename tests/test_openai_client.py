@@ -7,11 +7,13 @@ import json
 import math
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import openai
 import pydantic
 import pytest
+from daemons import running
 from openai import OpenAI
 from serving import Daemon, served, words
 
@@ -430,3 +432,14 @@ def test_errors_are_the_clients_own(client: OpenAI, model: Model) -> None:
         client.responses.create(model="docs-moe", input="a", previous_response_id="resp_1")
     with pytest.raises(openai.BadRequestError, match="chat_template"):
         ask(client, extra_body={"chat_template": "{{ 1 }}"})
+
+
+def test_a_key_is_asked_for_where_there_is_one(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("a-key-of-some-length\n")
+    with running(tmp_path, locate(None), "--api-key-file", keys) as daemon:
+        daemon.ready()
+        asked = OpenAI(base_url=f"{daemon.url.rstrip('/')}/v1", api_key="a-key-of-some-length")
+        assert [model.id for model in asked.models.list()] == ["docs-moe"]
+        with pytest.raises(openai.AuthenticationError):
+            asked.with_options(api_key="another-key-of-this-length").models.list()

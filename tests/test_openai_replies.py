@@ -12,11 +12,14 @@ from peft_directories import lora
 from serving import Daemon, served
 
 from edgert.bundle import locate
+from edgert.chat import ChatTemplate
 from edgert.generation import Piece
 from edgert.model import Model, load
 from edgert.server.openai_chat import Answer
 from edgert.server.openai_logprobs import CompletionLogprobs, entry
+from edgert.server.openai_requests import RESPONSE
 from edgert.server.openai_response_events import ResponseEvents
+from edgert.server.openai_responses import as_chat
 from edgert.structured import Delta, ReplyParser
 
 
@@ -145,6 +148,63 @@ def test_items_open_and_close_in_order() -> None:
         "function_call",
     ]
     assert told[0]["response"]["output"] == [], "an event stays as it was told"
+
+
+THINKING = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}{{ m.reasoning_content }}<|im_end|>
+{% endfor %}<|im_start|>assistant
+<think>
+{% if enable_thinking is defined and not enable_thinking %}
+</think>
+
+{% endif %}"""
+
+
+def test_reasoning_comes_apart_from_content() -> None:
+    """By a template that opens it, unless it is told not to."""
+    body: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "Hello"}],
+        "max_tokens": 8,
+        "temperature": 0,
+        "ignore_eos": True,
+    }
+    with served({"docs-moe": locate(None)}) as daemon:
+        daemon.post("/v1/chat/completions", body)
+        daemon.models["docs-moe"].model.tokenizer.chat_template = ChatTemplate(THINKING)
+        reply = daemon.post("/v1/chat/completions", body).json()
+        message = reply["choices"][0]["message"]
+        assert message["reasoning_content"] and not message["content"]
+        assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] > 0
+        deltas = [e["choices"][0]["delta"] for e in daemon.events("/v1/chat/completions", body) if e]
+        assert "".join(delta.get("reasoning_content", "") for delta in deltas) == message["reasoning_content"]
+        for plain in ({"reasoning_effort": "none"}, {"chat_template_kwargs": {"enable_thinking": False}}):
+            message = daemon.post("/v1/chat/completions", {**body, **plain}).json()["choices"][0]["message"]
+            assert "reasoning_content" not in message and message["content"]
+        output = daemon.post(
+            "/v1/responses", {"input": "Hello", "max_output_tokens": 8, "ignore_eos": True}
+        ).json()
+        assert [item["type"] for item in output["output"]] == ["reasoning"]
+        back = [{"role": "user", "content": "Hello"}, *output["output"], {"role": "user", "content": "And?"}]
+        assert daemon.post("/v1/responses", {"input": back, "max_output_tokens": 1}).status_code == 200
+
+
+def test_items_of_one_answer_are_one_message() -> None:
+    items = [
+        {"role": "user", "content": "Rain?"},
+        {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Look."}]},
+        {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": "no"},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "No."}]},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Sure?"}]},
+    ]
+    fields = RESPONSE.check({"input": items, "instructions": "Be brief."}, "")
+    system, user, call, told, answered, again = as_chat(fields)["messages"]
+    assert system == {"role": "system", "content": "Be brief."}
+    assert user == {"role": "user", "content": "Rain?"}
+    assert call["reasoning_content"] == "Look." and call["tool_calls"][0]["function"]["name"] == "weather"
+    assert told == {"role": "tool", "tool_call_id": "c1", "content": "no"}
+    assert answered == {"role": "assistant", "content": "No."}
+    assert again == {"role": "user", "content": "Sure?"}
 
 
 # --- adapters ---------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ import httpx
 import numpy
 import psutil  # type: ignore[import-untyped]
 import pytest
-from serving import Daemon, served, wait_until
+from daemons import wait_until
+from serving import Daemon, served
 
 from edgert.bundle import locate
 from edgert.errors import StorageError

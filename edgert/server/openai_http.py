@@ -4,6 +4,7 @@ Errors before the reply begins are raised (the application turns them into a rep
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Coroutine
@@ -82,9 +83,10 @@ class Reply:
             self._alive.cancel()
 
     async def _keep_alive(self) -> None:
-        while True:
+        while not self._broken:
             await asyncio.sleep(_KEEP_ALIVE_S)
-            await self.event(": still at work\n\n")
+            with contextlib.suppress(Exception):  # the next event meets it too
+                await self.event(": still at work\n\n")
 
 
 Handler = Callable[[ServerState, Request, dict[str, Any], Reply], Coroutine[Any, Any, None]]

@@ -151,7 +151,8 @@ CHAT = Object(
     {
         "messages": ListOf(_MESSAGE, 1, _MAX_MESSAGES),
         **_GENERATION,
-        "max_completion_tokens": whole(0, _LIMITS.max_tokens),
+        "max_tokens": whole(1, _LIMITS.max_tokens),
+        "max_completion_tokens": whole(1, _LIMITS.max_tokens),
         "logprobs": Flag(),
         "top_logprobs": whole(0, MAX_TOP_LOGPROBS),
         "response_format": _RESPONSE_FORMAT,
