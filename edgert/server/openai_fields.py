@@ -86,6 +86,13 @@ class Number(Kind):
             raise self.wrong(value, where)
         return value
 
+    def holds_all(self, values: list[Any]) -> bool:
+        """Whether they are right as they are, such as thousands of token ids; False may also mean that it is not known."""
+        low, high = self.minimum, self.maximum
+        if not self.whole or low is None or high is None or set(map(type, values)) != {int}:
+            return False
+        return bool(min(values) >= low and max(values) <= high)
+
     def schema(self) -> Schema:
         low = "exclusiveMinimum" if self.above_minimum else "minimum"
         limits = {low: self.minimum, "maximum": self.maximum}
@@ -198,6 +205,8 @@ class ListOf(Kind):
         if len(value) < self.minimum or (self.maximum is not None and len(value) > self.maximum):
             most = "" if self.maximum is None else f" to {self.maximum}"
             raise refused(f"{where}: found {len(value)} items, allowed are {self.minimum}{most}", where)
+        if isinstance(self.item, Number) and self.item.holds_all(value):
+            return value
         check = self.item.check
         return [check(item, f"{where}[{index}]") for index, item in enumerate(value)]
 

@@ -17,6 +17,7 @@ from edgert.errors import InvalidArgumentError
 from edgert.server import errors
 from edgert.server.openai_fields import Object, refused
 from edgert.server.state import ServerState, read_json
+from edgert.server.threads import on_thread
 
 _KEEP_ALIVE_S = 15.0  # a comment while a long prompt is run, for proxies that give up on silence
 _LOG = logging.getLogger("edgert.server")
@@ -49,11 +50,12 @@ class Reply:
             self._broken = True
             raise
 
-    async def json(self, value: object, status: int = 200) -> None:
+    async def json(self, value: object, *, large: bool = False) -> None:
+        """The whole reply; a large one is not written on the event loop."""
+        data = (await on_thread(dumps, value) if large else dumps(value)).encode()
         self.finished = True
-        data = dumps(value).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))]
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         await self._send({"type": "http.response.body", "body": data})
 
     async def begin_events(self) -> None:

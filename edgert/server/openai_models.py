@@ -50,18 +50,14 @@ async def embeddings(state: ServerState, request: Request, fields: Mapping[str, 
         texts = [fields["input"]] if isinstance(fields["input"], str) else fields["input"]
         vectors, tokens = await on_thread(_embed, loaded.model, texts, fields.get("dimensions"))
         state.metrics.prompt_tokens.add(tokens, loaded.model.name)
-        written = _base64 if fields.get("encoding_format") == "base64" else _floats
-        await reply.json(
-            {
-                "object": "list",
-                "data": [
-                    {"object": "embedding", "index": index, "embedding": written(vector)}
-                    for index, vector in enumerate(vectors)
-                ],
-                "model": loaded.id,
-                "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-            }
-        )
+        as_asked = _base64 if fields.get("encoding_format") == "base64" else _floats
+        rows = [
+            {"object": "embedding", "index": index, "embedding": as_asked(vector)}
+            for index, vector in enumerate(vectors)
+        ]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        made = {"object": "list", "data": rows, "model": loaded.id, "usage": usage}
+        await reply.json(made, large=True)
 
 
 def _embed(
