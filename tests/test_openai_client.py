@@ -348,6 +348,9 @@ def test_embeddings_are_the_encoders_own(client: OpenAI, daemon: Daemon) -> None
     assert reply.usage.prompt_tokens == sum(
         len(daemon.models["words"].model.tokenizer.encode(text)) for text in texts
     )
+    many = client.embeddings.create(model="words", input=[f"w{n % 9}" for n in range(100)])
+    assert [row.index for row in many.data] == list(range(100))
+    assert many.data[0].embedding == many.data[90].embedding != many.data[1].embedding
     short = client.embeddings.create(model="words", input="w0 w4", dimensions=3, encoding_format="float")
     assert len(short.data[0].embedding) == 3
     raw = daemon.post(

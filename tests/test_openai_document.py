@@ -60,7 +60,7 @@ def test_no_reply_contradicts_the_document(
     operation = described[path][method]
 
     @settings(
-        max_examples=60,
+        max_examples=30,
         derandomize=True,
         deadline=None,
         database=None,

@@ -23,6 +23,7 @@ from edgert.server.state import Limits
 MAX_TOP_LOGPROBS = 20
 _MAX_MESSAGES = 4096
 _MAX_TOOLS = 128
+_MAX_TEXTS = 2048
 _SETTINGS = {setting.name: setting for setting in SAMPLING}
 _LIMITS = Limits()
 
@@ -199,7 +200,7 @@ COMPLETION = Object(
 
 EMBEDDING = Object(
     {
-        "input": AnyOf(Text(1), ListOf(Text(1), 1, _LIMITS.prompts)),
+        "input": AnyOf(Text(1), ListOf(Text(1), 1, _MAX_TEXTS)),
         "model": _MODEL,
         "dimensions": whole(1, 1 << 16),
         "encoding_format": Choice("float", "base64"),
