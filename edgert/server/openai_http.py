@@ -116,7 +116,10 @@ class Route:
             await self._handler(self._state, request, values, reply)
         except Exception as error:
             if not reply.can_fail:
-                raise self._placed(error) from error
+                placed = self._placed(error)
+                if placed is error:
+                    raise
+                raise placed from error
             if errors.of(error).status == 500:
                 _LOG.exception("%s failed within its reply", request.url.path)
             await reply.event(f"data: {dumps(errors.body(error))}\n\n")
