@@ -16,6 +16,7 @@ from edgert.adapters import AdapterChoice, AdapterInfo, AdapterSet
 from edgert.bundle import Bundle, locate
 from edgert.converters import checkpoint
 from edgert.errors import (
+    ContextLengthError,
     CorruptError,
     EdgertError,
     InvalidArgumentError,
@@ -286,7 +287,7 @@ class Model(ABC):
             messages = [{"role": "user", "content": messages}]
         text = self.tokenizer.apply_chat_template(messages, **(template or {}))
         # The template writes the special tokens itself; an answer begins a text of its own.
-        tokens = self._encoded(text, add_special_tokens=False)
+        tokens = self.encoded(text, add_special_tokens=False)
         form = self._form(response_format, grammar, prompt=text)
         answer = self._start(tokens, sampling, adapter, form, primed=False, session=session)
         return answer if stream else _finished(answer)
@@ -539,7 +540,7 @@ class Model(ABC):
         """
         limit = self.context - len(prompt)
         if limit <= 0:
-            raise InvalidArgumentError(self._too_long(str(len(prompt))))
+            raise ContextLengthError(self._too_long(str(len(prompt))))
         if sampling.max_tokens is not None:
             limit = min(limit, sampling.max_tokens)
         if sampling.stop and self._tokenizer is None:
@@ -554,7 +555,7 @@ class Model(ABC):
         """What generate() runs for `prompt`; raises its errors."""
         if not isinstance(prompt, str):
             return self.checked(prompt)
-        tokens = self._encoded(prompt)
+        tokens = self.encoded(prompt)
         if tokens:
             return tokens
         bos = self.tokenizer.bos_token_id
@@ -564,13 +565,14 @@ class Model(ABC):
             )
         return [bos]
 
-    def _encoded(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """The tokens of a prompt; one that is much too long is refused by its beginning, at bounded cost."""
+    def encoded(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The tokens of a prompt, which may be too long by little; one that is so by far is refused by its beginning, at
+        bounded cost. Raises ContextLengthError."""
         enough = _LONG_TOKEN * self.context
         if len(text) > enough:
             found = len(self.tokenizer.encode(text[:enough], add_special_tokens=False))
             if found > self.context:
-                raise InvalidArgumentError(self._too_long(f"more than {found}"))
+                raise ContextLengthError(self._too_long(f"more than {found}"))
         tokens = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return self.checked(tokens) if tokens else []
 
