@@ -1,7 +1,7 @@
 """Forms as grammars: Lark's text, in the dialect of llguidance."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from edgert.errors import InvalidArgumentError
@@ -59,7 +59,3 @@ def grammar_text(grammar: str | Mapping[str, Any]) -> str:
 def quoted(text: str) -> str:
     """A literal of Lark."""
     return json.dumps(text, ensure_ascii=False)
-
-
-def either(forms: Iterable[str]) -> str:
-    return " | ".join(forms)

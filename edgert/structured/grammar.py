@@ -62,8 +62,7 @@ class Vocabulary:
             )
         self._library = _llguidance()
         self._tokens = self._library.LLTokenizer(
-            self._library.TokenizerWrapper(_Encoder(tokenizer, min(end_tokens))),
-            n_vocab=max(vocab_size, tokenizer.vocab_size),
+            self._library.TokenizerWrapper(_Encoder(tokenizer, vocab_size, min(end_tokens))),
             eos_token=sorted(end_tokens),
         )
         self._mask_bytes = (vocab_size + 31) // 32 * 4
@@ -117,7 +116,7 @@ class Vocabulary:
 class _Encoder:
     """What llguidance asks of a tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, end_token: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_token: int) -> None:
         self._tokenizer = tokenizer
         special = tokenizer.special_tokens()
         names = {number: name for name, number in special.items()}
@@ -128,6 +127,7 @@ class _Encoder:
             names.get(number, "").encode() if token is None else token
             for number, token in enumerate(tokenizer.token_bytes())
         ]
+        self.tokens += [b""] * (vocab_size - len(self.tokens))  # a model's logits may be padded
         self._special = sorted(special, key=len, reverse=True)
 
     def __call__(self, text: bytes | str) -> list[int]:
