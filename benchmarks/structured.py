@@ -23,7 +23,7 @@ from structured_schemas import schemas
 from tokenizers import decoders, models, pre_tokenizers
 
 import edgert
-from edgert.structured import Constraint, constraint_of
+from edgert.structured import Constraint
 from edgert.structured.grammar import Vocabulary, vocabulary_of
 from edgert.structured.request import form_of_response
 from edgert.tokenizer import Tokenizer
@@ -35,7 +35,7 @@ PROMPTS = (
     "Explain the os.path module of Python.",
     "git rebase --onto",
 )
-_MAX_TOKENS = 600
+_MAX_TOKENS = 450
 
 
 class Timed:
@@ -68,7 +68,7 @@ def validity(args: argparse.Namespace) -> dict[str, Any]:
     part, parts = (int(number) for number in args.part.split("/"))
     counts: Counter[str] = Counter()
     failures, tokens = [], 0
-    with edgert.load("docs-moe", memory="64MiB", context=1024) as model:
+    with edgert.load("docs-moe", memory="64MiB", context=512) as model:
         chosen = [*enumerate(schemas(args.schemas))][part - 1 :: parts]
         for index, schema in chosen:
             validator = jsonschema_rs.validator_for(schema, validate_formats=True)
@@ -86,7 +86,13 @@ def validity(args: argparse.Namespace) -> dict[str, Any]:
                 counts[outcome] += 1
                 if outcome not in ("valid", "length"):
                     failures.append({"schema": index, "prompt": number, "why": outcome, "text": reply.text})
-    return {"schemas": len(chosen), "replies": counts.total(), **counts, "tokens": tokens, "failures": failures}
+    return {
+        "schemas": len(chosen),
+        "replies": counts.total(),
+        **counts,
+        "tokens": tokens,
+        "failures": failures,
+    }
 
 
 def _judge(validator: Any, text: str) -> str:
@@ -99,7 +105,7 @@ def _judge(validator: Any, text: str) -> str:
 
 def cost(args: argparse.Namespace) -> dict[str, Any]:
     """Replies in a form beside free ones, token by token; and masks alone, of a large vocabulary."""
-    with edgert.load("docs-moe", memory="64MiB", context=1024) as model:
+    with edgert.load("docs-moe", memory="64MiB", context=512) as model:
         start = time.perf_counter()
         vocabulary_of(model)
         small = {"vocabulary_s": time.perf_counter() - start, **_in_decoding(model)}
@@ -121,12 +127,14 @@ def _in_decoding(model: edgert.Model) -> dict[str, Any]:
     decode_s, begin_s = 0.0, []
     for index, schema in enumerate(schemas(_TIMED_SCHEMAS)):
         start = time.perf_counter()
-        constraint = constraint_of(model, response_format=response_format(schema))
+        form = response_format(schema)
+        stream = model.chat(
+            "Write one.", stream=True, response_format=form, temperature=1.0, seed=index, max_tokens=200
+        )
         begin_s.append(time.perf_counter() - start)
-        assert constraint is not None
-        timed.append(Timed(constraint))
-        stream = model.chat("Write one.", stream=True, temperature=1.0, seed=index, max_tokens=200)
-        stream.hold(timed[-1])
+        assert stream._constraint is not None
+        timed.append(Timed(stream._constraint))
+        stream._constraint = timed[-1]
         start = time.perf_counter()
         for _ in stream:
             pass
@@ -145,9 +153,7 @@ def _replies(model: edgert.Model) -> list[tuple[Any, str]]:
     return some
 
 
-def _of_masks(
-    vocabulary: Vocabulary, tokenizer: Tokenizer, texts: list[tuple[Any, str]]
-) -> dict[str, Any]:
+def _of_masks(vocabulary: Vocabulary, tokenizer: Tokenizer, texts: list[tuple[Any, str]]) -> dict[str, Any]:
     """The same replies again, in the large vocabulary's tokens."""
     timed, begin_s = [], []
     for schema, text in texts:
@@ -184,7 +190,7 @@ def large_vocabulary(size: int = 150_000) -> bytes:
     vocabulary = {"<|end|>": 0, **{letter: index + 1 for index, letter in enumerate(alphabet)}}
     merges: list[tuple[str, str]] = []
     rng = random.Random(1)
-    letters = "etaoinshrdlucmfwypvbgkETAOIN0123456789_Ġ{}[]\":,.-"
+    letters = 'etaoinshrdlucmfwypvbgkETAOIN0123456789_Ġ{}[]":,.-'
     words = list(letters)
     while len(vocabulary) < size:
         left, right = rng.choice(words), rng.choice(words[:400])
@@ -193,14 +199,16 @@ def large_vocabulary(size: int = 150_000) -> bytes:
             merges.append((left, right))
             words.append(left + right)
     made = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    made.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
     made.add_special_tokens(["<|end|>"])
     return made.to_str().encode()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True)
     of_validity = commands.add_parser("validity")
     of_validity.add_argument("--schemas", type=int, default=500)

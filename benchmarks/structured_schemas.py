@@ -18,13 +18,15 @@ PATTERNS = (
 NAMES = ("id", "name", "kind", "size", "tags", "notes", "at", "by", "été", "a b", 'quo"te', "$value")
 
 
-def _object(properties: dict[str, Schema], required: list[str] | None = None, **more: Any) -> Schema:
+def _object(
+    properties: dict[str, Schema], required: list[str] | None = None, *, defs: dict[str, Schema] | None = None
+) -> Schema:
     return {
         "type": "object",
         "properties": properties,
         "required": list(properties) if required is None else required,
         "additionalProperties": False,
-        **more,
+        **({"$defs": defs} if defs else {}),
     }
 
 
@@ -61,7 +63,7 @@ BY_HAND: tuple[Schema, ...] = (
     {"anyOf": [_whole(0, 9), _text(2, 4), _object({"a": {"type": "null"}})]},
     _object(
         {"home": {"$ref": "#/$defs/address"}, "work": {"$ref": "#/$defs/address"}},
-        **{"$defs": {"address": _ADDRESS}},
+        defs={"address": _ADDRESS},
     ),
     {
         "$defs": {
@@ -105,7 +107,7 @@ def schemas(count: int) -> list[Schema]:
 
 def _drawn(rng: random.Random) -> Schema:
     shared = {f"part{index}": _value(rng, 1, []) for index in range(rng.randint(0, 2))}
-    schema = _properties(rng, 3, list(shared)) if rng.random() < 0.85 else _value(rng, 3, list(shared))
+    schema = _properties(rng, 2, list(shared)) if rng.random() < 0.85 else _value(rng, 3, list(shared))
     return {**schema, "$defs": shared} if shared else schema
 
 
@@ -132,7 +134,7 @@ def _properties(rng: random.Random, depth: int, shared: list[str]) -> Schema:
 def _string(rng: random.Random) -> Schema:
     kind = rng.randrange(4)
     if kind == 0:
-        return {"type": "string", "format": rng.choice(FORMATS)}
+        return {"type": "string", "format": rng.choice(FORMATS), "maxLength": 40}
     if kind == 1:
         return {"type": "string", "pattern": rng.choice(PATTERNS), "maxLength": 16}
     low = rng.randint(0, 4)
@@ -150,7 +152,16 @@ def _integer(rng: random.Random) -> Schema:
 def _number(rng: random.Random) -> Schema:
     low = round(rng.uniform(-10, 10), 2)
     edge = "minimum" if rng.random() < 0.5 else "exclusiveMinimum"
-    return {"type": "number", edge: low, "maximum": round(low + rng.uniform(0.5, 100), 2)}
+    schema = {"type": "number", edge: low, "maximum": round(low + rng.uniform(0.5, 100), 2)}
+    if rng.random() < 0.2:
+        return schema  # with as many digits as the model likes
+    return {
+        "type": "number",
+        "minimum": 0,
+        edge: 0,
+        "maximum": rng.randint(1, 99),
+        "multipleOf": rng.choice((0.5, 0.25)),
+    }
 
 
 def _choice(rng: random.Random) -> Schema:
