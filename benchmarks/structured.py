@@ -8,6 +8,7 @@ A reply that max_tokens cuts counts for itself: "length", neither valid nor inva
 """
 
 import argparse
+import array
 import json
 import random
 import statistics
@@ -23,6 +24,7 @@ from structured_schemas import schemas
 from tokenizers import decoders, models, pre_tokenizers
 
 import edgert
+from edgert import _native
 from edgert.structured import Constraint
 from edgert.structured.grammar import Vocabulary, vocabulary_of
 from edgert.structured.request import form_of_response
@@ -67,7 +69,7 @@ def validity(args: argparse.Namespace) -> dict[str, Any]:
     """Every schema with every prompt, each with a seed of its own."""
     part, parts = (int(number) for number in args.part.split("/"))
     counts: Counter[str] = Counter()
-    failures, tokens = [], 0
+    failures, cut, tokens = [], [], 0
     with edgert.load("docs-moe", memory="64MiB", context=512) as model:
         chosen = [*enumerate(schemas(args.schemas))][part - 1 :: parts]
         for index, schema in chosen:
@@ -84,13 +86,16 @@ def validity(args: argparse.Namespace) -> dict[str, Any]:
                 tokens += len(reply.tokens)
                 outcome = "length" if reply.finish_reason == "length" else _judge(validator, reply.text)
                 counts[outcome] += 1
-                if outcome not in ("valid", "length"):
+                if outcome == "length":
+                    cut.append(index)
+                elif outcome != "valid":
                     failures.append({"schema": index, "prompt": number, "why": outcome, "text": reply.text})
     return {
         "schemas": len(chosen),
         "replies": counts.total(),
         **counts,
         "tokens": tokens,
+        "cut": cut,
         "failures": failures,
     }
 
@@ -115,6 +120,7 @@ def cost(args: argparse.Namespace) -> dict[str, Any]:
     vocabulary = Vocabulary(large_tokenizer, large_tokenizer.vocab_size, frozenset([0]))
     large = {"tokens": large_tokenizer.vocab_size, "vocabulary_s": time.perf_counter() - start}
     large.update(_of_masks(vocabulary, large_tokenizer, texts))
+    large["draw_us"] = _draws(vocabulary, large_tokenizer.vocab_size)
     return {"docs-moe": small, "large vocabulary": large, "machine": describe()}
 
 
@@ -166,6 +172,28 @@ def _of_masks(vocabulary: Vocabulary, tokenizer: Tokenizer, texts: list[tuple[An
             if not mask[token // 8] >> token % 8 & 1 or not timed[-1].accept(token):
                 break
     return {"begin_ms": _summary(begin_s, 1e3), **_of(timed)}
+
+
+def _draws(vocabulary: Vocabulary, size: int) -> dict[str, float]:
+    """Microseconds of a draw at temperature 1, and of setting a mask and drawing in it."""
+    rng = random.Random(1)
+    logits = array.array("f", [rng.gauss(0, 3) for _ in range(size)])
+    options = _native.SamplerOptions()
+    options.temperature = 1.0
+    sampler = _native.Sampler(options)
+    constraint = vocabulary.constraint('start: %json {"type": "object"}', "schema")
+    free, held = [], []
+    for position in range(200):
+        start = time.perf_counter()
+        sampler.allow(None)
+        sampler.sample(logits, position)
+        free.append(time.perf_counter() - start)
+        mask = constraint.mask()
+        start = time.perf_counter()
+        sampler.allow(mask)
+        sampler.sample(logits, position)
+        held.append(time.perf_counter() - start)
+    return {"free": statistics.median(free) * 1e6, "held": statistics.median(held) * 1e6}
 
 
 def _of(timed: list[Timed]) -> dict[str, Any]:

@@ -240,6 +240,34 @@ def test_a_required_call_is_one(model: edgert.Model, family: str, choice: Any) -
     assert calls[0].name == "weather" or choice == "required"
 
 
+@pytest.mark.parametrize("family", ["qwen3_coder", "glm45", "minimax_m2"])
+def test_texts_in_elements_are_free(model: edgert.Model, family: str) -> None:
+    """They end at their tag; an argument that is not required may be left out, one that is may not."""
+    tool = {
+        "name": "say",
+        "parameters": {
+            "type": "object",
+            "properties": {"what": {"type": "string"}, "times": {"type": "integer"}},
+            "required": ["what"],
+        },
+    }
+    tools = [{"type": "function", "function": tool}]
+    written = CALLS[family].syntax
+    opens, middle, closes = written.element
+    what, times = f"{opens}what{middle}any\n<text>{closes}", f"{opens}times{middle}3{closes}"
+    for body, expected in (
+        (what, {"what": "any\n<text>"}),
+        (what + times, {"what": "any\n<text>", "times": 3}),
+        (times, None),
+    ):
+        text = f"{written.open}{written.before}say{written.between}{body}{written.after}{written.close}"
+        constraint = constraint_of(model, tools=tools, tool_choice="required", tool_format=family)
+        assert constraint is not None and allows(constraint, model, text) is (expected is not None)
+        parser = ReplyParser.of(model, tools=tools, tool_format=family)
+        (delta,) = [*parser.push(text), *parser.finish()]
+        assert expected is None or json.loads(delta.text) == expected
+
+
 def test_auto_holds_strict_calls_once_they_begin(model: edgert.Model) -> None:
     call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
     for text, fits in (
