@@ -3,6 +3,7 @@
 Strings, lists and numbers are bounded, so that a reply fits into some hundred tokens whatever the model would write.
 """
 
+import json
 import random
 from typing import Any
 
@@ -15,7 +16,7 @@ PATTERNS = (
     "^v[0-9]+\\.[0-9]+$",
     "^[a-z]+(_[a-z]+){0,2}$",
 )
-_MOST_VALUES = 14  # in a reply
+_MOST_VALUES = 10  # in a reply
 NAMES = ("id", "name", "kind", "size", "tags", "notes", "at", "by", "été", "a b", 'quo"te', "$value")
 
 
@@ -107,9 +108,14 @@ BY_HAND: tuple[Schema, ...] = (
 
 
 def schemas(count: int) -> list[Schema]:
-    """The first `count` of one endless list: those by hand, then drawn ones, each from a seed of its own."""
-    drawn = (_drawn(random.Random(seed)) for seed in range(max(0, count - len(BY_HAND))))
-    return [*BY_HAND[:count], *drawn]
+    """The first `count` of one endless list without repetitions: those by hand, then drawn ones, each of its own seed."""
+    chosen = {json.dumps(schema): schema for schema in BY_HAND}
+    seed = 0
+    while len(chosen) < count:
+        schema = _drawn(random.Random(seed))
+        chosen.setdefault(json.dumps(schema), schema)
+        seed += 1
+    return list(chosen.values())[:count]
 
 
 def _drawn(rng: random.Random) -> Schema:

@@ -1,6 +1,7 @@
 """Constrained decoding: schemas, grammars and calls hold, and nothing that a request says does harm."""
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -420,6 +421,15 @@ def test_thousands_of_schemas_do_not_pile_up(model: edgert.Model) -> None:
     for index in range(300):
         constraint_of(model, response_format=json_schema({"const": f"only {index}"}))
     assert len(vocabulary._kept) <= 64
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    tokenizer = Tokenizer(tokenizers_made.byte_level())
+    with pytest.raises(UnsupportedError, match=r"pip install 'edgert\[serve\]'"):
+        Vocabulary(tokenizer, tokenizer.vocab_size, frozenset([0]))
+    with pytest.raises(UnsupportedError, match="end-of-sequence"):
+        Vocabulary(tokenizer, tokenizer.vocab_size, frozenset())
 
 
 def test_one_compiled_schema_serves_many_replies(model: edgert.Model) -> None:

@@ -8,7 +8,7 @@ from edgert.errors import InvalidArgumentError
 from edgert.structured.limits import check_choices, check_lark, check_pattern, check_schema
 
 # Between the tokens of JSON: nothing, a space, or a new line with its indentation; so a reply cannot stay there for ever.
-_WHITESPACE = "( |\\n {0,32})?"
+_WHITESPACE = "( |\\n {0,16})?"
 
 # The library's dates have a 29th of February in every year, and its times a second 60.
 _LEAP = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)"
