@@ -118,7 +118,10 @@ def cost(args: argparse.Namespace) -> dict[str, Any]:
     large_tokenizer = Tokenizer(large_vocabulary())
     start = time.perf_counter()
     vocabulary = Vocabulary(large_tokenizer, large_tokenizer.vocab_size, frozenset([0]))
-    large = {"tokens": large_tokenizer.vocab_size, "vocabulary_s": time.perf_counter() - start}
+    large: dict[str, Any] = {
+        "tokens": large_tokenizer.vocab_size,
+        "vocabulary_s": time.perf_counter() - start,
+    }
     large.update(_of_masks(vocabulary, large_tokenizer, texts))
     large["draw_us"] = _draws(vocabulary, large_tokenizer.vocab_size)
     return {"docs-moe": small, "large vocabulary": large, "machine": describe()}
@@ -128,25 +131,27 @@ _TIMED_SCHEMAS = 60
 
 
 def _in_decoding(model: edgert.Model) -> dict[str, Any]:
-    """The share of a reply's decoding that its form takes, over some schemas."""
+    """Microseconds a token of whole replies, free ones and held to some schemas in turn, and what forms take of them."""
     timed: list[Timed] = []
-    decode_s, begin_s = 0.0, []
+    begin_s: list[float] = []
+    seconds, tokens = {"free": 0.0, "held": 0.0}, {"free": 0, "held": 0}
     for index, schema in enumerate(schemas(_TIMED_SCHEMAS)):
-        start = time.perf_counter()
-        form = response_format(schema)
-        stream = model.chat(
-            "Write one.", stream=True, response_format=form, temperature=1.0, seed=index, max_tokens=200
-        )
-        begin_s.append(time.perf_counter() - start)
-        assert stream._constraint is not None
-        timed.append(Timed(stream._constraint))
-        stream._constraint = timed[-1]
-        start = time.perf_counter()
-        for _ in stream:
-            pass
-        decode_s += time.perf_counter() - start
-    spent = sum(sum(one.masks) + sum(one.accepts) for one in timed)
-    return {"begin_ms": _summary(begin_s, 1e3), "share_of_replies": spent / decode_s, **_of(timed)}
+        for kind, form in (("free", None), ("held", response_format(schema))):
+            start = time.perf_counter()
+            stream = model.chat(
+                "Write one.", stream=True, response_format=form, temperature=1.0, seed=index, max_tokens=100
+            )
+            if kind == "held":
+                begin_s.append(time.perf_counter() - start)
+                assert stream._constraint is not None
+                timed.append(Timed(stream._constraint))
+                stream._constraint = timed[-1]
+            next(stream)  # the prompt, and a token
+            start = time.perf_counter()
+            tokens[kind] += sum(1 for _ in stream)
+            seconds[kind] += time.perf_counter() - start
+    whole = {kind: round(seconds[kind] / tokens[kind] * 1e6, 2) for kind in seconds}
+    return {"begin_ms": _summary(begin_s, 1e3), "us_a_token_of_a_reply": whole, **_of(timed)}
 
 
 def _replies(model: edgert.Model) -> list[tuple[Any, str]]:
