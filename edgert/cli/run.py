@@ -1,6 +1,7 @@
 """edgert run: continue a prompt or answer it, streaming."""
 
 import argparse
+import json
 import signal
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from edgert.session import Session
 
 _MAX_PROMPT_BYTES = 16 << 20
+_MAX_FORM_BYTES = 1 << 20
 
 
 def register(subparsers: Subparsers) -> argparse.ArgumentParser:
@@ -64,6 +66,19 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     add_backend(parser)
     add_json(parser)
     add_sampling(parser)
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--json-schema",
+        metavar="FILE",
+        type=Path,
+        help="answer in JSON that follows the schema in FILE (extra serve)",
+    )
+    form.add_argument(
+        "--grammar",
+        metavar="FILE",
+        type=Path,
+        help="answer in a form that the grammar in FILE (Lark's notation) gives (extra serve)",
+    )
     add_knobs(parser)
     return parser
 
@@ -75,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidArgumentError("--system: has no place in a raw prompt")
     if args.session is not None and args.prompt is None and args.file is None and sys.stdin.isatty():
         raise InvalidArgumentError("--session: needs a prompt (-p, -f or standard input)")
-    sampling = sampling_flags(args)
+    sampling = {**sampling_flags(args), **_form(args)}
     talking = args.prompt is None and args.file is None and not args.json and sys.stdin.isatty()
     prompt = "" if talking else _prompt(args)
     model_path = find_model(args.model, args.backend)
@@ -221,6 +236,21 @@ def _messages(session: "Session") -> list[dict[str, Any]]:
     if not known or (session.tokens and not messages):
         raise InvalidArgumentError("--session: the session holds no conversation; go on with --raw")
     return list(messages)
+
+
+def _form(args: argparse.Namespace) -> dict[str, Any]:
+    """What --json-schema and --grammar ask for, as options of Model.chat()."""
+    if args.grammar is not None:
+        return {"grammar": read_text(args.grammar, _MAX_FORM_BYTES)}
+    if args.json_schema is None:
+        return {}
+    try:
+        schema = json.loads(read_text(args.json_schema, _MAX_FORM_BYTES))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InvalidArgumentError):
+            raise
+        raise InvalidArgumentError(f"{args.json_schema}: not JSON: {error}") from None
+    return {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
 
 
 def _prompt(args: argparse.Namespace) -> str:
