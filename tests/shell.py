@@ -53,8 +53,15 @@ def assert_fails(done: subprocess.CompletedProcess[str], complaint: str, status:
     assert line.startswith("edgert: error: ") and complaint in line, line
 
 
-def on_a_terminal(command: list[str], environment: Mapping[str, str], typed: Sequence[str] = ()) -> str:
-    """All that `command` writes to a terminal of 100 columns; `typed` is typed, each after a new ">>> "."""
+def on_a_terminal(
+    command: list[str],
+    environment: Mapping[str, str],
+    typed: Sequence[str] = (),
+    *,
+    prompt: str = ">>> ",
+    status: int = 0,
+) -> str:
+    """All that `command` writes to a terminal of 100 columns; `typed` is typed, each after a new prompt."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     owning_it = ["setsid", "--ctty", *command]  # so that Ctrl-C reaches it
@@ -64,10 +71,10 @@ def on_a_terminal(command: list[str], environment: Mapping[str, str], typed: Seq
     try:
         while chunk := os.read(ours, 4096):
             shown += chunk
-            if keys and shown.endswith(b">>> "):
+            if keys and shown.endswith(prompt.encode()):
                 os.write(ours, keys.pop(0).encode())
     except OSError:  # Linux says EIO when the last writer is gone
         pass
     os.close(ours)
-    assert process.wait() == 0, shown
+    assert process.wait() == status, shown
     return shown.decode()
