@@ -19,7 +19,7 @@ MARKDOWN = sorted(
 )
 _CODE_LINE = re.compile(r"^(?: {4,}|\t|\$ )?(?:\$ |sudo )?(edgert .*)$")
 _INLINE = re.compile(r"`(?:edgert|\$ edgert) ([^`]+)`")
-_PLACEHOLDER = re.compile(r"…|\.\.\.|\[|\{|\||^[A-Z_]+$")
+_PLACEHOLDER = re.compile(r"…|^\[|^\{")
 
 
 def test_the_pages_of_the_commands_are_up_to_date() -> None:
