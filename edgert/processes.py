@@ -9,13 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from edgert.errors import CorruptError, InvalidArgumentError, StorageError
-from edgert.settings import Setting
+from edgert.server.configuration import SERVER, read_keys
 
-DAEMON = (
-    Setting("host", "text", "where the daemon listens (127.0.0.1)", "127.0.0.1"),
-    Setting("port", "int", "its port (8343)", 8343, 1, 65535),
-    Setting("api_key_file", "text", "the file with its key", ""),
-)
+DAEMON = tuple(setting for setting in SERVER if setting.name in ("host", "port", "api_key_file"))
 _LASTING = ("run", "chat", "serve", "bench", "eval", "convert", "pull", "calibrate", "demo")
 _TIMEOUT_S = 5.0
 _MAX_REPLY_BYTES = 16 << 20
@@ -58,7 +54,7 @@ def edgert_command(words: Sequence[str]) -> list[str]:
     return []
 
 
-def ask_daemon(host: str, port: int, key_file: str) -> dict[str, Any] | None:
+def ask_daemon(host: str, port: int, key_file: str | None) -> dict[str, Any] | None:
     """What the daemon there tells of itself (/stats); None where none listens.
 
     Raises StorageError where it does not answer, InvalidArgumentError where it wants another key, CorruptError where
@@ -67,7 +63,9 @@ def ask_daemon(host: str, port: int, key_file: str) -> dict[str, Any] | None:
     from http.client import HTTPConnection, HTTPException  # which a look at --help need not wait for
 
     where = f"{host}:{port}"
-    headers = {"Authorization": f"Bearer {_key(Path(key_file))}"} if key_file else {}
+    headers = {}
+    if key_file is not None:
+        headers["Authorization"] = f"Bearer {read_keys(Path(key_file))[0].decode()}"
     connection = HTTPConnection(host, port, timeout=_TIMEOUT_S)
     try:
         connection.request("GET", "/stats", headers=headers)
@@ -93,12 +91,3 @@ def _object(content: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _key(path: Path) -> str:
-    """The first key of a file that `edgert serve --api-key-file` takes."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    keys = [line for line in lines if line and not line.startswith("#")]
-    if not keys:
-        raise InvalidArgumentError(f"api_key_file: {path} holds no key")
-    return keys[0]

@@ -64,7 +64,10 @@ def _sections(command: Command, depth: int) -> list[str]:
         rows = [f"| `{' '.join(below.words)}` | {_cell(below.summary)} |" for below in command.commands]
         lines += ["| command | does |", "|---|---|", *rows, ""]
     if command.arguments:
-        rows = [f"| `{one.name}` | {_cell(one.help)} |" for one in command.arguments]
+        rows = [
+            f"| `{one.name}` | {_cell(one.help or 'one of ' + ', '.join(one.choices))} |"
+            for one in command.arguments
+        ]
         lines += ["| argument | is |", "|---|---|", *rows, ""]
     options = [option for option in command.options if "--help" not in option.flags]
     for group in dict.fromkeys(option.group for option in options):
