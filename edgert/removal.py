@@ -50,6 +50,8 @@ def removable(model: str) -> Removable:
 
 
 def _path_of(model: str) -> Path:
+    if not model:  # such as an unset variable of a script
+        raise InvalidArgumentError("found an empty name, allowed is a bundle's path or name")
     path = Path(caches.resolve(model) if caches.is_name(model) else model)
     if not gguf.is_gguf(path):
         return locate(path).absolute()
