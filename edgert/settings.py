@@ -172,6 +172,14 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgert"
 
 
+def state() -> Path:
+    """Where what is remembered between runs is kept: $EDGERT_HOME/state, else ~/.local/state/edgert."""
+    named = os.environ.get("EDGERT_HOME")
+    if named:
+        return Path(named) / "state"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "edgert"
+
+
 class Layers:
     """The configuration files, read once; variables are looked up as they are asked for."""
 
