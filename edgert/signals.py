@@ -158,7 +158,7 @@ class _Group:
 
 def _limit(text: str) -> float:
     try:
-        value = float(text.split()[0])
+        value = float(text.split(maxsplit=1)[0])
     except (ValueError, IndexError):
         return math.inf  # "max"
     return value if 0 <= value < 1 << 60 else math.inf
@@ -235,7 +235,9 @@ class Power:
 
     def __init__(self, root: Path) -> None:
         supplies = sorted((root / "sys/class/power_supply").glob("*"))
-        self._batteries = [path for path in supplies if (File(path / "type").read() or "").strip() == "Battery"]
+        self._batteries = [
+            path for path in supplies if (File(path / "type").read() or "").strip() == "Battery"
+        ]
         self._status = [File(path / "status") for path in self._batteries]
         self._capacity = [File(path / "capacity") for path in self._batteries]
 
@@ -286,11 +288,14 @@ class Machine:
 class Sensors:
     """All signals of the machine; one thread at a time."""
 
-    def __init__(self, root: str | os.PathLike[str] = "/", clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, root: str | os.PathLike[str] = "/", clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._root, self._clock = Path(root), clock
         self.memory = Memory(self._root)
         self._pressures = [
-            Counter(_pressure(self._root / "proc/pressure" / name), most=1.5) for name in ("memory", "io", "cpu")
+            Counter(_pressure(self._root / "proc/pressure" / name), most=1.5)
+            for name in ("memory", "io", "cpu")
         ]
         self._faults = Counter(_major_faults(self._root / "proc/self/stat"))
         self.temperatures = Temperatures(self._root)

@@ -3,7 +3,7 @@
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -38,7 +38,7 @@ def test_outputs_stay_the_same_while_knobs_change_at_random(model: edgert.Model)
         thread.start()
     draw, least = random.Random(3), model.native.least_expert_bytes
     most = model.native.plan()["slots_bytes"]
-    changes = {
+    changes: dict[str, Callable[[], float]] = {
         "expert_memory": lambda: draw.randint(least, most),
         "memory": lambda: (12 << 20) - draw.randint(0, most - least),
         "threads": lambda: draw.randint(1, 2),

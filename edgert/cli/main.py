@@ -14,6 +14,7 @@ from edgert.cli import (
     adapter,
     bench,
     calibrate,
+    control,
     convert,
     demo,
     devices,
@@ -49,6 +50,7 @@ COMMANDS = (
     calibrate,
     eval_,
     bench,
+    control,
     events,
 )
 

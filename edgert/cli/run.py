@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from edgert.cli.controlled import add_control, control_bounds, controlled
 from edgert.cli.conversation import converse
 from edgert.cli.options import (
     Subparsers,
@@ -58,6 +59,7 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     add_json(parser)
     add_sampling(parser)
     add_knobs(parser)
+    add_control(parser)
     return parser
 
 
@@ -69,8 +71,9 @@ def run(args: argparse.Namespace) -> int:
     sampling = sampling_flags(args)
     talking = args.prompt is None and args.file is None and not args.json and sys.stdin.isatty()
     prompt = "" if talking else _prompt(args)
+    control_bounds(args)  # refused before anything is loaded
     model_path = find_model(args.model, args.backend)
-    with edgert.load(model_path, backend=args.backend, **knob_flags(args)) as model:
+    with edgert.load(model_path, backend=args.backend, **knob_flags(args)) as model, controlled(model, args):
         note(describe(model))
         note_lossy(model)
         load_adapters(model, args.adapter)

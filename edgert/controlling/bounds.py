@@ -27,13 +27,28 @@ class Bounds:
 
 
 BOUNDS = (
-    Setting("token_time_low_ms", "float", "faster than this is not needed where power is saved", None, 0, 1e6),
+    Setting(
+        "token_time_low_ms", "float", "faster than this is not needed where power is saved", None, 0, 1e6
+    ),
     Setting("token_time_high_ms", "float", "a token should take no longer", None, 0, 1e6, above_minimum=True),
     Setting("temperature_low_celsius", "float", "cooler leaves room to speed up", None, 0, 150),
     Setting("temperature_high_celsius", "float", "hotter slows down", None, 0, 150),
-    Setting("memory_reserve", "bytes", "memory that is left to others, at most a tenth of all", None, 0, 1 << 50),
+    Setting(
+        "memory_reserve", "bytes", "memory that is left to others, at most a tenth of all", None, 0, 1 << 50
+    ),
     Setting("save_power", "choice", "when speed beyond the need is given up", None, choices=SAVING),
     Setting("control_window_ms", "float", "time between decisions", None, 20, 60_000),
+)
+
+CONTROL = (
+    Setting(
+        "control",
+        "choice",
+        "whether knobs follow what the machine around allows",
+        "off",
+        choices=("off", "auto"),
+    ),
+    *BOUNDS,
 )
 
 

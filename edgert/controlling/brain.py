@@ -79,7 +79,8 @@ class Brain:
     def urgent(self, t: float, load: float) -> Decisions:
         """Memory is short: as many notches go at once as are lacking."""
         decisions = [
-            self.laws["memory"].step(load, t, urgent=True) for _ in range(min(NOTCHES, max(1, math.ceil(load))))
+            self.laws["memory"].step(load, t, urgent=True)
+            for _ in range(min(NOTCHES, max(1, math.ceil(load))))
         ]
         self._notch = decisions[-1]["slow"][0]
         return {"memory": decisions[-1]}
@@ -167,7 +168,9 @@ class Brain:
         return cls(Bounds(**settings["bounds"]), Plant(**settings["plant"]))
 
 
-def _step(law: Controller, t: float, value: float | None, quality: str = "exact", **more: Any) -> dict[str, Any]:
+def _step(
+    law: Controller, t: float, value: float | None, quality: str = "exact", **more: Any
+) -> dict[str, Any]:
     if value is None:
         value, quality = math.nan, "missing"
     return law.step(value, t, quality=quality, **more)

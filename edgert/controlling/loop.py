@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from edgert.model import Model
 
 _TICK_S = 0.05  # in which a process can take at most a few hundred MB
+_MOST_SHOWN = 4096  # experts
+_DIGITS = bytes(48 + code if code < 10 else 63 for code in range(256))
 _COUNTERS = (
     "expert_hits", "expert_prefetch_hits", "expert_misses", "bytes_read", "stall_s", "evictions",
 )  # fmt: skip
@@ -43,9 +45,11 @@ class Control:
         self._sensors = sensors or Sensors(clock=clock)
         self._knobs = model.knobs()
         if not self._knobs:
-            raise UnsupportedError(f"{model.name}: {model.backend} runs this model: its knobs cannot change while it runs")
+            raise UnsupportedError(
+                f"{model.name}: {model.backend} runs this model: its knobs cannot change while it runs"
+            )
         native = model.native
-        most = native.statistics()["slot_capacity_bytes"]
+        most = int(native.statistics()["slot_capacity_bytes"])
         self._plant = Plant(self._knobs["threads"], min(native.least_expert_bytes, most), most)
         self._brain = Brain(bounds, self._plant)
         about = {
@@ -59,7 +63,7 @@ class Control:
         self._steps = native.step_times(1 << 62)[0]
         self._window_began = clock()
         self._last: dict[str, Any] = {}
-        self.cost_s = 0.0  # of the thread's own work
+        self.cost_s = 0.0  # of the processor, by the thread
         self.windows = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="edgert-control", daemon=True)
@@ -96,13 +100,13 @@ class Control:
 
     def _run(self) -> None:
         while not self._stopping.wait(_TICK_S):
-            began = time.perf_counter()
+            began = time.thread_time()
             try:
                 self.tick()
             except EdgertError:
                 if self._model.closed:
                     return
-            self.cost_s += time.perf_counter() - began
+            self.cost_s += time.thread_time() - began
 
     def tick(self) -> None:
         """What the thread does every 50 ms: a window's decision when one is over, else a look at the memory."""
@@ -113,7 +117,9 @@ class Control:
             return
         load = self._load(self._sensors.available(), self._sensors.memory.bound())
         if load.there and load.value > 0:
-            self._finish({"kind": "urgent", "t": now, "load": load.value}, self._brain.urgent(now, load.value))
+            self._finish(
+                {"kind": "urgent", "t": now, "load": load.value}, self._brain.urgent(now, load.value)
+            )
 
     def _window(self, now: float) -> None:
         machine, counted, signals = self._signals(now)
@@ -124,7 +130,7 @@ class Control:
             "io_pressure": _value(machine.io_pressure), "frequency": _value(machine.frequency),
             "major_faults_per_s": _value(machine.major_faults_per_s),
             "available_bytes": _value(machine.available_bytes),
-            "resident": [row.count(2) for row in self._model.native.store()],
+            **_shown(self._model.native.store()),
         }  # fmt: skip
         self._finish(line, decisions)
 
@@ -170,7 +176,9 @@ class Control:
         if not available.there:
             return Reading()
         reserve = min(self._bounds.memory_reserve_bytes, bound / 10)
-        return Reading((reserve - available.value) / self._plant.notch_bytes, available.age, available.quality)
+        return Reading(
+            (reserve - available.value) / self._plant.notch_bytes, available.age, available.quality
+        )
 
     def _apply(self, knobs: Mapping[str, Any]) -> list[str]:
         """Set what has changed; the knobs that were refused (memory that others have taken) are tried again."""
@@ -185,6 +193,14 @@ class Control:
             else:
                 self._applied[name] = value
         return refused
+
+
+def _shown(store: list[bytes]) -> dict[str, Any]:
+    """Experts that are resident by layer, and which, of models that are not too large to look at."""
+    resident = [row.count(2) for row in store]
+    if sum(map(len, store)) > _MOST_SHOWN:
+        return {"resident": resident}
+    return {"resident": resident, "store": [row.translate(_DIGITS).decode() for row in store]}
 
 
 def _value(reading: Reading) -> float | None:

@@ -67,7 +67,9 @@ def replay(path: str | Path) -> int:
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, CorruptError):
             raise
-        raise CorruptError(f"{path}, line {count + 2}: not a line of a control record: {error!r:.200}") from error
+        raise CorruptError(
+            f"{path}, line {count + 1}: not a line of a control record: {error!r:.200}"
+        ) from error
     return count
 
 
