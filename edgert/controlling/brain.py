@@ -41,8 +41,8 @@ class Plant:
 class Brain:
     """window() and urgent() return the decisions by law, and `knobs` what the knobs shall be."""
 
-    def __init__(self, bounds: Bounds, plant: Plant) -> None:
-        self._bounds, self._plant = bounds, plant
+    def __init__(self, bounds: Bounds, plant: Plant, law: str = "fast-slow") -> None:
+        self._bounds, self._plant, self._law = bounds, plant, law
         self._top = _PACES + plant.threads - 1  # of the ladder of effort
         self._trial = ThreadTrial(plant.threads)
         self._threads = plant.threads
@@ -50,7 +50,7 @@ class Brain:
         self._saved = self._top  # what the battery allows
         self._saving = bounds.save_power == "always"
         self._lossy = [0] * len(LOSSY_KNOBS)
-        self.laws = {name: Controller("fast-slow", **settings) for name, settings in self._settings().items()}
+        self.laws = {name: Controller(law, **settings) for name, settings in self._settings().items()}
 
     def _settings(self) -> dict[str, dict[str, Any]]:
         b, slew = self._bounds, max(1, self._top // 4)
@@ -63,7 +63,9 @@ class Brain:
         high = b.token_time_high_ms
         return {
             # The signal is how many notches of the store are lacking to the reserve.
-            "memory": {"low": -3.0, "high": 0.0, "fast": _INERT, "slow": [store], "patience": 4, "dwell": 4},
+            "memory": {
+                "low": -3.0, "high": 0.0, "fast": _INERT, "slow": [store], "patience": 4, "dwell": 4, "drives": "slow",
+            },
             "heat": {
                 "low": b.temperature_low_celsius, "high": b.temperature_high_celsius, "lead": 8.0,
                 "fast": {**effort, "step": slew},
@@ -71,17 +73,16 @@ class Brain:
             "speed": {"low": b.token_time_low_ms, "high": high, "fast": {**effort, "step": -slew}},
             "quality": {
                 "low": 0.6 * high, "high": high, "fast": _INERT, "slow": lossy, "patience": 4, "dwell": 8,
+                "drives": "slow",
             },
         }  # fmt: skip
 
     # --- in: signals ------------------------------------------------------------------------------------
 
     def urgent(self, t: float, load: float) -> Decisions:
-        """Memory is short: as many notches go at once as are lacking."""
-        decisions = [
-            self.laws["memory"].step(load, t, urgent=True)
-            for _ in range(min(NOTCHES, max(1, math.ceil(load))))
-        ]
+        """Memory is short: as many notches go at once as are lacking. (A baseline's law knows by itself how many.)"""
+        times = min(NOTCHES, max(1, math.ceil(load))) if self._law == "fast-slow" else 1
+        decisions = [self.laws["memory"].step(load, t, urgent=True) for _ in range(times)]
         self._notch = decisions[-1]["slow"][0]
         return {"memory": decisions[-1]}
 
@@ -161,11 +162,11 @@ class Brain:
 
     def settings(self) -> dict[str, Any]:
         """What a record needs to make this brain again."""
-        return {"bounds": asdict(self._bounds), "plant": asdict(self._plant)}
+        return {"bounds": asdict(self._bounds), "plant": asdict(self._plant), "law": self._law}
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Brain":
-        return cls(Bounds(**settings["bounds"]), Plant(**settings["plant"]))
+        return cls(Bounds(**settings["bounds"]), Plant(**settings["plant"]), settings["law"])
 
 
 def _step(

@@ -39,6 +39,7 @@ class Control:
         *,
         log: str | os.PathLike[str] | None = None,
         sensors: Sensors | None = None,
+        law: str = "fast-slow",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._model, self._bounds, self._clock = model, bounds, clock
@@ -51,7 +52,7 @@ class Control:
         native = model.native
         most = int(native.statistics()["slot_capacity_bytes"])
         self._plant = Plant(self._knobs["threads"], min(native.least_expert_bytes, most), most)
-        self._brain = Brain(bounds, self._plant)
+        self._brain = Brain(bounds, self._plant, law)
         about = {
             "model": model.name, "pid": os.getpid(), "knobs": self._knobs, "layers": [len(row) for row in native.store()],
             "unix_time": time.time(), "budget_bytes": model.stats()["budget_bytes"],
@@ -70,7 +71,7 @@ class Control:
 
     @classmethod
     def start(cls, model: "Model", bounds: Bounds, **options: Any) -> "Control":
-        """`options`: log (a file for the record), sensors. Raises UnsupportedError where the engine has no live knobs."""
+        """`options`: log (a file for the record), sensors, law (a baseline to compare with). Raises UnsupportedError where the engine has no live knobs."""
         control = cls(model, bounds, **options)
         control._thread.start()
         return control
