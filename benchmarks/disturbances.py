@@ -158,7 +158,7 @@ def judge(found: dict[str, Any], case: Case, normal_ms: float) -> dict[str, Any]
     lost = max(0, round((case.seconds - ran) / length)) if found["killed"] or found["failed"] else 0
     stores = [w["store"] for w in windows]
     return {
-        "violations": over + lost,
+        "violations": min(over + lost, max(1, round(case.seconds / length))),
         "windows": max(1, round(case.seconds / length)),
         "tokens_per_s": sum(w["tokens"] for w in windows) / case.seconds,
         "slow_moves": sum(a != b for a, b in pairwise(stores)),

@@ -18,10 +18,13 @@ from edgert.cli import (
     convert,
     demo,
     devices,
+    doctor,
     embed,
     events,
+    monitor,
     plan,
     pull,
+    report,
     run,
     serve,
     service,
@@ -51,6 +54,9 @@ COMMANDS = (
     eval_,
     bench,
     control,
+    monitor,
+    report,
+    doctor,
     events,
 )
 

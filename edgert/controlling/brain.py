@@ -32,6 +32,7 @@ class Plant:
     threads: int
     least_bytes: int  # of expert slots
     most_bytes: int
+    token_interval_ms: float = 0.0  # stated by the user: never less
 
     @property
     def notch_bytes(self) -> int:
@@ -153,7 +154,9 @@ class Brain:
         knobs: dict[str, Any] = {
             "expert_memory": self._plant.most_bytes - (NOTCHES - self._notch) * self._plant.notch_bytes,
             "threads": self._threads,
-            "token_interval_ms": 2 * self._bounds.token_time_high_ms * slower / _PACES,
+            "token_interval_ms": max(
+                self._plant.token_interval_ms, 2 * self._bounds.token_time_high_ms * slower / _PACES
+            ),
         }
         if self._bounds.allow_lossy:
             for name, notch in zip(LOSSY_KNOBS, self._lossy, strict=True):

@@ -51,7 +51,12 @@ class Control:
             )
         native = model.native
         most = int(native.statistics()["slot_capacity_bytes"])
-        self._plant = Plant(self._knobs["threads"], min(native.least_expert_bytes, most), most)
+        self._plant = Plant(
+            self._knobs["threads"],
+            min(native.least_expert_bytes, most),
+            most,
+            self._knobs["token_interval_ms"],
+        )
         self._brain = Brain(bounds, self._plant, law)
         about = {
             "model": model.name, "pid": os.getpid(), "knobs": self._knobs, "layers": [len(row) for row in native.store()],
