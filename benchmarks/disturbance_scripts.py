@@ -23,6 +23,7 @@ _ALLOCATE = (
 )
 _SPIN = "while True: pass"
 _AMBIENT, _TRIP = 40.0, 80.0
+_PERIOD_US = 5000  # short: as if the frequency were lower
 
 
 @dataclass
@@ -108,9 +109,10 @@ class World:
     def _throttle(self, hot: bool) -> None:
         for path in self.groups.paths:
             if (path / "cpu.cfs_quota_us").exists():
-                (path / "cpu.cfs_quota_us").write_text("30000" if hot else "-1")
+                (path / "cpu.cfs_period_us").write_text(str(_PERIOD_US))
+                (path / "cpu.cfs_quota_us").write_text(str(3 * _PERIOD_US // 10) if hot else "-1")
             elif (path / "cpu.max").exists():
-                (path / "cpu.max").write_text("30000 100000" if hot else "max")
+                (path / "cpu.max").write_text(f"{3 * _PERIOD_US // 10 if hot else 'max'} {_PERIOD_US}")
 
     def temperature(self, celsius: float | str) -> None:
         text = celsius if isinstance(celsius, str) else str(round(celsius * 1000))

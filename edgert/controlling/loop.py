@@ -100,7 +100,7 @@ class Control:
 
     def state(self) -> dict[str, Any]:
         """The last line of the record, with what is controlled and the bounds; for monitors and metrics."""
-        return {"about": self._about, "settings": self._brain.settings(), **self._last}
+        return plain({"about": self._about, "settings": self._brain.settings(), **self._last})  # type: ignore[no-any-return]
 
     # --- the thread -------------------------------------------------------------------------------------
 
@@ -145,7 +145,7 @@ class Control:
         line["refused"] = self._apply(line["knobs"])
         if self._record is not None:
             self._record.write(line)
-        self._last = plain({**self._last, **line})
+        self._last = {**self._last, **line}
 
     def _signals(self, now: float) -> tuple[Machine, dict[str, Any], dict[str, Any]]:
         native = self._model.native
