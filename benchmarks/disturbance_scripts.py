@@ -59,17 +59,19 @@ class World:
         self.others.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
 
     def memory_limit(self, bytes_: int) -> None:
-        """In version 1 refused while more is in use that cannot go."""
+        """Version 1 refuses one below what is in use: then a competitor takes what it would have taken."""
         for path in self.groups.paths:
             for name in ("memory.limit_in_bytes", "memory.max"):
                 if (path / name).exists():
-                    for _ in range(20):
-                        try:
-                            (path / name).write_text(str(bytes_))
-                        except OSError:
-                            time.sleep(0.05)
-                        else:
-                            break
+                    try:
+                        (path / name).write_text(str(bytes_))
+                    except OSError:
+                        now = int((path / name).read_text())
+                        self.take(max(1, (now - bytes_) // MIB) + self._free(path, now), 4)
+
+    @staticmethod
+    def _free(path: Path, limit: int) -> int:
+        return max(0, limit - int((path / "memory.usage_in_bytes").read_text())) // MIB
 
     def disk_limit(self, bytes_a_second: int | None) -> None:
         for path in self.groups.paths:
@@ -86,7 +88,7 @@ class World:
 
     # --- a chip that warms up as it works, and is slowed down when it is too hot ------------------------
 
-    def heat(self, degrees_a_core: float, constant_s: float = 0.8) -> None:
+    def heat(self, degrees_a_core: float, constant_s: float = 2.0) -> None:
         threading.Thread(target=self._heat, args=(degrees_a_core, constant_s), daemon=True).start()
 
     def _heat(self, degrees_a_core: float, constant_s: float) -> None:

@@ -209,7 +209,10 @@ def measure(words: argparse.Namespace) -> Iterator[dict[str, Any]]:
             for setting in chosen:
                 log = None
                 if words.logs and setting.law != "none":
-                    log = words.logs / f"{case.name}-{script.name.replace(' ', '-')}-{setting.name}.jsonl"
+                    log = (
+                        words.logs
+                        / f"{case.name}-{script.name.replace(' ', '-').replace('/', '')}-{setting.name}.jsonl"
+                    )
                 found = run(case, script, setting, log)
                 row = {
                     "model": case.name,

@@ -56,7 +56,12 @@ def main() -> None:
     words = parser.parse_args()
     model = edgert.load(words.bundle, memory=words.memory, threads=words.threads, context=512)
     model.native.impose_routing(routing(Bundle.open(model.path)))
-    stated = {"token_time_high_ms": words.high_ms, "control_window_ms": words.window_ms}
+    stated = {
+        "token_time_high_ms": words.high_ms,
+        "control_window_ms": words.window_ms,
+        "temperature_low_celsius": 66.0,
+        "temperature_high_celsius": 76.0,
+    }
     control = nullcontext() if words.law == "none" else Control.start(
         model, bounds_from(resemble(), stated), law=words.law, sensors=Sensors(words.root), log=words.log
     )  # fmt: skip

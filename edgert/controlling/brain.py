@@ -14,7 +14,9 @@ from edgert.controlling.bounds import Bounds
 from edgert.controlling.trial import ThreadTrial
 
 NOTCHES = 16  # of the store, from the least to all that it was given
-_PACES = 8  # rungs below one thread, each with more time between tokens
+_PACES = 8  # rungs below one thread
+_SLOWER = 1.25  # each of them, times the time from token to token
+_CHANGED = 1.25  # of a token's time, for the rungs to follow
 _LOSSY_NOTCHES = 8
 LOSSY_KNOBS = ("low_precision_misses", "skip_absent_experts")  # what costs least first
 _MOST_LOSSY = {"low_precision_misses": 0.5, "skip_absent_experts": 0.15}
@@ -50,6 +52,7 @@ class Brain:
         self._notch, self._heat, self._speed = NOTCHES, self._top, self._top
         self._saved = self._top  # what the battery allows
         self._saving = bounds.save_power == "always"
+        self._usual_ms = 0.0  # to compute a token, without what pacing adds
         self._lossy = [0] * len(LOSSY_KNOBS)
         self.laws = {name: Controller(law, **settings) for name, settings in self._settings().items()}
 
@@ -68,7 +71,7 @@ class Brain:
                 "low": -3.0, "high": 0.0, "fast": _INERT, "slow": [store], "patience": 4, "dwell": 4, "drives": "slow",
             },
             "heat": {
-                "low": b.temperature_low_celsius, "high": b.temperature_high_celsius, "lead": 8.0,
+                "low": b.temperature_low_celsius, "high": b.temperature_high_celsius, "lead": 4.0,
                 "fast": {**effort, "step": slew},
             },
             "speed": {"low": b.token_time_low_ms, "high": high, "fast": {**effort, "step": -slew}},
@@ -97,6 +100,8 @@ class Brain:
         self._save(s)
         most = max(1, min(self._plant.threads, s["cores"], self.effort - _PACES + 1))
         mean = math.nan if s["mean_ms"] is None else s["mean_ms"]
+        if mean > _CHANGED * self._usual_ms or 0 < mean < self._usual_ms / _CHANGED:
+            self._usual_ms = mean
         self._threads = self._trial.window(s["tokens"], mean, s["cpu_pressure"], most)
         return made
 
@@ -155,7 +160,7 @@ class Brain:
             "expert_memory": self._plant.most_bytes - (NOTCHES - self._notch) * self._plant.notch_bytes,
             "threads": self._threads,
             "token_interval_ms": max(
-                self._plant.token_interval_ms, 2 * self._bounds.token_time_high_ms * slower / _PACES
+                self._plant.token_interval_ms, self._usual_ms * _SLOWER**slower if slower else 0.0
             ),
         }
         if self._bounds.allow_lossy:
