@@ -264,11 +264,12 @@ def test_heat_slows_a_model_down_without_changing_what_it_says(
     assert knobs["threads"] == 1
     assert knobs["token_interval_ms"] > 0
     assert model.generate("A file", max_tokens=8).tokens == expected
+    effort = control._brain.effort
     machine.remove("sys/class/thermal")  # vanished while hot: nothing is loosened
     for sensor in control._sensors.temperatures.sensors:
         sensor.file.close()
     run(control, clock, 60)
-    assert model.knobs()["token_interval_ms"] >= knobs["token_interval_ms"]
+    assert control._brain.effort <= effort
     control.stop()
     assert model.knobs()["token_interval_ms"] == 0  # as before
 

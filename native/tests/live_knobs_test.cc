@@ -218,7 +218,6 @@ TEST_CASE("decode steps keep their distance, and say how long they took without 
   CHECK(count == 4);
   CHECK(times.size() == 3);
   model.set_token_interval_ms(60000);
-  step();
   std::thread other([&] {
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
     model.cancel();
