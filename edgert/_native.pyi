@@ -9,9 +9,15 @@ from typing_extensions import Buffer
 __version__: str
 
 # --- platform ---------------------------------------------------------------------------------------
-def available_memory_bytes() -> int: ...
+def available_memory_bytes(root: str = "/") -> int:
+    """That this process may still take: the smaller of MemAvailable and what its cgroups leave; 0: unknown. `root` is where
+    /proc and /sys are looked up."""
+
+def cgroup_directories(controller: str, root: str = "/") -> list[tuple[int, str]]:
+    """(version, directory) of this process's cgroup and its ancestors in which "memory" or "cpu" may be bounded."""
+
 def anonymous_resident_bytes() -> int: ...
-def usable_cores() -> int: ...
+def usable_cores(root: str = "/") -> int: ...
 def cpu_name() -> str: ...
 def cpu_features() -> dict[str, bool]: ...
 def runnable_isas() -> list[str]: ...
@@ -128,6 +134,8 @@ class Runtime:
     used_bytes: int
     peak_bytes: int
     threads: int
+    active_threads: int  # settable at any time, from 1 to `threads`; other models of the runtime are held too
+    io_depth: int  # reads in flight; settable at any time, from 1 to io_threads
     io_backend: str  # the one that runs
     isa: str
     def reserve(self, bytes: int) -> None:
@@ -239,6 +247,7 @@ class Model:
         eviction: str = "forecast",
         prefetch: str = "auto",
         adapter_memory: int = 0,
+        expert_memory: int = 0,
         moments: str = "none",
         lossy: Mapping[str, float] = {},
     ) -> None: ...
@@ -284,6 +293,18 @@ class Model:
     def set_lossy(self, shares: Mapping[str, float]) -> None:
         """From the next step on these lossy modes, by knob, and no others. InvalidArgumentError for a knob that is none and
         outside its range."""
+    # Knobs that change while steps run, from any thread; none changes a result.
+    def set_memory(self, bytes: int) -> None:
+        """The runtime's budget, by way of this model's expert slots. BudgetError names the smallest that works."""
+    least_expert_bytes: int
+    def set_expert_memory(self, bytes: int) -> None:
+        """Of expert slots. What is evicted is given back to the system, but for what is leased, which follows. BudgetError
+        below least_expert_bytes and past the budget."""
+    prefetch_depth: int  # settable
+    token_interval_ms: float  # settable
+    def step_times(self, since: int = 0) -> tuple[int, list[float]]:
+        """How many decode steps have ended, and the seconds that those took that ended after the `since` first ones, at
+        most the last 1024."""
     def force_preload(self, on: bool | None) -> None:
         """For measurements: read ahead of need always or never; None: where that is found to pay."""
     def last_experts(self) -> list[list[int]]:

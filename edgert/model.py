@@ -374,6 +374,27 @@ class Model(ABC):
         """The knobs that are giving up quality for speed, by name; empty where results are exact."""
         return {}
 
+    def knobs(self) -> dict[str, Any]:
+        """What the knobs that can change while the model runs stand at, by name; empty where the engine has none."""
+        return {}
+
+    def set_knob(self, name: str, value: Any) -> None:
+        """Change a knob that knobs() lists, from any thread, while the model runs: memory and expert_memory in bytes, threads
+        and io_threads up to what the model was loaded with, prefetch_depth, token_interval_ms, and the lossy modes. No
+        result changes but by lossy modes.
+
+        Raises InvalidArgumentError for another knob and outside its range, BudgetError for memory that is too little and
+        for more than there is."""
+        known = self.knobs()
+        if not known:
+            raise self._unable("its knobs cannot change while it runs")
+        setting = next((row for row in knobs() if row.name == name and row.live), None)
+        if setting is None:
+            raise InvalidArgumentError(
+                f"knob {name!r:.60} cannot change while a model runs; those that can are {', '.join(known)}"
+            )
+        self._set_knob(name, setting.check(value))
+
     @property
     @abstractmethod
     def closed(self) -> bool: ...
@@ -484,6 +505,10 @@ class Model(ABC):
     @abstractmethod
     def interrupt(self, stream: object) -> None:
         """Stop the step in progress if it is `stream`'s. Takes no lock, so a signal handler may call it."""
+
+    def _set_knob(self, name: str, value: Any) -> None:
+        """Set a knob of knobs() to a value in its range."""
+        raise NotImplementedError
 
     @abstractmethod
     def _logits(self, tokens: list[int], adapter: AdapterChoice) -> "numpy.typing.NDArray[numpy.float32]": ...

@@ -150,10 +150,11 @@ def _from_knob(row: Mapping[str, Any]) -> Setting:
 
 def every_setting() -> tuple[Setting, ...]:
     """All that a configuration file may hold."""
+    from edgert.controlling.bounds import CONTROL
     from edgert.sampling import SAMPLING
     from edgert.server.configuration import SETTINGS
 
-    return knobs() + SAMPLING + SETTINGS
+    return knobs() + SAMPLING + SETTINGS + CONTROL
 
 
 def home() -> Path:

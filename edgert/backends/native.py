@@ -29,7 +29,10 @@ _RUNTIME_KNOBS = {
     "isa": "isa",
 }
 _PART_BYTES = 8 << 20  # of f32 logits at a time
-_MODEL_KNOBS = ("context", "parallel", "chunk", "kv_format", "eviction", "prefetch", "adapter_memory")
+_MODEL_KNOBS = (
+    "context", "parallel", "chunk", "kv_format", "eviction", "prefetch", "adapter_memory", "expert_memory",
+)  # fmt: skip
+_SET_AFTER_LOADING = ("prefetch_depth", "token_interval_ms")
 
 
 class NativeModel(Model):
@@ -60,6 +63,9 @@ class NativeModel(Model):
             resident=native.resident,
             minimum_bytes=native.minimum_bytes,
         )
+        for knob in _SET_AFTER_LOADING:
+            if knob in stated:
+                self.set_knob(knob, stated[knob])
         plan = native.plan()
         if plan["slots_bytes"] < min(plan["token_bytes"], plan["expert_bytes"]):
             warnings.warn(
@@ -86,6 +92,36 @@ class NativeModel(Model):
     @property
     def lossy_modes(self) -> dict[str, float]:
         return self.native.lossy()
+
+    def knobs(self) -> dict[str, Any]:
+        native, runtime = self.native, self._runtime
+        lossy_shares = native.lossy()
+        return {
+            "memory": runtime.budget_bytes,
+            "expert_memory": native.statistics()["slot_capacity_bytes"],
+            "threads": runtime.active_threads,
+            "io_threads": runtime.io_depth,
+            "prefetch_depth": native.prefetch_depth,
+            "token_interval_ms": native.token_interval_ms,
+            **{name: lossy_shares.get(name, 0.0) for name in names()},
+        }
+
+    def _set_knob(self, name: str, value: Any) -> None:
+        native, runtime = self.native, self._runtime
+        if name == "memory":
+            native.set_memory(value or _native.available_memory_bytes())
+        elif name == "expert_memory":
+            native.set_expert_memory(value or native.plan()["slots_bytes"])
+        elif name == "threads":
+            runtime.active_threads = value or runtime.threads
+        elif name == "io_threads":
+            runtime.io_depth = value
+        elif name == "prefetch_depth":
+            native.prefetch_depth = value
+        elif name == "token_interval_ms":
+            native.token_interval_ms = value
+        else:
+            native.set_lossy({**native.lossy(), name: value})
 
     def sequence(self, adapter: AdapterChoice = None, prompt: Sequence[int] = ()) -> _native.Sequence:
         return self.native.sequence(self._adapter_set.mix(adapter), prompt)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from edgert.cli.controlled import add_control, control_bounds, controlled
 from edgert.cli.conversation import converse
 from edgert.cli.options import (
     Subparsers,
@@ -95,6 +96,7 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     add_backend(parser)
     add_sampling(parser)
     add_knobs(parser)
+    add_control(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -131,8 +133,9 @@ def opened(args: argparse.Namespace) -> "Iterator[Model]":
     """The model that add_model() and add_generation() have read, with its adapters; what it is, is said."""
     import edgert
 
+    control_bounds(args)  # refused before anything is loaded
     path = find_model(args.model, args.backend)
-    with edgert.load(path, backend=args.backend, **knob_flags(args)) as model:
+    with edgert.load(path, backend=args.backend, **knob_flags(args)) as model, controlled(model, args):
         note(describe(model))
         note_lossy(model)
         load_adapters(model, args.adapter)

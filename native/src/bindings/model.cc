@@ -69,8 +69,8 @@ LossyModes lossy_modes(const std::map<std::string, double>& shares) {
 std::shared_ptr<Model> load(std::shared_ptr<Runtime> runtime, const std::string& path, std::int64_t context,
                             int parallel, int chunk, const std::string& kv_format,
                             const std::string& eviction_word, const std::string& prefetch_word,
-                            std::uint64_t adapter_bytes, const std::string& moments_word,
-                            const std::map<std::string, double>& shares) {
+                            std::uint64_t adapter_bytes, std::uint64_t expert_bytes,
+                            const std::string& moments_word, const std::map<std::string, double>& shares) {
   const ModelOptions options{context,
                              parallel,
                              chunk,
@@ -79,7 +79,8 @@ std::shared_ptr<Model> load(std::shared_ptr<Runtime> runtime, const std::string&
                              prediction(prefetch_word),
                              moments(moments_word),
                              lossy_modes(shares),
-                             adapter_bytes};
+                             adapter_bytes,
+                             expert_bytes};
   const py::gil_scoped_release released;
   return std::make_shared<Model>(std::move(runtime), path, options, Interrupts());
 }
@@ -273,7 +274,8 @@ void bind_model(py::module_& module) {
            py::arg("parallel") = 1, py::arg("chunk") = 0, py::arg("kv_format") = "auto",
            py::arg("eviction") = std::string(kEvictions[0]),
            py::arg("prefetch") = std::string(kPredictions[0]), py::arg("adapter_memory") = 0,
-           py::arg("moments") = "none", py::arg("lossy") = std::map<std::string, double>())
+           py::arg("expert_memory") = 0, py::arg("moments") = "none",
+           py::arg("lossy") = std::map<std::string, double>())
       .def_property_readonly("context", [](const Model& m) { return m.plan().context; })
       .def_property_readonly("chunk", [](const Model& m) { return m.plan().chunk; })
       .def_property_readonly("kv_format", [](const Model& m) { return name(m.plan().kv_type); })
@@ -300,6 +302,13 @@ void bind_model(py::module_& module) {
           "set_lossy",
           [](Model& m, const std::map<std::string, double>& shares) { m.set_lossy(lossy_modes(shares)); },
           py::arg("shares"), py::call_guard<py::gil_scoped_release>())
+      .def("set_memory", &Model::set_memory, py::arg("bytes"), py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("least_expert_bytes", &Model::least_expert_bytes)
+      .def("set_expert_memory", &Model::set_expert_bytes, py::arg("bytes"),
+           py::call_guard<py::gil_scoped_release>())
+      .def_property("prefetch_depth", &Model::prefetch_depth, &Model::set_prefetch_depth)
+      .def_property("token_interval_ms", &Model::token_interval_ms, &Model::set_token_interval_ms)
+      .def("step_times", &Model::step_times, py::arg("since") = 0)
       .def("force_preload", &Model::force_preload, py::arg("on"))
       .def("last_experts", &Model::last_experts, py::call_guard<py::gil_scoped_release>())
       .def("observed", &observed)

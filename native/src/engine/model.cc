@@ -56,7 +56,9 @@ Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path
                   runtime_->pool(), runtime_->kernel_table(), runtime_->budget()),
       decoder_(bundle_, recipe_, weights_, store_, *kv_, {runtime_->pool(), runtime_->kernel_table()},
                runtime_->budget(), {plan_.chunk, runtime_->pool().threads(), plan_.context, plan_.kv_type}),
-      sampling_(runtime_->budget(), Sampler::space_bytes(recipe_.vocab_size), "sampling") {
+      sampling_(runtime_->budget(), Sampler::space_bytes(recipe_.vocab_size), "sampling"),
+      fill_(plan_.resident()),
+      step_times_(kStepTimes) {
   if (options.moments != MomentsKind::none) {
     observation_ = std::make_unique<Observation>(recipe_, options.moments,
                                                  Machine{runtime_->pool(), runtime_->kernel_table()},
@@ -152,6 +154,8 @@ std::vector<KvSequence::Hold> Model::hold(std::span<const StepRow> rows) const {
 }
 
 void Model::step(std::span<const StepRow> rows, const StepSink& sink, const std::function<void()>& poll) {
+  if (std::ranges::all_of(rows, [](const StepRow& row) { return row.tokens.size() == 1; }))
+    pace_.wait(cancelled_, poll);
   const std::lock_guard lock(step_mutex_);
   check(rows);
   const std::vector<KvSequence::Hold> holds = hold(rows);
@@ -168,7 +172,7 @@ void Model::step(std::span<const StepRow> rows, const StepSink& sink, const std:
     cancelled_.store(false, std::memory_order_relaxed);
     throw;
   }
-  if (plan_.resident() && !std::exchange(filling_, true)) store_.fill();
+  if (fill_.exchange(false)) store_.fill();
 }
 
 std::vector<std::optional<Sample>> Model::sample(std::span<const SampleRow> rows,
@@ -235,6 +239,8 @@ void Model::run_batch(std::span<const StepRow> rows, const StepSink& sink, const
     const std::lock_guard lock(statistics_mutex_);
     (decode ? statistics_.decode_tokens : statistics_.prefill_tokens) += batch_.size();
     (decode ? statistics_.decode_s : statistics_.prefill_s) += seconds;
+    if (std::ranges::any_of(rows, [](const StepRow& row) { return row.tokens.size() == 1; }))
+      step_times_[decode_steps_++ % kStepTimes] = static_cast<float>(seconds);
   }
   batch_.clear();
   origins_.clear();
@@ -271,6 +277,45 @@ void Model::set_lossy(const LossyModes& modes) {
 LossyModes Model::lossy() const {
   const std::lock_guard lock(step_mutex_);
   return decoder_.lossy();
+}
+
+void Model::set_memory(std::uint64_t bytes) {
+  Budget& budget = *runtime_->budget();
+  const std::uint64_t used = budget.used_bytes();
+  const std::uint64_t others = used - std::min(used, store_.statistics().capacity_bytes);
+  if (bytes < others + store_.least_bytes()) {
+    throw Error(ErrorKind::budget, "memory: a budget of " + std::to_string(bytes) +
+                                       " bytes is too small; the smallest that works is " +
+                                       std::to_string(others + store_.least_bytes()) + " bytes");
+  }
+  const bool lower = bytes < budget.limit_bytes();
+  if (!lower) budget.set_limit(bytes);
+  set_expert_bytes(bytes - others);
+  if (lower) budget.set_limit(bytes);
+}
+
+void Model::set_expert_bytes(std::uint64_t bytes) {
+  store_.resize(std::min(bytes, plan_.expert_bytes));
+  if (bytes >= plan_.expert_bytes) fill_ = true;
+}
+
+void Model::set_prefetch_depth(int reads) {
+  check_knob("prefetch_depth", reads);
+  store_.set_prefetch_depth(reads);
+}
+
+void Model::set_token_interval_ms(double milliseconds) {
+  check_number("token_interval_ms", milliseconds);
+  pace_.set_interval_ms(milliseconds);
+}
+
+std::pair<std::uint64_t, std::vector<float>> Model::step_times(std::uint64_t since) const {
+  const std::lock_guard lock(statistics_mutex_);
+  const std::uint64_t kept = std::min<std::uint64_t>(decode_steps_, kStepTimes);
+  std::vector<float> times;
+  for (std::uint64_t i = std::max(since, decode_steps_ - kept); i < decode_steps_; ++i)
+    times.push_back(step_times_[i % kStepTimes]);
+  return {decode_steps_, std::move(times)};
 }
 
 void Model::force_preload(std::optional<bool> on) {

@@ -15,10 +15,12 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "adapters/overlay.h"
 #include "bundle/bundle.h"
+#include "engine/pace.h"
 #include "engine/prediction.h"
 #include "engine/runtime.h"
 #include "engine/sampler.h"
@@ -42,6 +44,7 @@ struct ModelOptions {
   MomentsKind moments = MomentsKind::none;  // what to measure of the model as it runs
   LossyModes lossy{};
   std::uint64_t adapter_bytes = 0;  // kept for adapters
+  std::uint64_t expert_bytes = 0;   // at most so many for expert slots; 0: what is left
 };
 
 // The budget, divided.
@@ -156,6 +159,22 @@ class Model {
   void set_lossy(const LossyModes& modes);
   LossyModes lossy() const;
 
+  // --- knobs that change while steps run; none changes a result ---
+  // The runtime's budget, by way of this model's expert slots. Error{budget} names the least that works.
+  void set_memory(std::uint64_t bytes);
+  // Of expert slots: at most what all experts take. As ExpertStore::resize() otherwise.
+  void set_expert_bytes(std::uint64_t bytes);
+  std::uint64_t least_expert_bytes() const noexcept { return store_.least_bytes(); }
+  void set_prefetch_depth(int reads);
+  int prefetch_depth() const { return store_.prefetch_depth(); }
+  void set_token_interval_ms(double milliseconds);  // of steps in which every row decodes
+  double token_interval_ms() const noexcept { return pace_.interval_ms(); }
+
+  // How long the decode steps took that ended since the `since` first ones: seconds, and how many have ended.
+  // Only the last kStepTimes are kept. A step with any row of one token is one.
+  static constexpr std::size_t kStepTimes = 1024;
+  std::pair<std::uint64_t, std::vector<float>> step_times(std::uint64_t since) const;
+
   // For measurements: reads ahead of need always or never; none: where that is found to pay.
   void force_preload(std::optional<bool> on);
   // The experts that the last step's last token used, by MoE layer.
@@ -194,12 +213,15 @@ class Model {
 
   mutable FairMutex step_mutex_;
   std::atomic<bool> cancelled_{false};
-  bool filling_ = false;         // or filled
   bool imposed_ = false;         // the choice of experts
+  std::atomic<bool> fill_;       // the step to come has the rest of the experts read
   std::vector<BatchRow> batch_;  // of the chunk under way
   std::vector<Origin> origins_;  // where each came from
   mutable std::mutex statistics_mutex_;
   ModelStatistics statistics_;
+  std::vector<float> step_times_;  // of decode steps, in a ring
+  std::uint64_t decode_steps_ = 0;
+  Pace pace_;
 };
 
 }  // namespace edgert

@@ -77,12 +77,14 @@ std::uint64_t ExpertStore::join_bytes(const Manifest& manifest) noexcept {
 ExpertStore::ExpertStore(const Bundle& bundle, std::shared_ptr<Budget> budget, Reader& reader,
                          std::uint64_t capacity_bytes, Eviction eviction, Join join)
     : bundle_(bundle),
+      eviction_(eviction),
+      index_bytes_(index_bytes(eviction, experts_by_layer(bundle.manifest()))),
       capacity_(capacity_bytes),
-      charge_(budget, capacity_bytes + index_bytes(eviction, experts_by_layer(bundle.manifest())),
-              "expert slots"),
+      charge_(budget, capacity_bytes + index_bytes_, "expert slots"),
       reader_(reader),
       policy_(make_policy(fits(bundle.manifest(), capacity_bytes) ? Eviction::lru : eviction,
                           experts_by_layer(bundle.manifest()))),
+      evicts_(!fits(bundle.manifest(), capacity_bytes)),
       process_(getpid()),
       join_(std::move(join)),
       join_space_(std::move(budget), join_bytes(bundle.manifest()), "joining experts"),
@@ -216,33 +218,38 @@ bool ExpertStore::begin_demand(int index, bool whole) {
 
 std::optional<SlotPool::Slot> ExpertStore::take_slot(std::uint64_t bytes,
                                                      const std::function<bool(const Entry&)>& spare) {
-  const auto evictable = [&](int index) {
-    const Entry& entry = entries_[at(index)];
-    return entry.state == Residency::resident && entry.pins == 0 && spare(entry);
-  };
+  const auto admitted = [&](int index) { return evictable(index) && spare(entries_[at(index)]); };
   if (bytes > capacity_) return std::nullopt;
-  const std::uint64_t free = capacity_ - statistics_.slot_bytes;
-  if (bytes > free) {
+  const std::uint64_t needed = statistics_.slot_bytes + bytes;
+  if (needed > capacity_) {
     const auto size = [&](int index) { return entries_[at(index)].slot.size(); };
-    const auto victims = choose_victims(*policy_, bytes - free, size, evictable);
+    const auto victims = choose_victims(*policy_, needed - capacity_, size, admitted);
     if (!victims) return std::nullopt;
-    for (const int index : *victims) {
-      Entry& victim = entries_[at(index)];
-      policy_->removed(index);
-      victim.state = Residency::absent;
-      --statistics_.resident;
-      ++statistics_.evictions;
-      if (std::exchange(victim.prefetched, false)) {
-        ++statistics_.prefetches_wasted;
-        statistics_.wasted_bytes += victim.submitted;
-      }
-      if (victim.slot.size() == bytes) return std::move(victim.slot);  // then it is the only one
-      drop_slot(victim.slot);
-    }
+    for (const int index : *victims) evict(index);
+    SlotPool::Slot& slot = entries_[at(victims->front())].slot;
+    if (victims->size() == 1 && slot.size() == bytes) return std::move(slot);
+    for (const int index : *victims) drop_slot(entries_[at(index)].slot);
   }
   SlotPool::Slot slot = slots_.take(bytes);
   statistics_.slot_bytes += bytes;
   return slot;
+}
+
+bool ExpertStore::evictable(int index) const noexcept {
+  const Entry& entry = entries_[at(index)];
+  return entry.state == Residency::resident && entry.pins == 0;
+}
+
+void ExpertStore::evict(int index) noexcept {
+  Entry& victim = entries_[at(index)];
+  policy_->removed(index);
+  victim.state = Residency::absent;
+  --statistics_.resident;
+  ++statistics_.evictions;
+  if (std::exchange(victim.prefetched, false)) {
+    ++statistics_.prefetches_wasted;
+    statistics_.wasted_bytes += victim.submitted;
+  }
 }
 
 void ExpertStore::drop_slot(SlotPool::Slot& slot) noexcept {
@@ -377,6 +384,7 @@ void ExpertStore::complete(int index, std::exception_ptr error) noexcept {
     entry.state = Residency::resident;
     ++statistics_.resident;
   }
+  trim(1);
   changed_.notify_all();
   pump();
 }
@@ -384,6 +392,7 @@ void ExpertStore::complete(int index, std::exception_ptr error) noexcept {
 void ExpertStore::unpin(int index) noexcept {
   const std::lock_guard lock(mutex_);
   --entries_[at(index)].pins;
+  trim(1);
   pump();
 }
 
@@ -444,6 +453,7 @@ ExpertStore::Request::~Request() {
   std::erase(store_.requests_, this);
   for (const int index : ready_) --store_.entries_[at(index)].pins;
   for (const Read& read : reading_) --store_.entries_[at(read.entry)].pins;
+  store_.trim(static_cast<int>(store_.entries_.size()));
   store_.pump();
 }
 

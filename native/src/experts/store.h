@@ -3,17 +3,18 @@
 // A step asks for the experts of one layer and gets leases one by one, hits first, then misses as their reads
 // complete. Any set goes through any number of slots >= 2: what does not fit waits until a lease is given
 // back. A slot takes what its expert weighs on disk, rounded up to the read alignment and the page; the
-// capacity is charged to the budget when the store is made, so that no step can find it gone.
+// capacity is charged to the budget when the store is made, so that no step can find it gone. resize()
+// changes it while steps run: what is leased or being read beyond a smaller capacity goes as it comes free.
 //
 // An expert whose precision is split (see ExpertEntry) may be asked for with its base alone, which takes a
 // slot of its own size; whoever needs the whole makes it whole, by a read of the refinement where the base is
 // there. Reads ahead of need are of whole experts.
 //
-// What is asked for ahead of need (prefetch(), preload(), fill()) is read two at a time while no demand read
-// is under way and no request waits for a slot. It evicts nothing that is leased or awaited, and for a mere
-// likelihood nothing that is as likely to be needed. What was only likely is read in pieces, and given up
-// between two of them once its layer has come without it or something is needed now. A failure stops it and
-// is not reported: the demand read of that expert will report its own. Each prefetch read that completes
+// What is asked for ahead of need (prefetch(), preload(), fill()) is read a few at a time while no demand
+// read is under way and no request waits for a slot. It evicts nothing that is leased or awaited, and for a
+// mere likelihood nothing that is as likely to be needed. What was only likely is read in pieces, and given
+// up between two of them once its layer has come without it or something is needed now. A failure stops it
+// and is not reported: the demand read of that expert will report its own. Each prefetch read that completes
 // begins the next.
 //
 // Threads: acquire() and Request are for one step at a time; completions run on the reader's threads;
@@ -66,6 +67,8 @@ struct ExpertStatistics {
 class ExpertStore {
  public:
   enum class Residency : std::uint8_t { absent, reading, resident };
+  // Most of a disk's speed, and soon out of a demand read's way.
+  static constexpr int kPrefetchDepth = 2;
   // Runs on a reader's thread when an expert's bytes are in and checked, before it is published.
   // While there is a hook, experts are always whole.
   using PageInHook = std::function<void(int layer, int expert, std::span<std::byte> bytes)>;
@@ -155,6 +158,14 @@ class ExpertStore {
   // Asks for every expert, in the order of the files, after what prefetch() asks for; never evicts.
   void fill();
 
+  // From the next read on; REQUIRES at least 0: so many reads ahead of need at a time, none at 0.
+  void set_prefetch_depth(int reads);
+  int prefetch_depth() const;
+  // Memory beyond a smaller capacity is given back to the system before this returns, but for what is leased
+  // or being read. Error{budget} below least_bytes() and where the budget does not hold what is added.
+  void resize(std::uint64_t capacity_bytes);
+  std::uint64_t least_bytes() const noexcept;  // two of the largest slots, or what there is
+
   void set_page_in_hook(PageInHook hook);  // REQUIRES no request under way
   ExpertStatistics statistics() const;
   // By expert of a layer, 1 where it is resident or being read as a whole, else 0. REQUIRES one byte an
@@ -216,6 +227,12 @@ class ExpertStore {
   // The memory of what `spare` admits may go for it.
   std::optional<SlotPool::Slot> take_slot(std::uint64_t bytes,
                                           const std::function<bool(const Entry&)>& spare);
+  void evict(int entry) noexcept;
+  bool evictable(int entry) const noexcept;
+  // Evicts at most so many of what is beyond the capacity; true where there may be more to evict.
+  bool trim(int most) noexcept;
+  void settle_charge() noexcept;
+  void choose_policy();
   void drop_slot(SlotPool::Slot& slot) noexcept;
   void drop_slots(Entry& entry) noexcept;
   void begin(int entry, SlotPool::Slot slot, Part part, ReadPriority priority);  // may throw
@@ -230,10 +247,13 @@ class ExpertStore {
   void drop_ahead() noexcept;
 
   const Bundle& bundle_;
-  const std::uint64_t capacity_;
-  const Charge charge_;
+  const Eviction eviction_;
+  const std::uint64_t index_bytes_;
+  std::uint64_t capacity_;  // below, with the lock held
+  Charge charge_;
   Reader& reader_;
   std::unique_ptr<EvictionPolicy> policy_;
+  bool evicts_ = true;  // else every expert fits, and the policy is the one that costs nothing
   const int process_;
   PageInHook hook_;
   const Join join_;
@@ -248,6 +268,7 @@ class ExpertStore {
   std::vector<const Request*> requests_;
   int demand_reads_ = 0;  // in flight
   int prefetch_reads_ = 0;
+  int prefetch_depth_ = kPrefetchDepth;
   std::vector<int> asked_;  // entries that prefetch() or preload() asked for
   std::vector<int> ahead_;  // of them, those that it has not come to, last first
   bool ahead_scans_ = false;
