@@ -83,7 +83,9 @@ class Part:
     cols: "NDArray[numpy.int32] | None" = None
     values: "Array | None" = None
     remainders: "NDArray[numpy.int8] | None" = None  # of the base's codes there, see remainders.py
-    patch_error: "Array | None" = None  # [1], the squared error that a patch leaves of the values at scale 1
+    patch_error: "Array | None" = (
+        None  # [2], of a patch at scale 1: apart and beside, see native/src/adapters/patch.h
+    )
     gain: "Array | None" = None  # [rows]
     gain_spares_bias: bool = False
 
@@ -120,7 +122,11 @@ class Part:
 
         if self.rows is None or self.cols is None or self.values is None:
             return
-        order = np.lexsort((self.rows, self.cols, self.rows // 16))
+        rows, cols = self.rows.astype(np.int64), self.cols.astype(np.int64)
+        places = (rows // 16 << 32) + cols * 16 + rows % 16
+        if (np.diff(places) > 0).all():
+            return
+        order = np.argsort(places, kind="stable")
         self.rows, self.cols, self.values = self.rows[order], self.cols[order], self.values[order]
         if self.remainders is not None:
             self.remainders = self.remainders[order]

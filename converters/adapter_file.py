@@ -117,8 +117,8 @@ def _check(path: Path, part: Part) -> None:
         raise CorruptError(f"{path}: {part.target}: shira_remainder: as many as there are values are needed")
     if (part.remainders is None) != (part.patch_error is None) or (
         part.patch_error is not None
-        and not (part.patch_error.shape == (1,) and 0 <= part.patch_error[0] < float("inf"))
+        and not (part.patch_error.shape == (2,) and all(0 <= x < float("inf") for x in part.patch_error))
     ):
         raise CorruptError(
-            f"{path}: {part.target}: shira_remainder goes with one shira_patch_error, a number from 0 on"
+            f"{path}: {part.target}: shira_remainder goes with two numbers of shira_patch_error, from 0 on"
         )

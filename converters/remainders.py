@@ -137,7 +137,8 @@ def _check_near(weights: Path, parts: Sequence[Part]) -> None:
 def _patch_error(part: Part, matrix: PackedMatrix) -> "NDArray[numpy.float32]":
     import numpy as np
 
-    return np.array([patch_counts(part, matrix)["error"]], np.float32)
+    counts = patch_counts(part, matrix)
+    return np.array([counts["apart"], counts["beside"]], np.float32)
 
 
 def patch_counts(part: Part, matrix: PackedMatrix) -> dict[str, Any]:
@@ -223,7 +224,7 @@ def _from_bundle(
 
 def patch_report(parts: Sequence[Part], path: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     """By kind of matrix ("attention.q", "experts.gate"): how many matrices, sparse values, codes that a patch leaves unchanged
-    and clamps, its fidelity ||realised - intended|| / ||intended||, and why what is not patched is not."""
+    and clamps, its fidelity ||realised - intended|| / ||intended||, what clamping costs, and why what is not patched is not."""
     matrices = PackedMatrices(path, manifest)
     kinds: dict[str, dict[str, Any]] = {}
     for part in parts:
@@ -239,6 +240,8 @@ def patch_report(parts: Sequence[Part], path: Path, manifest: Mapping[str, Any])
                 "clamped": 0,
                 "error": 0.0,
                 "intended": 0.0,
+                "apart": 0.0,
+                "beside": 0.0,
                 "not": [],
             },
         )
@@ -252,14 +255,17 @@ def patch_report(parts: Sequence[Part], path: Path, manifest: Mapping[str, Any])
             continue
         counts = patch_counts(part, matrix)
         row["patched"] += 1
-        for name in ("unchanged", "clamped", "error", "intended"):
+        for name in ("unchanged", "clamped", "error", "intended", "apart", "beside"):
             row[name] += counts[name]
     return [_summed(kind, row) for kind, row in sorted(kinds.items())]
 
 
 def _summed(kind: str, row: dict[str, Any]) -> dict[str, Any]:
-    error, intended = row.pop("error"), row.pop("intended")
-    return {"kind": kind, **row, "fidelity": (error / intended) ** 0.5 if intended else None}
+    error, intended, apart, beside = (row.pop(name) for name in ("error", "intended", "apart", "beside"))
+    if not intended:
+        return {"kind": kind, **row, "fidelity": None, "loss": None}
+    loss = (max(0.0, apart - beside) / (intended + beside)) ** 0.5
+    return {"kind": kind, **row, "fidelity": (error / intended) ** 0.5, "loss": loss}
 
 
 def _why_not(part: Part, matrix: PackedMatrix | None) -> str | None:

@@ -216,7 +216,8 @@ class Patches:
     covered: int  # matrices
     left: int  # matrices with sparse values that stay beside the weights
     def counts(self) -> dict[str, Any]:
-        """Of what has been compiled: values, unchanged, clamped, intended, error (sums of squares) and fidelity."""
+        """Of what has been compiled: values, unchanged, clamped; sums of squares intended, error, apart and beside; fidelity and loss.
+        See native/src/adapters/patch.h."""
 
 def count_patch(
     format: str,

@@ -4,13 +4,14 @@ import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgert import _native
 from edgert.errors import InvalidArgumentError, NotFoundError
 from edgert.patches import (
+    MAX_LOSS,
     AdapterMode,
     Decision,
     Mix,
@@ -19,6 +20,7 @@ from edgert.patches import (
     check_mode,
     decide,
     same_adapters,
+    too_much,
 )
 
 if TYPE_CHECKING:
@@ -31,7 +33,8 @@ AdapterChoice = str | Sequence[str] | Mapping[str, float] | None
 @dataclass(frozen=True)
 class AdapterInfo:
     """A loaded adapter. `kind` as PEFT calls it; `bytes` of the budget; `scale` 0 where it is off. `mode`: "patch" where its sparse
-    values are in the weights, else "overlay"; empty where it is off. `why`: why it is no patch."""
+    values are in the weights, else "overlay"; empty where it is off. `why`: why it is no patch. `patch_counts`: of the patches of all that are on, as far as they were used: see
+    _native.Patches.counts()."""
 
     name: str
     kind: str
@@ -41,6 +44,7 @@ class AdapterInfo:
     scale: float
     mode: str = ""
     why: str = ""
+    patch_counts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,12 @@ class AdapterSet:
             self._on = on
             self._enabled = True
             native.use_patches(self._runs.patches)
+            if self._runs.patches is None or mode == "patch":
+                return
+            loss = float(self._runs.patches.counts()["loss"])  # of the dense matrices at these scales
+            if loss > MAX_LOSS:
+                self._runs = too_much(loss)
+                native.use_patches(None)
 
     def _decide(
         self, native: _native.Model, on: Mapping[str, float], mode: AdapterMode, *, rescaled: bool
@@ -124,9 +134,10 @@ class AdapterSet:
         loaded = self._known(name)
         scale = self._on.get(name, 0.0) if self._enabled else 0.0
         patched = self._runs.patches is not None and loaded.estimate.carried > 0
+        counts = self._runs.patches.counts() if self._runs.patches is not None and scale else {}
         mode, why = ("patch" if patched else "overlay", self._runs.why) if scale else ("", "")
         return AdapterInfo(
-            name, loaded.kind, loaded.path, loaded.native.bytes, loaded.matrices, scale, mode, why
+            name, loaded.kind, loaded.path, loaded.native.bytes, loaded.matrices, scale, mode, why, counts
         )
 
     def all(self) -> list[AdapterInfo]:
@@ -161,7 +172,7 @@ class AdapterSet:
 
 
 def _estimate(parts: "Sequence[Part]") -> PatchEstimate:
-    carried = error = sparse = 0.0
+    carried = beside = lost = sparse = 0.0
     for part in parts:
         if part.values is None:
             continue
@@ -169,8 +180,9 @@ def _estimate(parts: "Sequence[Part]") -> PatchEstimate:
         sparse += squares
         if part.patch_error is not None:
             carried += squares
-            error += float(part.patch_error[0])
-    return PatchEstimate(carried, error, sparse)
+            beside += float(part.patch_error[1])
+            lost += float(part.patch_error[0] - part.patch_error[1])
+    return PatchEstimate(carried, beside, max(0.0, lost), sparse)
 
 
 def read_parts(

@@ -11,9 +11,8 @@ from edgert.errors import BudgetError, InvalidArgumentError
 
 AdapterMode = Literal["auto", "patch", "overlay"]
 MODES = ("auto", "patch", "overlay")
-MAX_ERROR = (
-    0.5  # of ||realised - intended|| / ||intended||; beyond it sparse values are added to products instead
-)
+# Of what clamping costs (native/src/adapters/patch.h); beyond it sparse values are added to products instead.
+MAX_LOSS = 0.25
 _KEPT = 4  # sets
 
 Mix = list[tuple[_native.Adapter, float]]
@@ -21,11 +20,12 @@ Mix = list[tuple[_native.Adapter, float]]
 
 @dataclass(frozen=True)
 class PatchEstimate:
-    """Of one adapter at scale 1, sums of squares: of the values that a patch could carry, of what it would leave of error,
-    and of all sparse values."""
+    """Of one adapter at scale 1, sums of squares: of the values that a patch could carry, of what the weights there lack of the
+    floats that they were made of, of what a patch would lose to clamping, and of all sparse values."""
 
     carried: float = 0.0
-    error: float = 0.0
+    beside: float = 0.0
+    lost: float = 0.0
     sparse: float = 0.0
 
 
@@ -99,13 +99,13 @@ def decide(
     """
     if mode == "overlay" or not any(estimate.sparse for estimate in estimates):
         return Decision(None, "" if mode != "overlay" else "asked for")
-    error = expected_error([scale for _, scale in mix], estimates)
-    if error is None:
+    loss = expected_loss([scale for _, scale in mix], estimates)
+    if loss is None:
         return _refused(mode, "no sparse values with remainders, in a format that takes patches")
     if mode == "auto" and rescaled and not sets.has(mix):  # a slider is moved: compiling would be for once
         return Decision(None, "its scale was changed")
-    if mode == "auto" and error > MAX_ERROR:
-        return Decision(None, f"patches would be {error:.0%} off, more than {MAX_ERROR:.0%}")
+    if mode == "auto" and loss > MAX_LOSS:
+        return too_much(loss)
     try:
         patches = sets.get(native, mix)
     except BudgetError as failure:
@@ -123,11 +123,18 @@ def _refused(mode: AdapterMode, why: str) -> Decision:
     return Decision(None, why)
 
 
-def expected_error(scales: Sequence[float], estimates: Sequence[PatchEstimate]) -> float | None:
-    """||realised - intended|| / ||intended|| of those that patches carry: rounding errs by as much whatever the scale is."""
-    error = sum(estimate.error for estimate in estimates)
-    intended = sum(scale**2 * estimate.carried for scale, estimate in zip(scales, estimates, strict=True))
-    return math.sqrt(error / intended) if intended else None
+def too_much(loss: float) -> Decision:
+    return Decision(None, f"patches would lose {loss:.0%} to clamped codes, more than {MAX_LOSS:.0%}")
+
+
+def expected_loss(scales: Sequence[float], estimates: Sequence[PatchEstimate]) -> float | None:
+    """The share of what patches carry that clamping takes, as if it were the same at all scales; None where they carry
+    nothing."""
+    pairs = list(zip(scales, estimates, strict=True))
+    intended = sum(scale**2 * estimate.carried for scale, estimate in pairs)
+    lost = sum(scale**2 * estimate.lost for scale, estimate in pairs)
+    beside = sum(estimate.beside for estimate in estimates)
+    return math.sqrt(lost / (intended + beside)) if intended else None
 
 
 def check_mode(mode: str) -> None:

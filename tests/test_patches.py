@@ -21,7 +21,7 @@ TOKENS = list(range(3, 33))
 INTEGERS: dict[str, Any] = {"dense_format": "int8", "expert_format": "int4"}
 
 
-def faithful(seed: int = 0, size: float = 1.0) -> Adapter:
+def faithful(seed: int = 0, size: float = 0.3) -> Adapter:
     """SHiRA of attention and of every expert, with values of several steps of a code."""
     rng = np.random.default_rng(seed)
     base = base_weights()
@@ -69,7 +69,7 @@ def peft(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_patched_model_is_the_changed_model_quantised(keeping: Path, tmp_path: Path) -> None:
     """As near to the changed floats, quantised, as the overlay is; neither is another model."""
-    made = faithful()
+    made = faithful(size=0.6)
     merged = convert(made.merged(tmp_path / "merged"), tmp_path / "merged.edgert", **INTEGERS)
     with edgert.load(merged, memory="64MiB", threads=1) as model:
         expected = model.logits(TOKENS)
@@ -89,7 +89,7 @@ def test_a_patched_model_is_the_changed_model_quantised(keeping: Path, tmp_path:
     def apart(logits: Any) -> float:
         return float(np.linalg.norm(logits - expected) / np.linalg.norm(plain - expected))
 
-    assert 0 < apart(patched) < 0.5 and apart(beside) < 0.5
+    assert 0 < apart(patched) < 0.7 and apart(patched) < 1.5 * apart(beside)
 
 
 def test_remainders_of_a_checkpoint_do_what_the_bundles_own_do(
@@ -145,6 +145,7 @@ def test_when_patches_are_taken(keeping: Path, peft: Path, tmp_path: Path) -> No
         model.load_adapter(peft, "a")
         model.load_adapter(faithful(1).write(tmp_path / "b"), "b")
         model.load_adapter(faithful(2, size=1e-3).write(tmp_path / "faint"), "faint")
+        model.load_adapter(faithful(3, size=3).write(tmp_path / "loud"), "loud")
         model.load_adapter(lora().write(tmp_path / "lora"), "lora")
 
         def mode_of(choice: Any, mode: Any = "auto") -> tuple[str, str]:
@@ -158,10 +159,11 @@ def test_when_patches_are_taken(keeping: Path, peft: Path, tmp_path: Path) -> No
         assert mode_of({"a": 0.5}, "patch") == ("patch", "")
         assert mode_of({"a": 0.5, "b": 1}) == ("patch", "")
         assert mode_of("b", "overlay") == ("overlay", "asked for")
-        assert "off, more than 50%" in mode_of("faint")[1]
+        assert mode_of("faint") == ("patch", "")
+        assert "to clamped codes" in mode_of("loud")[1]
         assert mode_of("lora") == ("overlay", "")
         assert mode_of({"lora": 1, "a": 1})[0] == "patch"  # a's; lora has no sparse values
-        assert [info.mode for info in model.adapters()] == ["patch", "", "", "overlay"]
+        assert [info.mode for info in model.adapters()] == ["patch", "", "", "", "overlay"]
         with pytest.raises(InvalidArgumentError, match="mode: found 'fast'"):
             model.set_adapter("a", mode="fast")  # type: ignore[arg-type]
 

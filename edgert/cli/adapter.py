@@ -130,7 +130,17 @@ def _report(
 
 def _patch_table(patches: "Sequence[dict[str, Any]]") -> str:
     """What becomes of sparse values in packed codes, by kind of matrix."""
-    shown = [("SPARSE VALUES AS PATCHES", "PATCHED", "UNCHANGED", "CLAMPED", "ERROR", "BESIDE THE WEIGHTS")]
+    shown = [
+        (
+            "SPARSE VALUES AS PATCHES",
+            "PATCHED",
+            "UNCHANGED",
+            "CLAMPED",
+            "LOSS",
+            "ERROR",
+            "BESIDE THE WEIGHTS",
+        )
+    ]
     for row in patches:
         patched = row["fidelity"] is not None
         shown.append(
@@ -139,8 +149,9 @@ def _patch_table(patches: "Sequence[dict[str, Any]]") -> str:
                 f"{row['patched']} of {row['matrices']}",
                 f"{row['unchanged'] / row['values']:.1%}" if patched else "",
                 f"{row['clamped'] / row['values']:.1%}" if patched else "",
+                f"{row['loss']:.1%}" if patched else "",
                 f"{row['fidelity']:.0%}" if patched else "",
                 "; ".join(row["not"]),
             )
         )
-    return "\n" + table(shown, right=(1, 2, 3, 4))
+    return "\n" + table(shown, right=(1, 2, 3, 4, 5))

@@ -58,7 +58,7 @@ TEST_CASE("a patch taken off again leaves the very bytes, whatever the format an
       CAPTURE(every);
       Tile tile(name, 300, every, 0.5F, random);
       const std::vector<std::byte> before = tile.packed;
-      std::vector<PatchEntry> entries(patch_entries(tile.places));
+      std::vector<PatchEntry> entries(patch_room(tile.as, tile.cols).entries(1, tile.places.size()));
       PatchCounts counts;
       const TileDelta delta = tile.delta();
       const std::size_t used =
@@ -68,9 +68,9 @@ TEST_CASE("a patch taken off again leaves the very bytes, whatever the format an
       CHECK(counts.values == tile.places.size());
       const std::vector<std::byte> patched = tile.packed;
       if (every < 1000) CHECK(patched != before);
-      apply_patch(tile.as, tile.cols, entries, tile.packed.data());
+      apply_patch(entries, tile.packed.data());
       CHECK(tile.packed == before);
-      apply_patch(tile.as, tile.cols, entries, tile.packed.data());
+      apply_patch(entries, tile.packed.data());
       CHECK(tile.packed == patched);
     }
   }
@@ -82,20 +82,21 @@ TEST_CASE("patched weights are the changed floats, within half a step unless cla
     CAPTURE(name);
     Tile tile(name, 128, 5, 0.2F, random);
     const std::vector<float> before = tile.unpacked(tile.packed);
-    std::vector<PatchEntry> entries(patch_entries(tile.places));
+    std::vector<PatchEntry> entries(patch_room(tile.as, tile.cols).entries(1, tile.places.size()));
     PatchCounts counts;
     const TileDelta delta = tile.delta(0.5F);
     compile_patch(tile.as, tile.cols, std::span(&delta, 1), tile.packed.data(), entries.data(), counts);
     const std::vector<float> after = tile.unpacked(tile.packed);
-    // A step is the least by which two weights of a group differ.
+    // A step is the least by which two weights of a group differ, here in its first 16 columns.
     const auto step = [&](std::size_t row, std::size_t col) {
-      std::vector<std::byte> bytes = tile.packed;
-      const std::uint32_t place = static_cast<std::uint32_t>(col * kTileRows + row);
-      const std::uint8_t gap = 255;
-      std::vector<PatchEntry> one(place / gap, {gap, 0});
-      one.push_back({static_cast<std::uint8_t>(place % gap), 1});
-      apply_patch(tile.as, tile.cols, one, bytes.data());
-      return std::abs(tile.unpacked(bytes)[row * tile.cols + col] - after[row * tile.cols + col]);
+      float least = 1e9F;
+      for (std::size_t a = col / 16 * 16; a < std::min(col / 16 * 16 + 16, tile.cols); ++a) {
+        for (std::size_t b = col / 16 * 16; b < a; ++b) {
+          const float apart = std::abs(before[row * tile.cols + a] - before[row * tile.cols + b]);
+          if (apart > 1e-6F) least = std::min(least, apart);
+        }
+      }
+      return least;
     };
     std::size_t beyond = 0;
     for (std::size_t i = 0; i < tile.places.size(); ++i) {
@@ -120,7 +121,7 @@ TEST_CASE("deltas that meet are summed and rounded once") {
   Tile sum = tile;
   for (float& value : sum.values) value = 0.75F * value + -0.5F * value;
   PatchCounts counts;
-  std::vector<PatchEntry> entries(2 * patch_entries(tile.places));
+  std::vector<PatchEntry> entries(2 * patch_room(tile.as, tile.cols).entries(1, tile.places.size()));
   const TileDelta both[] = {tile.delta(0.75F), tile.delta(-0.5F)};
   compile_patch(tile.as, tile.cols, both, tile.packed.data(), entries.data(), counts);
   const TileDelta one = sum.delta();
@@ -131,7 +132,7 @@ TEST_CASE("deltas that meet are summed and rounded once") {
 TEST_CASE("clamped and unchanged codes are counted, and fidelity says what became of the deltas") {
   Random random(8);
   Tile tile("int4", 256, 4, 0, random);
-  std::vector<PatchEntry> entries(patch_entries(tile.places));
+  std::vector<PatchEntry> entries(patch_room(tile.as, tile.cols).entries(1, tile.places.size()));
   const auto counts_of = [&](float value) {
     std::fill(tile.values.begin(), tile.values.end(), value);
     std::vector<std::byte> bytes = tile.packed;

@@ -105,13 +105,14 @@ const std::byte* pack_factor(const AdapterSource& source, std::span<const std::b
 
 // Where each sparse value lies: its tile, then its place there.
 std::uint64_t place_of(const AdapterSource& source, std::size_t i) {
-  const auto row = static_cast<std::uint64_t>(source.rows[i]), col = static_cast<std::uint64_t>(source.cols[i]);
+  const auto row = static_cast<std::uint64_t>(source.rows[i]),
+             col = static_cast<std::uint64_t>(source.cols[i]);
   return row / kTileRows << 32 | (kTileRows * col + row % kTileRows);
 }
 
 // Fills what `part` points to.
 void fill_sparse(const AdapterSource& source, std::size_t tiles, std::uint32_t* first, std::uint32_t* places,
-                 float* values, std::int8_t* remainders, std::uint32_t* patch_first) {
+                 float* values, std::int8_t* remainders) {
   std::vector<std::pair<std::uint64_t, std::uint32_t>> order(source.values.size());
   for (std::size_t i = 0; i < order.size(); ++i)
     order[i] = {place_of(source, i), static_cast<std::uint32_t>(i)};
@@ -127,11 +128,7 @@ void fill_sparse(const AdapterSource& source, std::size_t tiles, std::uint32_t* 
     values[n] = source.values[i];
     if (remainders != nullptr) remainders[n] = source.remainders[i];
   }
-  for (std::size_t tile = 0; tile < tiles; ++tile) {
-    first[tile + 1] += first[tile];
-    const auto most = patch_entries({places + first[tile], first[tile + 1] - first[tile]});
-    patch_first[tile + 1] = patch_first[tile] + static_cast<std::uint32_t>(most);
-  }
+  for (std::size_t tile = 0; tile < tiles; ++tile) first[tile + 1] += first[tile];
 }
 
 Adapter::Part lay_out(const AdapterSource& source, Targets::Shape shape, Room& room, bool counting) {
@@ -145,13 +142,11 @@ Adapter::Part lay_out(const AdapterSource& source, Targets::Shape shape, Room& r
   if (!source.values.empty()) {
     const std::size_t tiles = (shape.rows + kTileRows - 1) / kTileRows;
     auto* first = room.take<std::uint32_t>(tiles + 1);
-    auto* patch_first = room.take<std::uint32_t>(tiles + 1);
     auto* places = room.take<std::uint32_t>(source.values.size());
     auto* values = room.take<float>(source.values.size());
     auto* remainders = source.remainders.empty() ? nullptr : room.take<std::int8_t>(source.remainders.size());
-    if (!counting) fill_sparse(source, tiles, first, places, values, remainders, patch_first);
+    if (!counting) fill_sparse(source, tiles, first, places, values, remainders);
     part.first = first;
-    part.patch_first = patch_first;
     part.places = places;
     part.remainders = remainders;
     part.values = values;

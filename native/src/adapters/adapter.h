@@ -48,12 +48,11 @@ class Adapter {
     const std::byte* a = nullptr;
     const std::byte* b = nullptr;
     // Sparse values, tile after tile (of kTileRows rows), by column and then by row: as packed codes lie.
-    const std::uint32_t* first = nullptr;     // [tiles + 1], of a tile's; null: none
-    const std::uint32_t* places = nullptr;    // in their tile: kTileRows * column + row
+    const std::uint32_t* first = nullptr;   // [tiles + 1], of a tile's; null: none
+    const std::uint32_t* places = nullptr;  // in their tile: kTileRows * column + row
     const float* values = nullptr;
     const std::int8_t* remainders = nullptr;  // null: unknown
-    const std::uint32_t* patch_first = nullptr;  // [tiles + 1]: the most entries that patches of them take
-    const float* gain = nullptr;  // null: none
+    const float* gain = nullptr;              // null: none
     bool gain_spares_bias = false;
   };
 

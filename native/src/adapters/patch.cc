@@ -15,14 +15,51 @@ namespace {
 constexpr std::uint32_t kWidestGap = 255;
 constexpr float kRemainderStep = 1.0F / 200;
 
-std::size_t entries_of_gap(std::uint32_t gap) noexcept { return 1 + (gap == 0 ? 0 : (gap - 1) / kWidestGap); }
+// Changes of a tile's bytes, gathered in nearly the order of their offsets and given out in it.
+class Flips {
+ public:
+  void add(std::size_t offset, unsigned bits) {
+    const auto at = static_cast<std::uint32_t>(offset);
+    if (!sorted_.empty() && sorted_.back().offset > at) in_order_ = false;
+    sorted_.push_back({at, static_cast<std::uint8_t>(bits)});
+  }
+  // As entries; returns how many.
+  std::size_t take(PatchEntry* entries) {
+    if (!in_order_)
+      std::sort(sorted_.begin(), sorted_.end(), [](Flip a, Flip b) { return a.offset < b.offset; });
+    PatchEntry* out = entries;
+    std::uint32_t last = 0;
+    for (std::size_t i = 0; i < sorted_.size();) {
+      const std::uint32_t offset = sorted_[i].offset;
+      unsigned bits = 0;
+      for (; i < sorted_.size() && sorted_[i].offset == offset; ++i) bits ^= sorted_[i].bits;
+      std::uint32_t gap = offset - last;
+      for (; gap > kWidestGap; gap -= kWidestGap) *out++ = {kWidestGap, 0};
+      *out++ = {static_cast<std::uint8_t>(gap), static_cast<std::uint8_t>(bits)};
+      last = offset;
+    }
+    sorted_.clear();
+    in_order_ = true;
+    return static_cast<std::size_t>(out - entries);
+  }
+
+ private:
+  struct Flip {
+    std::uint32_t offset;
+    std::uint8_t bits;
+  };
+  std::vector<Flip> sorted_;
+  bool in_order_ = true;
+};
 
 // Where codes of so many bits lie in a tile: planes of 2^i bits, the widest first (see quant/format.h).
 template <unsigned Bits>
 class Codes {
  public:
-  Codes(std::byte* tile, std::size_t padded_cols) noexcept
-      : plane_(tile), rest_(tile + padded_cols * kTileRows * kWidth / 8, padded_cols) {}
+  Codes(const std::byte* tile, std::size_t padded_cols, std::size_t offset = 0) noexcept
+      : plane_(tile + offset),
+        offset_(offset),
+        rest_(tile, padded_cols, offset + padded_cols * kTileRows * kWidth / 8) {}
 
   unsigned get(std::size_t col, std::size_t row) const noexcept {
     const std::size_t in = col % kCols;
@@ -30,9 +67,10 @@ class Codes {
     const unsigned low = byte >> (kWidth * (in / 4)) & kMask;
     return low | rest_.get(col, row) << kWidth;
   }
-  void flip(std::size_t col, std::size_t row, unsigned bits) const noexcept {
-    plane_[at(col, row)] ^= static_cast<std::byte>((bits & kMask) << (kWidth * (col % kCols / 4)));
-    rest_.flip(col, row, bits >> kWidth);
+  // Calls add(offset in the tile, bits of the byte there) for the planes in which these bits of a code lie.
+  void flip(std::size_t col, std::size_t row, unsigned bits, const auto& add) const {
+    if ((bits & kMask) != 0) add(offset_ + at(col, row), (bits & kMask) << (kWidth * (col % kCols / 4)));
+    rest_.flip(col, row, bits >> kWidth, add);
   }
 
  private:
@@ -42,19 +80,20 @@ class Codes {
   static std::size_t at(std::size_t col, std::size_t row) noexcept {
     return col / kCols * 64 + 4 * row + col % 4;
   }
-  std::byte* plane_;
+  const std::byte* plane_;
+  std::size_t offset_;
   [[no_unique_address]] Codes<Bits - kWidth> rest_;
 };
 
 template <>
 class Codes<0> {
  public:
-  Codes(std::byte*, std::size_t) noexcept {}
+  Codes(const std::byte*, std::size_t, std::size_t) noexcept {}
   unsigned get(std::size_t, std::size_t) const noexcept { return 0; }
-  void flip(std::size_t, std::size_t, unsigned) const noexcept {}
+  void flip(std::size_t, std::size_t, unsigned, const auto&) const noexcept {}
 };
 
-void with_codes(const Format& format, std::byte* tile, std::size_t cols, const auto& use) noexcept {
+void with_codes(const Format& format, const std::byte* tile, std::size_t cols, const auto& use) {
   const std::size_t padded = padded_cols(format, cols);
   switch (format.bits) {
     case 2:
@@ -72,11 +111,6 @@ void with_codes(const Format& format, std::byte* tile, std::size_t cols, const a
     default:
       return;
   }
-}
-
-// To read alone.
-void with_codes(const Format& format, const std::byte* tile, std::size_t cols, const auto& use) noexcept {
-  with_codes(format, const_cast<std::byte*>(tile), cols, use);
 }
 
 // The scales of a tile, and what its codes stand for.
@@ -138,7 +172,7 @@ class Scales {
 };
 
 // Those of all deltas at a place, summed, in ascending order of places: use(place, delta, remainder).
-void merge(std::span<const TileDelta> deltas, const auto& use) noexcept {
+void merge(std::span<const TileDelta> deltas, const auto& use) {
   const auto remainder = [](const TileDelta& delta, std::size_t i) {
     return delta.remainders == nullptr ? 0.0F : static_cast<float>(delta.remainders[i]) * kRemainderStep;
   };
@@ -175,6 +209,8 @@ unsigned rounded(float x) noexcept {
   return static_cast<unsigned>(static_cast<int>((x + kMagic) - kMagic));
 }
 
+double squared(float x) noexcept { return static_cast<double>(x) * static_cast<double>(x); }
+
 // The code that is nearest to one with what it lacks and a delta.
 class Rounding {
  public:
@@ -189,15 +225,17 @@ class Rounding {
       const float was = static_cast<float>(code);
       const float exact = was + (remainder + delta / scale);
       const float least = std::min(lowest_, was);
-      if (exact < least - 0.5F || exact > highest_ + 0.5F) ++counts.clamped;
-      changed = rounded(std::min(std::max(exact, least), highest_));
+      const float nearest = std::min(std::max(exact, least), highest_);
+      if (std::abs(exact - nearest) > 0.5F) ++counts.clamped;
+      changed = rounded(nearest);
+      counts.apart += squared(scale * (exact - static_cast<float>(changed)));
+      counts.beside += squared(scale * remainder);
     }
     const float got = scale * static_cast<float>(static_cast<int>(changed) - static_cast<int>(code));
-    const double error = static_cast<double>(got) - static_cast<double>(delta);
     ++counts.values;
     counts.unchanged += changed == code ? 1 : 0;
-    counts.intended += static_cast<double>(delta) * static_cast<double>(delta);
-    counts.error += error * error;
+    counts.intended += squared(delta);
+    counts.error += squared(got - delta);
     return changed;
   }
 
@@ -214,51 +252,50 @@ void PatchCounts::add(const PatchCounts& other) noexcept {
   clamped += other.clamped;
   intended += other.intended;
   error += other.error;
+  apart += other.apart;
+  beside += other.beside;
 }
 
 double PatchCounts::fidelity() const noexcept { return intended == 0 ? 0 : std::sqrt(error / intended); }
+double PatchCounts::loss() const noexcept {
+  return apart <= beside ? 0 : std::sqrt((apart - beside) / (intended + beside));
+}
 
 bool takes_patches(const Format& format) noexcept {
   return !format.is_float() && format.codebook == Codebook::none;
 }
 
-std::size_t patch_entries(std::span<const std::uint32_t> places) noexcept {
-  std::size_t count = 0;
-  std::uint32_t last = 0;
-  for (const std::uint32_t place : places) count += entries_of_gap(place - std::exchange(last, place));
-  return count;
+PatchRoom patch_room(const Format& format, std::size_t cols) {
+  return {tile_parts(format, cols).scales / kWidestGap,
+          static_cast<std::size_t>(std::popcount(static_cast<unsigned>(format.bits)))};
 }
 
 std::size_t compile_patch(const Format& format, std::size_t cols, std::span<const TileDelta> deltas,
-                          std::byte* tile, PatchEntry* entries, PatchCounts& counts) noexcept {
+                          std::byte* tile, PatchEntry* entries, PatchCounts& counts) {
+  thread_local Flips flips;
   const Scales scales(format, cols, tile);
   const Rounding nearest(format);
-  PatchEntry* out = entries;
-  std::uint32_t last = 0;
   with_codes(format, tile, cols, [&](const auto& codes) {
     merge(deltas, [&](std::uint32_t place, float delta, float remainder) {
       const std::size_t col = place / kTileRows, row = place % kTileRows;
       const unsigned code = codes.get(col, row);
       const unsigned changed = nearest(code, scales.at(col, row), delta, remainder, counts);
       if (changed == code) return;
-      codes.flip(col, row, code ^ changed);
-      std::uint32_t gap = place - std::exchange(last, place);
-      for (; gap > kWidestGap; gap -= kWidestGap) *out++ = {kWidestGap, 0};
-      *out++ = {static_cast<std::uint8_t>(gap), static_cast<std::uint8_t>(code ^ changed)};
+      codes.flip(col, row, code ^ changed,
+                 [&](std::size_t offset, unsigned bits) { flips.add(offset, bits); });
     });
   });
-  return static_cast<std::size_t>(out - entries);
+  const std::size_t used = flips.take(entries);
+  apply_patch({entries, used}, tile);
+  return used;
 }
 
-void apply_patch(const Format& format, std::size_t cols, std::span<const PatchEntry> entries,
-                 std::byte* tile) noexcept {
-  with_codes(format, tile, cols, [&](const auto& codes) {
-    std::uint32_t place = 0;
-    for (const PatchEntry entry : entries) {
-      place += entry.gap;
-      codes.flip(place / kTileRows, place % kTileRows, entry.bits);
-    }
-  });
+void apply_patch(std::span<const PatchEntry> entries, std::byte* tile) noexcept {
+  std::byte* at = tile;
+  for (const PatchEntry entry : entries) {
+    at += entry.gap;
+    *at ^= static_cast<std::byte>(entry.bits);
+  }
 }
 
 void tile_remainders(const Format& format, std::size_t cols, const std::byte* tile,

@@ -21,17 +21,23 @@
 
 namespace edgert {
 
-// A code is changed at each entry's place, `gap` after the one before it. Wider gaps take several entries,
-// all but the last without bits. Places are those of Adapter::Part: kTileRows * column + row.
+// A byte of the tile is changed by `bits`, `gap` after the one before it: one pass from its beginning to its
+// end. Wider gaps take several entries, all but the last without bits.
 struct PatchEntry {
   std::uint8_t gap = 0;
-  std::uint8_t bits = 0;  // of the code
+  std::uint8_t bits = 0;
 };
 inline constexpr std::size_t kMostPatchCols = std::size_t{1} << 27;  // places have 32 bits
 
-// The most entries that a patch of a tile takes, where it changes codes at some of these places, ascending.
-// That of several deltas takes no more than all of theirs together.
-std::size_t patch_entries(std::span<const std::uint32_t> places) noexcept;
+// The most entries that patches take: so many a tile, and so many a code that they change.
+struct PatchRoom {
+  std::size_t of_tile;
+  std::size_t of_code;
+  std::size_t entries(std::size_t tiles, std::size_t codes) const noexcept {
+    return tiles * of_tile + codes * of_code;
+  }
+};
+PatchRoom patch_room(const Format& format, std::size_t cols);
 
 // What became of deltas.
 struct PatchCounts {
@@ -40,12 +46,18 @@ struct PatchCounts {
   std::uint64_t clamped = 0;    // the nearest code is beyond those that the format has
   double intended = 0;          // sum of squares of the deltas
   double error = 0;             // of what became of each less itself
+  double apart = 0;             // of the patched weights less the changed floats
+  double beside = 0;            // of the weights with the deltas beside them less the changed floats
   void add(const PatchCounts& other) noexcept;
-  // || realised - intended || / || intended ||; 0 where nothing was intended.
+  // || realised - intended || / || intended ||; 0 where nothing was intended. Of small deltas most of it is
+  // rounding, of which the weights have as much without a patch.
   double fidelity() const noexcept;
+  // How much further patched weights are from the changed floats than deltas beside the weights leave them,
+  // as a share of what those floats and the weights differ by: what clamping costs.
+  double loss() const noexcept;
 };
 
-// A delta of one tile, its places ascending.
+// A delta of one tile, its places ascending; they are those of Adapter::Part: kTileRows * column + row.
 struct TileDelta {
   std::span<const std::uint32_t> places;
   const float* values = nullptr;
@@ -59,11 +71,10 @@ bool takes_patches(const Format& format) noexcept;
 // Changes the tile's codes and writes the patch to `entries`, which have room for the most that it takes;
 // returns how many it took. REQUIRES a format that takes patches, and places inside the tile.
 std::size_t compile_patch(const Format& format, std::size_t cols, std::span<const TileDelta> deltas,
-                          std::byte* tile, PatchEntry* entries, PatchCounts& counts) noexcept;
+                          std::byte* tile, PatchEntry* entries, PatchCounts& counts);
 
 // Puts a patch on, or takes it off again.
-void apply_patch(const Format& format, std::size_t cols, std::span<const PatchEntry> entries,
-                 std::byte* tile) noexcept;
+void apply_patch(std::span<const PatchEntry> entries, std::byte* tile) noexcept;
 
 // Of one packed matrix: what a patch makes of sparse values, each at another element. REQUIRES a format that
 // takes patches, as many numbers of each, and Error{invalid_argument} names an element outside the matrix.

@@ -19,14 +19,14 @@ PatchSet::PatchSet(const Targets& targets, const FormatOf& format_of, const Adap
   });
   std::size_t tiles = 0, entries = 0;
   for (int target = 0; target < targets.count(); ++target) {
-    std::size_t room = 0, together = 0;
+    std::size_t codes = 0, together = 0;
     bool known = true;
     const Targets::Shape shape = targets.shape(target);
     const std::size_t own_tiles = (shape.rows + kTileRows - 1) / kTileRows;
     for (const AdapterMix::Entry& entry : mix_) {
       const Adapter::Part* part = entry.adapter->part(target);
       if (part == nullptr || part->first == nullptr) continue;
-      room += part->patch_first[own_tiles];
+      codes += part->first[own_tiles];
       ++together;
       known = known && part->remainders != nullptr;
     }
@@ -39,7 +39,7 @@ PatchSet::PatchSet(const Targets& targets, const FormatOf& format_of, const Adap
     index_[at(target)] = static_cast<std::int32_t>(matrices_.size());
     matrices_.push_back({*as, false, shape.rows, shape.cols, tiles, entries});
     tiles += own_tiles;
-    entries += room;
+    entries += patch_room(format(*as), shape.cols).entries(own_tiles, codes);
   }
   lists_bytes_ = matrices_.capacity() * sizeof(Matrix) + index_.size() * sizeof(std::int32_t);
   lists_ = std::make_unique<Charge>(budget, lists_bytes_, "patches");
@@ -59,13 +59,13 @@ bool PatchSet::is_of(const std::vector<AdapterMix::Entry>& entries) const noexce
   return entries.size() == mix_.size() && std::all_of(entries.begin(), entries.end(), has);
 }
 
-std::size_t PatchSet::room_before(int target, std::size_t tile) const noexcept {
-  std::size_t room = 0;
+std::size_t PatchSet::room_before(const Matrix& m, int target, std::size_t tile) const noexcept {
+  std::size_t codes = 0;
   for (const AdapterMix::Entry& entry : mix_) {
     const Adapter::Part* part = entry.adapter->part(target);
-    if (part != nullptr && part->first != nullptr) room += part->patch_first[tile];
+    if (part != nullptr && part->first != nullptr) codes += part->first[tile];
   }
-  return room;
+  return patch_room(format(m.format), m.cols).entries(tile, codes);
 }
 
 void PatchSet::apply(int target, std::size_t begin, std::size_t end, std::byte* codes) {
@@ -76,9 +76,9 @@ void PatchSet::apply(int target, std::size_t begin, std::size_t end, std::byte* 
   for (std::size_t tile = begin; tile < end; ++tile) {
     std::byte* const of_tile = codes + tile * bytes;
     std::uint32_t& used = used_[m.tile + tile];
-    PatchEntry* const entries = entries_ + m.entry + room_before(target, tile);
+    PatchEntry* const entries = entries_ + m.entry + room_before(m, target, tile);
     if (m.compiled) {
-      apply_patch(as, m.cols, {entries, used}, of_tile);
+      apply_patch({entries, used}, of_tile);
       continue;
     }
     TileDelta deltas[kMostTogether];

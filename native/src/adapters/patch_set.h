@@ -61,7 +61,7 @@ class PatchSet {
   const Matrix& matrix(int target) const noexcept {
     return matrices_[static_cast<std::size_t>(index_[static_cast<std::size_t>(target)])];
   }
-  std::size_t room_before(int target, std::size_t tile) const noexcept;  // entries of the tiles before
+  std::size_t room_before(const Matrix& matrix, int target, std::size_t tile) const noexcept;  // of entries
 
   std::vector<AdapterMix::Entry> mix_;  // in the order in which they add
   std::vector<Matrix> matrices_;

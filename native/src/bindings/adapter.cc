@@ -50,7 +50,10 @@ py::dict describe(const PatchCounts& counts) {
   out["clamped"] = counts.clamped;
   out["intended"] = counts.intended;
   out["error"] = counts.error;
+  out["apart"] = counts.apart;
+  out["beside"] = counts.beside;
   out["fidelity"] = counts.fidelity();
+  out["loss"] = counts.loss();
   return out;
 }
 

@@ -138,8 +138,8 @@ class Model {
   // Checksum of all that the state of a sequence depends on besides its tokens and adapters.
   std::uint64_t state_fingerprint() const;
 
-  // The patches that a mix makes of the weights, for AdapterMix::patch. Error{invalid_argument} as sequence(),
-  // Error{budget} where they do not fit.
+  // The patches that a mix makes of the weights, for AdapterMix::patch. Error{invalid_argument} as
+  // sequence(), Error{budget} where they do not fit.
   std::shared_ptr<PatchSet> patches(const AdapterMix& mix);
   // Sequences of each set, or of none, get its weights when they run: what is to run next is made ready here,
   // the dense matrices at once and experts as they are used.

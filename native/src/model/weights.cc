@@ -351,12 +351,12 @@ void Weights::read(const Bundle& bundle, std::shared_ptr<Budget> budget, Reader&
   }
 }
 
-void Weights::check(const Bundle& bundle, std::size_t file, const std::string& name, const TensorEntry& tensor,
-                    const std::string& advice) const {
+void Weights::check(const Bundle& bundle, std::size_t file, const std::string& name,
+                    const TensorEntry& tensor, const std::string& advice) const {
   const Extent& e = tensor.extent;
   if (xxh64(std::span<const std::byte>(files_[file].span().subspan(e.offset, e.bytes))) == e.checksum) return;
-  throw Error(ErrorKind::corrupt, bundle.file(static_cast<std::uint32_t>(file))->path().string() + ": tensor '" +
-                                      name + "' at offset " + std::to_string(e.offset) + " (" +
+  throw Error(ErrorKind::corrupt, bundle.file(static_cast<std::uint32_t>(file))->path().string() +
+                                      ": tensor '" + name + "' at offset " + std::to_string(e.offset) + " (" +
                                       std::to_string(e.bytes) + " bytes): checksum differs" + advice);
 }
 

@@ -1,7 +1,7 @@
 // A model's dense weights, resident, bound to the names that the recipe implies.
 //
-// Threads: immutable after load, but for codes of matrices that adapters patch between steps. Ownership: views
-// point into the weights' own buffer.
+// Threads: immutable after load, but for codes of matrices that adapters patch between steps. Ownership:
+// views point into the weights' own buffer.
 #pragma once
 
 #include <cstddef>
