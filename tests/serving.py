@@ -21,7 +21,6 @@ from edgert.server.metrics import Metrics
 from edgert.server.models import ModelRegistry, Opened, Opener
 from edgert.server.state import Limits, ServerState
 
-
 MEMORY = 256 << 20
 
 

@@ -92,7 +92,9 @@ class NativeModel(Model):
         mix, patches = self._adapter_set.mix(adapter)
         return self.native.sequence(mix, prompt, patches)
 
-    def mix(self, adapter: AdapterChoice) -> tuple[list[tuple[_native.Adapter, float]], _native.Patches | None]:
+    def mix(
+        self, adapter: AdapterChoice
+    ) -> tuple[list[tuple[_native.Adapter, float]], _native.Patches | None]:
         """What a sequence with `adapter` is made with. Raises NotFoundError."""
         return self._adapter_set.mix(adapter)
 
