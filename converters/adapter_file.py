@@ -19,6 +19,8 @@ from .strict_json import parse_json_object
 
 VERSION = 1
 _METADATA = "edgert.adapter"
+_OF_BUNDLE = ("remainders", "patch_error")  # which hold for the codes of one bundle alone
+_DTYPES = {"rows": "I32", "cols": "I32", "remainders": "I8"}  # the others are F32
 # A part's arrays by their endings in the file.
 _ENDINGS = {
     "lora_A": ("a", 2),
@@ -26,6 +28,8 @@ _ENDINGS = {
     "shira_weight": ("values", 1),
     "shira_rows": ("rows", 1),
     "shira_cols": ("cols", 1),
+    "shira_remainder": ("remainders", 1),
+    "shira_patch_error": ("patch_error", 1),
     "gain": ("gain", 1),
     "gain_without_bias": ("gain", 1),
 }
@@ -44,12 +48,15 @@ def write_adapter(path: Path, kind: str, parts: Sequence[Part], manifest: Mappin
     """Raises StorageError."""
     tensors: dict[str, Any] = {}
     for part in sorted(parts, key=lambda part: part.target):
+        part.sort()
         for ending, (name, _) in _ENDINGS.items():
             array = getattr(part, name)
             if array is None or (name == "gain" and part.gain_spares_bias != (ending != "gain")):
                 continue
             tensors[f"{part.target}.{ending}"] = array
     about = {"version": VERSION, "kind": kind, "base": fingerprint(manifest)}
+    if any(part.remainders is not None for part in parts):
+        about["codes"] = manifest["bundle_id"]
     write_safetensors(path, tensors, {_METADATA: json.dumps(about, sort_keys=True)})
 
 
@@ -79,10 +86,12 @@ def read_adapter(path: Path, manifest: Mapping[str, Any]) -> tuple[str, list[Par
         if ending not in _ENDINGS or len(info.shape) != _ENDINGS[ending][1]:
             raise CorruptError(f"{path}: tensor {info.name!r} {list(info.shape)}: has no place in an adapter")
         name = _ENDINGS[ending][0]
-        wanted = "I32" if name in ("rows", "cols") else "F32"
+        wanted = _DTYPES.get(name, "F32")
         if info.dtype != wanted:
             raise CorruptError(f"{path}: tensor {info.name!r}: dtype {info.dtype}, allowed is {wanted}")
         part = parts.setdefault(target, Part(target))
+        if name in _OF_BUNDLE and about.get("codes") != manifest["bundle_id"]:
+            continue
         if getattr(part, name) is not None:
             raise CorruptError(f"{path}: tensor {info.name!r}: {target} has a gain already")
         setattr(part, name, values_of(info))
@@ -104,3 +113,12 @@ def _check(path: Path, part: Part) -> None:
         )
     if len({part.rows is None, part.cols is None, part.values is None}) != 1:
         raise CorruptError(f"{path}: {part.target}: shira_weight, shira_rows and shira_cols go together")
+    if part.remainders is not None and (part.values is None or part.remainders.shape != part.values.shape):
+        raise CorruptError(f"{path}: {part.target}: shira_remainder: as many as there are values are needed")
+    if (part.remainders is None) != (part.patch_error is None) or (
+        part.patch_error is not None
+        and not (part.patch_error.shape == (2,) and all(0 <= x < float("inf") for x in part.patch_error))
+    ):
+        raise CorruptError(
+            f"{path}: {part.target}: shira_remainder goes with two numbers of shira_patch_error, from 0 on"
+        )

@@ -45,7 +45,7 @@ _CHANGE_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 _MAX_ALPHA = 1e9
 _PREFIX = "base_model.model."
 _BASE_WEIGHT = ".base_layer.weight"
-_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
+_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "|i1"}
 _PLAIN_NAME = re.compile(r"\^?[\w.]+\$?")
 
 
@@ -375,7 +375,7 @@ _KINDS: dict[str, Callable[[_Reader], None]] = {
 
 
 def values_of(info: TensorInfo) -> "Any":
-    """A small tensor as an array: floats as f32, whole numbers as int32 or int64."""
+    """A small tensor as an array: floats as f32, whole numbers as int8, int32 or int64."""
     import numpy as np
 
     dtype = _DTYPES.get(info.dtype)
@@ -387,7 +387,7 @@ def values_of(info: TensorInfo) -> "Any":
         raw = np.frombuffer(file.read(info.begin, info.end - info.begin), dtype)
     if info.dtype == "BF16":
         raw = (raw.astype(np.uint32) << 16).view(np.float32)
-    return (raw if info.dtype in ("I32", "I64") else raw.astype(np.float32)).reshape(info.shape)
+    return (raw if info.dtype in ("I8", "I32", "I64") else raw.astype(np.float32)).reshape(info.shape)
 
 
 def _version(text: str | None) -> tuple[int, ...] | None:

@@ -216,6 +216,34 @@ class Adapter:
     bytes: int
     fingerprint: int  # of its contents
 
+class Patches:
+    """What adapters at given scales make of the packed codes of a model's matrices; charged to the model's budget. See
+    native/src/adapters/patch_set.h."""
+
+    bytes: int
+    covered: int  # matrices
+    left: int  # matrices with sparse values that stay beside the weights
+    def counts(self) -> dict[str, Any]:
+        """Of what has been compiled: values, unchanged, clamped; sums of squares intended, error, apart and beside; fidelity and loss.
+        See native/src/adapters/patch.h."""
+
+def count_patch(
+    format: str,
+    packed: Buffer,
+    shape: tuple[int, int],
+    rows: Buffer,
+    cols: Buffer,
+    values: Buffer,
+    remainders: Buffer | None,
+) -> dict[str, Any]:
+    """What a patch makes of sparse f32 values at int32 (rows, cols) of a packed matrix; see Patches.counts()."""
+
+def remainders(
+    format: str, packed: Buffer, shape: tuple[int, int], rows: Buffer, cols: Buffer, floats: Buffer
+) -> bytes:
+    """int8 [n]: what the codes at (rows, cols) lack of the f32 that they were made of, in steps of 1/200 of a code, at most
+    half a code. UnsupportedError for a format that takes no patches."""
+
 class Sequence:
     length: int
     def saved_length(self) -> int:
@@ -264,10 +292,26 @@ class Model:
     def adapter(self, name: str, parts: Seq[dict[str, Any]]) -> Adapter:
         """`parts`: {"target": the bundle's name of a matrix, and of these buffers those that it has: "a" [rank, cols] and
         "b" [rows, rank] with "rank" and "dtype" ("f32", "f16" or "bf16"); "rows", "cols" int32 and "values" f32 of sparse
-        values; "gain" f32 [rows], with "gain_spares_bias"}. See native/src/adapters/adapter.h. InvalidArgumentError
+        values, "remainders" int8 of them (see remainders()); "gain" f32 [rows], with "gain_spares_bias"}. See native/src/adapters/adapter.h. InvalidArgumentError
         names the target that does not fit; BudgetError."""
-    def sequence(self, adapters: Seq[tuple[Adapter, float]] = [], prompt: Seq[int] = []) -> Sequence:
-        """One whose tokens are computed with these adapters, each with its scale; they stay alive as long as it does.
+    def patches(self, adapters: Seq[tuple[Adapter, float]]) -> Patches:
+        """InvalidArgumentError for an adapter of another model; BudgetError."""
+    def use_patches(self, patches: Patches | None) -> None:
+        """Make the weights those of these patches, of None the bundle's: dense matrices now, experts as they are used.
+        Steps do so by themselves for their sequences."""
+    def remove_patches(self, patches: Patches) -> None:
+        """Take them off every matrix; their memory is free once nobody holds them."""
+    def check_weights(self) -> int:
+        """Take every patch off and compare the resident weights with the bundle's checksums; how many tensors and experts
+        those were. CorruptError names what differs."""
+    def sequence(
+        self,
+        adapters: Seq[tuple[Adapter, float]] = [],
+        prompt: Seq[int] = [],
+        patches: Patches | None = None,
+    ) -> Sequence:
+        """One whose tokens are computed with these adapters, each with its scale; they stay alive as long as it does. With
+        their patches weights carry what those cover.
         It begins with those tokens of `prompt` that the KV cache remembers, in blocks of 16 and never the last one: its
         length says how many, and the rest is the caller's to run. Models with state of fixed size remember none.
         InvalidArgumentError for one of another model; BudgetError where their scratch does not fit."""
@@ -352,6 +396,7 @@ class Scheduler:
         max_tokens: int,
         ends: Seq[int],
         paced: bool = False,
+        patches: Patches | None = None,
     ) -> int | None:
         """The request's number; None where too many wait. `ends` are tokens after which nothing follows; a `paced` request
         waits after each token for proceed(). InvalidArgumentError for what can never run."""

@@ -4,12 +4,24 @@ import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgert import _native
 from edgert.errors import InvalidArgumentError, NotFoundError
+from edgert.patches import (
+    MAX_LOSS,
+    AdapterMode,
+    Decision,
+    Mix,
+    PatchEstimate,
+    PatchSets,
+    check_mode,
+    decide,
+    same_adapters,
+    too_much,
+)
 
 if TYPE_CHECKING:
     from edgert.converters.adapter import Part
@@ -20,7 +32,9 @@ AdapterChoice = str | Sequence[str] | Mapping[str, float] | None
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """A loaded adapter. `kind` as PEFT calls it; `bytes` of the budget; `scale` 0 where it is off."""
+    """A loaded adapter. `kind` as PEFT calls it; `bytes` of the budget; `scale` 0 where it is off. `mode`: "patch" where its sparse
+    values are in the weights, else "overlay"; empty where it is off. `why`: why it is no patch. `patch_counts`: of the patches of all that are on, as far as they were used: see
+    _native.Patches.counts()."""
 
     name: str
     kind: str
@@ -28,6 +42,9 @@ class AdapterInfo:
     bytes: int
     matrices: int
     scale: float
+    mode: str = ""
+    why: str = ""
+    patch_counts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,7 @@ class _Loaded:
     kind: str
     path: Path
     matrices: int
+    estimate: PatchEstimate
 
 
 class AdapterSet:
@@ -46,6 +64,8 @@ class AdapterSet:
         self._loaded: dict[str, _Loaded] = {}
         self._on: dict[str, float] = {}
         self._enabled = True
+        self._sets = PatchSets()
+        self._runs = Decision(None)
 
     def add(
         self, native: _native.Model, name: str, kind: str, path: Path, parts: "Sequence[Part]"
@@ -59,35 +79,66 @@ class AdapterSet:
             if name in self._loaded:
                 raise InvalidArgumentError(f"adapter {name}: is loaded already; unload it first")
             made = native.adapter(name, [part.native() for part in parts])
-            self._loaded[name] = _Loaded(made, kind, path, len(parts))
+            self._loaded[name] = _Loaded(made, kind, path, len(parts), _estimate(parts))
         return self.info(name)
 
-    def remove(self, name: str) -> None:
+    def remove(self, native: _native.Model, name: str) -> None:
         """Its memory is free once the sequences that use it are closed."""
         with self._lock:
-            self._known(name)
+            adapter = self._known(name).native
             del self._loaded[name]
-            self._on.pop(name, None)
+            self._sets.forget(native, adapter)
+            if self._on.pop(name, None) is not None:
+                self._runs = Decision(None)
+                self._runs = self._decide(native, self._on, "auto", rescaled=False)
 
-    def set(self, choice: AdapterChoice) -> None:
+    def set(self, native: _native.Model, choice: AdapterChoice, mode: AdapterMode = "auto") -> None:
+        """Raises InvalidArgumentError and BudgetError where `mode` is "patch" and that cannot be."""
+        check_mode(mode)
         with self._lock:
-            self._on = self._scales(choice)
+            on = {name: scale for name, scale in self._scales(choice).items() if scale != 0}
+            rescaled = self._enabled and same_adapters(on, self._on)
+            self._runs = self._decide(native, on, mode, rescaled=rescaled)
+            self._on = on
             self._enabled = True
+            native.use_patches(self._runs.patches)
+            if self._runs.patches is None or mode == "patch":
+                return
+            loss = float(self._runs.patches.counts()["loss"])  # of the dense matrices at these scales
+            if loss > MAX_LOSS:
+                self._runs = too_much(loss)
+                native.use_patches(None)
 
-    def enable(self, on: bool) -> None:
+    def _decide(
+        self, native: _native.Model, on: Mapping[str, float], mode: AdapterMode, *, rescaled: bool
+    ) -> Decision:
+        estimates = [self._loaded[name].estimate for name in on]
+        return decide(native, self._sets, self._mix_of(on), estimates, mode, rescaled=rescaled)
+
+    def enable(self, native: _native.Model, on: bool) -> None:
         with self._lock:
             self._enabled = on
+            native.use_patches(self._runs.patches if on else None)
 
-    def mix(self, choice: AdapterChoice) -> list[tuple[_native.Adapter, float]]:
-        """What a sequence is made with."""
+    def mix(self, choice: AdapterChoice) -> tuple[Mix, _native.Patches | None]:
+        """What a sequence is made with: those that are on as they are on, others beside the weights."""
         with self._lock:
-            scales = (self._on if self._enabled else {}) if choice is None else self._scales(choice)
-            return [(self._loaded[name].native, scale) for name, scale in scales.items() if scale != 0]
+            if choice is None:
+                return (self._mix_of(self._on), self._runs.patches) if self._enabled else ([], None)
+            return self._mix_of(self._scales(choice)), None
+
+    def _mix_of(self, scales: Mapping[str, float]) -> Mix:
+        return [(self._loaded[name].native, scale) for name, scale in scales.items() if scale != 0]
 
     def info(self, name: str) -> AdapterInfo:
         loaded = self._known(name)
         scale = self._on.get(name, 0.0) if self._enabled else 0.0
-        return AdapterInfo(name, loaded.kind, loaded.path, loaded.native.bytes, loaded.matrices, scale)
+        patched = self._runs.patches is not None and loaded.estimate.carried > 0
+        counts = self._runs.patches.counts() if self._runs.patches is not None and scale else {}
+        mode, why = ("patch" if patched else "overlay", self._runs.why) if scale else ("", "")
+        return AdapterInfo(
+            name, loaded.kind, loaded.path, loaded.native.bytes, loaded.matrices, scale, mode, why, counts
+        )
 
     def all(self) -> list[AdapterInfo]:
         with self._lock:
@@ -97,6 +148,8 @@ class AdapterSet:
         with self._lock:
             self._loaded.clear()
             self._on.clear()
+            self._sets.clear()
+            self._runs = Decision(None)
 
     def _scales(self, choice: AdapterChoice) -> dict[str, float]:
         if choice is None:
@@ -118,18 +171,37 @@ class AdapterSet:
         return loaded
 
 
+def _estimate(parts: "Sequence[Part]") -> PatchEstimate:
+    carried = beside = lost = sparse = 0.0
+    for part in parts:
+        if part.values is None:
+            continue
+        squares = float((part.values.astype("float64") ** 2).sum())
+        sparse += squares
+        if part.patch_error is not None:
+            carried += squares
+            beside += float(part.patch_error[1])
+            lost += float(part.patch_error[0] - part.patch_error[1])
+    return PatchEstimate(carried, beside, max(0.0, lost), sparse)
+
+
 def read_parts(
-    path: str | os.PathLike[str], bundle_path: Path, manifest: dict[str, Any]
+    path: str | os.PathLike[str], bundle_path: Path, manifest: dict[str, Any], weights: Path | None = None
 ) -> "tuple[str, list[Part]]":
-    """Kind and parts of an adapter file or a PEFT directory, for a bundle."""
+    """Kind and parts of an adapter file or a PEFT directory, for a bundle; with the remainders that its sparse values lack,
+    from the checkpoint `weights` or the bundle, where either has them."""
     from edgert.converters.adapter import compile_adapter
     from edgert.converters.adapter_file import read_adapter
     from edgert.converters.peft import is_peft, read_peft
+    from edgert.converters.remainders import add_remainders
 
     place = Path(path)
     if place.is_dir():
         if not is_peft(place):
             raise NotFoundError(f"{place}: no PEFT adapter (there is no adapter_config.json)")
         adapter = read_peft(place)
-        return adapter.kind, compile_adapter(adapter, bundle_path, manifest)
-    return read_adapter(place, manifest)
+        kind, parts = adapter.kind, compile_adapter(adapter, bundle_path, manifest)
+    else:
+        kind, parts = read_adapter(place, manifest)
+    add_remainders(parts, bundle_path, manifest, weights)
+    return kind, parts

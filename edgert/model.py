@@ -25,6 +25,7 @@ from edgert.errors import (
 )
 from edgert.generation import Generation, Reply, Stream
 from edgert.machine import measured
+from edgert.patches import AdapterMode
 from edgert.sampling import Sampling, defaults_from
 from edgert.session import Session
 from edgert.settings import Layers, knobs
@@ -331,18 +332,24 @@ class Model(ABC):
 
     def unload_adapter(self, name: str) -> None:
         """Raises NotFoundError. What runs with it runs on."""
-        self._adapters().remove(name)
+        raise self._unable("it takes no adapters")
 
-    def set_adapter(self, adapter: AdapterChoice) -> None:
-        """Turn these on, and no others, for what begins from now on: a name, several, or {name: scale}."""
-        self._adapters().set(adapter)
+    def set_adapter(self, adapter: AdapterChoice, mode: AdapterMode = "auto") -> None:
+        """Turn these on, and no others, for what begins from now on: a name, several, or {name: scale}.
+
+        `mode`: "patch" puts sparse values into the weights, where they cost nothing once they are there; "overlay" adds them to
+        every product, exactly; "auto" takes patches where they are faithful (docs/adapters.md). adapters() says which it is.
+
+        Raises NotFoundError, and InvalidArgumentError or BudgetError where `mode` is "patch" and that cannot be.
+        """
+        raise self._unable("it takes no adapters")
 
     def disable_adapters(self) -> None:
         """Run as without them, until set_adapter() or enable_adapters()."""
-        self._adapters().enable(False)
+        raise self._unable("it takes no adapters")
 
     def enable_adapters(self) -> None:
-        self._adapters().enable(True)
+        raise self._unable("it takes no adapters")
 
     def adapters(self) -> list[AdapterInfo]:
         """Those that are loaded, and with which scale they are on."""

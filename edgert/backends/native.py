@@ -13,6 +13,7 @@ from edgert.bundle import Bundle
 from edgert.errors import InvalidArgumentError
 from edgert.lossy import names
 from edgert.model import Model, tokenizer_of
+from edgert.patches import AdapterMode
 from edgert.session import Session, restore, save
 from edgert.units import format_bytes
 
@@ -124,9 +125,12 @@ class NativeModel(Model):
             native.set_lossy({**native.lossy(), name: value})
 
     def sequence(self, adapter: AdapterChoice = None, prompt: Sequence[int] = ()) -> _native.Sequence:
-        return self.native.sequence(self._adapter_set.mix(adapter), prompt)
+        mix, patches = self._adapter_set.mix(adapter)
+        return self.native.sequence(mix, prompt, patches)
 
-    def mix(self, adapter: AdapterChoice) -> list[tuple[_native.Adapter, float]]:
+    def mix(
+        self, adapter: AdapterChoice
+    ) -> tuple[list[tuple[_native.Adapter, float]], _native.Patches | None]:
         """What a sequence with `adapter` is made with. Raises NotFoundError."""
         return self._adapter_set.mix(adapter)
 
@@ -154,6 +158,18 @@ class NativeModel(Model):
 
     def _adapters(self) -> AdapterSet:
         return self._adapter_set
+
+    def unload_adapter(self, name: str) -> None:
+        self._adapter_set.remove(self.native, name)
+
+    def set_adapter(self, adapter: AdapterChoice, mode: AdapterMode = "auto") -> None:
+        self._adapter_set.set(self.native, adapter, mode)
+
+    def disable_adapters(self) -> None:
+        self._adapter_set.enable(self.native, False)
+
+    def enable_adapters(self) -> None:
+        self._adapter_set.enable(self.native, True)
 
     def _load_adapter(self, path: Path, name: str) -> AdapterInfo:
         kind, parts = read_parts(path, self._bundle.path, self._bundle.manifest)

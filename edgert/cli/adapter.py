@@ -11,6 +11,7 @@ from edgert.errors import InvalidArgumentError
 from edgert.units import format_bytes
 
 if TYPE_CHECKING:
+    from edgert.bundle import Bundle
     from edgert.converters.adapter import Part
 
 
@@ -27,6 +28,13 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
         "adapter", metavar="PEFT_DIR", type=Path, help="a directory that PEFT's save_pretrained() made"
     )
     convert.add_argument("output", metavar="OUTPUT", type=Path, help="the file to write, NAME.adapter")
+    convert.add_argument(
+        "--weights",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="the checkpoint that the base was made of: what its codes lack at the places of sparse values goes into the file, so that "
+        "these run as patches of codes",
+    )
     show = actions.add_parser("show", help="what an adapter file or a PEFT directory changes")
     show.add_argument("adapter", metavar="ADAPTER", type=Path, help="an adapter file or a PEFT directory")
     fuse = actions.add_parser("fuse", help="make one adapter of several")
@@ -53,46 +61,54 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    kind, parts, manifest = _read(args.adapter, args.base)
-    _write(args, kind, parts, manifest)
+    kind, parts, bundle = _read(args.adapter, args.base, args.weights)
+    _write(args, kind, parts, bundle)
 
 
 def _fuse(args: argparse.Namespace) -> None:
     from edgert.converters.fuse import fuse
+    from edgert.converters.remainders import add_remainders
 
     if len(args.adapters) > 64:
         raise InvalidArgumentError(f"{len(args.adapters)} adapters; at most 64 are allowed")
     read = [(_read(path, args.base), scale) for path, scale in args.adapters]
     kinds = sorted({kind for (kind, _, _), _ in read})
     parts = fuse([(parts, scale) for (_, parts, _), scale in read])
-    _write(args, "+".join(kinds), parts, read[0][0][2])
+    bundle = read[0][0][2]
+    add_remainders(parts, bundle.path, bundle.manifest)
+    _write(args, "+".join(kinds), parts, bundle)
 
 
 def _show(args: argparse.Namespace) -> None:
-    kind, parts, _ = _read(args.adapter, args.base)
-    _report(args, kind, parts, {"path": str(args.adapter)})
+    kind, parts, bundle = _read(args.adapter, args.base)
+    _report(args, kind, parts, bundle, {"path": str(args.adapter)})
 
 
-def _read(path: Path, base: str | None) -> "tuple[str, list[Part], dict[str, Any]]":
+def _read(path: Path, base: str | None, weights: Path | None = None) -> "tuple[str, list[Part], Bundle]":
     from edgert.adapters import read_parts
     from edgert.bundle import Bundle, locate
 
     bundle = Bundle.open(locate(base))
-    kind, parts = read_parts(path, bundle.path, bundle.manifest)
-    return kind, parts, bundle.manifest
+    kind, parts = read_parts(path, bundle.path, bundle.manifest, weights)
+    return kind, parts, bundle
 
 
-def _write(args: argparse.Namespace, kind: str, parts: "Sequence[Part]", manifest: dict[str, Any]) -> None:
+def _write(args: argparse.Namespace, kind: str, parts: "Sequence[Part]", bundle: "Bundle") -> None:
     from edgert.converters.adapter_file import write_adapter
 
-    write_adapter(args.output, kind, parts, manifest)
-    _report(args, kind, parts, {"path": str(args.output), "bytes": args.output.stat().st_size})
+    write_adapter(args.output, kind, parts, bundle.manifest)
+    _report(args, kind, parts, bundle, {"path": str(args.output), "bytes": args.output.stat().st_size})
 
 
-def _report(args: argparse.Namespace, kind: str, parts: "Sequence[Part]", about: dict[str, Any]) -> None:
+def _report(
+    args: argparse.Namespace, kind: str, parts: "Sequence[Part]", bundle: "Bundle", about: dict[str, Any]
+) -> None:
+    from edgert.converters.remainders import patch_report
+
+    patches = patch_report(parts, bundle.path, bundle.manifest)
     rows = [{"target": part.target, **part.sizes()} for part in sorted(parts, key=lambda part: part.target)]
     if args.json:
-        print_json({**about, "kind": kind, "matrices": rows})
+        print_json({**about, "kind": kind, "matrices": rows, "patches": patches})
         return
     shown = [("MATRIX", "RANK", "SPARSE VALUES", "GAIN")]
     shown += [
@@ -108,3 +124,34 @@ def _report(args: argparse.Namespace, kind: str, parts: "Sequence[Part]", about:
         shown.append((f"... and {len(rows) - 40} more", "", "", ""))
     size = f", {format_bytes(about['bytes'])}" if "bytes" in about else ""
     say(f"{table(shown, right=(1, 2))}\n\n{about['path']}: {kind}, {len(rows)} matrices{size}")
+    if patches:
+        say(_patch_table(patches))
+
+
+def _patch_table(patches: "Sequence[dict[str, Any]]") -> str:
+    """What becomes of sparse values in packed codes, by kind of matrix."""
+    shown = [
+        (
+            "SPARSE VALUES AS PATCHES",
+            "PATCHED",
+            "UNCHANGED",
+            "CLAMPED",
+            "LOSS",
+            "ERROR",
+            "BESIDE THE WEIGHTS",
+        )
+    ]
+    for row in patches:
+        patched = row["fidelity"] is not None
+        shown.append(
+            (
+                row["kind"],
+                f"{row['patched']} of {row['matrices']}",
+                f"{row['unchanged'] / row['values']:.1%}" if patched else "",
+                f"{row['clamped'] / row['values']:.1%}" if patched else "",
+                f"{row['loss']:.1%}" if patched else "",
+                f"{row['fidelity']:.0%}" if patched else "",
+                "; ".join(row["not"]),
+            )
+        )
+    return "\n" + table(shown, right=(1, 2, 3, 4, 5))

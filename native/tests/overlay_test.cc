@@ -73,7 +73,7 @@ struct Numbers {
   AdapterSource source() {
     packed_a = encode(a);
     packed_b = encode(b);
-    return {target, type, rank, packed_a, packed_b, rows, cols, values, gain, gain_spares_bias};
+    return {target, type, rank, packed_a, packed_b, rows, cols, values, {}, gain, gain_spares_bias};
   }
 
  private:

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "adapters/patch_set.h"
 #include "bundle/xxhash.h"
 
 namespace edgert {
@@ -35,6 +36,10 @@ std::uint64_t AdapterMix::fingerprint() const {
   std::sort(order.begin(), order.end(),
             [](const Entry* a, const Entry* b) { return a->adapter->order() < b->adapter->order(); });
   Xxh64 hash;
+  if (patch != nullptr) {
+    const std::uint64_t patched[] = {patch->covered(), patch->left()};
+    hash.update(std::as_bytes(std::span(patched)));
+  }
   for (const Entry* entry : order) {
     const std::uint64_t one[] = {entry->adapter->fingerprint(), std::bit_cast<std::uint32_t>(entry->scale)};
     hash.update(std::as_bytes(std::span(one)));
@@ -64,6 +69,7 @@ void Overlay::reserve(const AdapterMix& mix) {
 
 void Overlay::begin(std::span<const AdapterMix* const> rows) {
   active_.clear();
+  patch_ = rows.empty() || rows[0] == nullptr ? nullptr : rows[0]->patch.get();
   for (std::size_t row = 0; row < rows.size(); ++row) {
     if (rows[row] == nullptr) continue;
     for (const AdapterMix::Entry& entry : rows[row]->entries) {
@@ -98,6 +104,8 @@ bool Overlay::prepare(std::span<const Product> products) {
 void Overlay::add_task(const Product& product, const Active& active) {
   const Adapter::Part* part = active.adapter->part(product.target);
   if (part == nullptr) return;
+  const bool sparse = part->first != nullptr && (patch_ == nullptr || !patch_->covers(product.target));
+  if (part->rank == 0 && part->gain == nullptr && !sparse) return;
   const std::size_t first = used_rows_;
   for (std::size_t i = 0; i < product.m; ++i) {
     const auto own = static_cast<std::int32_t>(i);
@@ -111,7 +119,7 @@ void Overlay::add_task(const Product& product, const Active& active) {
   }
   const std::size_t count = used_rows_ - first;
   if (count == 0) return;
-  tasks_.push_back({&product, part, first, count, inner_ + used_inner_});
+  tasks_.push_back({&product, part, sparse, first, count, inner_ + used_inner_});
   if (part->rank == 0) return;
   MatMul& a = all_.emplace_back();
   a.format = part->format;
@@ -186,18 +194,16 @@ void Overlay::low_rank(const Task& task, std::size_t tile, float* space, const K
 
 void Overlay::sparse(const Task& task, std::size_t tile) const {
   const Adapter::Part& part = *task.part;
-  if (part.first == nullptr) return;
+  if (!task.sparse) return;
   const Product& p = *task.product;
   const TileRows rows(tile, p.rows);
   for (std::size_t i = task.first; i < task.first + task.count; ++i) {
     const float* x = p.x + static_cast<std::size_t>(inputs_[i]) * p.x_stride;
     float* y = p.y + static_cast<std::size_t>(rows_[i]) * p.y_stride;
-    for (std::size_t r = rows.begin; r < rows.end; ++r) {
-      float sum = 0;
-      for (std::uint32_t n = part.first[r]; n < part.first[r + 1]; ++n)
-        sum += part.values[n] * x[part.cols_of[n]];
-      y[r] += scales_[i] * sum;
-    }
+    float sums[kTile] = {};  // each of its row's values in the order of their columns
+    for (std::uint32_t n = part.first[tile]; n < part.first[tile + 1]; ++n)
+      sums[part.places[n] % kTile] += part.values[n] * x[part.places[n] / kTile];
+    for (std::size_t r = rows.begin; r < rows.end; ++r) y[r] += scales_[i] * sums[r - rows.begin];
   }
 }
 

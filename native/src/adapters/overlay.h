@@ -26,6 +26,8 @@ struct Product : MatMul {
   const std::int32_t* batch_rows = nullptr;  // of its rows; null: those of `gather`, or the row itself
 };
 
+class PatchSet;
+
 // The adapters of a sequence, each with its scale.
 struct AdapterMix {
   struct Entry {
@@ -33,6 +35,8 @@ struct AdapterMix {
     float scale = 1;
   };
   std::vector<Entry> entries;
+  std::shared_ptr<PatchSet> patch =
+      nullptr;                        // of the same entries: weights carry the sparse values that it covers
   std::size_t rank() const noexcept;  // of all, where each is largest
   // Of what it makes of a model, by the contents and scales of its adapters in the order in which they add:
   // what is computed with mixes of the same fingerprint has the same bits. 0 where it changes nothing.
@@ -47,7 +51,8 @@ class Overlay {
   // Makes room for steps whose mixes are no larger. Error{budget}. Not during a step.
   void reserve(const AdapterMix& mix);
 
-  // The mix of each row of the step that begins; null for none. REQUIRES reserve() of each.
+  // The mix of each row of the step that begins; null for none. REQUIRES reserve() of each, and one patch of
+  // them all.
   void begin(std::span<const AdapterMix* const> rows);
 
   // False where no row's adapter changes any of these; else all() is to be computed in their place, and add()
@@ -64,6 +69,7 @@ class Overlay {
   struct Task {
     const Product* product = nullptr;
     const Adapter::Part* part = nullptr;
+    bool sparse = false;    // its sparse values are added
     std::size_t first = 0;  // of its rows in rows_, inputs_ and scales_
     std::size_t count = 0;
     const float* inner = nullptr;  // A x, [count][rank]
@@ -95,6 +101,7 @@ class Overlay {
   std::size_t used_inner_ = 0;
 
   std::vector<Active> active_;
+  const PatchSet* patch_ = nullptr;
   std::vector<MatMul> all_;
   std::vector<Task> tasks_;
   std::vector<Unit> units_;

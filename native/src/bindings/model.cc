@@ -7,6 +7,7 @@
 #include <chrono>
 #include <map>
 
+#include "adapters/patch_set.h"
 #include "bindings/bindings.h"
 #include "engine/sampler.h"
 #include "platform/error.h"
@@ -139,10 +140,18 @@ py::dict plan_weights(Runtime& runtime, const std::string& name, const std::stri
                               runtime.pool().threads(), options));
 }
 
-std::shared_ptr<KvSequence> sequence(Model& model, const Mix& adapters, const Tokens& prompt) {
+std::shared_ptr<KvSequence> sequence(Model& model, const Mix& adapters, const Tokens& prompt,
+                                     std::shared_ptr<PatchSet> patches) {
   AdapterMix mix = mix_of(adapters);
+  mix.patch = std::move(patches);
   const py::gil_scoped_release released;
   return model.sequence(std::move(mix), prompt);
+}
+
+std::shared_ptr<PatchSet> patches(Model& model, const Mix& adapters) {
+  const AdapterMix mix = mix_of(adapters);
+  const py::gil_scoped_release released;
+  return model.patches(mix);
 }
 
 std::vector<std::optional<Sample>> step(Model& model, const std::vector<Row>& rows) {
@@ -286,12 +295,17 @@ void bind_model(py::module_& module) {
       .def_property_readonly("resident", [](const Model& m) { return m.plan().resident(); })
       .def("plan", [](const Model& m) { return describe(m.plan()); })
       .def("adapter", &make_adapter, py::arg("name"), py::arg("parts"))
-      .def("sequence", &sequence, py::arg("adapters") = Mix{}, py::arg("prompt") = Tokens{})
+      .def("sequence", &sequence, py::arg("adapters") = Mix{}, py::arg("prompt") = Tokens{},
+           py::arg("patches") = py::none())
       .def("forget_prefixes", &Model::forget_prefixes)
       .def_property_readonly("state_fingerprint", &Model::state_fingerprint)
       .def_property_readonly("kv_block_bytes", [](const Model& m) { return m.kv().layout().block_bytes; })
       .def_property_readonly("state_bytes",
                              [](const Model& m) { return m.kv().state_layout().floats * sizeof(float); })
+      .def("patches", &patches, py::arg("adapters"))
+      .def("use_patches", &Model::use, py::arg("patches"), py::call_guard<py::gil_scoped_release>())
+      .def("remove_patches", &Model::remove, py::arg("patches"), py::call_guard<py::gil_scoped_release>())
+      .def("check_weights", &Model::check_weights, py::call_guard<py::gil_scoped_release>())
       .def("step", &step, py::arg("rows"))
       .def("logits", &logits, py::arg("sequence"), py::arg("tokens"))
       .def("cancel", &Model::cancel)

@@ -50,6 +50,7 @@ Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path
       weights_(bundle_, recipe_, runtime_->budget(), runtime_->reader(), poll),
       kv_(std::make_shared<KvPool>(recipe_, plan_.kv_type, KvPool::Shape{plan_.context, options.parallel},
                                    runtime_->budget())),
+      patched_(bundle_, recipe_, weights_, store_, runtime_->pool()),
       store_(bundle_, runtime_->budget(), runtime_->reader(), plan_.slots_bytes, eviction_,
              join_of(recipe_, bundle_)),
       prediction_(plan_.resident() ? Prediction::none : options.prefetch, bundle_, recipe_, weights_, store_,
@@ -65,6 +66,10 @@ Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path
                                                  runtime_->budget(), plan_.chunk);
     decoder_.observe(observation_.get());
   }
+  store_.set_page_in_hook([this](const ExpertStore::Expert& expert, std::span<std::byte> bytes) {
+    return patched_.page_in(expert, bytes);
+  });
+  decoder_.patch(&patched_);
   set_lossy(options.lossy);
   batch_.reserve(static_cast<std::size_t>(plan_.chunk));
   origins_.reserve(static_cast<std::size_t>(plan_.chunk));
@@ -122,6 +127,28 @@ void Model::check(const AdapterMix& mix) const {
         throw Error(ErrorKind::invalid_argument, name + "stands twice in the mix");
     }
   }
+  if (mix.patch != nullptr && !mix.patch->is_of(mix.entries))
+    throw Error(ErrorKind::invalid_argument, "adapters: the patches are those of others, or of other scales");
+}
+
+std::shared_ptr<PatchSet> Model::patches(const AdapterMix& mix) {
+  check(mix);
+  return with_hint([&] { return patched_.make(mix, runtime_->budget()); });
+}
+
+void Model::use(const std::shared_ptr<PatchSet>& set) {
+  const std::lock_guard lock(step_mutex_);
+  patched_.use(set);
+}
+
+void Model::remove(const std::shared_ptr<PatchSet>& set) {
+  const std::lock_guard lock(step_mutex_);
+  patched_.remove(set);
+}
+
+std::size_t Model::check_weights() {
+  const std::lock_guard lock(step_mutex_);
+  return patched_.check();
 }
 
 void Model::check(std::span<const StepRow> rows) const {
@@ -164,7 +191,7 @@ void Model::step(std::span<const StepRow> rows, const StepSink& sink, const std:
   try {
     for (const StepRow& row : rows)
       row.sequence->reserve(row.sequence->length() + static_cast<std::int64_t>(row.tokens.size()));
-    run_chunks(rows, sink, {cancelled_, poll});
+    run(rows, sink, {cancelled_, poll});
     for (const StepRow& row : rows) row.sequence->settle();
   } catch (...) {
     store_.cancel_prefetch();
@@ -203,11 +230,31 @@ std::vector<std::optional<Sample>> Model::sample(std::span<const SampleRow> rows
   return samples;
 }
 
-void Model::run_chunks(std::span<const StepRow> rows, const StepSink& sink, const StepControl& control) {
+// Rows of one set of patches after those of another; first those whose weights are there.
+void Model::run(std::span<const StepRow> rows, const StepSink& sink, const StepControl& control) {
+  const auto set_of = [](const StepRow& row) {
+    return row.sequence->mix() == nullptr ? nullptr : row.sequence->mix()->patch;
+  };
+  std::vector<std::shared_ptr<PatchSet>> sets;
+  for (const StepRow& row : rows) {
+    auto set = set_of(row);
+    if (std::find(sets.begin(), sets.end(), set) == sets.end()) sets.push_back(std::move(set));
+  }
+  const auto there = std::find(sets.begin(), sets.end(), patched_.current());
+  if (there != sets.end()) std::iter_swap(sets.begin(), there);
+  for (const auto& set : sets) {
+    patched_.use(set);
+    run_chunks(rows, set, sink, control);
+  }
+}
+
+void Model::run_chunks(std::span<const StepRow> rows, const std::shared_ptr<PatchSet>& set,
+                       const StepSink& sink, const StepControl& control) {
   batch_.clear();
   origins_.clear();
   for (std::size_t r = 0; r < rows.size(); ++r) {
     const StepRow& row = rows[r];
+    if ((row.sequence->mix() == nullptr ? nullptr : row.sequence->mix()->patch) != set) continue;
     const auto add = [&](std::int64_t position, std::int32_t token, bool wanted, Origin origin) {
       batch_.push_back({row.sequence, position, token, wanted});
       origins_.push_back(origin);

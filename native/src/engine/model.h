@@ -28,6 +28,7 @@
 #include "model/decoder.h"
 #include "model/kv_cache.h"
 #include "model/observation.h"
+#include "model/patched_weights.h"
 #include "model/recipe.h"
 #include "model/weights.h"
 #include "platform/fair_mutex.h"
@@ -140,6 +141,18 @@ class Model {
   // Checksum of all that the state of a sequence depends on besides its tokens and adapters.
   std::uint64_t state_fingerprint() const;
 
+  // The patches that a mix makes of the weights, for AdapterMix::patch. Error{invalid_argument} as
+  // sequence(), Error{budget} where they do not fit.
+  std::shared_ptr<PatchSet> patches(const AdapterMix& mix);
+  // Sequences of each set, or of none, get its weights when they run: what is to run next is made ready here,
+  // the dense matrices at once and experts as they are used.
+  void use(const std::shared_ptr<PatchSet>& set);
+  // Takes a set's patches off, so that its memory is free once no sequence has it.
+  void remove(const std::shared_ptr<PatchSet>& set);
+  // Takes every patch off and checks what is resident against the bundle's checksums; how many tensors and
+  // experts those were. Experts that are split are not checked. Error{corrupt} names what differs.
+  std::size_t check_weights();
+
   // Runs the rows' tokens, in chunks where they are many. After an error every sequence stands as it was
   // before the step. `poll` is called every few milliseconds of work and may throw.
   void step(std::span<const StepRow> rows, const StepSink& sink, const std::function<void()>& poll);
@@ -192,7 +205,10 @@ class Model {
   void check(const AdapterMix& mix) const;
   void decide_sharing() noexcept;
   std::vector<KvSequence::Hold> hold(std::span<const StepRow> rows) const;
-  void run_chunks(std::span<const StepRow> rows, const StepSink& sink, const StepControl& control);
+  void run(std::span<const StepRow> rows, const StepSink& sink, const StepControl& control);
+  // Of those rows whose weights these are.
+  void run_chunks(std::span<const StepRow> rows, const std::shared_ptr<PatchSet>& set, const StepSink& sink,
+                  const StepControl& control);
   void run_batch(std::span<const StepRow> rows, const StepSink& sink, const StepControl& control);
   struct Origin {
     std::size_t row, token;
@@ -205,6 +221,7 @@ class Model {
   const Eviction eviction_;
   const Weights weights_;
   const std::shared_ptr<KvPool> kv_;
+  PatchedWeights patched_;
   ExpertStore store_;
   ExpertPrediction prediction_;
   Decoder decoder_;

@@ -205,7 +205,7 @@ void ExpertStore::issue(Request& request) {
 bool ExpertStore::begin_demand(int index, bool whole) {
   Entry& entry = entries_[at(index)];
   if (entry.state == Residency::resident && entry.pins > 0) return false;  // somebody computes with its base
-  const bool base = !whole && entry.where->is_split() && !hook_;
+  const bool base = !whole && entry.where->is_split();
   const std::uint64_t bytes = base ? base_slot_bytes(*entry.where) : slot_bytes(*entry.where);
   auto slot = take_slot(bytes, [&](const Entry& other) { return !other.ahead && &other != &entry; });
   if (!slot) slot = take_slot(bytes, [&](const Entry& other) { return &other != &entry; });
@@ -244,6 +244,7 @@ void ExpertStore::evict(int index) noexcept {
   Entry& victim = entries_[at(index)];
   policy_->removed(index);
   victim.state = Residency::absent;
+  victim.change = nullptr;
   --statistics_.resident;
   ++statistics_.evictions;
   if (std::exchange(victim.prefetched, false)) {
@@ -337,6 +338,7 @@ std::span<std::byte> ExpertStore::make_whole(const Entry& entry) {
 
 void ExpertStore::complete(int index, std::exception_ptr error) noexcept {
   Entry& entry = entries_[at(index)];  // its slots are ours while it is `reading`
+  Change change;
   try {
     if (error) std::rethrow_exception(error);
     const std::span<std::byte> bytes = part_of_slot(entry);
@@ -352,7 +354,7 @@ void ExpertStore::complete(int index, std::exception_ptr error) noexcept {
     if (xxh64(bytes) == checksum) {
       if (entry.part != Part::base) {
         const std::span<std::byte> whole = make_whole(entry);
-        if (hook_) hook_(entry.layer, entry.expert, whole);
+        if (hook_) change = hook_(entry.name(), whole);
       }
     } else if (!entry.reread) {
       entry.reread = true;
@@ -381,6 +383,7 @@ void ExpertStore::complete(int index, std::exception_ptr error) noexcept {
   } else {
     if (entry.part == Part::refinement) entry.part = Part::whole;
     drop_slot(entry.base_slot);
+    entry.change = std::move(change);
     entry.state = Residency::resident;
     ++statistics_.resident;
   }
@@ -421,9 +424,7 @@ std::optional<ExpertStore::Lease> ExpertStore::Request::take() {
   if (ready_.empty()) return std::nullopt;
   const int index = ready_.back();
   ready_.pop_back();
-  const Entry& entry = store_.entries_[at(index)];
-  return Lease(&store_, index, entry.expert, entry.where->formats, entry.part == Part::base,
-               entry.slot.data());
+  return Lease(&store_, index, store_.entries_[at(index)].part == Part::base);
 }
 
 std::optional<ExpertStore::Lease> ExpertStore::Request::next_ready() {
@@ -457,19 +458,47 @@ ExpertStore::Request::~Request() {
   store_.pump();
 }
 
+ExpertStore::Lease::Lease(ExpertStore* store, int index, bool base) noexcept
+    : store_(store), entry_(index), base_(base) {
+  const Entry& entry = store->entries_[at(index)];
+  expert_ = entry.expert;
+  formats_ = entry.where->formats;
+  data_ = entry.slot.data();
+  change_ = entry.change;
+}
+
 ExpertStore::Lease::Lease(Lease&& other) noexcept
     : store_(std::exchange(other.store_, nullptr)),
       entry_(other.entry_),
       expert_(other.expert_),
       formats_(other.formats_),
       base_(other.base_),
-      data_(other.data_) {}
+      data_(other.data_),
+      change_(std::move(other.change_)) {}
+
+void ExpertStore::Lease::set_change(Change change) {
+  change_ = std::move(change);
+  const std::lock_guard lock(store_->mutex_);
+  store_->entries_[at(entry_)].change = change_;
+}
 
 ExpertStore::Lease::~Lease() {
   if (store_ != nullptr) store_->unpin(entry_);
 }
 
 void ExpertStore::set_page_in_hook(PageInHook hook) { hook_ = std::move(hook); }
+
+void ExpertStore::visit(const Visit& visit) {
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    std::unique_lock lock(mutex_);
+    Entry& entry = entries_[i];
+    if (entry.state != Residency::resident || entry.part == Part::base) continue;
+    ++entry.pins;
+    Lease lease(this, static_cast<int>(i), false);
+    lock.unlock();
+    lease.set_change(visit(entry.name(), entry.slot.span(), lease.change()));
+  }
+}
 
 ExpertStatistics ExpertStore::statistics() const {
   const std::lock_guard lock(mutex_);

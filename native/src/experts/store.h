@@ -69,9 +69,16 @@ class ExpertStore {
   enum class Residency : std::uint8_t { absent, reading, resident };
   // Most of a disk's speed, and soon out of a demand read's way.
   static constexpr int kPrefetchDepth = 2;
-  // Runs on a reader's thread when an expert's bytes are in and checked, before it is published.
-  // While there is a hook, experts are always whole.
-  using PageInHook = std::function<void(int layer, int expert, std::span<std::byte> bytes)>;
+  // What was made of an expert's bytes since they were read, for whoever made it; null: nothing. Its slot
+  // holds it, and forgets it with the bytes.
+  using Change = std::shared_ptr<void>;
+  struct Expert {
+    int layer;
+    int expert;
+    std::uint32_t formats;  // index into Manifest::expert_formats
+  };
+  // Runs on a reader's thread when an expert's bytes are in, checked and whole, before it is published.
+  using PageInHook = std::function<Change(const Expert& expert, std::span<std::byte> bytes)>;
   // Makes a split expert whole at the beginning of `slot`, in which the refinement lies where the extent has
   // it; returns the bytes of the whole.
   using Join = std::function<std::size_t(int layer, std::uint32_t formats, std::span<const std::byte> base,
@@ -93,18 +100,21 @@ class ExpertStore {
     std::uint32_t formats() const noexcept { return formats_; }  // index into Manifest::expert_formats
     bool base() const noexcept { return base_; }                 // data() is the base alone
     const std::byte* data() const noexcept { return data_; }
+    // The bytes may be changed by the step that holds the lease, of an expert that is whole.
+    std::byte* bytes() const noexcept { return data_; }
+    const Change& change() const noexcept { return change_; }
+    void set_change(Change change);
 
    private:
     friend class ExpertStore;
-    Lease(ExpertStore* store, int slot, int expert, std::uint32_t formats, bool base,
-          const std::byte* data) noexcept
-        : store_(store), entry_(slot), expert_(expert), formats_(formats), base_(base), data_(data) {}
+    Lease(ExpertStore* store, int entry, bool base) noexcept;
     ExpertStore* store_;
     int entry_;
     int expert_;
     std::uint32_t formats_;
     bool base_;
-    const std::byte* data_;
+    std::byte* data_;
+    Change change_;
   };
 
   class Request {
@@ -166,7 +176,11 @@ class ExpertStore {
   void resize(std::uint64_t capacity_bytes);
   std::uint64_t least_bytes() const noexcept;  // two of the largest slots, or what there is
 
-  void set_page_in_hook(PageInHook hook);  // REQUIRES no request under way
+  void set_page_in_hook(PageInHook hook);  // REQUIRES that nothing was asked for yet
+  // Shows every expert that is resident and whole, one after the other; what is returned becomes its change.
+  // REQUIRES no request under way.
+  using Visit = std::function<Change(const Expert& expert, std::span<std::byte> bytes, const Change& change)>;
+  void visit(const Visit& visit);
   ExpertStatistics statistics() const;
   // By expert of a layer, 1 where it is resident or being read as a whole, else 0. REQUIRES one byte an
   // expert.
@@ -191,6 +205,7 @@ class ExpertStore {
     int layer = 0;
     int expert = 0;
     const ExpertEntry* where = nullptr;  // the manifest's
+    Expert name() const noexcept { return {layer, expert, where->formats}; }
     Residency state = Residency::absent;
     int pins = 0;
     bool reread = false;
@@ -201,6 +216,7 @@ class ExpertStore {
     Part part = Part::whole;    // that is there or being read
     SlotPool::Slot slot;
     SlotPool::Slot base_slot;  // while a refinement is being read: what it refines
+    Change change;             // of the resident bytes
     std::exception_ptr error;  // of the last read, for those who wait for it
   };
   struct Row {
