@@ -13,7 +13,6 @@ from pathlib import Path
 
 import edgert
 from edgert.cli.terminal import markdown_table
-from edgert.errors import InvalidArgumentError
 from edgert.evaluate import encode_text, evaluate
 from edgert.model import Model
 from edgert.patches import AdapterMode
@@ -55,22 +54,21 @@ def rows_of(
     for kind, names in kinds.items():
         for mode in MODES:
             row = []
-            try:
-                for domain, ids in tokens.items():
-                    model.set_adapter(names[domain], mode=mode)
-                    alone = perplexity(model, ids)
-                    model.set_adapter(list(names.values()), mode=mode)
-                    fused = perplexity(model, ids)
-                    row += [
-                        f"{alone:.3f} ({alone / plain[domain] - 1:+.1%})",
-                        f"{fused:.3f}",
-                        f"{fused / alone - 1:+.2%}",
-                    ]
-            except InvalidArgumentError:  # it has nothing that can be a patch
-                continue
-            finally:
-                model.set_adapter([])
-            yield (kind, mode, *row)
+            for domain, ids in tokens.items():
+                model.set_adapter(names[domain], mode=mode)
+                if any(info.scale and info.mode != mode for info in model.adapters()):
+                    break  # it has nothing that can be a patch
+                alone = perplexity(model, ids)
+                model.set_adapter(list(names.values()), mode=mode)
+                fused = perplexity(model, ids)
+                row += [
+                    f"{alone:.3f} ({alone / plain[domain] - 1:+.1%})",
+                    f"{fused:.3f}",
+                    f"{fused / alone - 1:+.2%}",
+                ]
+            else:
+                yield (kind, mode, *row)
+            model.set_adapter([])
 
 
 def perplexity(model: Model, tokens: Sequence[int]) -> float:
