@@ -9,7 +9,7 @@ from edgert import _native
 from edgert.errors import CorruptError, InvalidArgumentError, UnsupportedError
 
 from .files import InputFile
-from .peft import Delta, FusedDelta, PeftAdapter, values_of
+from .peft import Delta, FusedDelta, PeftAdapter, as_floats, values_of
 from .tensor import TensorInfo
 
 if TYPE_CHECKING:
@@ -72,42 +72,64 @@ _REORDERED = (
 )
 
 
+_NATIVE_TYPES = {"f4": "f32", "f2": "f16", "u2": "bf16"}
+
+
 @dataclass
 class Part:
-    """What an adapter adds to one matrix of a bundle: see native/src/adapters/adapter.h. All f32 but the indices."""
+    """What an adapter adds to one matrix of a bundle: see native/src/adapters/adapter.h. Factors and weights are f32, f16
+    or, as uint16, bf16; the other numbers f32."""
 
     target: str
-    a: "Array | None" = None  # [rank, cols]
-    b: "Array | None" = None  # [rows, rank], the scale in it
+    a: "NDArray[Any] | None" = None  # [rank, cols]
+    b: "NDArray[Any] | None" = None  # [rows, rank], of the same type
+    scale: float = 1.0  # of B A
     rows: "NDArray[numpy.int32] | None" = None
     cols: "NDArray[numpy.int32] | None" = None
     values: "Array | None" = None
     gain: "Array | None" = None  # [rows]
     gain_spares_bias: bool = False
+    shift: "Array | None" = None  # [rows]
+    weights: "NDArray[Any] | None" = None  # [n, cols], in place of the matrix' own
+    weight_rows: "NDArray[numpy.int32] | None" = None  # [n], ascending; None: all
 
     def sizes(self) -> dict[str, Any]:
         return {
             "rank": 0 if self.a is None else self.a.shape[0],
             "values": 0 if self.values is None else self.values.size,
             "gain": self.gain is not None,
+            "shift": self.shift is not None,
+            "weights": 0 if self.weights is None else self.weights.shape[0],
         }
+
+    def factors(self) -> "tuple[Array, Array] | None":
+        """A and B as f32, the scale in B."""
+        import numpy as np
+
+        if self.a is None or self.b is None:
+            return None
+        return as_floats(self.a), as_floats(self.b) * np.float32(self.scale)
 
     def native(self) -> dict[str, Any]:
         """As _native.Adapter takes it."""
         import numpy as np
 
         out: dict[str, Any] = {"target": self.target, "gain_spares_bias": self.gain_spares_bias}
-        arrays = {"a": self.a, "b": self.b, "values": self.values, "gain": self.gain}
-        out |= {
-            name: np.ascontiguousarray(array, np.float32)
-            for name, array in arrays.items()
-            if array is not None
-        }
+        stored = {"a": self.a, "b": self.b, "weights": self.weights}
+        for name, array in stored.items():
+            if array is not None:
+                out[name] = np.ascontiguousarray(array)
+                out["dtype"] = _NATIVE_TYPES[array.dtype.str.lstrip("<=")]
+        floats = {"values": self.values, "gain": self.gain, "shift": self.shift}
+        whole = {"rows": self.rows, "cols": self.cols, "weight_rows": self.weight_rows}
+        for arrays, dtype in ((floats, np.float32), (whole, np.int32)):
+            out |= {
+                name: np.ascontiguousarray(array, dtype)
+                for name, array in arrays.items()
+                if array is not None
+            }
         if self.a is not None:
-            out["rank"] = self.a.shape[0]
-        for name, index in (("rows", self.rows), ("cols", self.cols)):
-            if index is not None:
-                out[name] = np.ascontiguousarray(index, np.int32)
+            out |= {"rank": self.a.shape[0], "scale": self.scale}
         return out
 
 
@@ -190,7 +212,7 @@ class _Compiler:
         a = delta.a
         if a is not None and self.adapter.kind == "VERA":
             a = a[:, : self.columns(target)]
-        part = Part(target, a, delta.b, delta.rows, delta.cols, delta.values, delta.gain)
+        part = Part(target, a, delta.b, delta.scale, delta.rows, delta.cols, delta.values, delta.gain)
         if delta.magnitude is not None:
             self.apply_magnitude(part, delta)
         self.reorder(part)
@@ -282,22 +304,24 @@ class _Compiler:
         """DoRA: m * (W + BA) / |W + BA|, row by row, of the weights as the bundle has them."""
         import numpy as np
 
-        assert part.a is not None and part.b is not None and delta.magnitude is not None
+        factors = part.factors()
+        assert factors is not None and delta.magnitude is not None
+        a, b = factors
         if part.target not in self.base.by_name:
             raise UnsupportedError(
                 f"{self.adapter.path}: {delta.module}: DoRA of experts is not run by this version"
             )
         weights = self.base.weights(part.target)
-        if weights.shape != (part.b.shape[0], part.a.shape[1]) or delta.magnitude.shape != weights.shape[:1]:
+        if weights.shape != (b.shape[0], a.shape[1]) or delta.magnitude.shape != weights.shape[:1]:
             raise InvalidArgumentError(
-                f"{self.adapter.path}: {delta.module}: A and B make {[part.b.shape[0], part.a.shape[1]]}, the base's matrix "
+                f"{self.adapter.path}: {delta.module}: A and B make {[b.shape[0], a.shape[1]]}, the base's matrix "
                 f"is {list(weights.shape)}"
             )
         norm = np.linalg.norm(
-            weights.astype(np.float64) + part.b.astype(np.float64) @ part.a.astype(np.float64), axis=1
+            weights.astype(np.float64) + b.astype(np.float64) @ a.astype(np.float64), axis=1
         )
         factor = (delta.magnitude / np.maximum(norm, np.finfo(np.float32).tiny)).astype(np.float32)
-        part.b = part.b * factor[:, np.newaxis]
+        part.a, part.b, part.scale = a, b * factor[:, np.newaxis], 1.0
         part.gain = factor - 1
         part.gain_spares_bias = True
 
@@ -347,20 +371,21 @@ class _Compiler:
         if ffn["kind"] != "moe":
             self.unknown(fused.module)
         a, b = self.by_expert(fused, ffn)
+        scale = fused.scale(a.shape[1])
         width = ffn["moe_intermediate_size"]
         for e in range(ffn["num_experts"]):
             prefix = f"layers.{layer}.experts.{e}."
             if fused.parameter == "down_proj":
-                self.put(Part(prefix + "down", a[e], b[e]), fused.module)
+                self.put(Part(prefix + "down", a[e], b[e], scale), fused.module)
             elif self.base.architecture in _INTERLEAVED:
-                self.put(Part(prefix + "gate", a[e], b[e][0::2]), fused.module)
-                self.put(Part(prefix + "up", a[e], b[e][1::2]), fused.module)
+                self.put(Part(prefix + "gate", a[e], b[e][0::2], scale), fused.module)
+                self.put(Part(prefix + "up", a[e], b[e][1::2], scale), fused.module)
             else:
-                self.put(Part(prefix + "gate", a[e], b[e][:width]), fused.module)
-                self.put(Part(prefix + "up", a[e], b[e][width:]), fused.module)
+                self.put(Part(prefix + "gate", a[e], b[e][:width], scale), fused.module)
+                self.put(Part(prefix + "up", a[e], b[e][width:], scale), fused.module)
 
-    def by_expert(self, fused: FusedDelta, ffn: dict[str, Any]) -> "tuple[Array, Array]":
-        """a [experts, rank, inputs] and b [experts, outputs, rank], the scale in it."""
+    def by_expert(self, fused: FusedDelta, ffn: dict[str, Any]) -> "tuple[NDArray[Any], NDArray[Any]]":
+        """a [experts, rank, inputs] and b [experts, outputs, rank]."""
         experts, width, hidden = (
             ffn["num_experts"],
             ffn["moe_intermediate_size"],
@@ -382,7 +407,7 @@ class _Compiler:
             )
         if not self.is_direct(fused, ffn, outputs == inputs):
             a, b = b.swapaxes(1, 2), a.swapaxes(1, 2)
-        return a, b * fused.scale(rank)
+        return a, b
 
     def is_direct(self, fused: FusedDelta, ffn: dict[str, Any], square: bool) -> bool:
         """Whether A reads the experts' inputs. Where the matrix is square, the version says so: PEFT took the two dimensions

@@ -21,10 +21,11 @@ def fuse(adapters: Sequence[tuple[Sequence[Part], float]]) -> list[Part]:
 def _add_factors(into: Part, part: Part, scale: float) -> None:
     import numpy as np
 
-    if part.a is None or part.b is None:
+    factors = part.factors()
+    if factors is None:
         return
-    b = (part.b * np.float32(scale)).astype(np.float32)
-    into.a = part.a if into.a is None else np.concatenate([into.a, part.a], axis=0)
+    a, b = factors[0], factors[1] * np.float32(scale)
+    into.a = a if into.a is None else np.concatenate([into.a, a], axis=0)
     into.b = b if into.b is None else np.concatenate([into.b, b], axis=1)
 
 

@@ -53,14 +53,15 @@ _PLAIN_NAME = re.compile(r"\^?[\w.]+\$?")
 class Delta:
     """What an adapter adds to one module; parts that it lacks are None.
 
-    `module` as the model calls it ("model.layers.0.self_attn.q_proj"). a [rank, inputs], b [outputs, rank] with the scale
-    in it; sparse values at (rows, cols); `magnitude` [outputs] of DoRA; `gain` [outputs] and `input_gain` [inputs] of
+    `module` as the model calls it ("model.layers.0.self_attn.q_proj"). a [rank, inputs], b [outputs, rank], as stored (see
+    stored_values_of), times `scale`; sparse values at (rows, cols); `magnitude` [outputs] of DoRA; `gain` [outputs] and `input_gain` [inputs] of
     IA3, less one.
     """
 
     module: str
-    a: "Array | None" = None
-    b: "Array | None" = None
+    a: "NDArray[Any] | None" = None
+    b: "NDArray[Any] | None" = None
+    scale: float = 1.0
     rows: "NDArray[numpy.int32] | None" = None
     cols: "NDArray[numpy.int32] | None" = None
     values: "Array | None" = None
@@ -76,8 +77,8 @@ class FusedDelta:
 
     module: str
     parameter: str  # gate_up_proj or down_proj
-    a: "Array"
-    b: "Array"
+    a: "NDArray[Any]"
+    b: "NDArray[Any]"
     alpha: float
     root: bool  # rsLoRA
 
@@ -180,12 +181,15 @@ class _Reader:
             of_experts = bool(fused) and parts.endswith(tuple(f".{_parent(target)}" for target in fused))
             if not of_experts:
                 self._check_size(f"{module}.lora_A.weight")
-            a, b = self.take(f"{module}.lora_A.weight", 2), self.take(f"{module}.lora_B.weight", 2)
+            a, b = same_type(
+                self.take(f"{module}.lora_A.weight", 2, stored=True),
+                self.take(f"{module}.lora_B.weight", 2, stored=True),
+            )
             if of_experts:
                 self._fused(name, parts, a, b)
                 continue
             self._check_rank(module, a, b)
-            delta = Delta(name, a, b * self._scale(name, a.shape[0]))
+            delta = Delta(name, a, b, self._scale(name, a.shape[0]))
             if self.config.get("use_dora"):
                 delta.magnitude = self.take(f"{module}.lora_magnitude_vector", 1)
             self.adapter.deltas.append(delta)
@@ -275,7 +279,7 @@ class _Reader:
                 raise CorruptError(f"{self.file}: tensor {module}.lora_E: shape {list(e.shape)}")
             name = _name(module)
             scale = self._alpha(name) / (a.shape[0] + 1e-5)
-            self.adapter.deltas.append(Delta(name, a * e, b * scale))
+            self.adapter.deltas.append(Delta(name, a * e, b, scale))
 
     def _base_weights(self) -> None:
         """PEFT saves the weights below an adapter of embeddings or of the output head with it. Of anything else they
@@ -288,8 +292,8 @@ class _Reader:
 
     # --- tensors ------------------------------------------------------------------------------------
 
-    def take(self, name: str, dimensions: int) -> "Any":
-        """A tensor; see values_of(). Raises CorruptError."""
+    def take(self, name: str, dimensions: int, *, stored: bool = False) -> "Any":
+        """A tensor; see values_of(), or stored_values_of() where `stored`. Raises CorruptError."""
         import numpy as np
 
         info = self.tensors.get(name)
@@ -300,10 +304,11 @@ class _Reader:
             raise CorruptError(
                 f"{self.file}: tensor {name!r}: shape {list(info.shape)}; {dimensions} dimensions, none of them 0, are needed"
             )
-        values = values_of(info)
-        if not np.isfinite(values).all():
+        values = stored_values_of(info)
+        widened = as_floats(values)
+        if not np.isfinite(widened).all():
             raise CorruptError(f"{self.file}: tensor {name!r}: holds a number that is not finite")
-        return values
+        return values if stored else widened
 
     def _modules(self, ending: str) -> Iterator[str]:
         """The modules that have a tensor of this name, in order."""
@@ -376,6 +381,12 @@ _KINDS: dict[str, Callable[[_Reader], None]] = {
 
 def values_of(info: TensorInfo) -> "Any":
     """A small tensor as an array: floats as f32, whole numbers as int32 or int64."""
+    return as_floats(stored_values_of(info))
+
+
+def stored_values_of(info: TensorInfo, data: bytes | bytearray | memoryview | None = None) -> "Any":
+    """A small tensor as the file has it: f32, f16, int32 or int64, bf16 as uint16. `data`: the file's bytes from
+    info.begin on, where they have been read."""
     import numpy as np
 
     dtype = _DTYPES.get(info.dtype)
@@ -383,11 +394,24 @@ def values_of(info: TensorInfo) -> "Any":
         raise UnsupportedError(
             f"{info.path}: tensor {info.name!r}: dtype {info.dtype}; read are {', '.join(_DTYPES)}"
         )
-    with InputFile(info.path) as file:
-        raw = np.frombuffer(file.read(info.begin, info.end - info.begin), dtype)
-    if info.dtype == "BF16":
-        raw = (raw.astype(np.uint32) << 16).view(np.float32)
-    return (raw if info.dtype in ("I32", "I64") else raw.astype(np.float32)).reshape(info.shape)
+    if data is None:
+        with InputFile(info.path) as file:
+            data = file.read(info.begin, info.end - info.begin)
+    return np.frombuffer(data, dtype).reshape(info.shape)
+
+
+def as_floats(values: "NDArray[Any]") -> "Any":
+    """What stored_values_of() returned, with floats as f32."""
+    import numpy as np
+
+    if values.dtype == np.uint16:  # bf16
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32) if values.dtype == np.float16 else values
+
+
+def same_type(a: "NDArray[Any]", b: "NDArray[Any]") -> "tuple[NDArray[Any], NDArray[Any]]":
+    """Both as stored, or as f32 where they are stored otherwise than each other."""
+    return (a, b) if a.dtype == b.dtype else (as_floats(a), as_floats(b))
 
 
 def _version(text: str | None) -> tuple[int, ...] | None:

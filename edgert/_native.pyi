@@ -207,6 +207,7 @@ class Adapter:
     name: str
     bytes: int
     fingerprint: int  # of its contents
+    in_use: bool  # by a sequence
 
 class Sequence:
     length: int
@@ -252,11 +253,18 @@ class Model:
     resident: bool  # every expert fits
     def plan(self) -> dict[str, int]:
         """See plan_memory."""
-    def adapter(self, name: str, parts: Seq[dict[str, Any]]) -> Adapter:
+    def adapter(self, name: str, parts: Seq[dict[str, Any]], order: int = 0) -> Adapter:
         """`parts`: {"target": the bundle's name of a matrix, and of these buffers those that it has: "a" [rank, cols] and
-        "b" [rows, rank] with "rank" and "dtype" ("f32", "f16" or "bf16"); "rows", "cols" int32 and "values" f32 of sparse
-        values; "gain" f32 [rows], with "gain_spares_bias"}. See native/src/adapters/adapter.h. InvalidArgumentError
-        names the target that does not fit; BudgetError."""
+        "b" [rows, rank] with "rank" and their "scale"; "rows", "cols" int32 and "values" f32 of sparse values; "gain" f32
+        [rows], with "gain_spares_bias"; "shift" f32 [rows]; "weights" [n, cols] with "weight_rows" int32 [n]; "dtype" ("f32",
+        "f16" or "bf16") is of "a", "b" and "weights"}. See native/src/adapters/adapter.h. A row's adapters add by
+        ascending `order`; 0: after all that were made with 0 so far. InvalidArgumentError names the target that does not
+        fit; BudgetError."""
+    def target(self, name: str) -> tuple[int, int]:
+        """Rows and columns of what an adapter can change by this name, of a norm its size twice. InvalidArgumentError where
+        it is nothing."""
+    def trim_adapters(self) -> None:
+        """Give adapters' scratch back if no sequence needs it."""
     def sequence(self, adapters: Seq[tuple[Adapter, float]] = [], prompt: Seq[int] = []) -> Sequence:
         """One whose tokens are computed with these adapters, each with its scale; they stay alive as long as it does.
         It begins with those tokens of `prompt` that the KV cache remembers, in blocks of 16 and never the last one: its

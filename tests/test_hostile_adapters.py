@@ -15,6 +15,7 @@ from bundles import bits
 from peft_directories import LAYERS, PREFIX, Adapter, fused_lora, ia3, lora, shira, vera
 
 import edgert
+from edgert._native import xxh64
 from edgert.errors import (
     CorruptError,
     EdgertError,
@@ -48,8 +49,19 @@ def as_before(loaded: tuple[Any, np.ndarray]) -> Any:
 
 
 def refused(loaded: tuple[Any, np.ndarray], path: Path, kind: type[EdgertError]) -> str:
+    """As it is loaded, or, where its header is fine, as its numbers are first needed; then again and again."""
+    model = loaded[0]
+
+    def load_and_use() -> None:
+        model.load_adapter(path, "bad")
+        with pytest.raises(kind):
+            model.logits(TOKENS, adapter="bad")
+        model.logits(TOKENS, adapter="bad")
+
     with pytest.raises(EdgertError) as caught:
-        loaded[0].load_adapter(path, "bad")
+        load_and_use()
+    for info in model.adapters():
+        model.unload_adapter(info.name)
     assert type(caught.value) is kind, repr(caught.value)
     return str(caught.value)
 
@@ -250,24 +262,38 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, np.ndarray]]
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     change(about, tensors)
     save_file(tensors, path, {"edgert.adapter": json.dumps(about)})
+    if "checksum" in about:
+        content = path.read_bytes()
+        about["checksum"] = xxh64(content[8 + int.from_bytes(content[:8], "little") :])
+    save_file(tensors, path, {"edgert.adapter": json.dumps(about)})
     return path
 
 
 ROWS = "layers.0.attention.q.shira_rows"
 FILE_CASES: dict[str, tuple[Callable[[dict[str, Any], dict[str, np.ndarray]], Any], type[EdgertError], str]] = {
-    "a newer format": (lambda about, _: about.update(version=2), UnsupportedError, "format version 2, this edgert reads up to 1"),
+    "a newer format": (lambda about, _: about.update(version=3), UnsupportedError, "format version 3, this edgert reads up to 2"),
     "no version": (lambda about, _: about.pop("version"), CorruptError, "version, kind and base are needed"),
     "another base": (lambda about, _: about["base"].update(final_norm="0" * 16), InvalidArgumentError, "made for another model"),
+    "no checksum": (lambda about, _: about.pop("checksum"), CorruptError, "checksum is needed"),
     "no base": (lambda about, _: about.update(base={}), InvalidArgumentError, "made for another model"),
     "a stranger": (lambda _, t: t.update(x=t[ROWS]), CorruptError, "tensor 'x' [90]: has no place in an adapter"),
     "rows that are no integers": (lambda _, t: t.update({ROWS: t[ROWS].astype(np.float32)}), CorruptError, "dtype F32, allowed is I32"),
     "rows of 64 bits": (lambda _, t: t.update({ROWS: t[ROWS].astype(np.int64)}), CorruptError, "dtype I64, allowed is I32"),
     "no rows": (lambda _, t: t.pop(ROWS), CorruptError, "shira_weight, shira_rows and shira_cols go together"),
-    "fewer rows": (lambda _, t: t.update({ROWS: t[ROWS][:-1].copy()}), InvalidArgumentError, "as many rows and columns as values"),
+    "fewer rows": (lambda _, t: t.update({ROWS: t[ROWS][:-1].copy()}), InvalidArgumentError, "shira_rows': shape [89]; n is 90"),
     "a row that is not there": (lambda _, t: t[ROWS].__setitem__(0, -5), InvalidArgumentError, "value 0 stands at [-5, "),
     "an unknown matrix": (lambda _, t: t.update({"layers.9.attention.q.gain": np.ones(64, np.float32)}), InvalidArgumentError, "'layers.9.attention.q'"),
     "a long name beyond ASCII": (lambda _, t: t.update({"x" + "é" * 150 + ".gain": np.ones(64, np.float32)}), InvalidArgumentError, "this model has no matrix 'xéé"),
     "half a pair of factors": (lambda _, t: t.update({"output.lora_A": np.ones((1, 72), np.float32)}), CorruptError, "output: lora_A and lora_B go together"),
+    "factors of two types": (lambda _, t: t.update({"output.lora_A": np.ones((1, 72), np.float32), "output.lora_B": np.ones((320, 1), np.float16)}), CorruptError, "output: its factors and weights are of one dtype"),
+    "factors of another size": (lambda _, t: t.update({"output.lora_A": np.ones((1, 71), np.float32), "output.lora_B": np.ones((320, 1), np.float32)}), InvalidArgumentError, "output.lora_A': shape [1, 71]; cols is 72"),
+    "a rank beyond reason": (lambda _, t: t.update({"output.lora_A": np.ones((5000, 72), np.float32), "output.lora_B": np.ones((320, 5000), np.float32)}), InvalidArgumentError, "output: rank 5000"),
+    "a scale alone": (lambda _, t: t.update({"output.lora_scale": np.ones(1, np.float32)}), CorruptError, "output: lora_scale stands beside lora_A"),
+    "a scale that is none": (lambda _, t: t.update({"output.lora_A": np.ones((1, 72), np.float32), "output.lora_B": np.ones((320, 1), np.float32), "output.lora_scale": np.array([np.inf], np.float32)}), InvalidArgumentError, "output: the scale of its factors is not finite"),
+    "rows of weights that are not there": (lambda _, t: t.update({"output.weight": np.ones((2, 72), np.float32), "output.weight_rows": np.array([1, 320], np.int32)}), InvalidArgumentError, "output: row 320 is given weights"),
+    "rows of weights that do not ascend": (lambda _, t: t.update({"output.weight": np.ones((2, 72), np.float32), "output.weight_rows": np.array([1, 1], np.int32)}), InvalidArgumentError, "output: rows that are given weights must ascend"),
+    "fewer weights than rows": (lambda _, t: t.update({"output.weight": np.ones((2, 72), np.float32)}), InvalidArgumentError, "output: weight has 2 rows, the matrix 320"),
+    "NaN among weights": (lambda _, t: t.update({"output.weight": np.full((320, 72), np.nan, np.float32)}), InvalidArgumentError, "output: "),
     "NaN": (lambda _, t: t["layers.0.attention.q.shira_weight"].__setitem__(3, np.nan), InvalidArgumentError, "value 3 is not finite"),
     "two gains": (lambda _, t: t.update({"output.gain": np.ones(320, np.float32), "output.gain_without_bias": np.ones(320, np.float32)}), CorruptError, "output has a gain already"),
 }  # fmt: skip
@@ -286,6 +312,55 @@ def test_a_file_of_something_else(loaded: tuple[Any, np.ndarray], file: Path, tm
     file.write_bytes(file.read_bytes()[:-1])
     refused(loaded, file, CorruptError)
     refused(loaded, tmp_path / "gone.adapter", NotFoundError)
+
+
+def test_a_flipped_bit(loaded: tuple[Any, np.ndarray], file: Path) -> None:
+    """Of a number: found when the numbers are read, which is when they are needed."""
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    assert "checksum of its numbers differs" in refused(loaded, file, CorruptError)
+
+
+def test_a_file_that_changes_once_it_is_loaded(tiny_bundle: Path, file: Path, tmp_path: Path) -> None:
+    """What left the memory must come back as it was, or not at all."""
+    other = tmp_path / "other.adapter"
+    other.write_bytes(file.read_bytes())
+    with edgert.load(tiny_bundle, memory="64MiB", threads=1, adapter_memory="8KiB") as model:
+        model.load_adapter(file, "one")
+        model.load_adapter(other, "two")
+        answer = bits(model.logits(TOKENS, adapter="one"))
+        model.logits(TOKENS, adapter="two")  # there is room for one
+        assert {info.name: info.resident for info in model.adapters()} == {"one": False, "two": True}
+        np.testing.assert_array_equal(bits(model.logits(TOKENS, adapter="one")), answer)
+        model.logits(TOKENS, adapter="two")
+        rewrite(file, lambda _, tensors: tensors["layers.0.attention.q.shira_weight"].__setitem__(0, 9.0))
+        with pytest.raises(CorruptError, match="checksum of its numbers differs"):
+            model.logits(TOKENS, adapter="one")
+        file.unlink()
+        with pytest.raises(NotFoundError, match="no such file"):
+            model.logits(TOKENS, adapter="one")
+
+
+def test_an_adapter_is_unloaded_while_it_is_in_use(tiny_bundle: Path, file: Path) -> None:
+    """What runs with it runs on, to the same end; then its memory is free."""
+    with edgert.load(tiny_bundle, memory="64MiB", threads=1) as model:
+        used = model.stats()["used_bytes"]
+        model.load_adapter(file, "one")
+        options: dict[str, Any] = {"adapter": "one", "max_tokens": 12, "temperature": 0, "ignore_eos": True}
+        expected = model.generate(TOKENS, **options).tokens
+        stream = model.stream(TOKENS, **options)
+        next(stream)
+        model.unload_adapter("one")
+        with pytest.raises(NotFoundError):
+            model.generate(TOKENS, **options)
+        for _ in stream:
+            pass
+        assert stream.result.tokens == expected
+        del stream
+        model.load_adapter(file, "one")
+        model.unload_adapter("one")
+        assert model.stats()["used_bytes"] == used
 
 
 def test_a_place_that_cannot_be_written(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgert import _native
-from edgert.adapters import AdapterChoice, AdapterInfo, AdapterSet, read_parts
+from edgert.adapters import AdapterChoice, AdapterInfo, AdapterSet, Mix, open_adapter
 from edgert.bundle import Bundle
 from edgert.errors import InvalidArgumentError
 from edgert.lossy import names
@@ -47,7 +47,7 @@ class NativeModel(Model):
         self._pid = os.getpid()
         lossy = {name: stated[name] for name in names() if name in stated}
         self._bundle = bundle
-        self._adapter_set = AdapterSet()
+        self._adapter_set: AdapterSet = AdapterSet(stated.get("adapter_memory", 0))
         native = _native.Model(self._runtime, str(bundle.path), lossy=lossy, moments=moments, **for_model)
         self._native: _native.Model | None = native
         super().__init__(
@@ -88,11 +88,12 @@ class NativeModel(Model):
         return self.native.lossy()
 
     def sequence(self, adapter: AdapterChoice = None, prompt: Sequence[int] = ()) -> _native.Sequence:
-        return self.native.sequence(self._adapter_set.mix(adapter), prompt)
+        native = self.native
+        return self._adapter_set.sequence(native, adapter, lambda mix: native.sequence(mix, prompt))
 
-    def mix(self, adapter: AdapterChoice) -> list[tuple[_native.Adapter, float]]:
+    def mix(self, adapter: AdapterChoice) -> Mix:
         """What a sequence with `adapter` is made with. Raises NotFoundError."""
-        return self._adapter_set.mix(adapter)
+        return self._adapter_set.sequence(self.native, adapter, lambda mix: mix)
 
     def session(self, *, adapter: AdapterChoice = None) -> Session:
         return Session(self.sequence(adapter))
@@ -116,12 +117,12 @@ class NativeModel(Model):
             "vocab_size": native.vocab_size,
         }
 
-    def _adapters(self) -> AdapterSet:
-        return self._adapter_set
-
     def _load_adapter(self, path: Path, name: str) -> AdapterInfo:
-        kind, parts = read_parts(path, self._bundle.path, self._bundle.manifest)
-        return self._adapter_set.add(self.native, name, kind, path, parts)
+        source = open_adapter(path, self._bundle.path, self._bundle.manifest)
+        return self._adapter_set.add(self.native, name, source)
+
+    def _unload_adapter(self, name: str) -> None:
+        self._adapter_set.remove(name, self.native)
 
     def step(
         self, stream: object, sequence: _native.Sequence, tokens: list[int], sampler: _native.Sampler
@@ -165,6 +166,7 @@ class NativeModel(Model):
     def _stats(self) -> dict[str, Any]:
         return {
             **self.native.statistics(),
+            **self._adapter_set.statistics(),
             "budget_bytes": self._runtime.budget_bytes,
             "used_bytes": self._runtime.used_bytes,
             "peak_bytes": self._runtime.peak_bytes,

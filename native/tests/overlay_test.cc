@@ -73,7 +73,18 @@ struct Numbers {
   AdapterSource source() {
     packed_a = encode(a);
     packed_b = encode(b);
-    return {target, type, rank, packed_a, packed_b, rows, cols, values, gain, gain_spares_bias};
+    AdapterSource source;
+    source.target = target;
+    source.type = type;
+    source.rank = rank;
+    source.a = packed_a;
+    source.b = packed_b;
+    source.rows = rows;
+    source.cols = cols;
+    source.values = values;
+    source.gain = gain;
+    source.gain_spares_bias = gain_spares_bias;
+    return source;
   }
 
  private:
@@ -121,7 +132,7 @@ class Step {
 
   // [rows][kWide + kNarrow]; `order`: the rows of the batch, each an activation row.
   std::vector<float> run(const std::vector<AdapterMix>& mixes, std::vector<std::int32_t> order = {}) {
-    for (const AdapterMix& mix : mixes) overlay_.reserve(mix);
+    for (const AdapterMix& mix : mixes) overlay_.reserve(std::make_shared<const AdapterMix>(mix));
     if (order.empty()) {
       for (std::size_t i = 0; i < rows_; ++i) order.push_back(static_cast<std::int32_t>(i));
     }

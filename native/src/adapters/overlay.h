@@ -44,8 +44,10 @@ class Overlay {
   // `rows`: the most that one multiply() has, all its products together.
   Overlay(std::shared_ptr<Budget> budget, std::size_t rows, int threads);
 
-  // Makes room for steps whose mixes are no larger. Error{budget}. Not during a step.
-  void reserve(const AdapterMix& mix);
+  // Makes room for steps with this mix, for as long as it lives. Error{budget}. Not during a step.
+  void reserve(const std::shared_ptr<const AdapterMix>& mix);
+  // Gives the room back if no mix that it was made for lives. Not during a step.
+  void trim();
 
   // The mix of each row of the step that begins; null for none. REQUIRES reserve() of each.
   void begin(std::span<const AdapterMix* const> rows);
@@ -57,15 +59,20 @@ class Overlay {
   void add(ThreadPool& pool, const KernelTable& kernels);
 
  private:
+  struct Rows {  // of a product, and what each needs
+    const std::int32_t* rows = nullptr;
+    const std::int32_t* inputs = nullptr;  // its activation row
+    const float* scales = nullptr;
+    std::size_t count = 0;
+  };
   struct Active {
     const Adapter* adapter = nullptr;
     std::vector<float> scales;  // by batch row; 0: not this row's
+    Rows own;                   // of a product that has every row of the batch in order
   };
-  struct Task {
+  struct Task : Rows {
     const Product* product = nullptr;
     const Adapter::Part* part = nullptr;
-    std::size_t first = 0;  // of its rows in rows_, inputs_ and scales_
-    std::size_t count = 0;
     const float* inner = nullptr;  // A x, [count][rank]
   };
   struct Unit {  // the tasks of one product
@@ -73,16 +80,22 @@ class Overlay {
     std::size_t end_task = 0;
     int end_tile = 0;  // of all units' tiles
   };
+  struct Block {  // output rows [begin, end), whole tiles but for the last
+    std::size_t begin, end;
+  };
+  Rows rows_of(const Product& product, const Active& active);
   void add_task(const Product& product, const Active& active);
-  void add_tile(std::span<const Task> tasks, std::size_t tile, float* space,
-                const KernelTable& kernels) const;
-  void gain(const Task& task, std::size_t tile) const;
-  void low_rank(const Task& task, std::size_t tile, float* space, const KernelTable& kernels) const;
-  void sparse(const Task& task, std::size_t tile) const;
+  void add_block(std::span<const Task> tasks, Block block, float* space, const KernelTable& kernels) const;
+  void replace(const Task& task, Block block, float* space, const KernelTable& kernels) const;
+  void gain(const Task& task, Block block) const;
+  void low_rank(const Task& task, Block block, float* space, const KernelTable& kernels) const;
+  void sparse(const Task& task, Block block) const;
+  void shift(const Task& task, Block block) const;
 
   const std::shared_ptr<Budget> budget_;
   const std::size_t max_rows_;
   const int threads_;
+  std::vector<std::weak_ptr<const AdapterMix>> reserved_;
   std::size_t adapters_ = 0;  // that there is room for
   std::size_t rank_ = 0;
   Buffer memory_;
@@ -90,9 +103,11 @@ class Overlay {
   std::int32_t* inputs_ = nullptr;  // its row's activation row
   float* scales_ = nullptr;
   float* inner_ = nullptr;
-  float* space_ = nullptr;  // [threads][max_rows_][16]
+  float* space_ = nullptr;  // of each thread
   std::size_t used_rows_ = 0;
+  std::size_t own_rows_ = 0;  // of which all products of the step have these
   std::size_t used_inner_ = 0;
+  std::size_t work_ = 0;  // multiply-adds of add()
 
   std::vector<Active> active_;
   std::vector<MatMul> all_;

@@ -36,6 +36,10 @@ AdapterSource source_of(const py::dict& part, std::deque<BorrowedBuffer>& lent) 
   source.cols = numbers("cols", std::int32_t{});
   source.values = numbers("values", float{});
   source.gain = numbers("gain", float{});
+  source.shift = numbers("shift", float{});
+  source.weights = bytes("weights");
+  source.weight_rows = numbers("weight_rows", std::int32_t{});
+  if (part.contains("scale")) source.factor_scale = part["scale"].cast<float>();
   if (part.contains("gain_spares_bias")) source.gain_spares_bias = part["gain_spares_bias"].cast<bool>();
   return source;
 }
@@ -43,12 +47,12 @@ AdapterSource source_of(const py::dict& part, std::deque<BorrowedBuffer>& lent) 
 }  // namespace
 
 std::shared_ptr<Adapter> make_adapter(const Model& model, const std::string& name,
-                                      const std::vector<py::dict>& parts) {
+                                      const std::vector<py::dict>& parts, std::uint64_t order) {
   std::deque<BorrowedBuffer> lent;
   std::vector<AdapterSource> sources;
   for (const py::dict& part : parts) sources.push_back(source_of(part, lent));
   const py::gil_scoped_release released;
-  return std::const_pointer_cast<Adapter>(model.adapter(name, sources));
+  return std::const_pointer_cast<Adapter>(model.adapter(name, sources, order));
 }
 
 AdapterMix mix_of(const Mix& adapters) {
@@ -64,6 +68,7 @@ void bind_adapter(py::module_& module) {
   py::class_<Adapter, std::shared_ptr<Adapter>>(module, "Adapter")
       .def_property_readonly("name", &Adapter::name)
       .def_property_readonly("fingerprint", &Adapter::fingerprint)
+      .def_property_readonly("in_use", &Adapter::in_use)
       .def_property_readonly("bytes", &Adapter::bytes);
 }
 

@@ -69,10 +69,21 @@ Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path
   decoder_.look_ahead(prediction_.preloader());
 }
 
-std::shared_ptr<const Adapter> Model::adapter(const std::string& name,
-                                              std::span<const AdapterSource> sources) const {
-  return with_hint(
-      [&] { return std::make_shared<const Adapter>(weights_.targets(), sources, runtime_->budget(), name); });
+std::shared_ptr<const Adapter> Model::adapter(const std::string& name, std::span<const AdapterSource> sources,
+                                              std::uint64_t order) const {
+  return with_hint([&] {
+    return std::make_shared<const Adapter>(weights_.targets(), sources, runtime_->budget(), name, order);
+  });
+}
+
+Targets::Shape Model::target(std::string_view name) const {
+  const Targets& targets = *weights_.targets();
+  return targets.shape(targets.find(name));
+}
+
+void Model::trim_adapters() {
+  const std::lock_guard lock(step_mutex_);
+  decoder_.trim();
 }
 
 std::shared_ptr<KvSequence> Model::sequence(AdapterMix mix, std::span<const std::int32_t> prompt) {
@@ -82,8 +93,8 @@ std::shared_ptr<KvSequence> Model::sequence(AdapterMix mix, std::span<const std:
   if (!mix.entries.empty()) {
     root = mix.fingerprint();
     const std::lock_guard lock(step_mutex_);
-    with_hint([&] { decoder_.reserve(mix); });
     shared = std::make_shared<const AdapterMix>(std::move(mix));
+    with_hint([&] { decoder_.reserve(shared); });
   }
   auto sequence = std::make_shared<KvSequence>(kv_, std::move(shared), root);
   sequence->begin_with(prompt);

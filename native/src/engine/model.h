@@ -124,8 +124,12 @@ class Model {
   // The predictor at work; none where every expert stays in memory.
   Prediction prefetch() const noexcept { return prediction_.kind(); }
   // Charged to the budget. See Adapter for errors.
-  std::shared_ptr<const Adapter> adapter(const std::string& name,
-                                         std::span<const AdapterSource> sources) const;
+  std::shared_ptr<const Adapter> adapter(const std::string& name, std::span<const AdapterSource> sources,
+                                         std::uint64_t order = 0) const;
+  // What an adapter can change by this name. Error{invalid_argument} where it is nothing.
+  Targets::Shape target(std::string_view name) const;
+  // Gives adapters' scratch back if no sequence needs it.
+  void trim_adapters();
   // A sequence whose tokens are computed with these adapters, of this model; Error{invalid_argument} for
   // others and for scales that are not finite, Error{budget} where their scratch does not fit.
   // It begins with those tokens of `prompt` that are remembered (see KvSequence::begin_with): its length says

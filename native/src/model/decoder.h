@@ -57,7 +57,9 @@ class Decoder {
     imposed_ = std::move(routing);
   }
   // Makes room for sequences with this mix. Error{budget}. Not during a run.
-  void reserve(const AdapterMix& mix) { overlay_.reserve(mix); }
+  void reserve(const std::shared_ptr<const AdapterMix>& mix) { overlay_.reserve(mix); }
+  // Gives back the room of those that are gone, once all are. Not during a run.
+  void trim() { overlay_.trim(); }
   // From the next run on, `observer` is shown what happens; null: nobody. It changes nothing.
   void observe(Observer* observer) noexcept { observer_ = observer; }
   // From the next run on, single rows are looked ahead of; null: no longer.
