@@ -110,6 +110,34 @@ def holed(array: np.ndarray) -> np.ndarray:
     return array
 
 
+def saved(name: str, shape: tuple[int, ...], value: float = 0.5) -> Change:
+    """A tensor of a module that modules_to_save names."""
+
+    def change(made: Adapter) -> None:
+        made.config["modules_to_save"] = [name.rpartition(".")[0].rpartition(".")[2]]
+        made.tensors[f"{PREFIX}{name}"] = np.full(shape, value, np.float32)
+
+    return change
+
+
+def tokens(ids: list[int]) -> Change:
+    def change(made: Adapter) -> None:
+        made.config["trainable_token_indices"] = ids
+        made.tensors[f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta"] = np.ones(
+            (2, 72), np.float32
+        )
+
+    return change
+
+
+def prompt(kind: str, shape: tuple[int, int]) -> Change:
+    def change(made: Adapter) -> None:
+        made.config = {"peft_type": kind, "num_virtual_tokens": shape[0]}
+        made.tensors = {"prompt_embeddings": np.ones(shape, np.float32)}
+
+    return change
+
+
 FACTORS = (f"{Q}.lora_A.weight", f"{Q}.lora_B.weight")
 CASES: dict[str, tuple[Callable[[], Adapter], Change, type[EdgertError], str]] = {
     "inputs of another size": (lora, tensor(FACTORS[0], lambda a: a[:, :60]), InvalidArgumentError, "layers.0.attention.q: A: found 120"),
@@ -150,9 +178,25 @@ CASES: dict[str, tuple[Callable[[], Adapter], Change, type[EdgertError], str]] =
     "a regular expression": (lora, option("alpha_pattern", {"(a+)+b": 1}), UnsupportedError, "alpha_pattern: '(a+)+b' is a regular expression"),
     "an unknown kind": (lora, option("peft_type", "OFT"), UnsupportedError, "peft_type: found 'OFT'; read are ADALORA, IA3"),
     "a kind that is no word": (lora, option("peft_type", {"a": 1}), UnsupportedError, "peft_type: found"),
-    "layers trained whole": (lora, option("modules_to_save", ["lm_head"]), UnsupportedError, "modules_to_save: layers that were trained whole"),
-    "trained tokens": (lora, option("trainable_token_indices", [1]), UnsupportedError, "trainable_token_indices"),
-    "trained biases": (lora, option("bias", "all"), UnsupportedError, "bias: found 'all'"),
+    "a layer trained whole that is not there": (lora, saved("model.layers.9.self_attn.q_proj.weight", (64, 72)), InvalidArgumentError, "module 'model.layers.9.self_attn."),
+    "a layer trained whole of another size": (lora, saved("model.layers.0.mlp.gate.weight", (64, 70)), InvalidArgumentError, "the weights are [64, 70], the base's are [8, 72]"),
+    "a layer trained whole that nobody names": (lora, lambda made: made.tensors.update({f"{PREFIX}model.layers.0.mlp.gate.weight": np.zeros((8, 72), np.float32)}), UnsupportedError, "gate.weight': has no place in a LORA adapter"),
+    "a resized vocabulary": (lora, saved("model.embed_tokens.weight", (330, 72)), UnsupportedError, "model.embed_tokens: has weights of 330 rows, the base 320: resized vocabularies"),
+    "a resized head": (lora, saved("lm_head.weight", (319, 72)), UnsupportedError, "lm_head: has weights of 319 rows, the base 320: resized vocabularies"),
+    "an embedding that is not the base's": (lora, lambda made: made.tensors.update({f"{PREFIX}model.embed_tokens.weight": np.ones((320, 72), np.float32)}), InvalidArgumentError, "the weights are not the base's"),
+    "a norm of another size": (lora, saved("model.layers.0.input_layernorm.weight", (70,)), InvalidArgumentError, "the weights are [70], the base's are [72]"),
+    "a norm inside attention": (lora, saved("model.layers.0.self_attn.q_norm.weight", (16,)), InvalidArgumentError, "self_attn.q_norm'"),
+    "a bias of a module without one": (lora, saved("model.layers.0.self_attn.o_proj.bias", (72,)), InvalidArgumentError, "self_attn.o_proj.bias'"),
+    "a norm with NaN": (lora, saved("model.norm.weight", (72,), np.nan), CorruptError, "model.norm.weight': holds a number that is not finite"),
+    "tokens of another number": (lora, tokens([1, 2, 3]), CorruptError, "needs 2 different token ids, found [1, 2, 3]"),
+    "tokens twice": (lora, tokens([7, 7]), CorruptError, "needs 2 different token ids, found [7, 7]"),
+    "tokens that are none": (lora, tokens([1, -2]), CorruptError, "needs 2 different token ids, found [1, -2]"),
+    "tokens past the vocabulary": (lora, tokens([1, 320]), UnsupportedError, "has weights of 321 rows, the base 320: resized vocabularies"),
+    "a soft prompt of another width": (lora, prompt("PROMPT_TUNING", (4, 70)), InvalidArgumentError, "prompt_embeddings are [4, 70]; the base's hidden size is 72"),
+    "a prefix of another width": (lora, prompt("PREFIX_TUNING", (4, 70)), InvalidArgumentError, "prompt_embeddings are [4, 70]; the base's keys and values of 3 layers are 192"),
+    "a soft prompt beyond reason": (lora, prompt("PROMPT_TUNING", (4097, 72)), CorruptError, "at most 4096 tokens are allowed"),
+    "an empty soft prompt": (lora, prompt("PROMPT_TUNING", (0, 72)), CorruptError, "none of them 0"),
+    "weights kept equal": (lora, option("ensure_weight_tying", True), UnsupportedError, "ensure_weight_tying"),
     "layers more than once": (lora, option("layer_replication", [[0, 2]]), UnsupportedError, "layer_replication"),
     "another variant of LoRA": (lora, option("use_qalora", True), UnsupportedError, "use_qalora"),
     "transposed": (lora, option("fan_in_fan_out", True), UnsupportedError, "fan_in_fan_out"),

@@ -15,7 +15,7 @@ namespace {
 
 constexpr std::size_t kAlignment = 64;
 constexpr std::size_t kMaxRank = 4096;
-constexpr std::size_t kMaxAddedRows = 65536;  // of a table
+constexpr std::size_t kMaxTableRows = std::size_t{1} << 30;
 
 std::uint64_t next_order() {
   static std::atomic<std::uint64_t> count{1};
@@ -48,7 +48,7 @@ void check_weights(const AdapterSource& source, Targets::Shape shape) {
   const std::size_t count = source.weight_rows.empty() ? shape.rows : source.weight_rows.size();
   if (source.weights.size() != count * row)
     fail(source, "weights: " + sizes(source.weights.size() / source_bytes(source.type), count * shape.cols));
-  const std::size_t end = shape.rows + (shape.kind == Targets::Kind::table ? kMaxAddedRows : 0);
+  const std::size_t end = shape.kind == Targets::Kind::table ? kMaxTableRows : shape.rows;
   for (std::size_t i = 0; i < source.weight_rows.size(); ++i) {
     const std::int32_t at = source.weight_rows[i];
     if (at < 0 || static_cast<std::size_t>(at) >= end) {
@@ -226,6 +226,17 @@ std::ptrdiff_t Adapter::Part::weight_of(std::int32_t row) const noexcept {
   const std::int32_t* const end = weight_rows + weight_count;
   const std::int32_t* const at = std::lower_bound(weight_rows, end, row);
   return at != end && *at == row ? at - weight_rows : -1;
+}
+
+bool Adapter::Part::replace_row(std::int32_t row, float scale, std::span<float> out,
+                                std::span<float> space) const {
+  const std::ptrdiff_t at = weight_of(row);
+  if (at < 0) return false;
+  const Format& as = edgert::format(format);
+  unpack_row(as, {weights, packed_bytes(as, weight_count, cols)}, weight_count, cols,
+             static_cast<std::size_t>(at), space);
+  for (std::size_t i = 0; i < out.size(); ++i) out[i] += scale * (space[i] - out[i]);
+  return true;
 }
 
 Adapter::Adapter(std::shared_ptr<const Targets> targets, std::span<const AdapterSource> sources,

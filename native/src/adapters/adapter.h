@@ -60,6 +60,9 @@ class Adapter : public std::enable_shared_from_this<Adapter> {
     const std::byte* weights = nullptr;         // null: none
     std::size_t weight_count = 0;               // rows of them
     const std::int32_t* weight_rows = nullptr;  // null: all, in order
+    // Adds scale * (the weights' row - out) to `out`, `space` being as long; false where that row is not
+    // there.
+    bool replace_row(std::int32_t row, float scale, std::span<float> out, std::span<float> space) const;
     // Where a row stands among the weights; -1: not there.
     std::ptrdiff_t weight_of(std::int32_t row) const noexcept;
   };

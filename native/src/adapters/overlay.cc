@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "bundle/xxhash.h"
 
@@ -22,6 +23,24 @@ std::size_t AdapterMix::rank() const noexcept {
   std::size_t sum = 0;
   for (const Entry& entry : entries) sum += entry.adapter->max_rank();
   return sum;
+}
+
+void AdapterMix::replace_row(int target, std::int32_t row, std::span<float> out,
+                             std::span<float> space) const {
+  for (const auto& [adapter, scale] : entries) {
+    if (const Adapter::Part* part = adapter->part(target)) part->replace_row(row, scale, out, space);
+  }
+}
+
+bool AdapterMix::shift(int target, std::span<const float> from, std::span<float> to) const {
+  bool any = false;
+  for (const auto& [adapter, scale] : entries) {
+    const Adapter::Part* part = adapter->part(target);
+    if (part == nullptr || scale == 0) continue;
+    if (!std::exchange(any, true)) std::copy(from.begin(), from.end(), to.begin());
+    for (std::size_t i = 0; i < to.size(); ++i) to[i] += scale * part->shift[i];
+  }
+  return any;
 }
 
 std::uint64_t AdapterMix::fingerprint() const {

@@ -32,8 +32,13 @@ struct AdapterMix {
     std::shared_ptr<const Adapter> adapter;
     float scale = 1;
   };
-  std::vector<Entry> entries;
-  std::size_t rank() const noexcept;  // of all, where each is largest
+  std::vector<Entry> entries;               // of a sequence: by Adapter::order()
+  std::vector<std::int32_t> soft_prompt{};  // tokens past the vocabulary that the sequence begins with
+  std::size_t rank() const noexcept;        // of all, where each is largest
+  // Adds what its adapters change of a row of a table to `out`, `space` being as long.
+  void replace_row(int target, std::int32_t row, std::span<float> out, std::span<float> space) const;
+  // `to` = `from` and what its adapters add to it; false, and nothing done, where that is nothing.
+  bool shift(int target, std::span<const float> from, std::span<float> to) const;
   // Of what it makes of a model, by the contents and scales of its adapters in the order in which they add:
   // what is computed with mixes of the same fingerprint has the same bits. 0 where it changes nothing.
   std::uint64_t fingerprint() const;

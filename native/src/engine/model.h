@@ -128,6 +128,9 @@ class Model {
                                          std::uint64_t order = 0) const;
   // What an adapter can change by this name. Error{invalid_argument} where it is nothing.
   Targets::Shape target(std::string_view name) const;
+  // Tokens past the vocabulary that sequences with this mix begin with; step() puts them before the first ones
+  // where the caller has not. Error{invalid_argument} where two adapters have some.
+  std::vector<std::int32_t> soft_prompt(const AdapterMix& mix) const;
   // Gives adapters' scratch back if no sequence needs it.
   void trim_adapters();
   // A sequence whose tokens are computed with these adapters, of this model; Error{invalid_argument} for
@@ -173,6 +176,7 @@ class Model {
   std::vector<std::vector<ExpertStore::Residency>> residency() const { return store_.residency(); }
 
  private:
+  static std::span<const std::int32_t> first_tokens(const StepRow& row);
   void check(std::span<const StepRow> rows) const;
   void check(const AdapterMix& mix) const;
   void decide_sharing() noexcept;

@@ -37,6 +37,8 @@ struct AttentionWeights {
   const float* q_norm = nullptr;
   const float* k_norm = nullptr;
   const float* sinks = nullptr;
+  int given_keys = -1;  // of soft prompts' tokens, as targets of adapters
+  int given_values = -1;
 };
 
 struct LatentAttentionWeights {
@@ -79,6 +81,7 @@ struct GatedFfnWeights {
 struct NormWeights {
   const float* weight = nullptr;
   const float* bias = nullptr;  // of a layer norm
+  int target = -1;              // of adapters; none
 };
 
 struct LayerWeights {
