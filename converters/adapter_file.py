@@ -6,7 +6,7 @@ docs/adapters.md defines it. It belongs to a checkpoint, not to one bundle of it
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,16 @@ from .files import InputFile
 from .peft import stored_values_of
 from .safetensors import read_header_and_metadata
 from .safetensors_writer import write_safetensors
+from .signs import Coded, SignsHeader, decode
 from .strict_json import parse_json_object
 from .tensor import TensorInfo
 
 VERSION = 2
 _METADATA = "edgert.adapter"
 _FLOATS = ("F32", "F16", "BF16")
+_SIGNS = "signs"  # in place of a dtype: an array as signs.py codes it
+_MAX_RANK = 4096
+_MAX_DECODED = 1 << 28  # elements of a factor
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,13 @@ class _Ending:
 
 
 _ENDINGS = {
-    "lora_A": _Ending("a", _FLOATS, ("rank", "cols")),
-    "lora_B": _Ending("b", _FLOATS, ("rows", "rank")),
+    "lora_A": _Ending("a", (*_FLOATS, _SIGNS), ("rank", "cols")),
+    "lora_B": _Ending("b", (*_FLOATS, _SIGNS), ("rows", "rank")),
     "lora_scale": _Ending("scale", ("F32",), ("1",)),
     "shira_weight": _Ending("values", ("F32",), ("n",)),
     "shira_rows": _Ending("rows", ("I32",), ("n",)),
     "shira_cols": _Ending("cols", ("I32",), ("n",)),
+    "shira_signs": _Ending("", (_SIGNS,), ("rows", "cols")),
     "gain": _Ending("gain", ("F32",), ("rows",)),
     "gain_without_bias": _Ending("gain", ("F32",), ("rows",)),
     "shift": _Ending("shift", ("F32",), ("rows",)),
@@ -62,26 +67,37 @@ def fingerprint(manifest: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def write_adapter(path: Path, kind: str, parts: Sequence[Part], manifest: Mapping[str, Any]) -> None:
-    """Raises StorageError."""
+def write_adapter(
+    path: Path,
+    kind: str,
+    parts: Sequence[Part],
+    manifest: Mapping[str, Any],
+    signs: Mapping[str, Coded] | None = None,
+) -> None:
+    """`signs`: arrays in place of parts', by their names in the file. Raises StorageError."""
     import numpy as np
 
     tensors: dict[str, Any] = {}
+    coded = dict(signs or {})
     for part in sorted(parts, key=lambda part: part.target):
         for ending, row in _ENDINGS.items():
-            array = getattr(part, row.attribute)
+            array = getattr(part, row.attribute) if row.attribute else None
             if ending == "lora_scale":
                 array = None if part.a is None or array == 1 else np.array([array], np.float32)
             if array is None or (row.attribute == "gain" and part.gain_spares_bias != (ending != "gain")):
                 continue
-            tensors[f"{part.target}.{ending}"] = np.ascontiguousarray(array)
+            if f"{part.target}.{ending}" not in coded:
+                tensors[f"{part.target}.{ending}"] = np.ascontiguousarray(array)
+    tensors |= {name: np.frombuffer(one.data, np.uint8) for name, one in sorted(coded.items())}
     data = b"".join(array.tobytes() for array in tensors.values())
-    about = {
+    about: dict[str, Any] = {
         "version": VERSION,
         "kind": kind,
         "base": fingerprint(manifest),
         "checksum": _native.xxh64(data),
     }
+    if coded:
+        about["signs"] = {name: one.header.as_json() for name, one in coded.items()}
     write_safetensors(path, tensors, {_METADATA: json.dumps(about, sort_keys=True)})
 
 
@@ -93,6 +109,7 @@ class AdapterFile:
     kind: str
     checksum: str | None  # of everything behind the header; none in files of version 1
     infos: tuple[TensorInfo, ...]
+    signs: Mapping[str, SignsHeader]  # of those that are coded, by name
 
     @classmethod
     def open(cls, path: Path, manifest: Mapping[str, Any]) -> "AdapterFile":
@@ -118,7 +135,11 @@ class AdapterFile:
             raise InvalidArgumentError(
                 f"{path}: was made for another model: its norms and routers are not the base's"
             )
-        file = cls(path, kind, checksum if version > 1 else None, tuple(infos))
+        signs = about.get("signs", {})
+        if not isinstance(signs, dict) or signs.keys() - {info.name for info in infos}:
+            raise CorruptError(f"{path}: {_METADATA}: signs are of tensors that are there")
+        headers = {name: SignsHeader.of(one, f"{path}: {name}") for name, one in signs.items()}
+        file = cls(path, kind, checksum if version > 1 else None, tuple(infos), headers)
         file._check()
         return file
 
@@ -136,6 +157,9 @@ class AdapterFile:
         for info in self.infos:
             target, _, ending = info.name.rpartition(".")
             row = _ENDINGS.get(ending)
+            header = self.signs.get(info.name)
+            if header is not None and info.dtype == "U8" and info.shape == (header.bytes,):
+                info = replace(info, dtype=_SIGNS, shape=(header.rows, header.cols))  # noqa: PLW2901
             if row is None or len(info.shape) != len(row.shape):
                 raise CorruptError(
                     f"{self.path}: tensor {info.name!r} {list(info.shape)}: has no place in an adapter"
@@ -166,7 +190,12 @@ class AdapterFile:
                 raise CorruptError(
                     f"{where}: its factors and weights are of one dtype, found {sorted(stored)}"
                 )
+            if "shira_signs" in tensors and "shira_weight" in tensors:
+                raise CorruptError(f"{where} has sparse values already")
             a, b = tensors.get("lora_A"), tensors.get("lora_B")
+            for factor in (a, b):
+                if factor is not None and factor.dtype == _SIGNS:
+                    _check_size(factor, min(factor.shape))
             if a is not None and b is not None and a.shape[0] != b.shape[1]:
                 raise CorruptError(
                     f"{where}: lora_A has rank {a.shape[0]}, lora_B {b.shape[1]}; they must agree"
@@ -201,9 +230,36 @@ class AdapterFile:
         for target, tensors in self._by_target().items():
             part = Part(target, gain_spares_bias="gain_without_bias" in tensors)
             for ending, info in tensors.items():
-                array = stored_values_of(info, data[info.begin - begin : info.end - begin])
-                setattr(
-                    part, _ENDINGS[ending].attribute, float(array[0]) if ending == "lora_scale" else array
-                )
+                raw = data[info.begin - begin : info.end - begin]
+                if info.dtype == _SIGNS:
+                    self._decode(part, ending, info, raw)
+                elif ending == "lora_scale":
+                    part.scale *= float(stored_values_of(info, raw)[0])
+                else:
+                    setattr(part, _ENDINGS[ending].attribute, stored_values_of(info, raw))
             parts.append(part)
         return parts
+
+    def _decode(self, part: Part, ending: str, info: TensorInfo, data: memoryview) -> None:
+        """A factor's signs become f16; what they stand for goes into the scale."""
+        import numpy as np
+
+        header = self.signs[info.name]
+        places, signs = decode(header, np.frombuffer(data, np.uint8), f"{self.path}: tensor {info.name!r}")
+        if ending == "shira_signs":
+            rows, cols = np.divmod(places, header.cols)
+            part.rows, part.cols = rows.astype(np.int32), cols.astype(np.int32)
+            part.values = signs * np.float32(header.value)
+            return
+        factor = np.zeros(header.rows * header.cols, np.float16)
+        factor[places] = signs
+        setattr(part, _ENDINGS[ending].attribute, factor.reshape(header.rows, header.cols))
+        part.scale *= header.value
+
+
+def _check_size(info: TensorInfo, rank: int) -> None:
+    """Before a factor is decoded."""
+    if rank > _MAX_RANK or info.shape[0] * info.shape[1] > _MAX_DECODED:
+        raise CorruptError(
+            f"{info.path}: tensor {info.name!r}: shape {list(info.shape)}; ranks up to {_MAX_RANK} are allowed"
+        )

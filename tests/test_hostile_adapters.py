@@ -313,6 +313,15 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, np.ndarray]]
     return path
 
 
+def coded(
+    about: dict[str, Any], tensors: dict[str, np.ndarray], name: str, data: bytes, rows: int = 40
+) -> None:
+    """One sign, in a stream that ends where the header says."""
+    header = {"rows": rows, "cols": 72, "count": 1, "rice": 0, "unary_bits": 8, "value": 0.5}
+    about["signs"] = {name: header}
+    tensors[name] = np.frombuffer(data, np.uint8).copy()
+
+
 ROWS = "layers.0.attention.q.shira_rows"
 FILE_CASES: dict[str, tuple[Callable[[dict[str, Any], dict[str, np.ndarray]], Any], type[EdgertError], str]] = {
     "a newer format": (lambda about, _: about.update(version=3), UnsupportedError, "format version 3, this edgert reads up to 2"),
@@ -339,6 +348,12 @@ FILE_CASES: dict[str, tuple[Callable[[dict[str, Any], dict[str, np.ndarray]], An
     "fewer weights than rows": (lambda _, t: t.update({"output.weight": np.ones((2, 72), np.float32)}), InvalidArgumentError, "output: weight has 2 rows, the matrix 320"),
     "NaN among weights": (lambda _, t: t.update({"output.weight": np.full((320, 72), np.nan, np.float32)}), InvalidArgumentError, "output: "),
     "NaN": (lambda _, t: t["layers.0.attention.q.shira_weight"].__setitem__(3, np.nan), InvalidArgumentError, "value 3 is not finite"),
+    "signs that are no object": (lambda about, _: about.update(signs=[1]), CorruptError, "signs are of tensors that are there"),
+    "signs of nothing": (lambda about, _: about.update(signs={"output.lora_A": {}}), CorruptError, "signs are of tensors that are there"),
+    "signs of another length": (lambda about, t: coded(about, t, "layers.1.attention.q.shira_signs", bytes(99)), CorruptError, "shira_signs' [99]: has no place in an adapter"),
+
+    "signs of another matrix": (lambda about, t: coded(about, t, "layers.1.experts.0.gate.shira_signs", b"\x01\x00", rows=41), InvalidArgumentError, "rows is 40"),
+    "signs beside values": (lambda about, t: coded(about, t, "layers.0.attention.q.shira_signs", b"\x80\x01"), CorruptError, "layers.0.attention.q has sparse values already"),
     "two gains": (lambda _, t: t.update({"output.gain": np.ones(320, np.float32), "output.gain_without_bias": np.ones(320, np.float32)}), CorruptError, "output has a gain already"),
 }  # fmt: skip
 

@@ -95,9 +95,10 @@ std::vector<std::int32_t> Model::soft_prompt(const AdapterMix& mix) const {
     const std::span rows(part->weight_rows, part->weight_count);
     const auto first = std::lower_bound(rows.begin(), rows.end(), recipe_.vocab_size);
     if (first != rows.end() && !tokens.empty())
-      throw Error(ErrorKind::invalid_argument,
-                  "adapter " + adapter->name() +
-                      ": its soft prompt would follow another adapter's; one of a sequence's adapters may have one");
+      throw Error(
+          ErrorKind::invalid_argument,
+          "adapter " + adapter->name() +
+              ": its soft prompt would follow another adapter's; one of a sequence's adapters may have one");
     tokens.insert(tokens.end(), first, rows.end());
   }
   return tokens;
@@ -160,7 +161,8 @@ void Model::check(std::span<const StepRow> rows) const {
     for (std::size_t t = 0; t < rows[i].tokens.size(); ++t) {
       const std::int32_t token = rows[i].tokens[t];
       const AdapterMix* mix = rows[i].sequence->mix();
-      const bool soft = mix != nullptr && std::binary_search(mix->soft_prompt.begin(), mix->soft_prompt.end(), token);
+      const bool soft =
+          mix != nullptr && std::binary_search(mix->soft_prompt.begin(), mix->soft_prompt.end(), token);
       if (token < 0 || (token >= recipe_.vocab_size && !soft)) {
         throw Error(ErrorKind::invalid_argument, row + "token " + std::to_string(t) + " is " +
                                                      std::to_string(token) + ", allowed 0 to " +

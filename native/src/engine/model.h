@@ -128,8 +128,8 @@ class Model {
                                          std::uint64_t order = 0) const;
   // What an adapter can change by this name. Error{invalid_argument} where it is nothing.
   Targets::Shape target(std::string_view name) const;
-  // Tokens past the vocabulary that sequences with this mix begin with; step() puts them before the first ones
-  // where the caller has not. Error{invalid_argument} where two adapters have some.
+  // Tokens past the vocabulary that sequences with this mix begin with; step() puts them before the first
+  // ones where the caller has not. Error{invalid_argument} where two adapters have some.
   std::vector<std::int32_t> soft_prompt(const AdapterMix& mix) const;
   // Gives adapters' scratch back if no sequence needs it.
   void trim_adapters();
