@@ -103,9 +103,10 @@ def _merged(target: str, parts: list[tuple[int, Part, float]], thinning: Thinnin
     for (values, places), (_, _, scale) in zip(thinned, parts, strict=True):
         if thinning.method == "ties":
             agrees = np.sign(values) == sign[places]
-            values = np.where(agrees, values, np.float32(0))
             count[places] += agrees
-        total[places] += values * np.float32(scale)
+            total[places] += np.where(agrees, values, np.float32(0)) * np.float32(scale)
+        else:
+            total[places] += values * np.float32(scale)
     if thinning.method == "ties":  # the mean of those that agree
         total /= np.maximum(count, 1)
     places = np.flatnonzero(total)

@@ -165,16 +165,20 @@ class AdapterSet:
         if entry.native is not None:
             return entry.native
         parts = [part.native() for part in entry.source.read()]
-        if self._limit_bytes:
-            while self._resident_bytes() + entry.bytes > self._limit_bytes and self._evict(keep):
-                pass
+        self._keep_to_limit(entry.bytes, keep)
         made = self._with_room(lambda: native.adapter(name, parts, entry.order), native, keep)
         if entry.fingerprint not in (None, made.fingerprint):
             raise CorruptError(
                 f"{entry.source.path}: adapter {name}: has changed since it was loaded; unload it first"
             )
         entry.native, entry.fingerprint, entry.bytes = made, made.fingerprint, made.bytes
+        self._keep_to_limit(0, keep)  # a file takes more in memory, which is not known before
         return made
+
+    def _keep_to_limit(self, more_bytes: int, keep: Collection[str]) -> None:
+        while self._limit_bytes and self._resident_bytes() + more_bytes > self._limit_bytes:
+            if not self._evict(keep):
+                return
 
     def _with_room(self, make: Callable[[], _Made], native: _native.Model, keep: Collection[str]) -> _Made:
         while True:
