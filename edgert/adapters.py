@@ -72,7 +72,7 @@ class AdapterSet:
     """
 
     def __init__(self, limit_bytes: int = 0) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._limit_bytes = limit_bytes
         self._entries: dict[str, _Entry] = {}
         self._on: dict[str, float] = {}
@@ -131,7 +131,7 @@ class AdapterSet:
             mix: Mix = []
             for name, scale in scales.items():
                 mix.append((self._bring(native, name, self._known(name), keep=scales.keys()), scale))
-            return self._with_room(lambda: make(mix), native, keep=scales.keys())
+        return self._with_room(lambda: make(mix), native, keep=scales.keys())  # may wait for a step
 
     def info(self, name: str) -> AdapterInfo:
         with self._lock:
@@ -156,7 +156,7 @@ class AdapterSet:
             self._entries.clear()
             self._on.clear()
 
-    # --- memory; the lock is held -------------------------------------------------------------------
+    # --- memory; the lock is held, but for _with_room() ---------------------------------------------
 
     def _bring(
         self, native: _native.Model, name: str, entry: _Entry, keep: Collection[str]
@@ -185,7 +185,9 @@ class AdapterSet:
             try:
                 return make()
             except BudgetError:
-                if not self._evict(keep):
+                with self._lock:
+                    evicted = self._evict(keep)
+                if not evicted:
                     native.trim_adapters()
                     return make()
 
