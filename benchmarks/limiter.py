@@ -124,7 +124,7 @@ def limited(parents: Sequence[Parent], limits: Limits) -> Iterator["Groups"]:
         yield Groups(tuple(made))
     finally:
         for path in made:
-            _remove(path)
+            remove(path)
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _set(path: Path, setting: Setting) -> None:
         raise NoLimiterError(f"{file}: {error.strerror}") from None
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Its processes may take a moment to be gone."""
     for _ in range(50):
         try:

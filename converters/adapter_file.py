@@ -24,6 +24,7 @@ from .tensor import TensorInfo
 
 VERSION = 2
 _METADATA = "edgert.adapter"
+_OF_BUNDLE = ("shira_remainder", "shira_patch_error")  # which hold for the codes of one bundle alone
 _FLOATS = ("F32", "F16", "BF16")
 _SIGNS = "signs"  # in place of a dtype: an array as signs.py codes it
 _MAX_RANK = 4096
@@ -46,6 +47,8 @@ _ENDINGS = {
     "shira_weight": _Ending("values", ("F32",), ("n",)),
     "shira_rows": _Ending("rows", ("I32",), ("n",)),
     "shira_cols": _Ending("cols", ("I32",), ("n",)),
+    "shira_remainder": _Ending("remainders", ("I8",), ("n",)),
+    "shira_patch_error": _Ending("patch_error", ("F32",), ("2",)),
     "shira_signs": _Ending("", (_SIGNS,), ("rows", "cols")),
     "gain": _Ending("gain", ("F32",), ("rows",)),
     "gain_without_bias": _Ending("gain", ("F32",), ("rows",)),
@@ -54,8 +57,12 @@ _ENDINGS = {
     "weight_rows": _Ending("weight_rows", ("I32",), ("m",)),
 }
 # Of a part, what goes together; and what may stand beside it.
-_TOGETHER = (("lora_A", "lora_B"), ("shira_weight", "shira_rows", "shira_cols"))
-_BESIDE = {"lora_scale": "lora_A", "weight_rows": "weight"}
+_TOGETHER = (
+    ("lora_A", "lora_B"),
+    ("shira_weight", "shira_rows", "shira_cols"),
+    ("shira_remainder", "shira_patch_error"),
+)
+_BESIDE = {"lora_scale": "lora_A", "weight_rows": "weight", "shira_remainder": "shira_weight"}
 
 
 def fingerprint(manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -80,6 +87,7 @@ def write_adapter(
     tensors: dict[str, Any] = {}
     coded = dict(signs or {})
     for part in sorted(parts, key=lambda part: part.target):
+        part.sort()
         for ending, row in _ENDINGS.items():
             array = getattr(part, row.attribute) if row.attribute else None
             if ending == "lora_scale":
@@ -96,6 +104,8 @@ def write_adapter(
         "base": fingerprint(manifest),
         "checksum": _native.xxh64(data),
     }
+    if any(part.remainders is not None for part in parts):
+        about["codes"] = manifest["bundle_id"]
     if coded:
         about["signs"] = {name: one.header.as_json() for name, one in coded.items()}
     write_safetensors(path, tensors, {_METADATA: json.dumps(about, sort_keys=True)})
@@ -110,6 +120,7 @@ class AdapterFile:
     checksum: str | None  # of everything behind the header; none in files of version 1
     infos: tuple[TensorInfo, ...]
     signs: Mapping[str, SignsHeader]  # of those that are coded, by name
+    of_bundle: bool  # its remainders are of this bundle's codes
 
     @classmethod
     def open(cls, path: Path, manifest: Mapping[str, Any]) -> "AdapterFile":
@@ -139,7 +150,8 @@ class AdapterFile:
         if not isinstance(signs, dict) or signs.keys() - {info.name for info in infos}:
             raise CorruptError(f"{path}: {_METADATA}: signs are of tensors that are there")
         headers = {name: SignsHeader.of(one, f"{path}: {name}") for name, one in signs.items()}
-        file = cls(path, kind, checksum if version > 1 else None, tuple(infos), headers)
+        of_bundle = about.get("codes") == manifest["bundle_id"]
+        file = cls(path, kind, checksum if version > 1 else None, tuple(infos), headers, of_bundle)
         file._check()
         return file
 
@@ -192,6 +204,9 @@ class AdapterFile:
                 )
             if "shira_signs" in tensors and "shira_weight" in tensors:
                 raise CorruptError(f"{where} has sparse values already")
+            values, remainders = tensors.get("shira_weight"), tensors.get("shira_remainder")
+            if values is not None and remainders is not None and values.shape != remainders.shape:
+                raise CorruptError(f"{where}: shira_remainder: as many as there are values are needed")
             a, b = tensors.get("lora_A"), tensors.get("lora_B")
             for factor in (a, b):
                 if factor is not None and factor.dtype == _SIGNS:
@@ -205,7 +220,7 @@ class AdapterFile:
         """Against those of the model's matrices; shape_of raises InvalidArgumentError for an unknown one."""
         for target, tensors in self._by_target().items():
             rows, cols = shape_of(target)
-            sizes = {"rows": rows, "cols": cols, "1": 1}
+            sizes = {"rows": rows, "cols": cols, "1": 1, "2": 2}
             for ending, info in tensors.items():
                 for name, found in zip(_ENDINGS[ending].shape, info.shape, strict=True):
                     if sizes.setdefault(name, found) != found:
@@ -230,6 +245,8 @@ class AdapterFile:
         for target, tensors in self._by_target().items():
             part = Part(target, gain_spares_bias="gain_without_bias" in tensors)
             for ending, info in tensors.items():
+                if ending in _OF_BUNDLE and not self.of_bundle:
+                    continue
                 raw = data[info.begin - begin : info.end - begin]
                 if info.dtype == _SIGNS:
                     self._decode(part, ending, info, raw)
@@ -237,6 +254,10 @@ class AdapterFile:
                     part.scale *= float(stored_values_of(info, raw)[0])
                 else:
                     setattr(part, _ENDINGS[ending].attribute, stored_values_of(info, raw))
+            if part.patch_error is not None and not all(0 <= x < float("inf") for x in part.patch_error):
+                raise CorruptError(
+                    f"{self.path}: {target}: shira_patch_error: found {part.patch_error.tolist()}, allowed is 0 or more"
+                )
             parts.append(part)
         return parts
 

@@ -8,13 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .decoder import Decoder
 from .layout import Layout
 from .manifest import FORMAT_VERSION, build_manifest, quantization_report, seal
 from .pack import Packed, Part, pack_extent, pack_split_extent
 from .shards import Shards
+
+if TYPE_CHECKING:
+    from edgert.cluster import Cluster
 
 MAGIC = b"EDGERT\0\1"
 
@@ -37,10 +40,12 @@ def write_bundle(
     progress: Progress | None,
     pack: Pack = pack_extent,
     shards: Shards | None = None,
+    cluster: "Cluster | None" = None,
 ) -> dict[str, Any]:
     """Write and sync every file of the bundle into `directory`, which is empty; returns the manifest.
 
-    `progress(done, total)` is called on this thread with bytes of the checkpoint; `shards` brings it piece by piece.
+    `progress(done, total)` is called on this thread with bytes of the checkpoint; `shards` brings it piece by piece, and a
+    `cluster` packs in place of threads of this process.
     """
     with ExitStack() as stack:
         files = []
@@ -49,7 +54,12 @@ def write_bundle(
             stack.callback(os.close, fd)
             os.ftruncate(fd, file.bytes)
             files.append(fd)
-        packed = _pack_all(layout, files, threads, progress, pack, shards)
+        spread = None
+        if cluster is not None:
+            threads = cluster.cores  # each waits for one
+            paths = [directory / file.name for file in layout.files]
+            spread = cluster.packing(dict(zip(files, paths, strict=True)))
+        packed = _pack_all(layout, files, threads, progress, pack, shards, spread)
         report = quantization_report(layout, packed, options)
         manifest = build_manifest(decoder, layout, packed, assets, {**about, "quantization": report})
         for index, fd in enumerate(files):
@@ -69,6 +79,7 @@ def _pack_all(
     progress: Progress | None,
     pack: Pack,
     shards: Shards | None,
+    spread: Callable[[Pack], Pack] | None,
 ) -> list[Packed]:
     """The results in the order of the layout, whatever order the threads finish in."""
     extents = [*layout.dense, *layout.experts]
@@ -95,6 +106,7 @@ def _pack_all(
                     extent = extents[index]
                     arguments = (files[extent.file], extent.offset, remainder_file, counter.add, stop)
                     work = pack if extent.split is None else pack_split_extent
+                    work = work if spread is None else spread(work)
                     waiting.append((index, pool.submit(work, extent.parts, *arguments)))
                     unsynced += extent.bytes
                     if unsynced >= _SYNC_BYTES:

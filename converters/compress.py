@@ -89,6 +89,6 @@ def _sparse(
     values = part.values[order]
     coded = encode(values, places[order], shape, density)
     signs[f"{part.target}.shira_signs"] = coded
-    part.rows = part.cols = part.values = None
+    part.rows = part.cols = part.values = part.remainders = part.patch_error = None
     length = float(np.sum(values.astype(np.float64) ** 2))
     return length - coded.header.count * coded.header.value**2, length

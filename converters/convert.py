@@ -30,6 +30,7 @@ from .trials import ModelLoss, Trials, tokens_of
 
 if TYPE_CHECKING:
     from edgert.calibration import Calibration
+    from edgert.cluster import Cluster
 
 _MAX_THREADS = 1024
 _MAX_WORKERS = 64  # each holds a slab of source and of packed data
@@ -79,6 +80,7 @@ def convert(
     progress: Callable[[int, int], None] | None = None,
     stage: Callable[[str], None] | None = None,
     shards: Shards | None = None,
+    cluster: "Cluster | None" = None,
 ) -> ConversionReport:
     """Convert the checkpoint `source`, a Hugging Face directory or a GGUF file, into the bundle `output`.
 
@@ -95,7 +97,8 @@ def convert(
     that weights can be packed in). With a `text` the report says what the model lost on it; it is not kept.
 
     `threads` 0: usable cores. `progress(done, total)` counts what `stage(name)` has announced last, most often bytes of the
-    checkpoint. `shards` fetches the files of weights one after the other, where `source` has only their beginnings.
+    checkpoint. `shards` fetches the files of weights one after the other, where `source` has only their beginnings. A
+    `cluster` packs on its machines, which share the file system of both; formats are chosen here.
 
     Equal inputs and options give equal bytes. An existing bundle at `output` is replaced in one step once the
     new one is complete; anything else there is left alone. Raises an EdgertError that names file, field or
@@ -176,6 +179,7 @@ def convert(
                 threads=_thread_count(threads),
                 progress=progress,
                 shards=shards,
+                cluster=cluster,
             )
             place.commit()
             if trials is not None:

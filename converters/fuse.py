@@ -40,13 +40,18 @@ def _add_sparse(into: Part, part: Part, scale: float) -> None:
     if part.rows is None or part.cols is None or part.values is None:
         return
     rows, cols = part.rows.astype(np.int64), part.cols.astype(np.int64)
-    values = part.values * np.float32(scale)
+    values, remainders = part.values * np.float32(scale), part.remainders
     if into.rows is not None and into.cols is not None and into.values is not None:
         rows, cols = np.concatenate([into.rows, rows]), np.concatenate([into.cols, cols])
         values = np.concatenate([into.values, values])
-    places, index = np.unique(rows << 32 | cols, return_inverse=True)
+        if into.remainders is None or remainders is None:
+            remainders = None
+        else:
+            remainders = np.concatenate([into.remainders, remainders])
+    places, first, index = np.unique(rows << 32 | cols, return_index=True, return_inverse=True)
     into.rows, into.cols = (places >> 32).astype(np.int32), (places & 0xFFFFFFFF).astype(np.int32)
     into.values = np.bincount(index, weights=values).astype(np.float32)
+    into.remainders = None if remainders is None else remainders[first]  # all of a place are the same
 
 
 def _add_gain(into: Part, part: Part, scale: float) -> None:

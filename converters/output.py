@@ -89,6 +89,14 @@ class BundleOutput:
         sync_directory(self.path.parent)
         shutil.rmtree(self._old, ignore_errors=True)
 
+    def discard(self) -> None:
+        """Take the bundle that stands here away. Killed on the way, its place is empty and what is left of it goes with
+        the next conversion."""
+        self._check_replaceable()
+        os.rmdir(self.directory)
+        os.rename(self.path, self.directory)
+        sync_directory(self.path.parent)
+
     def _sibling(self, ending: str) -> Path:
         return self.path.parent / f".{self.path.name}.{ending}"
 
@@ -106,21 +114,10 @@ class BundleOutput:
             raise InvalidArgumentError(f"{self.path}: output and source {source} contain one another")
 
     def _check_replaceable(self) -> None:
-        """Only a bundle is ever replaced: a directory that holds the files of one and nothing else."""
+        """Only a bundle is ever replaced."""
         if not os.path.lexists(self.path):
             return
-        problem = None
-        if self.path.is_symlink() or not self.path.is_dir():
-            problem = "is not a directory"
-        else:
-            named = component.file_names(self.path)
-            with os.scandir(self.path) as entries:
-                for entry in entries:
-                    known = _BUNDLE_FILES.fullmatch(entry.name) or entry.name in named
-                    if not entry.is_file(follow_symlinks=False) or not known:
-                        problem = f"holds {entry.name!r}, which is not part of a bundle"
-            if problem is None and not _has_manifest(self.path):
-                problem = "has no manifest.json of a bundle"
+        problem = why_no_bundle(self.path)
         if problem is not None:
             raise InvalidArgumentError(
                 f"{self.path}: exists and {problem}; only a bundle is replaced: "
@@ -174,6 +171,19 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def why_no_bundle(path: Path) -> str | None:
+    """What keeps what stands at `path` from being a bundle: a directory that holds the files of one and nothing else."""
+    if path.is_symlink() or not path.is_dir():
+        return "is not a directory"
+    named = component.file_names(path)
+    with os.scandir(path) as entries:
+        for entry in entries:
+            known = _BUNDLE_FILES.fullmatch(entry.name) or entry.name in named
+            if not entry.is_file(follow_symlinks=False) or not known:
+                return f"holds {entry.name!r}, which is not part of a bundle"
+    return None if _has_manifest(path) else "has no manifest.json of a bundle"
 
 
 def _has_manifest(path: Path) -> bool:

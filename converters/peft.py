@@ -46,7 +46,7 @@ _CHANGE_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 _MAX_ALPHA = 1e9
 _PREFIX = "base_model.model."
 _BASE_WEIGHT = ".base_layer.weight"
-_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
+_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "|i1"}
 _PLAIN_NAME = re.compile(r"\^?[\w.]+\$?")
 
 
@@ -481,12 +481,12 @@ _KINDS: dict[str, Callable[[_Reader], None]] = {
 
 
 def values_of(info: TensorInfo) -> "Any":
-    """A small tensor as an array: floats as f32, whole numbers as int32 or int64."""
+    """A small tensor as an array: floats as f32, whole numbers as int8, int32 or int64."""
     return as_floats(stored_values_of(info))
 
 
 def stored_values_of(info: TensorInfo, data: bytes | bytearray | memoryview | None = None) -> "Any":
-    """A small tensor as the file has it: f32, f16, int32 or int64, bf16 as uint16. `data`: the file's bytes from
+    """A small tensor as the file has it: f32, f16, int8, int32 or int64, bf16 as uint16. `data`: the file's bytes from
     info.begin on, where they have been read."""
     import numpy as np
 

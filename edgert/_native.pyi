@@ -9,9 +9,15 @@ from typing_extensions import Buffer
 __version__: str
 
 # --- platform ---------------------------------------------------------------------------------------
-def available_memory_bytes() -> int: ...
+def available_memory_bytes(root: str = "/") -> int:
+    """That this process may still take: the smaller of MemAvailable and what its cgroups leave; 0: unknown. `root` is where
+    /proc and /sys are looked up."""
+
+def cgroup_directories(controller: str, root: str = "/") -> list[tuple[int, str]]:
+    """(version, directory) of this process's cgroup and its ancestors in which "memory" or "cpu" may be bounded."""
+
 def anonymous_resident_bytes() -> int: ...
-def usable_cores() -> int: ...
+def usable_cores(root: str = "/") -> int: ...
 def cpu_name() -> str: ...
 def cpu_features() -> dict[str, bool]: ...
 def runnable_isas() -> list[str]: ...
@@ -128,6 +134,8 @@ class Runtime:
     used_bytes: int
     peak_bytes: int
     threads: int
+    active_threads: int  # settable at any time, from 1 to `threads`; other models of the runtime are held too
+    io_depth: int  # reads in flight; settable at any time, from 1 to io_threads
     io_backend: str  # the one that runs
     isa: str
     def reserve(self, bytes: int) -> None:
@@ -209,6 +217,34 @@ class Adapter:
     fingerprint: int  # of its contents
     in_use: bool  # by a sequence
 
+class Patches:
+    """What adapters at given scales make of the packed codes of a model's matrices; charged to the model's budget. See
+    native/src/adapters/patch_set.h."""
+
+    bytes: int
+    covered: int  # matrices
+    left: int  # matrices with sparse values that stay beside the weights
+    def counts(self) -> dict[str, Any]:
+        """Of what has been compiled: values, unchanged, clamped; sums of squares intended, error, apart and beside; fidelity and loss.
+        See native/src/adapters/patch.h."""
+
+def count_patch(
+    format: str,
+    packed: Buffer,
+    shape: tuple[int, int],
+    rows: Buffer,
+    cols: Buffer,
+    values: Buffer,
+    remainders: Buffer | None,
+) -> dict[str, Any]:
+    """What a patch makes of sparse f32 values at int32 (rows, cols) of a packed matrix; see Patches.counts()."""
+
+def remainders(
+    format: str, packed: Buffer, shape: tuple[int, int], rows: Buffer, cols: Buffer, floats: Buffer
+) -> bytes:
+    """int8 [n]: what the codes at (rows, cols) lack of the f32 that they were made of, in steps of 1/200 of a code, at most
+    half a code. UnsupportedError for a format that takes no patches."""
+
 class Sequence:
     length: int
     def saved_length(self) -> int:
@@ -240,6 +276,7 @@ class Model:
         eviction: str = "forecast",
         prefetch: str = "auto",
         adapter_memory: int = 0,
+        expert_memory: int = 0,
         moments: str = "none",
         lossy: Mapping[str, float] = {},
     ) -> None: ...
@@ -255,18 +292,34 @@ class Model:
         """See plan_memory."""
     def adapter(self, name: str, parts: Seq[dict[str, Any]], order: int = 0) -> Adapter:
         """`parts`: {"target": the bundle's name of a matrix, and of these buffers those that it has: "a" [rank, cols] and
-        "b" [rows, rank] with "rank" and their "scale"; "rows", "cols" int32 and "values" f32 of sparse values; "gain" f32
-        [rows], with "gain_spares_bias"; "shift" f32 [rows]; "weights" [n, cols] with "weight_rows" int32 [n]; "dtype" ("f32",
-        "f16" or "bf16") is of "a", "b" and "weights"}. See native/src/adapters/adapter.h. A row's adapters add by
-        ascending `order`; 0: after all that were made with 0 so far. InvalidArgumentError names the target that does not
-        fit; BudgetError."""
+        "b" [rows, rank] with "rank" and their "scale"; "rows", "cols" int32 and "values" f32 of sparse values, "remainders"
+        int8 of them (see remainders()); "gain" f32 [rows], with "gain_spares_bias"; "shift" f32 [rows]; "weights" [n, cols]
+        with "weight_rows" int32 [n]; "dtype" ("f32", "f16" or "bf16") is of "a", "b" and "weights"}. See
+        native/src/adapters/adapter.h. A row's adapters add by ascending `order`; 0: after all that were made with 0 so far.
+        InvalidArgumentError names the target that does not fit; BudgetError."""
     def target(self, name: str) -> tuple[int, int]:
         """Rows and columns of what an adapter can change by this name, of a norm its size twice. InvalidArgumentError where
         it is nothing."""
     def trim_adapters(self) -> None:
         """Give adapters' scratch back if no sequence needs it."""
-    def sequence(self, adapters: Seq[tuple[Adapter, float]] = [], prompt: Seq[int] = []) -> Sequence:
-        """One whose tokens are computed with these adapters, each with its scale; they stay alive as long as it does.
+    def patches(self, adapters: Seq[tuple[Adapter, float]]) -> Patches:
+        """InvalidArgumentError for an adapter of another model; BudgetError."""
+    def use_patches(self, patches: Patches | None) -> None:
+        """Make the weights those of these patches, of None the bundle's: dense matrices now, experts as they are used.
+        Steps do so by themselves for their sequences."""
+    def remove_patches(self, patches: Patches) -> None:
+        """Take them off every matrix; their memory is free once nobody holds them."""
+    def check_weights(self) -> int:
+        """Take every patch off and compare the resident weights with the bundle's checksums; how many tensors and experts
+        those were. CorruptError names what differs."""
+    def sequence(
+        self,
+        adapters: Seq[tuple[Adapter, float]] = [],
+        prompt: Seq[int] = [],
+        patches: Patches | None = None,
+    ) -> Sequence:
+        """One whose tokens are computed with these adapters, each with its scale; they stay alive as long as it does. With
+        their patches weights carry what those cover.
         It begins with those tokens of `prompt` that the KV cache remembers, in blocks of 16 and never the last one: its
         length says how many, and the rest is the caller's to run. Models with state of fixed size remember none.
         InvalidArgumentError for one of another model; BudgetError where their scratch does not fit."""
@@ -292,6 +345,18 @@ class Model:
     def set_lossy(self, shares: Mapping[str, float]) -> None:
         """From the next step on these lossy modes, by knob, and no others. InvalidArgumentError for a knob that is none and
         outside its range."""
+    # Knobs that change while steps run, from any thread; none changes a result.
+    def set_memory(self, bytes: int) -> None:
+        """The runtime's budget, by way of this model's expert slots. BudgetError names the smallest that works."""
+    least_expert_bytes: int
+    def set_expert_memory(self, bytes: int) -> None:
+        """Of expert slots. What is evicted is given back to the system, but for what is leased, which follows. BudgetError
+        below least_expert_bytes and past the budget."""
+    prefetch_depth: int  # settable
+    token_interval_ms: float  # settable
+    def step_times(self, since: int = 0) -> tuple[int, list[float]]:
+        """How many decode steps have ended, and the seconds that those took that ended after the `since` first ones, at
+        most the last 1024."""
     def force_preload(self, on: bool | None) -> None:
         """For measurements: read ahead of need always or never; None: where that is found to pay."""
     def last_experts(self) -> list[list[int]]:
@@ -339,6 +404,7 @@ class Scheduler:
         max_tokens: int,
         ends: Seq[int],
         paced: bool = False,
+        patches: Patches | None = None,
     ) -> int | None:
         """The request's number; None where too many wait. `ends` are tokens after which nothing follows; a `paced` request
         waits after each token for proceed(). InvalidArgumentError for what can never run."""

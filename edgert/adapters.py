@@ -5,26 +5,38 @@ import math
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from edgert import _native
+from edgert.adapter_sources import PeftDirectory, Source, estimate_of
+from edgert.bundle import Bundle
 from edgert.errors import BudgetError, CorruptError, InvalidArgumentError, NotFoundError, UnsupportedError
-
-if TYPE_CHECKING:
-    from edgert.converters.adapter import Part
+from edgert.patches import (
+    MAX_LOSS,
+    AdapterMode,
+    Decision,
+    Mix,
+    PatchEstimate,
+    PatchSets,
+    check_mode,
+    decide,
+    same_adapters,
+    too_much,
+)
 
 # One by its name, several, or each with its scale; None: those that are on.
 AdapterChoice = str | Sequence[str] | Mapping[str, float] | None
-Mix = list[tuple[_native.Adapter, float]]
 _Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
 class AdapterInfo:
     """A loaded adapter. `kind` as PEFT calls it; `bytes` of the budget while it is `resident`, of its file until it first
-    was; `scale` 0 where it is off."""
+    was; `scale` 0 where it is off. `mode`: "patch" where its sparse values are in the weights, else "overlay"; empty where it
+    is off. `why`: why it is no patch. `patch_counts`: of the patches of all that are on, as far as they were used: see
+    _native.Patches.counts()."""
 
     name: str
     kind: str
@@ -33,23 +45,9 @@ class AdapterInfo:
     matrices: int
     scale: float
     resident: bool
-
-
-class Source(Protocol):
-    """Where an adapter is read from, again and again."""
-
-    @property
-    def path(self) -> Path: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def targets(self) -> list[str]: ...
-    @property
-    def bytes(self) -> int: ...
-    def check_shapes(self, shape_of: Callable[[str], tuple[int, int]]) -> None:
-        """Against the model's, as far as can be told without reading."""
-
-    def read(self) -> "list[Part]": ...
+    mode: str = ""
+    why: str = ""
+    patch_counts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -60,6 +58,7 @@ class _Entry:
     bytes: int
     native: _native.Adapter | None = None  # while it is in memory
     fingerprint: int | None = None  # once it was
+    estimate: PatchEstimate = PatchEstimate()  # once it was
     used: int = 0  # when last
 
 
@@ -71,7 +70,8 @@ class AdapterSet:
     `limit_bytes` together (0: the budget alone bounds them).
     """
 
-    def __init__(self, limit_bytes: int = 0) -> None:
+    def __init__(self, bundle: Bundle, limit_bytes: int = 0) -> None:
+        self._bundle = bundle
         self._lock = threading.RLock()
         self._limit_bytes = limit_bytes
         self._entries: dict[str, _Entry] = {}
@@ -80,6 +80,8 @@ class AdapterSet:
         self._count = itertools.count(1)
         self._clock = itertools.count(1)
         self._evictions = 0
+        self._sets = PatchSets()
+        self._runs = Decision(None)
 
     def add(self, native: _native.Model, name: str, source: Source) -> AdapterInfo:
         """A PEFT directory is read now, so that what is wrong with it is said now.
@@ -100,38 +102,86 @@ class AdapterSet:
             self._entries[name] = entry
             return self._info(name)
 
-    def remove(self, name: str, native: _native.Model) -> None:
+    def remove(self, native: _native.Model, name: str) -> None:
         """Its memory is free once the sequences that use it are closed."""
         with self._lock:
-            self._known(name)
+            adapter = self._known(name).native
             del self._entries[name]
-            self._on.pop(name, None)
+            if adapter is not None:
+                self._sets.forget(native, adapter)
+            if self._on.pop(name, None) is not None:
+                self._runs = Decision(None)
+                if all(
+                    self._entries[other].native is not None for other in self._on
+                ):  # none is read for this
+                    self._runs = self._decide(native, self._on, "auto", rescaled=False)
         native.trim_adapters()
 
-    def set(self, choice: AdapterChoice) -> None:
+    def set(self, native: _native.Model, choice: AdapterChoice, mode: AdapterMode = "auto") -> None:
+        """Raises InvalidArgumentError and BudgetError where `mode` is "patch" and that cannot be."""
+        check_mode(mode)
         with self._lock:
-            self._on = self._scales(choice)
+            on = {name: scale for name, scale in self._scales(choice).items() if scale != 0}
+            rescaled = self._enabled and same_adapters(on, self._on)
+            self._runs = self._decide(native, on, mode, rescaled=rescaled)
+            self._on = on
             self._enabled = True
+            native.use_patches(self._runs.patches)
+            if self._runs.patches is None or mode == "patch":
+                return
+            loss = float(self._runs.patches.counts()["loss"])  # of the dense matrices at these scales
+            if loss > MAX_LOSS:
+                self._runs = too_much(loss)
+                native.use_patches(None)
 
-    def enable(self, on: bool) -> None:
+    def _decide(
+        self, native: _native.Model, on: Mapping[str, float], mode: AdapterMode, *, rescaled: bool
+    ) -> Decision:
+        """Brings those that are to be on into memory: what patches would make of them is not known before."""
+        if mode == "overlay":
+            return Decision(None, "asked for" if on else "")
+        mix = self._mix_of(native, on)
+        estimates = [self._entries[name].estimate for name in on]
+        return decide(
+            native, self._sets, mix, estimates, mode,
+            rescaled=rescaled, make_room=lambda: self._evict(native, on.keys()),
+        )  # fmt: skip
+
+    def enable(self, native: _native.Model, on: bool) -> None:
         with self._lock:
             self._enabled = on
+            native.use_patches(self._runs.patches if on else None)
 
     def check(self, choice: AdapterChoice) -> None:
         """Refuse names that are not there and scales that are none."""
         with self._lock:
             self._scales(choice)
 
-    def sequence(self, native: _native.Model, choice: AdapterChoice, make: Callable[[Mix], _Made]) -> _Made:
-        """What `make` makes of the chosen adapters, in memory, and their scales. Where it raises BudgetError, adapters that
-        are not in use make room."""
+    def sequence(
+        self,
+        native: _native.Model,
+        choice: AdapterChoice,
+        make: Callable[[Mix, _native.Patches | None], _Made],
+    ) -> _Made:
+        """What `make` makes of the chosen adapters, in memory, and their scales: those that are on as they are on, others
+        beside the weights. Where it raises BudgetError, adapters that are not in use make room."""
+        patches = None
         with self._lock:
-            scales = (self._on if self._enabled else {}) if choice is None else self._scales(choice)
+            if choice is not None:
+                scales = self._scales(choice)
+            elif self._enabled:
+                scales, patches = self._on, self._runs.patches
+            else:
+                scales = {}
             scales = {name: scale for name, scale in scales.items() if scale != 0}
-            mix: Mix = []
-            for name, scale in scales.items():
-                mix.append((self._bring(native, name, self._known(name), keep=scales.keys()), scale))
-        return self._with_room(lambda: make(mix), native, keep=scales.keys())  # may wait for a step
+            mix = self._mix_of(native, scales)
+        return self._with_room(lambda: make(mix, patches), native, keep=scales.keys())  # may wait for a step
+
+    def _mix_of(self, native: _native.Model, scales: Mapping[str, float]) -> Mix:
+        return [
+            (self._bring(native, name, self._known(name), keep=scales.keys()), scale)
+            for name, scale in scales.items()
+        ]
 
     def info(self, name: str) -> AdapterInfo:
         with self._lock:
@@ -155,29 +205,36 @@ class AdapterSet:
         with self._lock:
             self._entries.clear()
             self._on.clear()
+            self._sets.clear()
+            self._runs = Decision(None)
 
     # --- memory; the lock is held, but for _with_room() ---------------------------------------------
 
     def _bring(
         self, native: _native.Model, name: str, entry: _Entry, keep: Collection[str]
     ) -> _native.Adapter:
+        from edgert.converters.remainders import add_remainders
+
         entry.used = next(self._clock)
         if entry.native is not None:
             return entry.native
-        parts = [part.native() for part in entry.source.read()]
-        self._keep_to_limit(entry.bytes, keep)
+        read = entry.source.read()
+        add_remainders(read, self._bundle.path, self._bundle.manifest)
+        parts = [part.native() for part in read]
+        self._keep_to_limit(native, entry.bytes, keep)
         made = self._with_room(lambda: native.adapter(name, parts, entry.order), native, keep)
         if entry.fingerprint not in (None, made.fingerprint):
             raise CorruptError(
                 f"{entry.source.path}: adapter {name}: has changed since it was loaded; unload it first"
             )
         entry.native, entry.fingerprint, entry.bytes = made, made.fingerprint, made.bytes
-        self._keep_to_limit(0, keep)  # a file takes more in memory, which is not known before
+        entry.estimate = estimate_of(read)
+        self._keep_to_limit(native, 0, keep)  # a file takes more in memory, which is not known before
         return made
 
-    def _keep_to_limit(self, more_bytes: int, keep: Collection[str]) -> None:
+    def _keep_to_limit(self, native: _native.Model, more_bytes: int, keep: Collection[str]) -> None:
         while self._limit_bytes and self._resident_bytes() + more_bytes > self._limit_bytes:
-            if not self._evict(keep):
+            if not self._evict(native, keep):
                 return
 
     def _with_room(self, make: Callable[[], _Made], native: _native.Model, keep: Collection[str]) -> _Made:
@@ -186,20 +243,21 @@ class AdapterSet:
                 return make()
             except BudgetError:
                 with self._lock:
-                    evicted = self._evict(keep)
+                    evicted = self._evict(native, keep)
                 if not evicted:
                     native.trim_adapters()
                     return make()
 
-    def _evict(self, keep: Collection[str]) -> bool:
-        """The one that was used longest ago, of those that no sequence uses; False where there is none."""
+    def _evict(self, native: _native.Model, keep: Collection[str]) -> bool:
+        """The one that was used longest ago, of those that no sequence and no patches use; where there is none, patches
+        that are not on. False where there are none either."""
         idle = [
             entry
             for name, entry in self._entries.items()
             if entry.native is not None and name not in keep and not entry.native.in_use
         ]
         if not idle:
-            return False
+            return self._sets.drop_oldest(native, but=self._runs.patches)
         min(idle, key=lambda entry: entry.used).native = None
         self._evictions += 1
         return True
@@ -212,10 +270,14 @@ class AdapterSet:
     def _info(self, name: str) -> AdapterInfo:
         entry = self._known(name)
         scale = self._on.get(name, 0.0) if self._enabled else 0.0
-        source = entry.source
+        source, patches = entry.source, self._runs.patches
+        patched = patches is not None and entry.estimate.carried > 0
+        counts = patches.counts() if patches is not None and scale else {}
+        mode, why = ("patch" if patched else "overlay", self._runs.why) if scale else ("", "")
         return AdapterInfo(
-            name, source.kind, source.path, entry.bytes, entry.matrices, scale, entry.native is not None
-        )
+            name, source.kind, source.path, entry.bytes, entry.matrices, scale, entry.native is not None,
+            mode, why, counts,
+        )  # fmt: skip
 
     def _scales(self, choice: AdapterChoice) -> dict[str, float]:
         if choice is None:
@@ -256,19 +318,25 @@ class Adapters:
 
     def unload_adapter(self, name: str) -> None:
         """Raises NotFoundError. What runs with it runs on."""
-        self._adapters()
-        self._unload_adapter(name)
+        raise self._unable("it takes no adapters")
 
-    def set_adapter(self, adapter: AdapterChoice) -> None:
-        """Turn these on, and no others, for what begins from now on: a name, several, or {name: scale}."""
-        self._adapters().set(adapter)
+    def set_adapter(self, adapter: AdapterChoice, mode: AdapterMode = "auto") -> None:
+        """Turn these on, and no others, for what begins from now on: a name, several, or {name: scale}.
+
+        `mode`: "patch" puts sparse values into the weights, where they cost nothing once they are there; "overlay" adds them to
+        every product, exactly; "auto" takes patches where they are faithful (docs/adapters.md). adapters() says which it is.
+
+        Raises NotFoundError, what reading them raises, and InvalidArgumentError or BudgetError where `mode` is "patch" and that
+        cannot be.
+        """
+        raise self._unable("it takes no adapters")
 
     def disable_adapters(self) -> None:
         """Run as without them, until set_adapter() or enable_adapters()."""
-        self._adapters().enable(False)
+        raise self._unable("it takes no adapters")
 
     def enable_adapters(self) -> None:
-        self._adapters().enable(True)
+        raise self._unable("it takes no adapters")
 
     def adapters(self) -> list[AdapterInfo]:
         """Those that are loaded, and with which scale they are on."""
@@ -287,57 +355,5 @@ class Adapters:
     def _load_adapter(self, path: Path, name: str) -> AdapterInfo:
         raise self._unable("it takes no adapters")
 
-    def _unload_adapter(self, name: str) -> None:
-        raise self._unable("it takes no adapters")
-
     def _unable(self, why: str) -> UnsupportedError:
         raise NotImplementedError
-
-
-class PeftDirectory:
-    """A PEFT adapter as it is, compiled for a bundle whenever it is read."""
-
-    def __init__(self, path: Path, bundle_path: Path, manifest: dict[str, Any]) -> None:
-        self.path = path
-        self._bundle_path = bundle_path
-        self._manifest = manifest
-        self._parts: list[Part] | None = None
-        self._parts = self._compiled()
-        self.targets = [part.target for part in self._parts]
-        self.bytes = sum(info.stat().st_size for info in path.iterdir() if info.name.endswith(".safetensors"))
-
-    def _compiled(self) -> "list[Part]":
-        from edgert.converters.adapter import compile_adapter
-        from edgert.converters.peft import read_peft
-
-        adapter = read_peft(self.path)
-        self.kind = adapter.kind
-        return compile_adapter(adapter, self._bundle_path, self._manifest)
-
-    def check_shapes(self, shape_of: Callable[[str], tuple[int, int]]) -> None:
-        """Compiling it has seen to that."""
-
-    def read(self) -> "list[Part]":
-        parts, self._parts = self._parts, None  # what it was made with serves the first time
-        return self._compiled() if parts is None else parts
-
-
-def open_adapter(path: str | os.PathLike[str], bundle_path: Path, manifest: dict[str, Any]) -> Source:
-    """An adapter file, whose header alone is read, or a PEFT directory, for a bundle."""
-    from edgert.converters.adapter_file import AdapterFile
-    from edgert.converters.peft import is_peft
-
-    place = Path(path)
-    if not place.is_dir():
-        return AdapterFile.open(place, manifest)
-    if not is_peft(place):
-        raise NotFoundError(f"{place}: no PEFT adapter (there is no adapter_config.json)")
-    return PeftDirectory(place, bundle_path, manifest)
-
-
-def read_parts(
-    path: str | os.PathLike[str], bundle_path: Path, manifest: dict[str, Any]
-) -> "tuple[str, list[Part]]":
-    """Kind and parts of an adapter file or a PEFT directory, for a bundle."""
-    source = open_adapter(path, bundle_path, manifest)
-    return source.kind, source.read()

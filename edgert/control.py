@@ -43,7 +43,7 @@ def read(path: str | Path) -> tuple[str, dict[str, Any], Iterator[Decision]]:
     path = Path(path)
     if not path.is_file():
         raise NotFoundError(f"{path}: there is no such file")
-    lines = _lines(path)
+    lines = json_lines(path)
     head = next(lines, {})
     if head.get("format") != FORMAT or head.get("version") != VERSION:
         raise CorruptError(f"{path}, line 1: not the head of a record of decisions, version {VERSION}")
@@ -80,7 +80,8 @@ def replay(path: str | Path) -> int:
     return count
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines. CorruptError with the line."""
     with path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), b""), 1):
             if len(line) > _LONGEST_LINE:

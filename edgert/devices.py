@@ -77,6 +77,16 @@ class Bounds:
 
 
 @dataclass(frozen=True)
+class Control:
+    """How `--control auto` keeps them."""
+
+    memory_reserve_mib: int = number(0, 1 << 24)  # left to others, at most a tenth of what there is
+    save_power: str = choice("never", "on-battery", "always")  # give up speed that nobody needs
+    low_charge_percent: float = number(0, 100)  # of the battery: below it one thread computes
+    window_ms: float = number(20, 60_000)  # time between decisions
+
+
+@dataclass(frozen=True)
 class Device:
     name: str
     title: str
@@ -87,6 +97,7 @@ class Device:
     thermal: Thermal
     bundle: Bundle
     bounds: Bounds
+    control: Control
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,10 @@ class InvalidArgumentError(EdgertError, ValueError):
     """A value outside what is allowed; the message names it and its range."""
 
 
+class ContextLengthError(InvalidArgumentError):
+    """A prompt that leaves no room for an answer."""
+
+
 class StorageError(EdgertError, OSError):
     """The system could not read or write."""
 

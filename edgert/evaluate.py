@@ -6,9 +6,9 @@ not scored. A stride of the whole context is fastest; a smaller one gives every 
 """
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -37,6 +37,37 @@ class Evaluation:
     reference_perplexity: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Sums over scored tokens: negative log-likelihoods, divergences in nats, and how often both rank the same token first."""
+
+    tokens: int = 0
+    loss: float = 0.0
+    reference_loss: float = 0.0
+    divergence: float = 0.0
+    agreed: int = 0
+
+    def __add__(self, other: "Scored") -> "Scored":
+        return Scored(
+            self.tokens + other.tokens,
+            self.loss + other.loss,
+            self.reference_loss + other.reference_loss,
+            self.divergence + other.divergence,
+            self.agreed + other.agreed,
+        )
+
+
+class About(Protocol):
+    """What is to be known of a model."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def context(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+
+
 def evaluate(
     model: "Model",
     tokens: Sequence[int],
@@ -51,18 +82,35 @@ def evaluate(
     Raises InvalidArgumentError for fewer than two tokens, a window or stride out of range, and a reference of another
     vocabulary or a shorter context.
     """
+
+    def scores(windows: Iterable[tuple[list[int], int]]) -> Iterator[Scored]:
+        for window, first in windows:
+            yield from score(model, window, first, reference)
+
+    return evaluate_windows(
+        model, tokens, scores, reference=reference, context=context, stride=stride, progress=progress
+    )
+
+
+def evaluate_windows(
+    model: About,
+    tokens: Sequence[int],
+    scores: Callable[[Iterable[tuple[list[int], int]]], Iterable[Scored]],
+    *,
+    reference: About | None,
+    context: int | None,
+    stride: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> Evaluation:
+    """evaluate() of models that may be elsewhere: `scores` gives what score() does, window after window."""
     context = context or model.context
     stride = stride or max(1, context // 2)
     _check(model, tokens, reference, context, stride)
-    sums = _Sums()
-    total = len(tokens) - 1
-    for window, first in _windows(tokens, context, stride):
-        parts = _logits(model, window, first)
-        others = None if reference is None else _logits(reference, window, first)
-        for targets, logits in parts:
-            sums.add(targets, logits, None if others is None else next(others)[1])
-            if progress is not None:
-                progress(sums.tokens, total)
+    sums = Scored()
+    for scored in scores(_windows(tokens, context, stride)):
+        sums += scored
+        if progress is not None:
+            progress(sums.tokens, len(tokens) - 1)
     compared = reference is not None
     return Evaluation(
         perplexity=float(np.exp(sums.loss / sums.tokens)),
@@ -73,6 +121,15 @@ def evaluate(
         top1_agreement=sums.agreed / sums.tokens if compared else None,
         reference_perplexity=float(np.exp(sums.reference_loss / sums.tokens)) if compared else None,
     )
+
+
+def score(
+    model: "Model", window: list[int], first: int, reference: "Model | None" = None
+) -> Iterator[Scored]:
+    """Score the tokens of `window` from the index `first` on, some at a time."""
+    others = None if reference is None else _logits(reference, window, first)
+    for targets, logits in _logits(model, window, first):
+        yield _scored(targets, logits, None if others is None else next(others)[1])
 
 
 def encode_text(model: "Model", text: str, limit: int | None = None) -> Sequence[int]:
@@ -93,9 +150,7 @@ def encode(tokenizer: "Tokenizer", text: str, limit: int | None = None) -> Seque
     return tokens[:limit]
 
 
-def _check(
-    model: "Model", tokens: Sequence[int], reference: "Model | None", context: int, stride: int
-) -> None:
+def _check(model: About, tokens: Sequence[int], reference: About | None, context: int, stride: int) -> None:
     if len(tokens) < 2:
         raise InvalidArgumentError(f"text: found {len(tokens)} tokens, at least 2 are needed")
     if not 2 <= context <= model.context:
@@ -132,23 +187,20 @@ def _logits(
         first += len(logits)
 
 
-class _Sums:
-    """What is added up over the scored tokens."""
-
-    def __init__(self) -> None:
-        self.tokens = self.agreed = 0
-        self.loss = self.reference_loss = self.divergence = 0.0
-
-    def add(self, targets: list[int], logits: "NDArray[Any]", reference: "NDArray[Any] | None") -> None:
-        logprobs = log_softmax(logits)
-        scored = np.arange(len(targets)), targets
-        self.tokens += len(targets)
-        self.loss -= float(logprobs[scored].sum())
-        if reference is not None:
-            expected = log_softmax(reference)
-            self.reference_loss -= float(expected[scored].sum())
-            self.divergence += float((np.exp(expected) * (expected - logprobs)).sum())
-            self.agreed += int((logits.argmax(axis=1) == reference.argmax(axis=1)).sum())
+def _scored(targets: list[int], logits: "NDArray[Any]", reference: "NDArray[Any] | None") -> Scored:
+    logprobs = log_softmax(logits)
+    places = np.arange(len(targets)), targets
+    loss = -float(logprobs[places].sum())
+    if reference is None:
+        return Scored(len(targets), loss)
+    expected = log_softmax(reference)
+    return Scored(
+        len(targets),
+        loss,
+        -float(expected[places].sum()),
+        float((np.exp(expected) * (expected - logprobs)).sum()),
+        int((logits.argmax(axis=1) == reference.argmax(axis=1)).sum()),
+    )
 
 
 def log_softmax(logits: "NDArray[Any]") -> "NDArray[np.float64]":

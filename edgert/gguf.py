@@ -88,6 +88,11 @@ def name(path: Path) -> str:
     return kept.lstrip(".-") or "model"
 
 
+def is_kept(bundle: Path) -> bool:
+    """Whether bundle_of() keeps it."""
+    return bundle.parent.parent == _folder()
+
+
 def _folder() -> Path:
     return settings.cache() / "converted"
 

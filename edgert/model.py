@@ -16,6 +16,7 @@ from edgert.adapters import AdapterChoice, Adapters
 from edgert.bundle import Bundle, locate
 from edgert.converters import checkpoint
 from edgert.errors import (
+    ContextLengthError,
     CorruptError,
     EdgertError,
     InvalidArgumentError,
@@ -24,6 +25,7 @@ from edgert.errors import (
 )
 from edgert.generation import Generation, Reply, Stream
 from edgert.machine import measured
+from edgert.patches import AdapterMode
 from edgert.sampling import Sampling, defaults_from
 from edgert.session import Session
 from edgert.settings import Layers, knobs
@@ -286,7 +288,7 @@ class Model(Adapters, ABC):
             messages = [{"role": "user", "content": messages}]
         text = self.tokenizer.apply_chat_template(messages, **(template or {}))
         # The template writes the special tokens itself; an answer begins a text of its own.
-        tokens = self._encoded(text, add_special_tokens=False)
+        tokens = self.encoded(text, add_special_tokens=False)
         form = self._form(response_format, grammar, prompt=text)
         answer = self._start(tokens, sampling, adapter, form, primed=False, session=session)
         return answer if stream else _finished(answer)
@@ -342,6 +344,27 @@ class Model(Adapters, ABC):
     def lossy_modes(self) -> dict[str, float]:
         """The knobs that are giving up quality for speed, by name; empty where results are exact."""
         return {}
+
+    def knobs(self) -> dict[str, Any]:
+        """What the knobs that can change while the model runs stand at, by name; empty where the engine has none."""
+        return {}
+
+    def set_knob(self, name: str, value: Any) -> None:
+        """Change a knob that knobs() lists, from any thread, while the model runs: memory and expert_memory in bytes, threads
+        and io_threads up to what the model was loaded with, prefetch_depth, token_interval_ms, and the lossy modes. No
+        result changes but by lossy modes.
+
+        Raises InvalidArgumentError for another knob and outside its range, BudgetError for memory that is too little and
+        for more than there is."""
+        known = self.knobs()
+        if not known:
+            raise self._unable("its knobs cannot change while it runs")
+        setting = next((row for row in knobs() if row.name == name and row.live), None)
+        if setting is None:
+            raise InvalidArgumentError(
+                f"knob {name!r:.60} cannot change while a model runs; those that can are {', '.join(known)}"
+            )
+        self._set_knob(name, setting.check(value))
 
     @property
     @abstractmethod
@@ -443,6 +466,10 @@ class Model(Adapters, ABC):
     def interrupt(self, stream: object) -> None:
         """Stop the step in progress if it is `stream`'s. Takes no lock, so a signal handler may call it."""
 
+    def _set_knob(self, name: str, value: Any) -> None:
+        """Set a knob of knobs() to a value in its range."""
+        raise NotImplementedError
+
     @abstractmethod
     def _logits(self, tokens: list[int], adapter: AdapterChoice) -> "numpy.typing.NDArray[numpy.float32]": ...
 
@@ -498,7 +525,7 @@ class Model(Adapters, ABC):
         """
         limit = self.context - len(prompt)
         if limit <= 0:
-            raise InvalidArgumentError(self._too_long(str(len(prompt))))
+            raise ContextLengthError(self._too_long(str(len(prompt))))
         if sampling.max_tokens is not None:
             limit = min(limit, sampling.max_tokens)
         if sampling.stop and self._tokenizer is None:
@@ -513,7 +540,7 @@ class Model(Adapters, ABC):
         """What generate() runs for `prompt`; raises its errors."""
         if not isinstance(prompt, str):
             return self.checked(prompt)
-        tokens = self._encoded(prompt)
+        tokens = self.encoded(prompt)
         if tokens:
             return tokens
         bos = self.tokenizer.bos_token_id
@@ -523,13 +550,14 @@ class Model(Adapters, ABC):
             )
         return [bos]
 
-    def _encoded(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """The tokens of a prompt; one that is much too long is refused by its beginning, at bounded cost."""
+    def encoded(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The tokens of a prompt, which may be too long by little; one that is so by far is refused by its beginning, at
+        bounded cost. Raises ContextLengthError."""
         enough = _LONG_TOKEN * self.context
         if len(text) > enough:
             found = len(self.tokenizer.encode(text[:enough], add_special_tokens=False))
             if found > self.context:
-                raise InvalidArgumentError(self._too_long(f"more than {found}"))
+                raise ContextLengthError(self._too_long(f"more than {found}"))
         tokens = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return self.checked(tokens) if tokens else []
 

@@ -1,5 +1,6 @@
 """The daemon as a service of systemd: its units, with what depends on the machine filled in."""
 
+import os
 import re
 import shlex
 import shutil
@@ -13,6 +14,7 @@ from edgert.errors import InvalidArgumentError, StorageError
 
 SERVICE = "edgertd.service"
 SOCKET = "edgertd.socket"
+HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # ProtectHome, PrivateTmp
 FOLDER = Path("etc/systemd/system")
 # Interpreter, libraries, tokenizer tables in use, requests under way: docs/daemon.md has the figures.
 BESIDE_BUDGET_BYTES = 192 << 20
@@ -25,6 +27,21 @@ def service_unit(arguments: Sequence[str] = (), memory_bytes: int | None = None)
     if memory_bytes is not None:
         values["MemoryMax"] = str(memory_bytes + BESIDE_BUDGET_BYTES)
     return filled((PROFILES / SERVICE).read_text(encoding="utf-8"), values)
+
+
+def absolute(words: Sequence[str]) -> list[str]:
+    """The arguments of `edgert serve` with the paths that are here as they are everywhere: a service begins in "/"."""
+    result = []
+    for word in words:
+        path, comma, options = word.partition(",")
+        there = not path.startswith("-") and os.path.exists(path)
+        result.append(os.path.abspath(path) + comma + options if there else word)
+    return result
+
+
+def unreachable(words: Sequence[str]) -> list[str]:
+    """Those of them that the service's sandbox hides."""
+    return [word for word in words if word.startswith(HIDDEN)]
 
 
 def socket_unit(host: str, port: int) -> str:

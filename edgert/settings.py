@@ -150,10 +150,11 @@ def _from_knob(row: Mapping[str, Any]) -> Setting:
 
 def every_setting() -> tuple[Setting, ...]:
     """All that a configuration file may hold."""
+    from edgert.controlling.bounds import CONTROL
     from edgert.sampling import SAMPLING
     from edgert.server.configuration import SETTINGS
 
-    return knobs() + SAMPLING + SETTINGS
+    return knobs() + SAMPLING + SETTINGS + CONTROL
 
 
 def home() -> Path:
@@ -170,6 +171,14 @@ def cache() -> Path:
     if named:
         return Path(named) / "cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgert"
+
+
+def state() -> Path:
+    """Where what is remembered between runs is kept: $EDGERT_HOME/state, else ~/.local/state/edgert."""
+    named = os.environ.get("EDGERT_HOME")
+    if named:
+        return Path(named) / "state"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "edgert"
 
 
 class Layers:

@@ -12,39 +12,57 @@ from typing import Any
 
 import httpx
 import uvicorn
+from onnx_models import text_encoder
 
+from edgert.converters.source import convert_source
 from edgert.engine import Engine
 from edgert.model import load
 from edgert.server.app import create_app
-from edgert.server.configuration import Configuration, ServedModel
+from edgert.server.configuration import Configuration, ServedAdapter, ServedModel
+from edgert.server.log import RequestLog
 from edgert.server.metrics import Metrics
 from edgert.server.models import ModelRegistry, Opened, Opener
 from edgert.server.state import Limits, ServerState
 
-
 MEMORY = 256 << 20
+
+
+class _Silent(RequestLog):
+    def _write(self, row: Mapping[str, Any]) -> None:
+        pass
 
 
 class Daemon:
     """A server on a thread of its own. `url` is where it listens; `models` are those that requests have opened."""
 
-    def __init__(self, sources: Mapping[str, Path], queue: int = 64, **knobs: Any) -> None:
+    def __init__(
+        self,
+        sources: Mapping[str, Path],
+        queue: int = 64,
+        adapters: Mapping[str, Path] | None = None,
+        **knobs: Any,
+    ) -> None:
         self.models: dict[str, Opened] = {}
         self._knobs = knobs
         self._queue = queue
-        served = [ServedModel(name, str(path)) for name, path in sources.items()]
+        added = tuple(ServedAdapter(name, path, 0.0) for name, path in (adapters or {}).items())
+        served = [ServedModel(name, str(path), adapters=added) for name, path in sources.items()]
         opener = Opener(lambda _: (1 << 20, MEMORY), self._open)
         registry = ModelRegistry(served, opener, budget_bytes=MEMORY * max(1, len(served)))
-        self.state = ServerState(Configuration(), registry, Metrics(), Limits())
+        self.state = ServerState(Configuration(), registry, Metrics(), Limits(), loaded=True)
         self._server = uvicorn.Server(
-            uvicorn.Config(create_app(self.state), port=0, lifespan="off", log_config=None)
+            uvicorn.Config(create_app(self.state, _Silent()), port=0, lifespan="off", log_config=None)
         )
         self._thread = threading.Thread(target=self._server.run)
 
     def _open(self, served: ServedModel, _: int) -> Opened:
         model = load(served.source, memory=MEMORY, threads=1, **self._knobs)
+        for adapter in served.adapters:
+            model.load_adapter(adapter.path, adapter.name)
         engine = None if model.backend == "onnx" else Engine(model, queue=self._queue)
-        self.models[served.name] = Opened(model, engine, MEMORY)
+        self.models[served.name] = Opened(
+            model, engine, MEMORY, tuple(adapter.name for adapter in served.adapters)
+        )
         return self.models[served.name]
 
     def __enter__(self) -> Daemon:
@@ -88,14 +106,12 @@ def _blocks(response: httpx.Response) -> Iterator[list[str]]:
     assert not lines
 
 
-def wait_until(check: Any, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 @contextlib.contextmanager
 def served(sources: Mapping[str, Path], **knobs: Any) -> Iterator[Daemon]:
     with Daemon(sources, **knobs) as daemon:
         yield daemon
+
+
+def words(directory: Path) -> Path:
+    """A bundle that embeds texts of the words w0, w1, …"""
+    return convert_source(text_encoder(directory / "source"), directory / "words.edgert").path

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,3 +51,30 @@ def assert_fails(done: subprocess.CompletedProcess[str], complaint: str, status:
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("edgert: error: ") and complaint in line, line
+
+
+def on_a_terminal(
+    command: list[str],
+    environment: Mapping[str, str],
+    typed: Sequence[str] = (),
+    *,
+    prompt: str = ">>> ",
+    status: int = 0,
+) -> str:
+    """All that `command` writes to a terminal of 100 columns; `typed` is typed, each after a new prompt."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    owning_it = ["setsid", "--ctty", *command]  # so that Ctrl-C reaches it
+    process = subprocess.Popen(owning_it, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown, keys = b"", list(typed)
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+            if keys and shown.endswith(prompt.encode()):
+                os.write(ours, keys.pop(0).encode())
+    except OSError:  # Linux says EIO when the last writer is gone
+        pass
+    os.close(ours)
+    assert process.wait() == status, shown
+    return shown.decode()

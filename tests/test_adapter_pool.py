@@ -13,7 +13,7 @@ from bundles import bits
 from peft_directories import Adapter, lora, shira
 
 import edgert
-from edgert.adapters import read_parts
+from edgert.adapter_sources import read_parts
 from edgert.bundle import Bundle
 from edgert.converters.adapter_file import write_adapter
 from edgert.engine import Engine

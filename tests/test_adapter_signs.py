@@ -14,7 +14,7 @@ from peft_directories import lora, shira
 from shell import Shell, assert_fails
 
 import edgert as api
-from edgert.adapters import read_parts
+from edgert.adapter_sources import read_parts
 from edgert.bundle import Bundle
 from edgert.converters.adapter import Part
 from edgert.converters.adapter_file import AdapterFile, write_adapter

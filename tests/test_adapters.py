@@ -374,7 +374,7 @@ def test_an_adapter_file_says_what_it_is(
 ) -> None:
     from safetensors import safe_open
 
-    from edgert.adapters import read_parts
+    from edgert.adapter_sources import read_parts
     from edgert.converters.adapter_file import write_adapter
 
     manifest = manifest_of(tiny_bundle)

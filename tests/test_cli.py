@@ -109,6 +109,32 @@ def test_the_prompt_comes_from_flag_file_or_stdin(edgert: Shell, tiny_bundle: Pa
     assert texts[0] == texts[1] == texts[2]
 
 
+def test_what_is_piped_goes_before_the_prompt(edgert: Shell, tiny_bundle: Path) -> None:
+    def tokens(*flags: object, stdin: bytes = b"") -> tuple[int, list[int]]:
+        done = edgert("run", tiny_bundle, "--max-tokens", 4, "--ignore-eos", "--json", *flags, stdin=stdin)
+        assert done.returncode == 0, done.stderr
+        value = json.loads(done.stdout)
+        return value["statistics"]["prompt_tokens"], value["tokens"]
+
+    first, second = edgert.home / "first.txt", edgert.home / "second.txt"
+    first.write_text("The module\n")
+    second.write_text("reads the file\n")
+    whole = tokens("-p", "The module\n\nreads the file\n\nand returns")
+    assert tokens("-f", first, "-f", second, "-p", "and returns") == whole
+    assert tokens("-f", second, "-p", "and returns", stdin=b"The module\n") == whole
+    assert tokens("-f", first, "-f", "-", "-p", "and returns", stdin=b"reads the file\n") == whole
+    assert tokens("-f", first, "-f", second, "-p", "-", stdin=b"and returns") == whole
+    assert tokens("-p", "and returns", stdin=b"") < whole
+
+
+def test_what_nobody_gives_is_not_waited_for(edgert: Shell, tiny_bundle: Path) -> None:
+    command = edgert.command("run", tiny_bundle, "-p", PROMPT, "--max-tokens", 1)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, env=edgert.environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_template_applies_unless_raw(edgert: Shell, tiny_bundle: Path) -> None:
     def prompt_tokens(*flags: str) -> int:
         count: int = edgert.json("run", tiny_bundle, "-p", PROMPT, "--max-tokens", 1, *flags)["statistics"][
@@ -315,7 +341,7 @@ def test_output_that_the_encoding_lacks_is_no_error(edgert: Shell, tiny_bundle: 
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("nonsense",), ("run", "--nonsense"), ("run", "-p", "a", "-f", "b"), ("eval", "x")]
+    "arguments", [(), ("nonsense",), ("run", "--nonsense"), ("run", "--top-k"), ("eval", "x")]
 )
 def test_wrong_usage_is_status_2(edgert: Shell, arguments: tuple[str, ...]) -> None:
     done = edgert(*arguments)

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import pty
-import struct
 import subprocess
 import sys
-import termios
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from shell import Shell
+from shell import Shell, on_a_terminal
 
 PROMPT = "The module reads the file"
 
@@ -103,22 +97,3 @@ def test_without_a_prompt_a_terminal_gets_a_conversation(edgert: Shell, tiny_bun
     shown = on_a_terminal(command, edgert.environment, typed)
     assert shown.count(">>> ") >= 4 and "[3 tokens at" in shown
     assert "prompt: found" in shown  # too long for the context, which does not end the conversation
-
-
-def on_a_terminal(command: list[str], environment: Mapping[str, str], typed: Sequence[str] = ()) -> str:
-    """All that `command` writes to a terminal of 100 columns; `typed` is typed, each after a new ">>> "."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
-    os.close(theirs)
-    shown, keys = b"", list(typed)
-    try:
-        while chunk := os.read(ours, 4096):
-            shown += chunk
-            if keys and shown.endswith(b">>> "):
-                os.write(ours, keys.pop(0).encode())
-    except OSError:  # Linux says EIO when the last writer is gone
-        pass
-    os.close(ours)
-    assert process.wait() == 0, shown
-    return shown.decode()

@@ -286,7 +286,7 @@ def test_an_adapter_of_another_model(loaded: tuple[Any, np.ndarray], tmp_path: P
 
 @pytest.fixture
 def file(tiny_bundle: Path, tmp_path: Path) -> Path:
-    from edgert.adapters import read_parts
+    from edgert.adapter_sources import read_parts
     from edgert.bundle import Bundle
     from edgert.converters.adapter_file import write_adapter
 

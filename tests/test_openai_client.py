@@ -3,31 +3,49 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 import struct
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import openai
+import pydantic
 import pytest
-from onnx_models import text_encoder
+from daemons import running
 from openai import OpenAI
-from serving import Daemon, served
+from serving import Daemon, served, words
 
 import edgert
 from edgert.bundle import locate
-from edgert.converters.source import convert_source
 from edgert.model import Model
 
 QUESTION = [{"role": "user", "content": "What does the open function return?"}]
 PROMPT = "The module reads the file"
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Tell the weather.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "enum": ["Rome", "Oslo"]},
+                "days": {"type": "integer", "minimum": 0, "maximum": 5},
+            },
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
 
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    directory = tmp_path_factory.mktemp("encoder")
-    encoder = convert_source(text_encoder(directory / "source"), directory / "words.edgert").path
-    with served({"docs-moe": locate(None), "words": encoder}, parallel=8) as daemon:
+    with served(
+        {"docs-moe": locate(None), "words": words(tmp_path_factory.mktemp("words"))}, parallel=8
+    ) as daemon:
         yield daemon
 
 
@@ -153,6 +171,90 @@ def test_what_a_client_sends_along_is_taken(client: OpenAI) -> None:
     assert ask(client, messages=again).choices[0].message.content
 
 
+# --- forms and tools --------------------------------------------------------------------------------
+
+
+def test_an_answer_follows_its_schema(client: OpenAI) -> None:
+    class Trip(pydantic.BaseModel):
+        city: Literal["Rome", "Oslo"]
+        days: int = pydantic.Field(ge=0, le=5)
+
+    for seed in range(3):
+        reply = client.chat.completions.parse(
+            model="docs-moe",
+            messages=[{"role": "user", "content": "Where to?"}],
+            response_format=Trip,
+            temperature=1,
+            seed=seed,
+            max_tokens=80,
+        )
+        assert isinstance(reply.choices[0].message.parsed, Trip)
+    answer = client.responses.parse(
+        model="docs-moe", input="Where to?", text_format=Trip, temperature=1, max_output_tokens=80
+    )
+    assert isinstance(answer.output_parsed, Trip)
+    text = ask(client, response_format={"type": "text"}).choices[0].message.content
+    assert text == ask(client).choices[0].message.content
+
+
+def test_a_grammar_holds_a_completion(client: OpenAI) -> None:
+    reply = client.completions.create(
+        model="docs-moe",
+        prompt="The answer is ",
+        temperature=2,
+        n=4,
+        extra_body={"grammar": {"type": "regex", "value": "[0-9]{3}"}},
+    )
+    assert all(len(choice.text) == 3 and choice.text.isdigit() for choice in reply.choices)
+
+
+def test_a_tool_is_called_when_it_has_to_be(client: OpenAI) -> None:
+    def called(**others: Any) -> Any:
+        return ask(client, tools=[WEATHER], parallel_tool_calls=False, max_tokens=200, **others)
+
+    (choice,) = called(tool_choice="required").choices
+    assert choice.finish_reason == "tool_calls"
+    (call,) = choice.message.tool_calls
+    assert call.type == "function" and call.function.name == "weather" and call.id
+    assert json.loads(call.function.arguments)["city"] in ("Rome", "Oslo")
+    named = {"type": "function", "function": {"name": "weather"}}
+    deltas = [chunk.choices[0] for chunk in called(tool_choice=named, stream=True)]
+    (streamed,) = [one for choice in deltas for one in choice.delta.tool_calls or ()]
+    assert streamed.index == 0 and streamed.function.name == "weather"
+    assert json.loads(streamed.function.arguments).keys() == {"city", "days"}
+    assert deltas[-1].finish_reason == "tool_calls"
+    assert not called(tool_choice="none").choices[0].message.tool_calls
+    answer = {"role": "tool", "tool_call_id": call.id, "content": "rain"}
+    told = ask(client, tools=[WEATHER], messages=[*QUESTION, choice.message.model_dump(), answer])
+    assert told.choices[0].finish_reason in ("stop", "length")
+
+
+def test_a_response_calls_functions_too(client: OpenAI) -> None:
+    tool = {"type": "function", **WEATHER["function"]}
+    options: dict[str, Any] = {
+        "model": "docs-moe",
+        "input": "Rain?",
+        "tools": [tool],
+        "tool_choice": {"type": "function", "name": "weather"},
+        "temperature": 0,
+    }
+    (call,) = client.responses.create(**options).output
+    assert call.type == "function_call" and json.loads(call.arguments).keys() == {"city", "days"}
+    kinds = [event.type for event in client.responses.create(**options, stream=True)]
+    assert kinds == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
+    again = [{"role": "user", "content": "Rain?"}, call.model_dump(), output]
+    assert client.responses.create(model="docs-moe", input=again, max_output_tokens=4).output_text
+
+
 # --- completions ------------------------------------------------------------------------------------
 
 
@@ -246,6 +348,9 @@ def test_embeddings_are_the_encoders_own(client: OpenAI, daemon: Daemon) -> None
     assert reply.usage.prompt_tokens == sum(
         len(daemon.models["words"].model.tokenizer.encode(text)) for text in texts
     )
+    many = client.embeddings.create(model="words", input=[f"w{n % 9}" for n in range(100)])
+    assert [row.index for row in many.data] == list(range(100))
+    assert many.data[0].embedding == many.data[90].embedding != many.data[1].embedding
     short = client.embeddings.create(model="words", input="w0 w4", dimensions=3, encoding_format="float")
     assert len(short.data[0].embedding) == 3
     raw = daemon.post(
@@ -330,3 +435,14 @@ def test_errors_are_the_clients_own(client: OpenAI, model: Model) -> None:
         client.responses.create(model="docs-moe", input="a", previous_response_id="resp_1")
     with pytest.raises(openai.BadRequestError, match="chat_template"):
         ask(client, extra_body={"chat_template": "{{ 1 }}"})
+
+
+def test_a_key_is_asked_for_where_there_is_one(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("a-key-of-some-length\n")
+    with running(tmp_path, locate(None), "--api-key-file", keys) as daemon:
+        daemon.ready()
+        asked = OpenAI(base_url=f"{daemon.url.rstrip('/')}/v1", api_key="a-key-of-some-length")
+        assert [model.id for model in asked.models.list()] == ["docs-moe"]
+        with pytest.raises(openai.AuthenticationError):
+            asked.with_options(api_key="another-key-of-this-length").models.list()

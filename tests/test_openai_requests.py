@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy
+import psutil  # type: ignore[import-untyped]
 import pytest
-from serving import Daemon, served, wait_until
+from daemons import wait_until
+from serving import Daemon, served
 
 from edgert.bundle import locate
 from edgert.errors import StorageError
@@ -129,7 +134,8 @@ MESSAGES: dict[str, Any] = {
     ],
     "sound": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": ""}}]}],
     "an unknown part": [{"role": "user", "content": [{"type": "smell"}]}],
-    "past the context": [{"role": "user", "content": "word " * 100_000}],
+    "past the context": [{"role": "user", "content": "word word " * 300}],
+    "far past the context": [{"role": "user", "content": "word word " * 50_000}],
     "a function of the past": [{"role": "function", "name": "f", "content": "a"}],
 }
 
@@ -189,6 +195,60 @@ def test_responses_that_are_refused(daemon: Daemon, name: str, value: Any) -> No
 def test_other_methods_and_paths(daemon: Daemon) -> None:
     assert daemon.http.get(CHAT).status_code == 405
     assert daemon.http.post("/v1/nothing", json={}).status_code == 404
+
+
+FORMS: dict[str, Any] = {
+    "a reference to elsewhere": {"$ref": "http://127.0.0.1:1/schema.json"},
+    "a reference to a file": {"$ref": "file:///etc/passwd"},
+    "a reference to itself": {"$ref": "#"},
+    "a type that there is not": {"type": "thing"},
+}
+
+
+@pytest.mark.parametrize("schema", FORMS.values(), ids=FORMS.keys())
+def test_schemas_that_are_refused(daemon: Daemon, schema: dict[str, Any]) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    assert "response_format" in refusal(daemon, CHAT, {**HELLO, "response_format": form})["message"]
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        "start:",
+        'start: start "a" | start start',
+        {"type": "regex", "value": "("},
+        {"type": "choice", "value": []},
+    ],
+)
+def test_grammars_that_are_refused_or_bounded(daemon: Daemon, grammar: Any) -> None:
+    reply = daemon.post(CHAT, {**HELLO, "grammar": grammar})
+    assert reply.status_code in (200, 400), reply.text
+
+
+def test_a_pattern_without_end_takes_no_time(daemon: Daemon) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "string", "pattern": "^(a+)+b$"}},
+        "required": ["a"],
+    }
+    form = {"type": "json_schema", "json_schema": {"schema": schema}}
+    reply = daemon.post(CHAT, {**HELLO, "max_tokens": 40, "response_format": form})
+    assert reply.status_code in (200, 400), reply.text
+
+
+def test_hundreds_of_schemas_leave_no_memory_behind(daemon: Daemon) -> None:
+    def ask(number: int) -> None:
+        schema = {"type": "object", "properties": {f"field{number}": {"type": "integer"}}}
+        form = {"type": "json_schema", "json_schema": {"schema": schema}}
+        reply = daemon.post(CHAT, {**HELLO, "max_tokens": 1, "response_format": form})
+        assert reply.status_code == 200, reply.text
+
+    for number in range(200):
+        ask(number)
+    before = psutil.Process().memory_info().rss
+    for number in range(200, 700):
+        ask(number)
+    assert psutil.Process().memory_info().rss - before < 32 << 20
 
 
 # --- streams ----------------------------------------------------------------------------------------
@@ -275,6 +335,34 @@ def test_a_client_that_leaves_ends_its_work(daemon: Daemon, streamed: bool, n: i
     wait_until(lambda: not next(iter(daemon.state.models.entries.values())).users)
     context = daemon.models["docs-moe"].model.context
     assert daemon.state.metrics.generated_tokens.total() - before < n * (context - 10)
+
+
+def test_a_client_that_leaves_while_its_prompt_is_scored(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.post(CHAT, HELLO)
+    model = daemon.models["docs-moe"].model
+    parts: list[int] = []
+
+    def slowly(tokens: Any, **others: Any) -> Iterator[Any]:
+        for number in range(1000):
+            parts.append(number)
+            time.sleep(0.01)
+            yield numpy.zeros((1, model.vocab_size), numpy.float32)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "logits_by_parts", slowly)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(
+                daemon.url + COMPLETION,
+                json={"prompt": list(range(300)), "echo": True, "logprobs": 1, "max_tokens": 1},
+                timeout=0.5,
+            )
+        wait_until(lambda: not next(iter(daemon.state.models.entries.values())).users)
+        time.sleep(0.1)
+        seen = len(parts)
+        time.sleep(0.1)
+        assert seen == len(parts) < 300
 
 
 def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:

@@ -54,6 +54,17 @@ def test_words_are_quoted_for_systemd() -> None:
     assert line.endswith(r'serve "a b" 50%% "$$HOME" "say \"x\"\\"')
 
 
+def test_paths_are_made_absolute_and_hidden_ones_are_said(edgert: Shell, tmp_path: Path) -> None:
+    (tmp_path / "m.edgert").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert service.absolute(["m.edgert,pin", "--port", "9", "docs-moe"]) == [
+            f"{tmp_path}/m.edgert,pin", "--port", "9", "docs-moe"
+        ]  # fmt: skip
+    done = edgert("service", "print", "/home/pi/m.edgert")
+    assert done.returncode == 0 and "cannot reach /home/pi/m.edgert" in done.stderr
+
+
 def test_install_and_uninstall_below_a_root(edgert: Shell, tmp_path: Path) -> None:
     root = tmp_path / "image"
     assert edgert("service", "--socket", "--root", root, "install", "docs-moe").returncode == 0

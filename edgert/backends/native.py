@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgert import _native
-from edgert.adapters import AdapterChoice, AdapterInfo, AdapterSet, Mix, open_adapter
+from edgert.adapter_sources import open_adapter
+from edgert.adapters import AdapterChoice, AdapterInfo, AdapterSet
 from edgert.bundle import Bundle
 from edgert.errors import InvalidArgumentError
 from edgert.lossy import names
 from edgert.model import Model, tokenizer_of
+from edgert.patches import AdapterMode, Mix
 from edgert.session import Session, restore, save
 from edgert.units import format_bytes
 
@@ -29,7 +31,10 @@ _RUNTIME_KNOBS = {
     "isa": "isa",
 }
 _PART_BYTES = 8 << 20  # of f32 logits at a time
-_MODEL_KNOBS = ("context", "parallel", "chunk", "kv_format", "eviction", "prefetch", "adapter_memory")
+_MODEL_KNOBS = (
+    "context", "parallel", "chunk", "kv_format", "eviction", "prefetch", "adapter_memory", "expert_memory",
+)  # fmt: skip
+_SET_AFTER_LOADING = ("prefetch_depth", "token_interval_ms")
 
 
 class NativeModel(Model):
@@ -47,7 +52,7 @@ class NativeModel(Model):
         self._pid = os.getpid()
         lossy = {name: stated[name] for name in names() if name in stated}
         self._bundle = bundle
-        self._adapter_set: AdapterSet = AdapterSet(stated.get("adapter_memory", 0))
+        self._adapter_set: AdapterSet = AdapterSet(bundle, stated.get("adapter_memory", 0))
         native = _native.Model(self._runtime, str(bundle.path), lossy=lossy, moments=moments, **for_model)
         self._native: _native.Model | None = native
         super().__init__(
@@ -60,6 +65,9 @@ class NativeModel(Model):
             resident=native.resident,
             minimum_bytes=native.minimum_bytes,
         )
+        for knob in _SET_AFTER_LOADING:
+            if knob in stated:
+                self.set_knob(knob, stated[knob])
         plan = native.plan()
         if plan["slots_bytes"] < min(plan["token_bytes"], plan["expert_bytes"]):
             warnings.warn(
@@ -87,13 +95,45 @@ class NativeModel(Model):
     def lossy_modes(self) -> dict[str, float]:
         return self.native.lossy()
 
+    def knobs(self) -> dict[str, Any]:
+        native, runtime = self.native, self._runtime
+        lossy_shares = native.lossy()
+        return {
+            "memory": runtime.budget_bytes,
+            "expert_memory": native.statistics()["slot_capacity_bytes"],
+            "threads": runtime.active_threads,
+            "io_threads": runtime.io_depth,
+            "prefetch_depth": native.prefetch_depth,
+            "token_interval_ms": native.token_interval_ms,
+            **{name: lossy_shares.get(name, 0.0) for name in names()},
+        }
+
+    def _set_knob(self, name: str, value: Any) -> None:
+        native, runtime = self.native, self._runtime
+        if name == "memory":
+            native.set_memory(value or _native.available_memory_bytes())
+        elif name == "expert_memory":
+            native.set_expert_memory(value or native.plan()["slots_bytes"])
+        elif name == "threads":
+            runtime.active_threads = value or runtime.threads
+        elif name == "io_threads":
+            runtime.io_depth = value
+        elif name == "prefetch_depth":
+            native.prefetch_depth = value
+        elif name == "token_interval_ms":
+            native.token_interval_ms = value
+        else:
+            native.set_lossy({**native.lossy(), name: value})
+
     def sequence(self, adapter: AdapterChoice = None, prompt: Sequence[int] = ()) -> _native.Sequence:
         native = self.native
-        return self._adapter_set.sequence(native, adapter, lambda mix: native.sequence(mix, prompt))
+        return self._adapter_set.sequence(
+            native, adapter, lambda mix, patches: native.sequence(mix, prompt, patches)
+        )
 
-    def mix(self, adapter: AdapterChoice) -> Mix:
+    def mix(self, adapter: AdapterChoice) -> tuple[Mix, _native.Patches | None]:
         """What a sequence with `adapter` is made with. Raises NotFoundError."""
-        return self._adapter_set.sequence(self.native, adapter, lambda mix: mix)
+        return self._adapter_set.sequence(self.native, adapter, lambda mix, patches: (mix, patches))
 
     def session(self, *, adapter: AdapterChoice = None) -> Session:
         return Session(self.sequence(adapter))
@@ -117,12 +157,21 @@ class NativeModel(Model):
             "vocab_size": native.vocab_size,
         }
 
+    def unload_adapter(self, name: str) -> None:
+        self._adapter_set.remove(self.native, name)
+
+    def set_adapter(self, adapter: AdapterChoice, mode: AdapterMode = "auto") -> None:
+        self._adapter_set.set(self.native, adapter, mode)
+
+    def disable_adapters(self) -> None:
+        self._adapter_set.enable(self.native, False)
+
+    def enable_adapters(self) -> None:
+        self._adapter_set.enable(self.native, True)
+
     def _load_adapter(self, path: Path, name: str) -> AdapterInfo:
         source = open_adapter(path, self._bundle.path, self._bundle.manifest)
         return self._adapter_set.add(self.native, name, source)
-
-    def _unload_adapter(self, name: str) -> None:
-        self._adapter_set.remove(name, self.native)
 
     def step(
         self, stream: object, sequence: _native.Sequence, tokens: list[int], sampler: _native.Sampler

@@ -11,6 +11,7 @@ from edgert.errors import InvalidArgumentError
 from edgert.units import format_bytes
 
 if TYPE_CHECKING:
+    from edgert.bundle import Bundle
     from edgert.converters.adapter import Part
 
 
@@ -35,6 +36,13 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
         const=0.5,
         help="keep the signs of this share of the largest values, times one number a tensor: some ten times smaller, and not exact "
         "(default: 0.5); what it costs is said",
+    )
+    convert.add_argument(
+        "--weights",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="the checkpoint that the base was made of: what its codes lack at the places of sparse values goes into the file, so that "
+        "these run as patches of codes",
     )
     show = actions.add_parser("show", help="what an adapter file or a PEFT directory changes")
     show.add_argument("adapter", metavar="ADAPTER", type=Path, help="an adapter file or a PEFT directory")
@@ -87,20 +95,23 @@ def _convert(args: argparse.Namespace) -> None:
     from edgert.converters.adapter_file import write_adapter
     from edgert.converters.compress import compress
 
-    kind, parts, manifest = _read(args.adapter, args.base)
+    if args.compress is not None and args.weights is not None:
+        raise InvalidArgumentError("--weights: signs keep nothing of it; leave --compress or --weights out")
+    kind, parts, bundle = _read(args.adapter, args.base, args.weights)
     if args.compress is None:
-        _write(args, kind, parts, manifest)
+        _write(args, kind, parts, bundle)
         return
-    small = compress(parts, args.compress, manifest)
-    write_adapter(args.output, kind, small.parts, manifest, small.signs)
+    small = compress(parts, args.compress, bundle.manifest)
+    write_adapter(args.output, kind, small.parts, bundle.manifest, small.signs)
     whole = sum(array.nbytes for part in parts for array in part.arrays())
     about = {"bytes": args.output.stat().st_size, "uncompressed_bytes": whole, "error": small.error}
-    _report(args, kind, parts, {"path": str(args.output), **about})
+    _report(args, kind, parts, bundle, {"path": str(args.output), **about})
 
 
 def _fuse(args: argparse.Namespace) -> None:
     from edgert.converters.fuse import fuse
     from edgert.converters.merging import Thinning, merge
+    from edgert.converters.remainders import add_remainders
 
     thinning = Thinning(args.method, args.density, args.outliers, args.seed)
     if len(args.adapters) > 64:
@@ -109,34 +120,42 @@ def _fuse(args: argparse.Namespace) -> None:
     kinds = sorted({kind for (kind, _, _), _ in read})
     adapters = [(parts, scale) for (_, parts, _), scale in read]
     parts = fuse(adapters) if thinning.method == "sum" else merge(adapters, thinning)
-    _write(args, "+".join(kinds), parts, read[0][0][2])
+    bundle = read[0][0][2]
+    add_remainders(parts, bundle.path, bundle.manifest)
+    _write(args, "+".join(kinds), parts, bundle)
 
 
 def _show(args: argparse.Namespace) -> None:
-    kind, parts, _ = _read(args.adapter, args.base)
-    _report(args, kind, parts, {"path": str(args.adapter)})
+    kind, parts, bundle = _read(args.adapter, args.base)
+    _report(args, kind, parts, bundle, {"path": str(args.adapter)})
 
 
-def _read(path: Path, base: str | None) -> "tuple[str, list[Part], dict[str, Any]]":
-    from edgert.adapters import read_parts
+def _read(path: Path, base: str | None, weights: Path | None = None) -> "tuple[str, list[Part], Bundle]":
+    from edgert.adapter_sources import read_parts
     from edgert.bundle import Bundle, locate
 
     bundle = Bundle.open(locate(base))
-    kind, parts = read_parts(path, bundle.path, bundle.manifest)
-    return kind, parts, bundle.manifest
+    kind, parts = read_parts(path, bundle.path, bundle.manifest, weights)
+    return kind, parts, bundle
 
 
-def _write(args: argparse.Namespace, kind: str, parts: "Sequence[Part]", manifest: dict[str, Any]) -> None:
+def _write(args: argparse.Namespace, kind: str, parts: "Sequence[Part]", bundle: "Bundle") -> None:
     from edgert.converters.adapter_file import write_adapter
 
-    write_adapter(args.output, kind, parts, manifest)
-    _report(args, kind, parts, {"path": str(args.output), "bytes": args.output.stat().st_size})
+    write_adapter(args.output, kind, parts, bundle.manifest)
+    _report(args, kind, parts, bundle, {"path": str(args.output), "bytes": args.output.stat().st_size})
 
 
-def _report(args: argparse.Namespace, kind: str, parts: "Sequence[Part]", about: dict[str, Any]) -> None:
+def _report(
+    args: argparse.Namespace, kind: str, parts: "Sequence[Part]", bundle: "Bundle", about: dict[str, Any]
+) -> None:
+    from edgert.converters.remainders import patch_report
+
+    # Of signs nothing is known before they are read.
+    patches = [] if "error" in about else patch_report(parts, bundle.path, bundle.manifest)
     rows = [{"target": part.target, **part.sizes()} for part in sorted(parts, key=lambda part: part.target)]
     if args.json:
-        print_json({**about, "kind": kind, "matrices": rows})
+        print_json({**about, "kind": kind, "matrices": rows, "patches": patches})
         return
     shown = [("MATRIX", "RANK", "SPARSE VALUES", "GAIN", "SHIFT", "ROWS")]
     shown += [
@@ -156,3 +175,34 @@ def _report(args: argparse.Namespace, kind: str, parts: "Sequence[Part]", about:
     if "error" in about:
         size += f", {about['uncompressed_bytes'] / about['bytes']:.1f}x smaller; what it adds differs by {about['error']:.1%}"
     say(f"{table(shown, right=(1, 2, 5))}\n\n{about['path']}: {kind}, {len(rows)} matrices{size}")
+    if patches:
+        say(_patch_table(patches))
+
+
+def _patch_table(patches: "Sequence[dict[str, Any]]") -> str:
+    """What becomes of sparse values in packed codes, by kind of matrix."""
+    shown = [
+        (
+            "SPARSE VALUES AS PATCHES",
+            "PATCHED",
+            "UNCHANGED",
+            "CLAMPED",
+            "LOSS",
+            "ERROR",
+            "BESIDE THE WEIGHTS",
+        )
+    ]
+    for row in patches:
+        patched = row["fidelity"] is not None
+        shown.append(
+            (
+                row["kind"],
+                f"{row['patched']} of {row['matrices']}",
+                f"{row['unchanged'] / row['values']:.1%}" if patched else "",
+                f"{row['clamped'] / row['values']:.1%}" if patched else "",
+                f"{row['loss']:.1%}" if patched else "",
+                f"{row['fidelity']:.0%}" if patched else "",
+                "; ".join(row["not"]),
+            )
+        )
+    return "\n" + table(shown, right=(1, 2, 3, 4, 5))

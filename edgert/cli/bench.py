@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgert.cli.controlled import add_control, control_bounds, controlled
 from edgert.cli.options import Subparsers, add_json, add_knobs, add_model, find_model, knob_flags
 from edgert.cli.run import describe, note_lossy
 from edgert.cli.terminal import markdown_table, note, print_json, progress, say, table
@@ -64,6 +65,7 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     add_json(parser)
     add_knobs(parser)
+    add_control(parser)
     return parser
 
 
@@ -86,8 +88,9 @@ def _warm(args: argparse.Namespace, options: dict[str, Any], knobs: dict[str, An
     import edgert
     from edgert.benchmark import DECODE_TOKENS, PROMPT_TOKENS, benchmark
 
+    control_bounds(args)  # refused before anything is written or loaded
     path = _bundle(args, options, knobs, (PROMPT_TOKENS, DECODE_TOKENS))
-    with edgert.load(path, **knobs) as model:
+    with edgert.load(path, **knobs) as model, controlled(model, args):
         note(describe(model))
         note_lossy(model)
         with progress("bench", "runs") as update:
@@ -109,6 +112,10 @@ def _cold(args: argparse.Namespace, options: dict[str, Any], knobs: dict[str, An
         raise InvalidArgumentError(
             "--cold: ends with the first token, of the routers' choice; --routing, --prefetch-gain and --decode-tokens "
             "do not go with it"
+        )
+    if control_bounds(args) is not None:
+        raise InvalidArgumentError(
+            "--cold: what begins is not controlled; --control auto does not go with it"
         )
     path = _bundle(args, options, knobs, (PROMPT_TOKENS, 0))
     with progress("bench", "starts") as update:

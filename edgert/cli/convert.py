@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgert.cli.options import Subparsers, add_json
+from edgert.cli.options import Subparsers, add_json, add_ray, cluster_of
 from edgert.cli.run import read_text
 from edgert.cli.terminal import note, print_json, progress, say, table
 from edgert.conversion_report import check_report_names, write_report
@@ -45,6 +45,7 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
         default=[],
         help="write what was done and lost: a page with plots (.html) or all figures (.json); repeatable",
     )
+    add_ray(parser, "pack")
     add_json(parser)
     return parser
 
@@ -149,9 +150,14 @@ def run(args: argparse.Namespace) -> int:
     from edgert.converters.source import convert_source
 
     check_report_names(args.report)
-    with progress("convert") as update:
+    with progress("convert") as update, cluster_of(args) as cluster:
         report = convert_source(
-            args.source, args.output, progress=update, stage=_tell, **conversion_options(args)
+            args.source,
+            args.output,
+            progress=update,
+            stage=_tell,
+            cluster=cluster,
+            **conversion_options(args),
         )
     for path in args.report:
         write_report(report, path)

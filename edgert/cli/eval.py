@@ -2,8 +2,9 @@
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgert.cli.options import (
     Subparsers,
@@ -11,12 +12,15 @@ from edgert.cli.options import (
     add_json,
     add_knobs,
     add_model,
+    add_ray,
+    cluster_of,
     find_model,
     knob_flags,
     load_adapters,
 )
 from edgert.cli.run import describe, note_lossy, read_text
 from edgert.cli.terminal import note, print_json, progress, say
+from edgert.errors import InvalidArgumentError
 from edgert.settings import Setting
 
 if TYPE_CHECKING:
@@ -48,6 +52,7 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     for setting in (_STRIDE, _TOKENS):
         parser.add_argument(setting.flag, metavar="N", help=setting.help)
     add_adapter(parser)
+    add_ray(parser, "score")
     add_json(parser)
     add_knobs(parser)
     return parser
@@ -63,6 +68,9 @@ def run(args: argparse.Namespace) -> int:
     limit = None if args.tokens is None else _TOKENS.check(args.tokens, "--tokens")
     text = read_text(args.text, _MAX_TEXT_BYTES)
     knobs = knob_flags(args)
+    if args.ray is not None:
+        _say(args, *_on_cluster(args, text, stride, limit, knobs), {})
+        return 0
     if lossy.asked_for(knobs) and knob_values(knobs)["chunk"] is None:
         knobs["chunk"] = 1  # what is given up depends on what else a step reads: as in generating
     loss = None
@@ -83,10 +91,17 @@ def run(args: argparse.Namespace) -> int:
                     result = evaluate(model, tokens, reference=reference, stride=stride, progress=update)
                     if not args.adapter:  # what an adapter changes is no loss
                         loss = _loss(args.text, model, reference, result)
-        if args.json:
-            about = {"model": model.name, "reference": args.reference, "lossy": model.lossy_modes}
-            print_json({**about, **dataclasses.asdict(result)})
-            return 0
+        _say(args, model.name, result, model.lossy_modes)
+    if loss is not None and not args.json:
+        say(lossy.describe(loss.modes, loss, args.reference))
+    return 0
+
+
+def _say(args: argparse.Namespace, name: str, result: "Evaluation", lossy_modes: Mapping[str, float]) -> None:
+    if args.json:
+        about = {"model": name, "reference": args.reference, "lossy": lossy_modes}
+        print_json({**about, **dataclasses.asdict(result)})
+        return
     say(
         f"perplexity {result.perplexity:.4f} over {result.tokens} tokens (windows of {result.context}, stride {result.stride})"
     )
@@ -94,9 +109,39 @@ def run(args: argparse.Namespace) -> int:
         say(
             f"against {args.reference}: KL {result.kl_mean:.6f} nats a token, same first token {result.top1_agreement:.2%}"
         )
-    if loss is not None:
-        say(lossy.describe(loss.modes, loss, args.reference))
-    return 0
+
+
+def _on_cluster(
+    args: argparse.Namespace, text: str, stride: int | None, limit: int | None, knobs: dict[str, Any]
+) -> "tuple[str, Evaluation]":
+    """The model's name and the result. Here only the tokenizer is read, as the model may not fit."""
+    from edgert import lossy
+    from edgert.bundle import Bundle, locate
+    from edgert.errors import NotFoundError
+    from edgert.evaluate import encode
+    from edgert.model import knob_values, tokenizer_of
+
+    for name, where in lossy.asked_for(knobs).items():
+        raise InvalidArgumentError(
+            f"{where}: what {name} gives up depends on what was read before, and machines of a cluster read apart"
+        )
+    stated = {name: value for name, value in knob_values(knobs).items() if value is not None}
+    bundle = Bundle.open(locate(find_model(args.model)).absolute())
+    tokenizer = tokenizer_of(bundle)
+    if tokenizer is None:
+        raise NotFoundError(f"{bundle.path}: the bundle has no tokenizer.json")
+    with cluster_of(args) as cluster, progress("eval", "tokens") as update:
+        assert cluster is not None
+        result = cluster.evaluate(
+            bundle.path,
+            encode(tokenizer, text, limit),
+            stated,
+            reference=None if args.reference is None else locate(find_model(args.reference)).absolute(),
+            adapters=[(path.absolute(), scale) for path, scale in args.adapter],
+            stride=stride,
+            progress=update,
+        )
+    return bundle.name, result
 
 
 def _loss(text: Path, model: "Model", reference: "Model", result: "Evaluation") -> "Loss | None":

@@ -14,13 +14,21 @@ from edgert.cli import (
     adapter,
     bench,
     calibrate,
+    chat,
+    completion,
+    control,
     convert,
     demo,
     devices,
+    doctor,
     embed,
     events,
+    monitor,
     plan,
+    ps,
     pull,
+    report,
+    rm,
     run,
     serve,
     service,
@@ -39,25 +47,36 @@ COMMANDS = (
     convert,
     adapter,
     run,
+    chat,
     serve,
     service,
     embed,
     show,
     verify,
     list_,
+    ps,
+    rm,
     devices,
     calibrate,
     eval_,
     bench,
+    control,
+    monitor,
+    report,
+    doctor,
     events,
+    completion,
 )
+
+# Packages by the extra that brings them, where that is not "convert".
+_EXTRAS = {"ray": "ray", "starlette": "serve", "uvicorn": "serve", "onnxruntime": "onnx", "llama_cpp": "gguf"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     _open_closed_streams()
     terminal.show_what_can_be_shown()
-    args = _parser().parse_args(arguments)
+    args = make_parser().parse_args(arguments)
     terminal.show_warnings()
     try:
         status: int = args.run(args)
@@ -76,9 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("edgert"):
             raise
-        terminal.note(
-            f"edgert: error: this needs the package {error.name}: pip install 'edgert[{'events' if args.run is events.run else 'convert'}]'"
-        )
+        extra = "events" if args.run is events.run else _EXTRAS.get(error.name, "convert")
+        terminal.note(f"edgert: error: this needs the package {error.name}: pip install 'edgert[{extra}]'")
         return 1
     except Exception as error:  # noqa: BLE001 - a fault of ours, which also deserves one line
         terminal.note(
@@ -95,7 +113,8 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - open to the end
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The one declaration of the command line."""
     parser = argparse.ArgumentParser(
         prog="edgert",
         description="Run mixture-of-experts language models that are larger than the memory they are given.",
@@ -109,8 +128,23 @@ def _parser() -> argparse.ArgumentParser:
     for command in COMMANDS:
         subparser = command.register(subparsers)
         subparser.set_defaults(run=command.run)
-        subparser.add_argument("--verbose", action="store_true", help="with an error, show where it arose")
+        subparser.set_defaults(verbose=False)
+        _add_verbose(subparser)
     return parser
+
+
+def _add_verbose(parser: argparse.ArgumentParser) -> None:
+    """To it and to the commands below it."""
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="with an error, show where it arose",
+    )
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                _add_verbose(below)
 
 
 def _trace(wanted: bool) -> None:

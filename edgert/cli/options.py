@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from edgert.settings import Layers, Setting, knobs
 from edgert.units import format_bytes
 
 if TYPE_CHECKING:
+    from edgert.cluster import Cluster
     from edgert.model import Model
 
 Subparsers = Any  # argparse names its own type only in private
@@ -98,6 +100,24 @@ def find_model(model: str | None, backend: str | None = None) -> str | Path | No
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def add_ray(parser: argparse.ArgumentParser, verb: str) -> None:
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help=f"{verb} on the machines of a Ray cluster, which share the files: HOST:PORT, auto for the one that this machine is "
+        "part of, local for this machine alone",
+    )
+
+
+def cluster_of(args: argparse.Namespace) -> "AbstractContextManager[Cluster | None]":
+    """What add_ray() has read."""
+    if args.ray is None:
+        return nullcontext()
+    from edgert.cluster import Cluster
+
+    return Cluster(args.ray)
 
 
 def add_knobs(parser: argparse.ArgumentParser) -> None:

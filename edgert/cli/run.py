@@ -1,7 +1,10 @@
 """edgert run: continue a prompt or answer it, streaming."""
 
 import argparse
+import json
+import os
 import signal
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from edgert.cli.controlled import add_control, control_bounds, controlled
 from edgert.cli.conversation import converse
 from edgert.cli.options import (
     Subparsers,
@@ -33,59 +37,80 @@ if TYPE_CHECKING:
     from edgert.session import Session
 
 _MAX_PROMPT_BYTES = 16 << 20
+_MAX_FORM_BYTES = 1 << 20
 
 
 def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "run",
         help="answer or continue a prompt",
-        description="Answer a prompt (the model's chat template) or continue it.",
+        description="Answer a prompt (the model's chat template) or continue it. What is piped in goes before the prompt: "
+        "cat report.txt | edgert run MODEL -p 'Summarise this.'",
     )
     add_model(parser)
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument(
+    parser.add_argument(
         "-p",
         "--prompt",
         metavar="TEXT",
-        help="the prompt; without one it is read from stdin, and on a terminal a conversation begins",
+        help="the prompt, after what files and a pipe give; - is stdin. Without any, on a terminal, a conversation begins",
     )
-    source.add_argument("-f", "--file", metavar="FILE", type=Path, help="read the prompt from a file")
     parser.add_argument(
-        "--raw", action="store_true", help="continue the text as it is, without the chat template"
+        "-f",
+        "--file",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="text to put before the prompt; - is stdin; may be repeated",
     )
-    parser.add_argument("--system", metavar="TEXT", help="a system message in front")
     parser.add_argument(
         "--session",
         metavar="FILE",
         type=Path,
         help="go on from the session in FILE, where there is one, and save it there at the end",
     )
-    add_adapter(parser)
-    add_backend(parser)
     add_json(parser)
-    add_sampling(parser)
-    add_knobs(parser)
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--json-schema",
+        metavar="FILE",
+        type=Path,
+        help="answer in JSON that follows the schema in FILE (extra serve)",
+    )
+    form.add_argument(
+        "--grammar",
+        metavar="FILE",
+        type=Path,
+        help="answer in a form that the grammar in FILE (Lark's notation) gives (extra serve)",
+    )
+    add_generation(parser)
     return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    import edgert
+def add_generation(parser: argparse.ArgumentParser) -> None:
+    """What answering takes, of a prompt and in a conversation."""
+    parser.add_argument(
+        "--raw", action="store_true", help="continue the text as it is, without the chat template"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="a system message in front")
+    add_adapter(parser)
+    add_backend(parser)
+    add_sampling(parser)
+    add_knobs(parser)
+    add_control(parser)
 
+
+def run(args: argparse.Namespace) -> int:
     if args.raw and args.system:
         raise InvalidArgumentError("--system: has no place in a raw prompt")
-    if args.session is not None and args.prompt is None and args.file is None and sys.stdin.isatty():
-        raise InvalidArgumentError("--session: needs a prompt (-p, -f or standard input)")
-    sampling = sampling_flags(args)
-    talking = args.prompt is None and args.file is None and not args.json and sys.stdin.isatty()
-    prompt = "" if talking else _prompt(args)
-    model_path = find_model(args.model, args.backend)
-    with edgert.load(model_path, backend=args.backend, **knob_flags(args)) as model:
-        note(describe(model))
-        note_lossy(model)
-        load_adapters(model, args.adapter)
-        warn_if_slow(model)
-        if talking:
-            return converse(model, args, sampling)
+    if args.prompt is None and not args.file and not args.json and sys.stdin.isatty():
+        for option in ("session", "json_schema", "grammar"):
+            if getattr(args, option) is not None:
+                flag = option.replace("_", "-")
+                raise InvalidArgumentError(f"--{flag}: needs a prompt (-p, -f or standard input)")
+        return converse(args)
+    sampling = {**sampling_flags(args), **_form(args)}
+    prompt = _prompt(args)
+    with opened(args) as model:
         session = None if args.session is None else open_session(model, args.session)
         stream = _start(model, prompt, args, sampling, session)
         with cancelled_by_ctrl_c(stream):
@@ -101,6 +126,21 @@ def run(args: argparse.Namespace) -> int:
             say("")
             note(summary(result))
     return 130 if result.finish_reason == "cancelled" else 0
+
+
+@contextmanager
+def opened(args: argparse.Namespace) -> "Iterator[Model]":
+    """The model that add_model() and add_generation() have read, with its adapters; what it is, is said."""
+    import edgert
+
+    control_bounds(args)  # refused before anything is loaded
+    path = find_model(args.model, args.backend)
+    with edgert.load(path, backend=args.backend, **knob_flags(args)) as model, controlled(model, args):
+        note(describe(model))
+        note_lossy(model)
+        load_adapters(model, args.adapter)
+        warn_if_slow(model)
+        yield model
 
 
 def describe(model: "Model") -> str:
@@ -223,11 +263,40 @@ def _messages(session: "Session") -> list[dict[str, Any]]:
     return list(messages)
 
 
+def _form(args: argparse.Namespace) -> dict[str, Any]:
+    """What --json-schema and --grammar ask for, as options of Model.chat()."""
+    if args.grammar is not None:
+        return {"grammar": read_text(args.grammar, _MAX_FORM_BYTES)}
+    if args.json_schema is None:
+        return {}
+    try:
+        schema = json.loads(read_text(args.json_schema, _MAX_FORM_BYTES))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InvalidArgumentError):
+            raise
+        raise InvalidArgumentError(f"{args.json_schema}: not JSON: {error}") from None
+    return {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+
+
 def _prompt(args: argparse.Namespace) -> str:
+    """What a pipe gives, the files and the prompt, in this order, with an empty line between; a "-" puts stdin elsewhere."""
+    alone = args.prompt is None and not args.file
+    placed = args.prompt == "-" or "-" in args.file
+    texts = [_stdin()] if alone or (_is_piped() and not placed) else []
+    texts += [_stdin() if name == "-" else read_text(Path(name)) for name in args.file]
     if args.prompt is not None:
-        return str(args.prompt)
-    if args.file is not None:
-        return read_text(args.file)
+        texts.append(_stdin() if args.prompt == "-" else args.prompt)
+    texts = [text for text in texts if text]
+    return "\n\n".join([*(text.rstrip("\n") for text in texts[:-1]), *texts[-1:]])
+
+
+def _is_piped() -> bool:
+    """Whether somebody gives stdin something: it is a pipe, a file or a connection; no terminal and no /dev/null."""
+    mode = os.fstat(sys.stdin.fileno()).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+
+
+def _stdin() -> str:
     return decode(sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1), "stdin", _MAX_PROMPT_BYTES)
 
 

@@ -43,7 +43,11 @@ def run(args: argparse.Namespace) -> int:
         gone = service.uninstall(args.root)
         note("removed " + ", ".join(map(str, gone)) if gone else "edgert: there is no service")
         return 0
-    words = args.arguments
+    words = service.absolute(args.arguments)
+    for hidden in service.unreachable(words):
+        note(
+            f"edgert: warning: the service cannot reach {hidden}: keep bundles in /var/lib/edgert/models and name them"
+        )
     served = _serve_parser().parse_args(words)
     configuration, knobs = configured(served)
     memory = knobs["memory"] if isinstance(knobs["memory"], int) and knobs["memory"] > 0 else None

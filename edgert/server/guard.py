@@ -66,7 +66,7 @@ class Guard:
         reply = _Reply(send, request["id"], self._state.configuration.send_timeout)
         counted = scope["path"] not in ALWAYS
         self._state.active += counted
-        held = 0
+        body: list[bytes] = []
         try:
             reply.added = self._rules.check(scope, headers)
             if counted and self._state.draining:
@@ -74,30 +74,25 @@ class Guard:
             if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
                 await reply.preflight()
                 return
-            body = await self._body(receive, headers)
-            held = len(body)
-            self._held_bytes += held
-            await self._app(scope, _Replayed(body, receive), reply)
+            await self._read(receive, headers, body)
+            await self._app(scope, _Replayed(b"".join(body), receive), reply)
         except _GoneError:
             pass
         except Exception as error:  # noqa: BLE001 - one request's failure is its own
             await self._fail(error, reply, request["id"])
         finally:
-            self._held_bytes -= held
+            self._held_bytes -= sum(map(len, body))
             self._state.active -= counted
             self._note(scope, reply)
 
-    async def _body(self, receive: Receive, headers: Headers) -> bytes:
-        """The whole body. Raises ApiError 400, 408, 413 or 503, and _GoneError where the client leaves."""
+    async def _read(self, receive: Receive, headers: Headers, body: list[bytes]) -> None:
+        """The whole body, in parts. Raises ApiError 400, 408, 413 or 503, and _GoneError where the client leaves."""
         limit = self._state.configuration.max_body
         stated = headers.get(b"content-length", [b"0"])[0]
         if not stated.isdigit() or len(stated) > 18:
             raise ApiError(400, "content-length: found no number", code="invalid_http")
         if int(stated) > limit:
             raise _too_large(limit)
-        if self._held_bytes + int(stated) > max(_MAX_HELD_BYTES, limit):
-            raise errors.unavailable("too much is being sent at a time", "bodies")
-        parts: list[bytes] = []
         size = 0
         try:
             async with asyncio.timeout(self._state.configuration.body_timeout):
@@ -105,12 +100,15 @@ class Guard:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise _GoneError
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
+                    body.append(message.get("body", b""))
+                    size += len(body[-1])
+                    self._held_bytes += len(body[-1])
                     if size > limit:
                         raise _too_large(limit)
+                    if self._held_bytes > max(_MAX_HELD_BYTES, limit):
+                        raise errors.unavailable("too much is being sent at a time", "bodies")
                     if not message.get("more_body", False):
-                        return b"".join(parts)
+                        return
         except TimeoutError:
             raise ApiError(
                 408, "the request's body took too long", code="timeout", headers={"Connection": "close"}

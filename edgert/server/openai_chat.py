@@ -1,6 +1,5 @@
 """POST /v1/chat/completions."""
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from edgert.server.openai_work import (
     sampling_of,
 )
 from edgert.server.state import ServerState
+from edgert.server.threads import on_thread
 from edgert.structured import Delta, ReplyParser
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ async def chat(state: ServerState, request: Request, fields: Mapping[str, Any], 
         most = fields.get("max_completion_tokens", fields.get("max_tokens"))
         sampling = sampling_of(fields, model, most, fields.get("top_logprobs", 0) if wants_logprobs else None)
         adapter = adapter_of(fields, loaded)
-        prompt = await asyncio.to_thread(prompt_of, model, conversation, "messages")
+        prompt = await on_thread(prompt_of, model, conversation, "messages")
         make = constraint_maker(model, fields, conversation, prompt.text)
         count = fields.get("n", 1)
         works = [Work(prompt.tokens, sampling, index, constraint=make) for index in range(count)]

@@ -1,15 +1,14 @@
 """POST /v1/completions."""
 
-import asyncio
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
-from edgert.errors import InvalidArgumentError
+from edgert.errors import ContextLengthError, InvalidArgumentError
 from edgert.scoring import score
 from edgert.server.models import LoadedModel
 from edgert.server.openai_fields import refused
@@ -25,14 +24,15 @@ from edgert.server.openai_work import (
     fingerprint,
     new_id,
     sampling_of,
+    too_long,
 )
 from edgert.server.state import ServerState
+from edgert.server.threads import on_thread
 
 if TYPE_CHECKING:
     from edgert.adapters import AdapterChoice
     from edgert.generation import Piece
     from edgert.model import Model
-    from edgert.scoring import Scored
 
 _MAX_TOKENS = 16  # where the request does not say, as OpenAI's
 
@@ -74,7 +74,7 @@ async def completions(state: ServerState, request: Request, fields: Mapping[str,
         model, adapter = loaded.model, adapter_of(fields, loaded)
         wanted = fields.get("max_tokens", _MAX_TOKENS)
         sampling = sampling_of(fields, model, wanted or 1, fields.get("logprobs"))
-        prompts = await asyncio.to_thread(_prompts, model, fields["prompt"], wanted)
+        prompts = await on_thread(_prompts, model, fields["prompt"], wanted)
         choices = _choices(model, prompts, fields)
         if fields.get("echo"):
             await _echo(model, adapter, choices, fields)
@@ -99,7 +99,9 @@ async def completions(state: ServerState, request: Request, fields: Mapping[str,
                 for index, piece in batch:
                     choices[index].push(piece)
             made = [choice.take() for choice in choices]
-        await reply.json({**head, "choices": made, "usage": jobs.usage.chat()})
+        await reply.json(
+            {**head, "choices": made, "usage": jobs.usage.chat()}, large=bool(fields.get("echo"))
+        )
 
 
 async def _stream(
@@ -164,6 +166,8 @@ def _prompts(model: "Model", given: str | list[Any], wanted: int) -> list[_Promp
             check_length(len(one) - (wanted == 0), model, param)
         try:
             prompt = _Prompt(text, model.prompt_tokens(one))
+        except ContextLengthError as error:
+            raise too_long(error, param) from None
         except InvalidArgumentError as error:
             raise refused(f"{param}: {error}", param) from None
         check_length(len(prompt.tokens) - (wanted == 0), model, param)
@@ -175,19 +179,31 @@ async def _echo(
     model: "Model", adapter: "AdapterChoice", choices: Sequence[_Choice], fields: Mapping[str, Any]
 ) -> None:
     """Begin every choice with its prompt and, where wanted, with the log-probabilities of it."""
-    top = fields.get("logprobs", 0)
-    scored: dict[int, Sequence[Scored | None]] = {}
+    for choice in choices:
+        choice.texts.append(choice.prompt.text)
+    if "logprobs" not in fields:
+        return
     left = threading.Event()
+    n = fields.get("n", 1)
     try:
-        for choice in choices:
-            choice.texts.append(choice.prompt.text)
-            if choice.logprobs is None:
-                continue
-            if id(choice.prompt) not in scored:
-                scored[id(choice.prompt)] = await asyncio.to_thread(
-                    score, model, choice.prompt.tokens, top, adapter=adapter, stopped=left.is_set
-                )
-            for token, known in zip(choice.prompt.tokens, scored[id(choice.prompt)], strict=True):
-                choice.logprobs.add(token, known)
+        for first in range(0, len(choices), n):
+            same = choices[first : first + n]
+            await on_thread(_score, model, adapter, same, fields["logprobs"], left.is_set)
     finally:
         left.set()
+
+
+def _score(
+    model: "Model",
+    adapter: "AdapterChoice",
+    choices: Sequence[_Choice],
+    top: int,
+    stopped: Callable[[], bool],
+) -> None:
+    """The prompt that these choices share."""
+    tokens = choices[0].prompt.tokens
+    scored = score(model, tokens, top, adapter=adapter, stopped=stopped)
+    for choice in choices:
+        assert choice.logprobs is not None
+        for token, known in zip(tokens, scored, strict=True):
+            choice.logprobs.add(token, known)

@@ -1,5 +1,7 @@
 """The OpenAPI document: requests as they are checked, replies as they are made."""
 
+import re
+from dataclasses import dataclass
 from typing import Any
 
 import edgert
@@ -158,13 +160,46 @@ ERROR = _all(
     name="Error",
 )
 
-_ROUTES: tuple[tuple[str, str, str, Object | None, Object, bool], ...] = (
-    ("/v1/chat/completions", "post", "answer a conversation", CHAT, CHAT_REPLY, True),
-    ("/v1/completions", "post", "continue a text", COMPLETION, COMPLETION_REPLY, True),
-    ("/v1/embeddings", "post", "embed texts", EMBEDDING, EMBEDDING_REPLY, False),
-    ("/v1/responses", "post", "answer, as items", RESPONSE, RESPONSE_REPLY, True),
-    ("/v1/models", "get", "the models that a request may name", None, MODELS, False),
-    ("/v1/models/{id}", "get", "one of them", None, MODEL, False),
+_STATUS = _all({"status": Text(1), "message": Text()}, "message", name="Status")
+_STATISTICS = Object({}, (), "Statistics", _ANY)
+_ADAPTERS = ListOf(
+    _all(
+        {
+            "id": _COUNT,
+            "name": Text(1),
+            "path": Text(1),
+            "kind": Text(1),
+            "scale": Number(),
+        }
+    )
+)
+_SCALES = ListOf(Object({"id": _COUNT, "scale": Number(-1e4, 1e4)}, ["id", "scale"]))
+
+
+@dataclass(frozen=True)
+class _Route:
+    path: str
+    method: str
+    summary: str
+    request: Kind | None
+    reply: Kind | None  # None: text
+    streams: bool = False
+    of_model: bool = False  # ?model=NAME
+
+
+_ROUTES = (
+    _Route("/v1/chat/completions", "post", "answer a conversation", CHAT, CHAT_REPLY, streams=True),
+    _Route("/v1/completions", "post", "continue a text", COMPLETION, COMPLETION_REPLY, streams=True),
+    _Route("/v1/embeddings", "post", "embed texts", EMBEDDING, EMBEDDING_REPLY),
+    _Route("/v1/responses", "post", "answer, as items", RESPONSE, RESPONSE_REPLY, streams=True),
+    _Route("/v1/models", "get", "the models that a request may name", None, MODELS),
+    _Route("/v1/models/{id}", "get", "one of them", None, MODEL),
+    _Route("/lora-adapters", "get", "the adapters of a model", None, _ADAPTERS, of_model=True),
+    _Route("/lora-adapters", "post", "turn adapters on and off", _SCALES, _ADAPTERS, of_model=True),
+    _Route("/health", "get", "whether the process answers", None, _STATUS),
+    _Route("/ready", "get", "whether it takes requests", None, _STATUS),
+    _Route("/stats", "get", "what the daemon does, for people and programs", None, _STATISTICS),
+    _Route("/metrics", "get", "the same for Prometheus", None, None),
 )
 _EVENT = {
     "type": "object",
@@ -187,20 +222,8 @@ def document() -> dict[str, Any]:
     """OpenAPI 3.1."""
     components: dict[str, Any] = {}
     paths: dict[str, Any] = {}
-    for path, method, summary, request, reply, streams in _ROUTES:
-        operation: dict[str, Any] = {
-            "summary": summary,
-            "operationId": path.removeprefix("/v1/").replace("/", "_").replace("_{id}", "_one"),
-            "responses": _replies(components, reply, streams),
-        }
-        if "{id}" in path:
-            operation["parameters"] = [
-                {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-            ]
-        if request is not None:
-            content = {"application/json": {"schema": _reference(components, request)}}
-            operation["requestBody"] = {"required": True, "content": content}
-        paths[path] = {method: operation}
+    for route in _ROUTES:
+        paths.setdefault(route.path, {})[route.method] = _operation(components, route)
     return {
         "openapi": "3.1.0",
         "info": {"title": "edgert", "version": edgert.__version__},
@@ -213,18 +236,40 @@ def document() -> dict[str, Any]:
     }
 
 
-def _replies(components: dict[str, Any], reply: Object, streams: bool) -> dict[str, Any]:
-    content: dict[str, Any] = {"application/json": {"schema": _reference(components, reply)}}
-    if streams:
+def _operation(components: dict[str, Any], route: _Route) -> dict[str, Any]:
+    name = re.sub(r"[^a-z]+", "_", route.path.removeprefix("/v1")).strip("_")
+    operation: dict[str, Any] = {
+        "summary": route.summary,
+        "operationId": f"{route.method}_{name}",
+        "responses": _replies(components, route),
+    }
+    if "{id}" in route.path:
+        schema = {"type": "string", "minLength": 1}
+        operation["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": schema}]
+    if route.of_model:
+        operation["parameters"] = [{"name": "model", "in": "query", "schema": {"type": "string"}}]
+    if route.request is not None:
+        content = {"application/json": {"schema": _reference(components, route.request)}}
+        operation["requestBody"] = {"required": True, "content": content}
+    return operation
+
+
+def _replies(components: dict[str, Any], route: _Route) -> dict[str, Any]:
+    content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
+    if route.reply is not None:
+        content = {"application/json": {"schema": _reference(components, route.reply)}}
+    if route.streams:
         content["text/event-stream"] = {"schema": _EVENT}
     failure = {"application/json": {"schema": _reference(components, ERROR)}}
-    return {
-        "200": {"description": "done", "content": content},
-        **{status: {"description": text, "content": failure} for status, text in _FAILURES.items()},
-    }
+    replies = {"200": {"description": "done", "content": content}}
+    replies |= {status: {"description": text, "content": failure} for status, text in _FAILURES.items()}
+    if route.reply is _STATUS:
+        replies["503"] = {"description": "it does not, and why", "content": content}
+    return replies
 
 
-def _reference(components: dict[str, Any], kind: Object) -> dict[str, Any]:
-    assert kind.name is not None
+def _reference(components: dict[str, Any], kind: Kind) -> dict[str, Any]:
+    if not isinstance(kind, Object) or kind.name is None:
+        return kind.schema()
     components[kind.name] = kind.schema()
     return {"$ref": f"#/components/schemas/{kind.name}"}

@@ -86,6 +86,13 @@ class Number(Kind):
             raise self.wrong(value, where)
         return value
 
+    def holds_all(self, values: list[Any]) -> bool:
+        """Whether they are right as they are, such as thousands of token ids; False may also mean that it is not known."""
+        low, high = self.minimum, self.maximum
+        if not self.whole or low is None or high is None or set(map(type, values)) != {int}:
+            return False
+        return bool(min(values) >= low and max(values) <= high)
+
     def schema(self) -> Schema:
         low = "exclusiveMinimum" if self.above_minimum else "minimum"
         limits = {low: self.minimum, "maximum": self.maximum}
@@ -198,6 +205,8 @@ class ListOf(Kind):
         if len(value) < self.minimum or (self.maximum is not None and len(value) > self.maximum):
             most = "" if self.maximum is None else f" to {self.maximum}"
             raise refused(f"{where}: found {len(value)} items, allowed are {self.minimum}{most}", where)
+        if isinstance(self.item, Number) and self.item.holds_all(value):
+            return value
         check = self.item.check
         return [check(item, f"{where}[{index}]") for index, item in enumerate(value)]
 
@@ -262,7 +271,7 @@ class TokenKey(Kind):
 
 @dataclass(frozen=True)
 class Object(Kind):
-    """Known fields; null is as if a field were not there. `name`: in the document's components."""
+    """Known fields; null is as if a field were not there, whatever its name. `name`: in the document's components."""
 
     fields: Mapping[str, Kind]
     required: Sequence[str] = ()
@@ -277,7 +286,7 @@ class Object(Kind):
         taken = {}
         for name, given in value.items():
             kind = self.fields.get(name)
-            if kind is None and self.extra is None:
+            if kind is None and given is not None and self.extra is None:
                 raise self._unknown(name, inside)
             if kind is not None and given is not None:
                 item = kind.check(given, inside + name)
@@ -308,7 +317,7 @@ class Object(Kind):
         if self.required:
             schema["required"] = list(self.required)
         if self.extra is None:
-            schema["additionalProperties"] = False
+            schema["additionalProperties"] = {"type": "null"}
         return schema
 
     def allowed(self) -> str:

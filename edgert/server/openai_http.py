@@ -4,6 +4,7 @@ Errors before the reply begins are raised (the application turns them into a rep
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Coroutine
@@ -16,6 +17,7 @@ from edgert.errors import InvalidArgumentError
 from edgert.server import errors
 from edgert.server.openai_fields import Object, refused
 from edgert.server.state import ServerState, read_json
+from edgert.server.threads import on_thread
 
 _KEEP_ALIVE_S = 15.0  # a comment while a long prompt is run, for proxies that give up on silence
 _LOG = logging.getLogger("edgert.server")
@@ -48,11 +50,12 @@ class Reply:
             self._broken = True
             raise
 
-    async def json(self, value: object, status: int = 200) -> None:
+    async def json(self, value: object, *, large: bool = False) -> None:
+        """The whole reply; a large one is not written on the event loop."""
+        data = (await on_thread(dumps, value) if large else dumps(value)).encode()
         self.finished = True
-        data = dumps(value).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))]
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         await self._send({"type": "http.response.body", "body": data})
 
     async def begin_events(self) -> None:
@@ -82,9 +85,10 @@ class Reply:
             self._alive.cancel()
 
     async def _keep_alive(self) -> None:
-        while True:
+        while not self._broken:
             await asyncio.sleep(_KEEP_ALIVE_S)
-            await self.event(": still at work\n\n")
+            with contextlib.suppress(Exception):  # the next event meets it too
+                await self.event(": still at work\n\n")
 
 
 Handler = Callable[[ServerState, Request, dict[str, Any], Reply], Coroutine[Any, Any, None]]
@@ -112,7 +116,10 @@ class Route:
             await self._handler(self._state, request, values, reply)
         except Exception as error:
             if not reply.can_fail:
-                raise self._placed(error) from error
+                placed = self._placed(error)
+                if placed is error:
+                    raise
+                raise placed from error
             if errors.of(error).status == 500:
                 _LOG.exception("%s failed within its reply", request.url.path)
             await reply.event(f"data: {dumps(errors.body(error))}\n\n")

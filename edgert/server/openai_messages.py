@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgert.errors import ContextLengthError
 from edgert.server.openai_fields import refused
-from edgert.server.openai_work import check_length
+from edgert.server.openai_work import check_length, too_long
 
 if TYPE_CHECKING:
     from edgert.model import Model
@@ -108,7 +109,10 @@ def prompt_of(model: "Model", conversation: Conversation, param: str) -> Prompt:
     if template is not None:
         messages = [_as_known(message, template.source) for message in messages]
     text = model.tokenizer.apply_chat_template(messages, tools=conversation.tools, **conversation.variables)
-    tokens = model.tokenizer.encode(text, add_special_tokens=False)
+    try:
+        tokens = model.encoded(text, add_special_tokens=False)
+    except ContextLengthError as error:
+        raise too_long(error, param) from None
     check_length(len(tokens), model, param)
     return Prompt(text, tokens)
 

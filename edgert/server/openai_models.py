@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from edgert.model import Model
 
+_TEXTS_AT_ONCE = 32
+
 
 def card(one: ModelCard) -> dict[str, Any]:
     return {
@@ -48,26 +50,27 @@ async def show_model(state: ServerState, request: Request) -> Response:
 async def embeddings(state: ServerState, request: Request, fields: Mapping[str, Any], reply: Reply) -> None:
     async with state.acquire(fields.get("model")) as loaded:
         texts = [fields["input"]] if isinstance(fields["input"], str) else fields["input"]
-        vectors, tokens = await on_thread(_embed, loaded.model, texts, fields.get("dimensions"))
+        vectors: list[numpy.typing.NDArray[numpy.float32]] = []
+        tokens = 0
+        for first in range(0, len(texts), _TEXTS_AT_ONCE):  # a client that leaves ends it here
+            some = texts[first : first + _TEXTS_AT_ONCE]
+            made, count = await on_thread(_embed, loaded.model, some, first, fields.get("dimensions"))
+            vectors.extend(made)
+            tokens += count
         state.metrics.prompt_tokens.add(tokens, loaded.model.name)
-        written = _base64 if fields.get("encoding_format") == "base64" else _floats
-        await reply.json(
-            {
-                "object": "list",
-                "data": [
-                    {"object": "embedding", "index": index, "embedding": written(vector)}
-                    for index, vector in enumerate(vectors)
-                ],
-                "model": loaded.id,
-                "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-            }
-        )
+        as_asked = _base64 if fields.get("encoding_format") == "base64" else _floats
+        rows = [
+            {"object": "embedding", "index": index, "embedding": as_asked(vector)}
+            for index, vector in enumerate(vectors)
+        ]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        await reply.json({"object": "list", "data": rows, "model": loaded.id, "usage": usage}, large=True)
 
 
 def _embed(
-    model: "Model", texts: list[str], dimensions: int | None
+    model: "Model", texts: list[str], first: int, dimensions: int | None
 ) -> "tuple[numpy.typing.NDArray[numpy.float32], int]":
-    """The vectors, and how many tokens the texts have. What is longer than the model takes is refused, not cut."""
+    """Vectors, and how many tokens they have. What is longer than the model takes is refused, not cut."""
     if model.backend != "onnx":
         raise UnsupportedError(f"model {model.name}: embeds no text; see /v1/models for one that does")
     tokens = 0
@@ -75,7 +78,7 @@ def _embed(
         length = len(model.tokenizer.encode(text))
         if model.context and length > model.context:
             raise refused(
-                f"input[{index}]: this model's maximum context length is {model.context} tokens, and the text has {length}",
+                f"input[{first + index}]: this model's maximum context length is {model.context} tokens, and the text has {length}",
                 "input",
                 "context_length_exceeded",
             )

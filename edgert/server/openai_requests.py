@@ -23,6 +23,7 @@ from edgert.server.state import Limits
 MAX_TOP_LOGPROBS = 20
 _MAX_MESSAGES = 4096
 _MAX_TOOLS = 128
+_MAX_TEXTS = 2048
 _SETTINGS = {setting.name: setting for setting in SAMPLING}
 _LIMITS = Limits()
 
@@ -151,7 +152,8 @@ CHAT = Object(
     {
         "messages": ListOf(_MESSAGE, 1, _MAX_MESSAGES),
         **_GENERATION,
-        "max_completion_tokens": whole(0, _LIMITS.max_tokens),
+        "max_tokens": whole(1, _LIMITS.max_tokens),
+        "max_completion_tokens": whole(1, _LIMITS.max_tokens),
         "logprobs": Flag(),
         "top_logprobs": whole(0, MAX_TOP_LOGPROBS),
         "response_format": _RESPONSE_FORMAT,
@@ -198,7 +200,7 @@ COMPLETION = Object(
 
 EMBEDDING = Object(
     {
-        "input": AnyOf(Text(1), ListOf(Text(1), 1, _LIMITS.prompts)),
+        "input": AnyOf(Text(1), ListOf(Text(1), 1, _MAX_TEXTS)),
         "model": _MODEL,
         "dimensions": whole(1, 1 << 16),
         "encoding_format": Choice("float", "base64"),

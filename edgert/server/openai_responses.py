@@ -1,6 +1,5 @@
 """POST /v1/responses, in its basic form: nothing is kept between requests."""
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from edgert.server.openai_messages import Conversation, conversation_of, joined,
 from edgert.server.openai_response_events import ResponseEvents
 from edgert.server.openai_work import Jobs, Usage, Work, adapter_of, constraint_maker, new_id, sampling_of
 from edgert.server.state import ServerState
+from edgert.server.threads import on_thread
 
 if TYPE_CHECKING:
     from edgert.sampling import Sampling
@@ -28,7 +28,7 @@ async def responses(state: ServerState, request: Request, fields: Mapping[str, A
         top = fields.get("top_logprobs", 0) if scored else None
         sampling = sampling_of(fields, model, fields.get("max_output_tokens"), top)
         adapter = adapter_of(fields, loaded)
-        prompt = await asyncio.to_thread(prompt_of, model, conversation, "input")
+        prompt = await on_thread(prompt_of, model, conversation, "input")
         make = constraint_maker(model, asked, conversation, prompt.text)
         (answer,) = answers_of(model, conversation, prompt, 1, scored)
         events = ResponseEvents(_head(fields, loaded.id, sampling, conversation))

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import edgert
-from edgert.errors import QueueFullError, UnsupportedError
+from edgert.errors import ContextLengthError, QueueFullError, UnsupportedError
 from edgert.generation import Piece
 from edgert.sampling import Sampling
 from edgert.server.errors import ApiError, unavailable
 from edgert.server.models import LoadedModel
 from edgert.server.openai_fields import refused
 from edgert.server.state import summarise
+from edgert.server.threads import on_thread
 
 if TYPE_CHECKING:
     from edgert.adapters import AdapterChoice
@@ -75,6 +76,10 @@ def adapter_of(fields: Mapping[str, Any], loaded: LoadedModel) -> "AdapterChoice
             name = loaded.adapters[name]
         chosen[name] = float(one["scale"])
     return chosen
+
+
+def too_long(error: ContextLengthError, param: str) -> ApiError:
+    return refused(f"{param}: {error}", param, "context_length_exceeded")
 
 
 def check_length(tokens: int, model: "Model", param: str) -> None:
@@ -167,7 +172,7 @@ class Jobs:
             job.cancel()
         for index, job in jobs:
             if not job.done.is_set():  # what it uses may be unloaded once this returns
-                await asyncio.to_thread(job.done.wait, _CANCEL_S)
+                await on_thread(job.done.wait, _CANCEL_S)
             self._settle(index, "cancelled")
 
     async def batches(self) -> AsyncIterator[list[tuple[int, Piece]]]:
@@ -195,7 +200,7 @@ class Jobs:
             index, work = self._waiting[0]
             constraint = None
             if work.constraint is not None:
-                constraint = await asyncio.to_thread(work.constraint)
+                constraint = await on_thread(work.constraint)
             try:
                 self._jobs[index] = self._engine.submit(
                     work.tokens,

@@ -14,6 +14,7 @@ from typing import Any
 
 import uvicorn
 
+from edgert.allocator import return_free_memory
 from edgert.errors import BudgetError, EdgertError, StorageError
 from edgert.server import notify
 from edgert.server.app import create_app
@@ -147,6 +148,7 @@ class Daemon:
                 self._log.event("model", f"{name} is loaded", seconds=round(time.monotonic() - begun, 3))
         gc.collect()
         gc.freeze()  # what is there now stays; collections look at the rest
+        return_free_memory()
         if self.state.failure is None:
             self.state.loaded = True
             self._log.event("ready", f"after {time.monotonic() - self.state.started:.2f} s")
@@ -179,10 +181,13 @@ class Daemon:
                 await self.state.models.close()
 
     async def _sweep(self) -> None:
+        served = 0.0
         while True:
             await asyncio.sleep(_SWEEP_S)
             with contextlib.suppress(BudgetError):
                 await self.state.models.unload_idle()
+            if not self.state.active and served != (served := self.state.metrics.finished.total()):
+                return_free_memory()
 
     async def _watch(self) -> None:
         interval = notify.watchdog_interval_s()

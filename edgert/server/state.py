@@ -15,7 +15,9 @@ from edgert.server.configuration import Configuration
 from edgert.server.errors import ApiError, unavailable
 from edgert.server.metrics import Metrics
 from edgert.server.models import LoadedModel, ModelRegistry
+from edgert.server.threads import on_thread
 
+_LARGE_BODY_BYTES = 64 << 10  # what is larger is not read on the event loop
 # What the log says of the request at hand besides its route: counts and the model, no text.
 SUMMARY: ContextVar[dict[str, int | str]] = ContextVar("summary")
 
@@ -70,6 +72,12 @@ class ServerState:
 async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
     """The object in a request's body, bounded in size, depth and number of values. Raises ApiError 400."""
     raw = await request.body()
+    if len(raw) > _LARGE_BODY_BYTES:
+        return await on_thread(_object, raw, limits)
+    return _object(raw, limits)
+
+
+def _object(raw: bytes, limits: Limits) -> dict[str, Any]:
     try:
         value = parse_json(raw, "body", max_depth=limits.json_depth, max_values=limits.json_values)
     except CorruptError as error:

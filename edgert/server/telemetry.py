@@ -29,7 +29,6 @@ _STATES = frozenset(
         "slot_capacity_bytes",
         "requests_running",
         "requests_waiting",
-        "prefix_cache_tokens",
     )
 )
 

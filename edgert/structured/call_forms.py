@@ -1,6 +1,7 @@
 """Calls of functions as rules of a grammar, in a family's way of writing them."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from edgert.structured.families.format import Syntax
@@ -26,10 +27,17 @@ def call_rules(
         rules.append(f"{name}: {before} {name}_arguments {literal(syntax.after)}")
         where = f"tools: {tool.name}: parameters"
         if syntax.arguments == "json":
-            rules.append(f"{name}_arguments: {schema_form(tool.schema(), where)}")
+            rules.append(f"{name}_arguments: {schema_form(tool.schema(), where, lenient=not tool.strict)}")
         else:
             rules.extend(_elements(syntax, tool, f"{name}_arguments", literal, where))
     return rules
+
+
+def begun(syntax: Syntax, trigger: str) -> Syntax:
+    """What is still to come of calls after their `trigger`."""
+    if syntax.open:
+        return replace(syntax, open=syntax.open.removeprefix(trigger))
+    return replace(syntax, before=syntax.before.removeprefix(trigger))
 
 
 def _elements(syntax: Syntax, tool: Tool, name: str, literal: Callable[[str], str], where: str) -> list[str]:
@@ -59,5 +67,5 @@ def _elements(syntax: Syntax, tool: Tool, name: str, literal: Callable[[str], st
         else:
             body = {**shared, **value} if isinstance(value, dict) else value
             rules.append(f"{one}: {begin} {one}_value {literal(closes)}")
-            rules.append(f"{one}_value: {schema_form(body, where)}")
+            rules.append(f"{one}_value: {schema_form(body, where, lenient=not tool.strict)}")
     return [f"{name}: {' '.join(parts) or quoted('')}", *rules]

@@ -1,14 +1,26 @@
 """Forms as grammars: Lark's text, in the dialect of llguidance."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from edgert.errors import InvalidArgumentError
 from edgert.structured.limits import check_choices, check_lark, check_pattern, check_schema
 
 # Between the tokens of JSON: nothing, a space, or a new line with its indentation; so a reply cannot stay there for ever.
-_WHITESPACE = "( |\\n {0,32})?"
+_WHITESPACE = "( |\\n {0,16})?"
+
+# The library's dates have a 29th of February in every year, and its times a second 60.
+_LEAP = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)"
+_DATE = (
+    "(?:[0-9]{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
+    f"|02-(?:0[1-9]|1[0-9]|2[0-8]))|{_LEAP}-02-29)"
+)
+_TIME = (
+    "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\\.[0-9]{1,9})?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+)
+_EXACT = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
+_VALUES = ("const", "enum", "default", "examples")  # hold no schemas
 
 
 def schema_form(schema: object, where: str, *, lenient: bool = False) -> str:
@@ -16,7 +28,7 @@ def schema_form(schema: object, where: str, *, lenient: bool = False) -> str:
     checked = check_schema(schema, where)
     if checked is False:
         raise InvalidArgumentError(f"{where}: false allows nothing")
-    body = {} if checked is True else dict(checked)
+    body = {} if checked is True else _exact(checked)
     body["x-guidance"] = {
         "whitespace_flexible": True,
         "whitespace_pattern": _WHITESPACE,
@@ -24,6 +36,23 @@ def schema_form(schema: object, where: str, *, lenient: bool = False) -> str:
         "coerce_one_of": False,
     }
     return "%json " + json.dumps(body, ensure_ascii=False)
+
+
+def _exact(value: Any) -> Any:
+    """A schema with patterns in place of those formats that the library takes too widely."""
+    if isinstance(value, list | tuple):
+        return [_exact(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    made = {key: item if key in _VALUES else _exact(item) for key, item in value.items()}
+    kind = made.get("format")
+    if isinstance(kind, str) and kind in _EXACT:
+        del made["format"]
+        if "pattern" in made:
+            made["allOf"] = [*made.get("allOf", ()), {"pattern": _EXACT[kind]}]
+        else:
+            made["pattern"] = _EXACT[kind]
+    return made
 
 
 def choice_form(choices: object, where: str) -> str:
@@ -59,7 +88,3 @@ def grammar_text(grammar: str | Mapping[str, Any]) -> str:
 def quoted(text: str) -> str:
     """A literal of Lark."""
     return json.dumps(text, ensure_ascii=False)
-
-
-def either(forms: Iterable[str]) -> str:
-    return " | ".join(forms)

@@ -4,6 +4,8 @@ import json
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from edgert.errors import EdgertError, InvalidArgumentError, UnsupportedError
@@ -15,8 +17,12 @@ if TYPE_CHECKING:
     from edgert.model import Model
 
 _KEPT_GRAMMARS = 64  # a vocabulary
-_KEPT_CHARACTERS = 4 << 20
+_KEPT_CHARACTERS = 1 << 20
 _STACK_BYTES = 32 << 20  # the compiler recurses: limits.MAX_TOTAL_DEPTH levels, of up to 10 KB
+# Tokens whose masks are looked up where they all fit: short texts without what ends or escapes JSON's strings. Of the
+# library's own four, this one keeps strings of bounded length cheap, at half the memory.
+_SLICE = r'[^"\\\x00-\x1F\x7F]{1,30}'
+_WHERE = "the reply's form"
 _LIMITS = {
     "max_items_in_row": 2000,
     "initial_lexer_fuel": 1_000_000,  # about 20 ms
@@ -36,18 +42,20 @@ class GrammarConstraint:
         self._mask_bytes = mask_bytes
 
     def mask(self) -> memoryview:
-        mask = self._matcher.compute_bitmask()
+        with _no_panic(_WHERE):
+            mask = self._matcher.compute_bitmask()
         self._raise_error()
         return memoryview(mask)[: self._mask_bytes]
 
     def accept(self, token: int) -> bool:
-        self._matcher.consume_token(token)
+        with _no_panic(_WHERE):
+            self._matcher.consume_token(token)
         self._raise_error()
         return not self._matcher.is_stopped()
 
     def _raise_error(self) -> None:
         if self._matcher.is_error():
-            raise UnsupportedError(f"the reply's form: {_shortened(self._matcher.get_error())}")
+            raise UnsupportedError(f"{_WHERE}: {_shortened(self._matcher.get_error())}")
 
 
 class Vocabulary:
@@ -61,11 +69,10 @@ class Vocabulary:
                 "a reply in a form needs an end-of-sequence token, and the model names none"
             )
         self._library = _llguidance()
-        self._tokens = self._library.LLTokenizer(
-            self._library.TokenizerWrapper(_Encoder(tokenizer, min(end_tokens))),
-            n_vocab=max(vocab_size, tokenizer.vocab_size),
-            eos_token=sorted(end_tokens),
-        )
+        encoder = _Encoder(tokenizer, vocab_size, min(end_tokens))
+        wrapper = self._library.TokenizerWrapper(encoder)
+        self._tokens = self._library.LLTokenizer(wrapper, eos_token=sorted(end_tokens), slices=[_SLICE])
+        wrapper.tokens = encoder.tokens = []  # the library has them now
         self._mask_bytes = (vocab_size + 31) // 32 * 4
         self._limits = self._library.LLParserLimits(**_LIMITS)
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
@@ -76,40 +83,41 @@ class Vocabulary:
         it is malformed or nothing can follow it, UnsupportedError if it is too much work."""
         with self._lock:
             matcher = self._kept.get(lark)
-            if matcher is None:
+        if matcher is None:
+            with _compiling:
                 matcher = self._compiled(lark, where)
-                self._keep(lark, matcher)
-            self._kept.move_to_end(lark)
+        with self._lock:
+            self._keep(lark, matcher)
             return GrammarConstraint(matcher.deep_copy(), self._mask_bytes)
 
     def _keep(self, lark: str, matcher: "LLMatcher") -> None:
         self._kept[lark] = matcher
+        self._kept.move_to_end(lark)
         while len(self._kept) > _KEPT_GRAMMARS or sum(map(len, self._kept)) > _KEPT_CHARACTERS:
             self._kept.popitem(last=False)
 
     def _compiled(self, lark: str, where: str) -> "LLMatcher":
         def compile_it() -> None:
-            matcher = self._library.LLMatcher(
-                self._tokens,
-                self._library.LLMatcher.grammar_from_lark(lark),
-                limits=self._limits,
-                log_level=0,
-            )
-            begun = matcher.deep_copy()
-            if not begun.is_error():
-                begun.compute_bitmask()  # whether anything may come first
-            result.append((matcher, begun))
+            with _no_panic(where):
+                matcher = self._library.LLMatcher(
+                    self._tokens,
+                    self._library.LLMatcher.grammar_from_lark(lark),
+                    limits=self._limits,
+                    log_level=0,
+                )
+                compiled = not matcher.is_error()
+                if compiled:
+                    matcher.compute_bitmask()  # whether anything may come first
+                result.append((matcher, compiled))
 
-        result: list[tuple[LLMatcher, LLMatcher]] = []
+        result: list[tuple[LLMatcher, bool]] = []
         _with_deep_stack(compile_it)
-        if not result:
-            raise UnsupportedError(f"{where}: cannot be compiled")
-        matcher, begun = result[0]
-        if not begun.is_error():
+        matcher, compiled = result[0]
+        if not matcher.is_error():
             return matcher
-        message = _shortened(begun.get_error())
+        message = _shortened(matcher.get_error())
         kind = _kind_of(message)
-        if kind is InvalidArgumentError and not matcher.is_error():
+        if compiled and kind is InvalidArgumentError:
             message = "no text has this form"
         raise kind(f"{where}: {message}")
 
@@ -117,7 +125,7 @@ class Vocabulary:
 class _Encoder:
     """What llguidance asks of a tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, end_token: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_token: int) -> None:
         self._tokenizer = tokenizer
         special = tokenizer.special_tokens()
         names = {number: name for name, number in special.items()}
@@ -128,6 +136,7 @@ class _Encoder:
             names.get(number, "").encode() if token is None else token
             for number, token in enumerate(tokenizer.token_bytes())
         ]
+        self.tokens += [b""] * (vocab_size - len(self.tokens))  # a model's logits may be padded
         self._special = sorted(special, key=len, reverse=True)
 
     def __call__(self, text: bytes | str) -> list[int]:
@@ -143,6 +152,7 @@ class _Encoder:
 
 _vocabularies: "weakref.WeakKeyDictionary[Model, Vocabulary]" = weakref.WeakKeyDictionary()
 _making = threading.Lock()
+_compiling = threading.BoundedSemaphore(2)  # of what takes long there are never many at once
 
 
 def vocabulary_of(model: "Model") -> Vocabulary:
@@ -163,23 +173,45 @@ def _llguidance() -> Any:
     return llguidance
 
 
-def _with_deep_stack(work: Any) -> None:
+def _with_deep_stack(work: Callable[[], None]) -> None:
+    """Run `work` in a thread of its own, and raise what it raises."""
+
+    def caught() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised below
+            errors.append(error)
+
+    errors: list[BaseException] = []
     with _stack_lock:
         before = threading.stack_size(_STACK_BYTES)
         try:
-            thread = threading.Thread(target=work, name="edgert-grammar")
+            thread = threading.Thread(target=caught, name="edgert-grammar")
             thread.start()
         finally:
             threading.stack_size(before)
     thread.join()
+    if errors:
+        raise errors[0]
 
 
 _stack_lock = threading.Lock()
 
 
+@contextmanager
+def _no_panic(where: str) -> Iterator[None]:
+    """A panic of the library, which is no Exception, as an error of ours."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UnsupportedError(f"{where}: {_shortened(str(error))}") from None
+
+
 def _kind_of(message: str) -> type[EdgertError]:
     """The library has one kind of error; these are of size, or of what it does not do."""
-    size = (
+    words = (
         "too large",
         "too big",
         "too many",
@@ -187,14 +219,16 @@ def _kind_of(message: str) -> type[EdgertError]:
         "fuel",
         "limit",
         "Unimplemented",
-        "not supported",
+        "Unknown format",
     )
-    return UnsupportedError if any(word in message for word in size) else InvalidArgumentError
+    return UnsupportedError if any(word in message for word in words) else InvalidArgumentError
 
 
 def _shortened(message: str) -> str:
-    message = message.replace("<non-verbose/>", "").strip()
-    return json.dumps(message[:300], ensure_ascii=False)[1:-1].replace("\\n", " ").replace('\\"', '"')
+    """The first line, without places in a grammar that is not the user's."""
+    _, compiling, reason = message.partition("failed to compile JSON schema: ")
+    lines = (reason if compiling else message).replace("<non-verbose/>", "").strip().splitlines()
+    return json.dumps("".join(lines[:1])[:300], ensure_ascii=False)[1:-1].replace('\\"', '"')
 
 
 def regex_literal(pattern: str) -> str:

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgert.errors import InvalidArgumentError, UnsupportedError
-from edgert.structured.call_forms import call_rules
+from edgert.structured.call_forms import begun, call_rules
 from edgert.structured.constraint import Constraint
+from edgert.structured.families.harmony import SYNTAX, start_rules
 from edgert.structured.formats import call_format, is_harmony, opened_by, reasoning_tags
 from edgert.structured.forms import grammar_text, quoted, schema_form
 from edgert.structured.tools import Tool, chosen, tools_of
@@ -42,7 +43,7 @@ def constraint_of(
     """
     functions = tools_of(tools)
     choice, among = chosen(functions, tool_choice)
-    body = _response_form(response_format)
+    body = form_of_response(response_format)
     asked = [
         name
         for name, wanted in (
@@ -73,7 +74,8 @@ def constraint_of(
     return vocabulary_of(model).constraint("\n".join([*start, *rules]) + "\n", where)
 
 
-def _response_form(given: Mapping[str, Any] | None) -> str | None:
+def form_of_response(given: Mapping[str, Any] | None) -> str | None:
+    """What `response_format` asks for, as the right side of a rule. Raises InvalidArgumentError."""
     if given is None:
         return None
     kind = given.get("type") if isinstance(given, Mapping) else None
@@ -97,32 +99,34 @@ def _response_form(given: Mapping[str, Any] | None) -> str | None:
 def _call_rules(
     model: "Model", tools: Sequence[Tool], tool_format: str, reasoning: str, many: bool, auto: bool
 ) -> list[str] | None:
-    """The rule `body` for calls of `tools`; None where nothing is to be held (auto, and a call cannot be told from text)."""
+    """The rule `body` for calls of `tools`; None where nothing is to be held (auto, and calls do not show at once)."""
     tokenizer = model.tokenizer
+    literal = _literals(tokenizer)
     if is_harmony(tokenizer, tool_format, reasoning):
-        if auto:
-            return None
-        from edgert.structured.families.harmony import SYNTAX
-
-        return call_rules(SYNTAX, tools, _literals(tokenizer), many=False)
+        return None if auto else call_rules(SYNTAX, tools, literal, many=False)
     written = call_format(tokenizer, tool_format)
     if written is None:
         raise UnsupportedError("tool_choice: calls are turned off (tool_format none)")
-    if auto and written.bare:
-        return None
-    rules = call_rules(written.syntax, tools, _literals(tokenizer), many=many)
     if not auto:
-        return rules
-    # Text, until a call begins.
-    begin = (written.syntax.open or written.syntax.before).partition("\n")[0]
-    trigger = written.begins[0]
-    if not begin.startswith(trigger):
+        return call_rules(written.syntax, tools, literal, many=many)
+    if written.bare:
         return None
-    rules[0] = rules[0].replace("body:", "calls:", 1)
-    special = tokenizer.special_tokens()
-    if trigger in special:
-        return [f"body: free calls? \nfree: {_ANY_TEXT}", *rules]
-    return None
+    # Text is free until a call begins, and after it.
+    trigger = written.begins[0]
+    text = f"free: {_ANY_TEXT}"
+    if trigger in tokenizer.special_tokens():
+        told = f"told: free {literal(trigger)}"
+    else:
+        told = f"told[suffix={quoted(trigger)}]: {_ANY_TEXT}"
+    rest = call_rules(begun(written.syntax, trigger), tools, literal, many=many and bool(written.syntax.open))
+    repeat = "*" if many else "?"
+    return [
+        f"body: (told called){repeat} free",
+        text,
+        told,
+        rest[0].replace("body:", "called:", 1),
+        *rest[1:],
+    ]
 
 
 def _literals(tokenizer: "Tokenizer") -> Literal:
@@ -151,8 +155,6 @@ def _after_reasoning(
 ) -> list[str]:
     """The rule `start`: reasoning, if the model has it, then `body`."""
     if is_harmony(tokenizer, tool_format, reasoning):
-        from edgert.structured.families.harmony import start_rules
-
         return start_rules(literal)
     tags = reasoning_tags(tokenizer, reasoning)
     if tags is None or prompt.rstrip().endswith(tags[1]):

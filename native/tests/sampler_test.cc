@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <vector>
 
@@ -119,7 +120,7 @@ TEST_CASE("a mask bars tokens whatever their logits and biases, and logprobs sta
   logits[69] = 1;
   SamplerOptions o;
   o.logprobs = 1;
-  o.logit_bias = {{3, 1000.0F}, {40, std::numeric_limits<float>::infinity()}};
+  o.logit_bias = {{3, 1000.0F}, {40, 2000.0F}, {41, -std::numeric_limits<float>::infinity()}};
   o.repetition_penalty = 2;
   for (const float temperature : {0.0F, 1.0F}) {
     o.temperature = temperature;
@@ -163,4 +164,30 @@ TEST_CASE("a mask that allows nothing, or is of another vocabulary, is refused")
   CHECK(contains(error_of(ErrorKind::invalid_argument, [&] { sampler.check(35, "row 2"); }), "row 2: mask"));
   CHECK(contains(error_of(ErrorKind::invalid_argument, [&] { sampler.check(65, "row 2"); }), "allowed 3"));
   CHECK(contains(error_of(ErrorKind::invalid_argument, [&] { sampler.check(32, "row 2"); }), "allowed 1"));
+}
+
+TEST_CASE("top-p keeps the likeliest of many, and reaches all of them") {
+  std::vector<float> logits;
+  for (int i = 0; i < 5000; ++i) logits.push_back(static_cast<float>(i * 7919 % 5000) * 0.0005F);
+  std::vector<float> falling = logits;
+  std::sort(falling.begin(), falling.end(), std::greater<>());
+  double total = 0;
+  for (const float x : falling) total += std::exp(static_cast<double>(x));
+  SamplerOptions o;
+  o.temperature = 1;
+  for (const float top_p : {0.3F, 1.0F}) {
+    double kept = 0;
+    std::size_t count = 0;
+    while (count < falling.size() && kept < static_cast<double>(top_p) * total) {
+      kept += std::exp(static_cast<double>(falling[count++]));
+    }
+    o.top_p = top_p;
+    const Sampler sampler(o);
+    float lowest = falling[0];
+    for (int p = 0; p < 2000; ++p) {
+      lowest = std::min(lowest, logits[static_cast<std::size_t>(sample(sampler, logits, p).token)]);
+    }
+    CHECK(lowest >= falling[count - 1]);
+    CHECK(lowest <= falling[count - count / 50]);
+  }
 }

@@ -184,11 +184,16 @@ TEST_CASE("a refinement that the reader does not take leaves the base as it was"
   CHECK(f.take(2, true).bytes == base.bytes);
 }
 
-TEST_CASE("while experts are patched as they come in, they are whole") {
+TEST_CASE("the page-in hook sees experts that are whole, and no base") {
   Fixture f(3);
   std::size_t patched = 0;
-  f.store.set_page_in_hook([&](int, int, std::span<std::byte> bytes) { patched = bytes.size(); });
-  CHECK_FALSE(f.take(2, true).base);
+  f.store.set_page_in_hook([&](const ExpertStore::Expert&, std::span<std::byte> bytes) {
+    patched = bytes.size();
+    return nullptr;
+  });
+  CHECK(f.take(2, true).base);
+  CHECK(patched == 0);
+  CHECK_FALSE(f.take(2, false).base);
   CHECK(patched == f.layout.whole.bytes);
 }
 

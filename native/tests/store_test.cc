@@ -154,14 +154,18 @@ TEST_CASE("experts of different formats are charged what they weigh") {
 
 TEST_CASE("the page-in hook sees an expert before it is published") {
   Fixture f(2);
-  f.store.set_page_in_hook([](int layer, int expert, std::span<std::byte> bytes) {
-    CHECK(layer == 1);
-    CHECK(expert == 5);
+  const auto change = std::make_shared<int>(7);
+  f.store.set_page_in_hook([&](const ExpertStore::Expert& expert, std::span<std::byte> bytes) {
+    CHECK(expert.layer == 1);
+    CHECK(expert.expert == 5);
     bytes[0] = std::byte{42};
+    return change;
   });
   const auto request = f.store.acquire(1, std::vector{5}, f.cancelled);
   f.reader.complete_all();
-  CHECK(request->next()->data()[0] == std::byte{42});
+  const auto lease = request->next();
+  CHECK(lease->data()[0] == std::byte{42});
+  CHECK(lease->change() == change);
 }
 
 TEST_CASE("a read that another request began and that failed is tried again, not inherited") {

@@ -7,6 +7,7 @@
 #include <map>
 #include <utility>
 
+#include "adapters/patch.h"
 #include "bundle/xxhash.h"
 #include "platform/error.h"
 
@@ -82,6 +83,10 @@ void check(const AdapterSource& source, Targets::Shape shape) {
     fail(source, "B: " + sizes(source.b.size() / element, source.rank * shape.rows));
   if (source.rows.size() != source.values.size() || source.cols.size() != source.values.size())
     fail(source, "as many rows and columns as values are needed");
+  if (!source.remainders.empty() && source.remainders.size() != source.values.size())
+    fail(source, "as many remainders as values are needed");
+  if (!source.values.empty() && shape.cols > kMostPatchCols)
+    fail(source, "its matrix is too wide for sparse values");
   for (std::size_t i = 0; i < source.values.size(); ++i) {
     const bool inside = source.rows[i] >= 0 && static_cast<std::size_t>(source.rows[i]) < shape.rows &&
                         source.cols[i] >= 0 && static_cast<std::size_t>(source.cols[i]) < shape.cols;
@@ -133,24 +138,32 @@ const std::byte* pack(const AdapterSource& source, std::span<const std::byte> ra
   return packed;
 }
 
-// The sparse values by rows, columns ascending.
-void fill_sparse(const AdapterSource& source, std::size_t rows, std::uint32_t* first, std::uint32_t* cols,
-                 float* values) {
-  std::vector<std::size_t> order(source.values.size());
-  for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
-  const auto place = [&](std::size_t i) { return std::pair(source.rows[i], source.cols[i]); };
-  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return place(a) < place(b); });
+// Where each sparse value lies: its tile, then its place there.
+std::uint64_t place_of(const AdapterSource& source, std::size_t i) {
+  const auto row = static_cast<std::uint64_t>(source.rows[i]),
+             col = static_cast<std::uint64_t>(source.cols[i]);
+  return row / kTileRows << 32 | (kTileRows * col + row % kTileRows);
+}
+
+// Fills what `part` points to.
+void fill_sparse(const AdapterSource& source, std::size_t tiles, std::uint32_t* first, std::uint32_t* places,
+                 float* values, std::int8_t* remainders) {
+  std::vector<std::pair<std::uint64_t, std::uint32_t>> order(source.values.size());
+  for (std::size_t i = 0; i < order.size(); ++i)
+    order[i] = {place_of(source, i), static_cast<std::uint32_t>(i)};
+  if (!std::is_sorted(order.begin(), order.end())) std::sort(order.begin(), order.end());
   for (std::size_t n = 0; n < order.size(); ++n) {
-    const std::size_t i = order[n];
-    if (n > 0 && place(order[n - 1]) == place(i)) {
+    const auto [place, i] = order[n];
+    if (n > 0 && order[n - 1].first == place) {
       fail(source, "two values stand at [" + std::to_string(source.rows[i]) + ", " +
                        std::to_string(source.cols[i]) + "]");
     }
-    ++first[source.rows[i] + 1];
-    cols[n] = static_cast<std::uint32_t>(source.cols[i]);
+    ++first[(place >> 32) + 1];
+    places[n] = static_cast<std::uint32_t>(place);
     values[n] = source.values[i];
+    if (remainders != nullptr) remainders[n] = source.remainders[i];
   }
-  for (std::size_t row = 0; row < rows; ++row) first[row + 1] += first[row];
+  for (std::size_t tile = 0; tile < tiles; ++tile) first[tile + 1] += first[tile];
 }
 
 Adapter::Part lay_out(const AdapterSource& source, Targets::Shape shape, Room& room, bool counting) {
@@ -171,12 +184,15 @@ Adapter::Part lay_out(const AdapterSource& source, Targets::Shape shape, Room& r
     part.b = pack(source, source.b, shape.rows, source.rank, room, counting);
   }
   if (!source.values.empty()) {
-    auto* first = room.take<std::uint32_t>(shape.rows + 1);
-    auto* cols = room.take<std::uint32_t>(source.values.size());
+    const std::size_t tiles = (shape.rows + kTileRows - 1) / kTileRows;
+    auto* first = room.take<std::uint32_t>(tiles + 1);
+    auto* places = room.take<std::uint32_t>(source.values.size());
     auto* values = room.take<float>(source.values.size());
-    if (!counting) fill_sparse(source, shape.rows, first, cols, values);
+    auto* remainders = source.remainders.empty() ? nullptr : room.take<std::int8_t>(source.remainders.size());
+    if (!counting) fill_sparse(source, tiles, first, places, values, remainders);
     part.first = first;
-    part.cols_of = cols;
+    part.places = places;
+    part.remainders = remainders;
     part.values = values;
   }
   part.gain = floats(source.gain);
@@ -211,6 +227,7 @@ std::uint64_t fingerprint_of(const AdapterSource& source) {
   add(std::as_bytes(source.rows));
   add(std::as_bytes(source.cols));
   add(std::as_bytes(source.values));
+  add(std::as_bytes(source.remainders));
   add(std::as_bytes(source.gain));
   add(std::as_bytes(source.shift));
   add(source.weights);

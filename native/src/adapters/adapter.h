@@ -34,6 +34,9 @@ struct AdapterSource {
   std::span<const std::int32_t> rows;  // of the sparse values, in any order
   std::span<const std::int32_t> cols;
   std::span<const float> values;
+  // What the codes of the weights there lack of the floats they were made of, in steps of 1/200 of a code
+  // (quant/pack.h); empty where nobody knows. Patches need them.
+  std::span<const std::int8_t> remainders;
   std::span<const float> gain;                // [rows], 0 changes nothing
   bool gain_spares_bias = false;              // y is taken without the bias
   std::span<const float> shift;               // [rows]; of a norm [cols]
@@ -51,10 +54,12 @@ class Adapter : public std::enable_shared_from_this<Adapter> {
     float factor_scale = 1;
     const std::byte* a = nullptr;
     const std::byte* b = nullptr;
-    const std::uint32_t* first = nullptr;  // [rows + 1], of a row's sparse values; null: none
-    const std::uint32_t* cols_of = nullptr;
+    // Sparse values, tile after tile (of kTileRows rows), by column and then by row: as packed codes lie.
+    const std::uint32_t* first = nullptr;   // [tiles + 1], of a tile's; null: none
+    const std::uint32_t* places = nullptr;  // in their tile: kTileRows * column + row
     const float* values = nullptr;
-    const float* gain = nullptr;  // null: none
+    const std::int8_t* remainders = nullptr;  // null: unknown
+    const float* gain = nullptr;              // null: none
     bool gain_spares_bias = false;
     const float* shift = nullptr;               // null: none
     const std::byte* weights = nullptr;         // null: none

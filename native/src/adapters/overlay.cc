@@ -4,6 +4,7 @@
 #include <bit>
 #include <utility>
 
+#include "adapters/patch_set.h"
 #include "bundle/xxhash.h"
 
 namespace edgert {
@@ -52,6 +53,10 @@ std::uint64_t AdapterMix::fingerprint() const {
   std::sort(order.begin(), order.end(),
             [](const Entry* a, const Entry* b) { return a->adapter->order() < b->adapter->order(); });
   Xxh64 hash;
+  if (patch != nullptr) {
+    const std::uint64_t patched[] = {patch->covered(), patch->left()};
+    hash.update(std::as_bytes(std::span(patched)));
+  }
   for (const Entry* entry : order) {
     const std::uint64_t one[] = {entry->adapter->fingerprint(), std::bit_cast<std::uint32_t>(entry->scale)};
     hash.update(std::as_bytes(std::span(one)));
@@ -91,6 +96,7 @@ void Overlay::trim() {
 
 void Overlay::begin(std::span<const AdapterMix* const> rows) {
   active_.clear();
+  patch_ = rows.empty() || rows[0] == nullptr ? nullptr : rows[0]->patch.get();
   for (std::size_t row = 0; row < rows.size(); ++row) {
     if (rows[row] == nullptr) continue;
     for (const AdapterMix::Entry& entry : rows[row]->entries) {
@@ -151,15 +157,21 @@ Overlay::Rows Overlay::rows_of(const Product& product, const Active& active) {
 void Overlay::add_task(const Product& product, const Active& active) {
   const Adapter::Part* part = active.adapter->part(product.target);
   if (part == nullptr) return;
+  const bool sparse = part->first != nullptr && (patch_ == nullptr || !patch_->covers(product.target));
+  if (part->rank == 0 && part->gain == nullptr && part->shift == nullptr && part->weights == nullptr &&
+      !sparse)
+    return;
   const bool every = product.gather == nullptr && product.batch_rows == nullptr;
   Task task;
   static_cast<Rows&>(task) = every ? active.own : rows_of(product, active);
   if (task.count == 0) return;
   task.product = &product;
   task.part = part;
+  task.sparse = sparse;
   task.inner = inner_ + used_inner_;
   tasks_.push_back(task);
-  work_ += task.count * (part->rows * (1 + part->rank) + part->weight_count * part->cols);
+  work_ += task.count * (part->rows * (1 + part->rank) + part->weight_count * part->cols +
+                         (sparse ? part->first[tiles(part->rows)] : 0));
   if (part->rank == 0) return;
   MatMul& a = all_.emplace_back();
   a.format = part->format;
@@ -292,16 +304,18 @@ void Overlay::low_rank(const Task& task, Block block, float* space, const Kernel
 
 void Overlay::sparse(const Task& task, Block block) const {
   const Adapter::Part& part = *task.part;
-  if (part.first == nullptr) return;
+  if (!task.sparse) return;
   const Product& p = *task.product;
   for (std::size_t i = 0; i < task.count; ++i) {
     const float* x = p.x + static_cast<std::size_t>(task.inputs[i]) * p.x_stride;
     float* y = p.y + static_cast<std::size_t>(task.rows[i]) * p.y_stride;
-    for (std::size_t r = block.begin; r < block.end; ++r) {
-      float sum = 0;
-      for (std::uint32_t n = part.first[r]; n < part.first[r + 1]; ++n)
-        sum += part.values[n] * x[part.cols_of[n]];
-      y[r] += task.scales[i] * sum;
+    for (std::size_t row = block.begin; row < block.end; row += kTile) {
+      const std::size_t tile = row / kTile;
+      float sums[kTile] = {};  // each of its row's values in the order of their columns
+      for (std::uint32_t n = part.first[tile]; n < part.first[tile + 1]; ++n)
+        sums[part.places[n] % kTile] += part.values[n] * x[part.places[n] / kTile];
+      for (std::size_t r = row; r < std::min(block.end, row + kTile); ++r)
+        y[r] += task.scales[i] * sums[r - row];
     }
   }
 }

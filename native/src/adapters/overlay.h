@@ -26,13 +26,17 @@ struct Product : MatMul {
   const std::int32_t* batch_rows = nullptr;  // of its rows; null: those of `gather`, or the row itself
 };
 
+class PatchSet;
+
 // The adapters of a sequence, each with its scale.
 struct AdapterMix {
   struct Entry {
     std::shared_ptr<const Adapter> adapter;
     float scale = 1;
   };
-  std::vector<Entry> entries;               // of a sequence: by Adapter::order()
+  std::vector<Entry> entries;  // of a sequence: by Adapter::order()
+  // Of the same entries: weights carry the sparse values that it covers.
+  std::shared_ptr<PatchSet> patch = nullptr;
   std::vector<std::int32_t> soft_prompt{};  // tokens past the vocabulary that the sequence begins with
   std::size_t rank() const noexcept;        // of all, where each is largest
   // Adds what its adapters change of a row of a table to `out`, `space` being as long.
@@ -54,7 +58,8 @@ class Overlay {
   // Gives the room back if no mix that it was made for lives. Not during a step.
   void trim();
 
-  // The mix of each row of the step that begins; null for none. REQUIRES reserve() of each.
+  // The mix of each row of the step that begins; null for none. REQUIRES reserve() of each, and one patch of
+  // them all.
   void begin(std::span<const AdapterMix* const> rows);
 
   // False where no row's adapter changes any of these; else all() is to be computed in their place, and add()
@@ -78,6 +83,7 @@ class Overlay {
   struct Task : Rows {
     const Product* product = nullptr;
     const Adapter::Part* part = nullptr;
+    bool sparse = false;           // its sparse values are added
     const float* inner = nullptr;  // A x, [count][rank]
   };
   struct Unit {  // the tasks of one product
@@ -115,6 +121,7 @@ class Overlay {
   std::size_t work_ = 0;  // multiply-adds of add()
 
   std::vector<Active> active_;
+  const PatchSet* patch_ = nullptr;
   std::vector<MatMul> all_;
   std::vector<Task> tasks_;
   std::vector<Unit> units_;

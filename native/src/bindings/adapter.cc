@@ -5,7 +5,9 @@
 
 #include <deque>
 #include <memory>
+#include <optional>
 
+#include "adapters/patch_set.h"
 #include "bindings/bindings.h"
 #include "bindings/buffer.h"
 #include "engine/model.h"
@@ -35,6 +37,7 @@ AdapterSource source_of(const py::dict& part, std::deque<BorrowedBuffer>& lent) 
   source.rows = numbers("rows", std::int32_t{});
   source.cols = numbers("cols", std::int32_t{});
   source.values = numbers("values", float{});
+  source.remainders = numbers("remainders", std::int8_t{});
   source.gain = numbers("gain", float{});
   source.shift = numbers("shift", float{});
   source.weights = bytes("weights");
@@ -42,6 +45,59 @@ AdapterSource source_of(const py::dict& part, std::deque<BorrowedBuffer>& lent) 
   if (part.contains("scale")) source.factor_scale = part["scale"].cast<float>();
   if (part.contains("gain_spares_bias")) source.gain_spares_bias = part["gain_spares_bias"].cast<bool>();
   return source;
+}
+
+py::dict describe(const PatchCounts& counts) {
+  py::dict out;
+  out["values"] = counts.values;
+  out["unchanged"] = counts.unchanged;
+  out["clamped"] = counts.clamped;
+  out["intended"] = counts.intended;
+  out["error"] = counts.error;
+  out["apart"] = counts.apart;
+  out["beside"] = counts.beside;
+  out["fidelity"] = counts.fidelity();
+  out["loss"] = counts.loss();
+  return out;
+}
+
+// What Python lends of a delta of one packed matrix.
+struct LentDelta {
+  LentDelta(const py::object& packed_, const py::object& rows_, const py::object& cols_,
+            const py::object& values_, const py::object& remainders_)
+      : packed(packed_, "packed"), rows(rows_, "rows"), cols(cols_, "cols"), values(values_, "values") {
+    if (!remainders_.is_none()) remainders.emplace(remainders_, "remainders");
+  }
+  MatrixDelta delta() const {
+    MatrixDelta out{rows.as<const std::int32_t>(), cols.as<const std::int32_t>(), values.as<const float>()};
+    if (remainders) out.remainders = remainders->as<const std::int8_t>();
+    return out;
+  }
+  BorrowedBuffer packed, rows, cols, values;
+  std::optional<BorrowedBuffer> remainders;
+};
+
+py::dict count(const std::string& name, const py::object& packed, std::pair<std::size_t, std::size_t> shape,
+               const py::object& rows, const py::object& cols, const py::object& values,
+               const py::object& remainders) {
+  const LentDelta lent(packed, rows, cols, values, remainders);
+  const auto counted = [&] {
+    const py::gil_scoped_release released;
+    return count_patch(format(name), lent.packed.bytes(), shape.first, shape.second, lent.delta());
+  };
+  return describe(counted());
+}
+
+py::bytes remainders(const std::string& name, const py::object& packed,
+                     std::pair<std::size_t, std::size_t> shape, const py::object& rows,
+                     const py::object& cols, const py::object& floats) {
+  const LentDelta lent(packed, rows, cols, floats, py::none());
+  const auto found = [&] {
+    const py::gil_scoped_release released;
+    return matrix_remainders(format(name), lent.packed.bytes(), shape.first, shape.second, lent.delta());
+  };
+  const auto steps = found();
+  return {reinterpret_cast<const char*>(steps.data()), steps.size()};
 }
 
 }  // namespace
@@ -70,6 +126,15 @@ void bind_adapter(py::module_& module) {
       .def_property_readonly("fingerprint", &Adapter::fingerprint)
       .def_property_readonly("in_use", &Adapter::in_use)
       .def_property_readonly("bytes", &Adapter::bytes);
+  py::class_<PatchSet, std::shared_ptr<PatchSet>>(module, "Patches")
+      .def_property_readonly("bytes", &PatchSet::bytes)
+      .def_property_readonly("covered", &PatchSet::covered)
+      .def_property_readonly("left", &PatchSet::left)
+      .def("counts", [](const PatchSet& set) { return describe(set.counts()); });
+  module.def("count_patch", &count, py::arg("format"), py::arg("packed"), py::arg("shape"), py::arg("rows"),
+             py::arg("cols"), py::arg("values"), py::arg("remainders"));
+  module.def("remainders", &remainders, py::arg("format"), py::arg("packed"), py::arg("shape"),
+             py::arg("rows"), py::arg("cols"), py::arg("floats"));
 }
 
 }  // namespace edgert

@@ -42,6 +42,9 @@ void bind_runtime(py::module_& module) {
            py::arg("memory_bytes") = 0, py::kw_only(), py::arg("threads") = 0, py::arg("io_threads") = 4,
            py::arg("io_backend") = "auto", py::arg("direct_io") = "auto", py::arg("isa") = "")
       .def_property_readonly("budget_bytes", [](const Runtime& r) { return r.budget()->limit_bytes(); })
+      .def_property(
+          "active_threads", [](Runtime& r) { return r.pool().active(); }, &Runtime::set_active_threads)
+      .def_property("io_depth", &Runtime::io_depth, &Runtime::set_io_depth)
       .def_property_readonly("used_bytes", [](const Runtime& r) { return r.budget()->used_bytes(); })
       .def_property_readonly("peak_bytes", [](const Runtime& r) { return r.budget()->peak_bytes(); })
       .def_property_readonly("threads", [](Runtime& r) { return r.pool().threads(); })

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <map>
 
+#include "adapters/patch_set.h"
 #include "bindings/bindings.h"
 #include "engine/sampler.h"
 #include "platform/error.h"
@@ -69,8 +70,8 @@ LossyModes lossy_modes(const std::map<std::string, double>& shares) {
 std::shared_ptr<Model> load(std::shared_ptr<Runtime> runtime, const std::string& path, std::int64_t context,
                             int parallel, int chunk, const std::string& kv_format,
                             const std::string& eviction_word, const std::string& prefetch_word,
-                            std::uint64_t adapter_bytes, const std::string& moments_word,
-                            const std::map<std::string, double>& shares) {
+                            std::uint64_t adapter_bytes, std::uint64_t expert_bytes,
+                            const std::string& moments_word, const std::map<std::string, double>& shares) {
   const ModelOptions options{context,
                              parallel,
                              chunk,
@@ -79,7 +80,8 @@ std::shared_ptr<Model> load(std::shared_ptr<Runtime> runtime, const std::string&
                              prediction(prefetch_word),
                              moments(moments_word),
                              lossy_modes(shares),
-                             adapter_bytes};
+                             adapter_bytes,
+                             expert_bytes};
   const py::gil_scoped_release released;
   return std::make_shared<Model>(std::move(runtime), path, options, Interrupts());
 }
@@ -138,10 +140,18 @@ py::dict plan_weights(Runtime& runtime, const std::string& name, const std::stri
                               runtime.pool().threads(), options));
 }
 
-std::shared_ptr<KvSequence> sequence(Model& model, const Mix& adapters, const Tokens& prompt) {
+std::shared_ptr<KvSequence> sequence(Model& model, const Mix& adapters, const Tokens& prompt,
+                                     std::shared_ptr<PatchSet> patches) {
   AdapterMix mix = mix_of(adapters);
+  mix.patch = std::move(patches);
   const py::gil_scoped_release released;
   return model.sequence(std::move(mix), prompt);
+}
+
+std::shared_ptr<PatchSet> patches(Model& model, const Mix& adapters) {
+  const AdapterMix mix = mix_of(adapters);
+  const py::gil_scoped_release released;
+  return model.patches(mix);
 }
 
 std::vector<std::optional<Sample>> step(Model& model, const std::vector<Row>& rows) {
@@ -273,7 +283,8 @@ void bind_model(py::module_& module) {
            py::arg("parallel") = 1, py::arg("chunk") = 0, py::arg("kv_format") = "auto",
            py::arg("eviction") = std::string(kEvictions[0]),
            py::arg("prefetch") = std::string(kPredictions[0]), py::arg("adapter_memory") = 0,
-           py::arg("moments") = "none", py::arg("lossy") = std::map<std::string, double>())
+           py::arg("expert_memory") = 0, py::arg("moments") = "none",
+           py::arg("lossy") = std::map<std::string, double>())
       .def_property_readonly("context", [](const Model& m) { return m.plan().context; })
       .def_property_readonly("chunk", [](const Model& m) { return m.plan().chunk; })
       .def_property_readonly("kv_format", [](const Model& m) { return name(m.plan().kv_type); })
@@ -292,12 +303,17 @@ void bind_model(py::module_& module) {
           },
           py::arg("name"))
       .def("trim_adapters", &Model::trim_adapters, py::call_guard<py::gil_scoped_release>())
-      .def("sequence", &sequence, py::arg("adapters") = Mix{}, py::arg("prompt") = Tokens{})
+      .def("sequence", &sequence, py::arg("adapters") = Mix{}, py::arg("prompt") = Tokens{},
+           py::arg("patches") = py::none())
       .def("forget_prefixes", &Model::forget_prefixes)
       .def_property_readonly("state_fingerprint", &Model::state_fingerprint)
       .def_property_readonly("kv_block_bytes", [](const Model& m) { return m.kv().layout().block_bytes; })
       .def_property_readonly("state_bytes",
                              [](const Model& m) { return m.kv().state_layout().floats * sizeof(float); })
+      .def("patches", &patches, py::arg("adapters"))
+      .def("use_patches", &Model::use, py::arg("patches"), py::call_guard<py::gil_scoped_release>())
+      .def("remove_patches", &Model::remove, py::arg("patches"), py::call_guard<py::gil_scoped_release>())
+      .def("check_weights", &Model::check_weights, py::call_guard<py::gil_scoped_release>())
       .def("step", &step, py::arg("rows"))
       .def("logits", &logits, py::arg("sequence"), py::arg("tokens"))
       .def("cancel", &Model::cancel)
@@ -308,6 +324,13 @@ void bind_model(py::module_& module) {
           "set_lossy",
           [](Model& m, const std::map<std::string, double>& shares) { m.set_lossy(lossy_modes(shares)); },
           py::arg("shares"), py::call_guard<py::gil_scoped_release>())
+      .def("set_memory", &Model::set_memory, py::arg("bytes"), py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("least_expert_bytes", &Model::least_expert_bytes)
+      .def("set_expert_memory", &Model::set_expert_bytes, py::arg("bytes"),
+           py::call_guard<py::gil_scoped_release>())
+      .def_property("prefetch_depth", &Model::prefetch_depth, &Model::set_prefetch_depth)
+      .def_property("token_interval_ms", &Model::token_interval_ms, &Model::set_token_interval_ms)
+      .def("step_times", &Model::step_times, py::arg("since") = 0)
       .def("force_preload", &Model::force_preload, py::arg("on"))
       .def("last_experts", &Model::last_experts, py::call_guard<py::gil_scoped_release>())
       .def("observed", &observed)

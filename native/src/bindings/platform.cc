@@ -5,6 +5,7 @@
 #include "bindings/bindings.h"
 #include "control/knobs.h"
 #include "kernels/kernels.h"
+#include "platform/cgroup.h"
 #include "platform/cpu.h"
 #include "platform/memory.h"
 
@@ -31,9 +32,21 @@ py::dict describe(const Knob& knob) {
 }  // namespace
 
 void bind_platform(py::module_& module) {
-  module.def("available_memory_bytes", [] { return available_memory_bytes(); });
+  module.def(
+      "available_memory_bytes", [](const std::string& root) { return available_memory_bytes(root); },
+      py::arg("root") = "/");
+  module.def(
+      "cgroup_directories",
+      [](const std::string& controller, const std::string& root) {
+        std::vector<std::pair<int, std::string>> rows;
+        for (const auto& [version, path] : cgroup_directories(controller, root))
+          rows.emplace_back(version, path.string());
+        return rows;
+      },
+      py::arg("controller"), py::arg("root") = "/");
   module.def("anonymous_resident_bytes", &anonymous_resident_bytes);
-  module.def("usable_cores", [] { return usable_cores(); });
+  module.def(
+      "usable_cores", [](const std::string& root) { return usable_cores(root); }, py::arg("root") = "/");
   module.def("cpu_name", &cpu_name);
   module.def("cpu_features", [] {
     const CpuFeatures& features = cpu_features();

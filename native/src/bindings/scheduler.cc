@@ -3,6 +3,7 @@
 
 #include <pybind11/stl.h>
 
+#include "adapters/patch_set.h"
 #include "bindings/bindings.h"
 #include "platform/error.h"
 
@@ -13,9 +14,11 @@ namespace {
 
 std::optional<std::uint64_t> submit(Scheduler& scheduler, const Mix& adapters,
                                     std::vector<std::int32_t> prompt, std::shared_ptr<Sampler> sampler,
-                                    std::int64_t max_tokens, std::vector<std::int32_t> ends, bool paced) {
+                                    std::int64_t max_tokens, std::vector<std::int32_t> ends, bool paced,
+                                    std::shared_ptr<PatchSet> patches) {
   Request request{mix_of(adapters), std::move(prompt), std::move(sampler),
                   max_tokens,       std::move(ends),   paced};
+  request.mix.patch = std::move(patches);
   const py::gil_scoped_release released;
   return scheduler.submit(std::move(request));
 }
@@ -66,7 +69,7 @@ void bind_scheduler(py::module_& module) {
            }),
            py::arg("model"), py::kw_only(), py::arg("queue"))
       .def("submit", &submit, py::kw_only(), py::arg("adapters"), py::arg("prompt"), py::arg("sampler"),
-           py::arg("max_tokens"), py::arg("ends"), py::arg("paced") = false)
+           py::arg("max_tokens"), py::arg("ends"), py::arg("paced") = false, py::arg("patches") = py::none())
       .def("cancel", &Scheduler::cancel, py::arg("request"))
       .def("proceed", &Scheduler::proceed, py::arg("request"))
       .def("events", &Scheduler::events, py::call_guard<py::gil_scoped_release>())

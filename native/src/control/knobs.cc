@@ -21,12 +21,14 @@ constexpr auto kMaxBytes = std::numeric_limits<std::int64_t>::max();
 constexpr std::int64_t kMaxContext = std::numeric_limits<std::int32_t>::max();
 
 constexpr Knob kKnobs[] = {
-    {"memory", KnobKind::bytes, "auto", 1, kMaxBytes, kAuto, "bytes", false,
+    {"memory", KnobKind::bytes, "auto", 1, kMaxBytes, kAuto, "bytes", true,
      "Bound on all memory of the engine: weights, expert slots, KV cache, scratch. auto: what the machine "
      "and its "
      "cgroup have free, less a margin."},
-    {"threads", KnobKind::integer, "auto", 1, 1024, kAuto, "threads", false,
-     "Threads that compute. auto: the cores that this process may use."},
+    {"threads", KnobKind::integer, "auto", 1, 1024, kAuto, "threads", true,
+     "Threads that compute. auto: the cores that this process may use. While a model runs: at most those."},
+    {"expert_memory", KnobKind::bytes, "auto", 1, kMaxBytes, kAuto, "bytes", true,
+     "Memory for expert slots, at most. auto: what `memory` leaves."},
     {"context", KnobKind::integer, "auto", 1, kMaxContext, kAuto, "tokens", false,
      "Longest sequence, prompt and answer together. auto: the model's own, at most 8192."},
     {"parallel",
@@ -53,8 +55,28 @@ constexpr Knob kKnobs[] = {
      256,
      {},
      "threads",
-     false,
-     "Reads of experts from storage that are in flight at once; with pread, each takes a thread."},
+     true,
+     "Reads of experts from storage that are in flight at once; with pread, each takes a thread. While a "
+     "model "
+     "runs: at most those."},
+    {"prefetch_depth",
+     KnobKind::integer,
+     2,
+     0,
+     64,
+     {},
+     "reads",
+     true,
+     "Reads of experts ahead of need that are in flight at once; 0: none. Changes no output."},
+    {"token_interval_ms",
+     KnobKind::number,
+     0,
+     0,
+     60000,
+     {},
+     "ms",
+     true,
+     "Least time from one token to the next, to save power; 0: as fast as it goes."},
     {"io_backend", KnobKind::choice, "auto", 0, 0, kIoBackends, "", false,
      "How storage is read. auto: what `edgert devices probe` found faster; unmeasured, pread, "
      "which costs less of the processor at the same speed."},

@@ -50,19 +50,26 @@ Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path
       weights_(bundle_, recipe_, runtime_->budget(), runtime_->reader(), poll),
       kv_(std::make_shared<KvPool>(recipe_, plan_.kv_type, KvPool::Shape{plan_.context, options.parallel},
                                    runtime_->budget())),
+      patched_(bundle_, recipe_, weights_, store_, runtime_->pool()),
       store_(bundle_, runtime_->budget(), runtime_->reader(), plan_.slots_bytes, eviction_,
              join_of(recipe_, bundle_)),
       prediction_(plan_.resident() ? Prediction::none : options.prefetch, bundle_, recipe_, weights_, store_,
                   runtime_->pool(), runtime_->kernel_table(), runtime_->budget()),
       decoder_(bundle_, recipe_, weights_, store_, *kv_, {runtime_->pool(), runtime_->kernel_table()},
                runtime_->budget(), {plan_.chunk, runtime_->pool().threads(), plan_.context, plan_.kv_type}),
-      sampling_(runtime_->budget(), Sampler::space_bytes(recipe_.vocab_size), "sampling") {
+      sampling_(runtime_->budget(), Sampler::space_bytes(recipe_.vocab_size), "sampling"),
+      fill_(plan_.resident()),
+      step_times_(kStepTimes) {
   if (options.moments != MomentsKind::none) {
     observation_ = std::make_unique<Observation>(recipe_, options.moments,
                                                  Machine{runtime_->pool(), runtime_->kernel_table()},
                                                  runtime_->budget(), plan_.chunk);
     decoder_.observe(observation_.get());
   }
+  store_.set_page_in_hook([this](const ExpertStore::Expert& expert, std::span<std::byte> bytes) {
+    return patched_.page_in(expert, bytes);
+  });
+  decoder_.patch(&patched_);
   set_lossy(options.lossy);
   batch_.reserve(static_cast<std::size_t>(plan_.chunk));
   origins_.reserve(static_cast<std::size_t>(plan_.chunk));
@@ -152,6 +159,28 @@ void Model::check(const AdapterMix& mix) const {
         throw Error(ErrorKind::invalid_argument, name + "stands twice in the mix");
     }
   }
+  if (mix.patch != nullptr && !mix.patch->is_of(mix.entries))
+    throw Error(ErrorKind::invalid_argument, "adapters: the patches are those of others, or of other scales");
+}
+
+std::shared_ptr<PatchSet> Model::patches(const AdapterMix& mix) {
+  check(mix);
+  return with_hint([&] { return patched_.make(mix, runtime_->budget()); });
+}
+
+void Model::use(const std::shared_ptr<PatchSet>& set) {
+  const std::lock_guard lock(step_mutex_);
+  patched_.use(set);
+}
+
+void Model::remove(const std::shared_ptr<PatchSet>& set) {
+  const std::lock_guard lock(step_mutex_);
+  patched_.remove(set);
+}
+
+std::size_t Model::check_weights() {
+  const std::lock_guard lock(step_mutex_);
+  return patched_.check();
 }
 
 void Model::check(std::span<const StepRow> rows) const {
@@ -187,6 +216,8 @@ std::vector<KvSequence::Hold> Model::hold(std::span<const StepRow> rows) const {
 }
 
 void Model::step(std::span<const StepRow> rows, const StepSink& sink, const std::function<void()>& poll) {
+  if (std::ranges::all_of(rows, [](const StepRow& row) { return row.tokens.size() == 1; }))
+    pace_.wait(cancelled_, poll);
   const std::lock_guard lock(step_mutex_);
   check(rows);
   const std::vector<KvSequence::Hold> holds = hold(rows);
@@ -196,7 +227,7 @@ void Model::step(std::span<const StepRow> rows, const StepSink& sink, const std:
     for (const StepRow& row : rows)
       row.sequence->reserve(row.sequence->length() +
                             static_cast<std::int64_t>(first_tokens(row).size() + row.tokens.size()));
-    run_chunks(rows, sink, {cancelled_, poll});
+    run(rows, sink, {cancelled_, poll});
     for (const StepRow& row : rows) row.sequence->settle();
   } catch (...) {
     store_.cancel_prefetch();
@@ -204,7 +235,7 @@ void Model::step(std::span<const StepRow> rows, const StepSink& sink, const std:
     cancelled_.store(false, std::memory_order_relaxed);
     throw;
   }
-  if (plan_.resident() && !std::exchange(filling_, true)) store_.fill();
+  if (fill_.exchange(false)) store_.fill();
 }
 
 std::vector<std::optional<Sample>> Model::sample(std::span<const SampleRow> rows,
@@ -214,7 +245,8 @@ std::vector<std::optional<Sample>> Model::sample(std::span<const SampleRow> rows
   for (const SampleRow& row : rows) {
     if (row.sampler != nullptr) row.sampler->check(recipe_.vocab_size, "row " + std::to_string(spans.size()));
     spans.push_back({row.sequence, row.tokens, row.sampler != nullptr ? Wanted::last : Wanted::none});
-    ends.push_back(row.sequence->length() + static_cast<std::int64_t>(row.tokens.size()));
+    ends.push_back(row.sequence->length() +
+                   static_cast<std::int64_t>(first_tokens(spans.back()).size() + row.tokens.size()));
   }
   std::vector<std::optional<Sample>> samples(rows.size());
   const std::span space(sampling_.as<Candidate>(), static_cast<std::size_t>(recipe_.vocab_size));
@@ -237,16 +269,36 @@ std::vector<std::optional<Sample>> Model::sample(std::span<const SampleRow> rows
 
 // The soft prompt of a sequence that begins, unless its tokens begin with it.
 std::span<const std::int32_t> Model::first_tokens(const StepRow& row) {
-  if (row.sequence->length() > 0 || row.sequence->mix() == nullptr) return {};
+  if (row.tokens.empty() || row.sequence->length() > 0 || row.sequence->mix() == nullptr) return {};
   const std::span<const std::int32_t> prompt = row.sequence->mix()->soft_prompt;
   return !prompt.empty() && row.tokens[0] == prompt[0] ? std::span<const std::int32_t>() : prompt;
 }
 
-void Model::run_chunks(std::span<const StepRow> rows, const StepSink& sink, const StepControl& control) {
+// Rows of one set of patches after those of another; first those whose weights are there.
+void Model::run(std::span<const StepRow> rows, const StepSink& sink, const StepControl& control) {
+  const auto set_of = [](const StepRow& row) {
+    return row.sequence->mix() == nullptr ? nullptr : row.sequence->mix()->patch;
+  };
+  std::vector<std::shared_ptr<PatchSet>> sets;
+  for (const StepRow& row : rows) {
+    auto set = set_of(row);
+    if (std::find(sets.begin(), sets.end(), set) == sets.end()) sets.push_back(std::move(set));
+  }
+  const auto there = std::find(sets.begin(), sets.end(), patched_.current());
+  if (there != sets.end()) std::iter_swap(sets.begin(), there);
+  for (const auto& set : sets) {
+    patched_.use(set);
+    run_chunks(rows, set, sink, control);
+  }
+}
+
+void Model::run_chunks(std::span<const StepRow> rows, const std::shared_ptr<PatchSet>& set,
+                       const StepSink& sink, const StepControl& control) {
   batch_.clear();
   origins_.clear();
   for (std::size_t r = 0; r < rows.size(); ++r) {
     const StepRow& row = rows[r];
+    if ((row.sequence->mix() == nullptr ? nullptr : row.sequence->mix()->patch) != set) continue;
     const auto add = [&](std::int64_t position, std::int32_t token, bool wanted, Origin origin) {
       batch_.push_back({row.sequence, position, token, wanted});
       origins_.push_back(origin);
@@ -282,6 +334,8 @@ void Model::run_batch(std::span<const StepRow> rows, const StepSink& sink, const
     const std::lock_guard lock(statistics_mutex_);
     (decode ? statistics_.decode_tokens : statistics_.prefill_tokens) += batch_.size();
     (decode ? statistics_.decode_s : statistics_.prefill_s) += seconds;
+    if (std::ranges::any_of(rows, [](const StepRow& row) { return row.tokens.size() == 1; }))
+      step_times_[decode_steps_++ % kStepTimes] = static_cast<float>(seconds);
   }
   batch_.clear();
   origins_.clear();
@@ -318,6 +372,45 @@ void Model::set_lossy(const LossyModes& modes) {
 LossyModes Model::lossy() const {
   const std::lock_guard lock(step_mutex_);
   return decoder_.lossy();
+}
+
+void Model::set_memory(std::uint64_t bytes) {
+  Budget& budget = *runtime_->budget();
+  const std::uint64_t used = budget.used_bytes();
+  const std::uint64_t others = used - std::min(used, store_.statistics().capacity_bytes);
+  if (bytes < others + store_.least_bytes()) {
+    throw Error(ErrorKind::budget, "memory: a budget of " + std::to_string(bytes) +
+                                       " bytes is too small; the smallest that works is " +
+                                       std::to_string(others + store_.least_bytes()) + " bytes");
+  }
+  const bool lower = bytes < budget.limit_bytes();
+  if (!lower) budget.set_limit(bytes);
+  set_expert_bytes(bytes - others);
+  if (lower) budget.set_limit(bytes);
+}
+
+void Model::set_expert_bytes(std::uint64_t bytes) {
+  store_.resize(std::min(bytes, plan_.expert_bytes));
+  if (bytes >= plan_.expert_bytes) fill_ = true;
+}
+
+void Model::set_prefetch_depth(int reads) {
+  check_knob("prefetch_depth", reads);
+  store_.set_prefetch_depth(reads);
+}
+
+void Model::set_token_interval_ms(double milliseconds) {
+  check_number("token_interval_ms", milliseconds);
+  pace_.set_interval_ms(milliseconds);
+}
+
+std::pair<std::uint64_t, std::vector<float>> Model::step_times(std::uint64_t since) const {
+  const std::lock_guard lock(statistics_mutex_);
+  const std::uint64_t kept = std::min<std::uint64_t>(decode_steps_, kStepTimes);
+  std::vector<float> times;
+  for (std::uint64_t i = std::max(since, decode_steps_ - kept); i < decode_steps_; ++i)
+    times.push_back(step_times_[i % kStepTimes]);
+  return {decode_steps_, std::move(times)};
 }
 
 void Model::force_preload(std::optional<bool> on) {

@@ -15,10 +15,12 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "adapters/overlay.h"
 #include "bundle/bundle.h"
+#include "engine/pace.h"
 #include "engine/prediction.h"
 #include "engine/runtime.h"
 #include "engine/sampler.h"
@@ -26,6 +28,7 @@
 #include "model/decoder.h"
 #include "model/kv_cache.h"
 #include "model/observation.h"
+#include "model/patched_weights.h"
 #include "model/recipe.h"
 #include "model/weights.h"
 #include "platform/fair_mutex.h"
@@ -42,6 +45,7 @@ struct ModelOptions {
   MomentsKind moments = MomentsKind::none;  // what to measure of the model as it runs
   LossyModes lossy{};
   std::uint64_t adapter_bytes = 0;  // kept for adapters
+  std::uint64_t expert_bytes = 0;   // at most so many for expert slots; 0: what is left
 };
 
 // The budget, divided.
@@ -144,6 +148,18 @@ class Model {
   // Checksum of all that the state of a sequence depends on besides its tokens and adapters.
   std::uint64_t state_fingerprint() const;
 
+  // The patches that a mix makes of the weights, for AdapterMix::patch. Error{invalid_argument} as
+  // sequence(), Error{budget} where they do not fit.
+  std::shared_ptr<PatchSet> patches(const AdapterMix& mix);
+  // Sequences of each set, or of none, get its weights when they run: what is to run next is made ready here,
+  // the dense matrices at once and experts as they are used.
+  void use(const std::shared_ptr<PatchSet>& set);
+  // Takes a set's patches off, so that its memory is free once no sequence has it.
+  void remove(const std::shared_ptr<PatchSet>& set);
+  // Takes every patch off and checks what is resident against the bundle's checksums; how many tensors and
+  // experts those were. Experts that are split are not checked. Error{corrupt} names what differs.
+  std::size_t check_weights();
+
   // Runs the rows' tokens, in chunks where they are many. After an error every sequence stands as it was
   // before the step. `poll` is called every few milliseconds of work and may throw.
   void step(std::span<const StepRow> rows, const StepSink& sink, const std::function<void()>& poll);
@@ -163,6 +179,22 @@ class Model {
   void set_lossy(const LossyModes& modes);
   LossyModes lossy() const;
 
+  // --- knobs that change while steps run; none changes a result ---
+  // The runtime's budget, by way of this model's expert slots. Error{budget} names the least that works.
+  void set_memory(std::uint64_t bytes);
+  // Of expert slots: at most what all experts take. As ExpertStore::resize() otherwise.
+  void set_expert_bytes(std::uint64_t bytes);
+  std::uint64_t least_expert_bytes() const noexcept { return store_.least_bytes(); }
+  void set_prefetch_depth(int reads);
+  int prefetch_depth() const { return store_.prefetch_depth(); }
+  void set_token_interval_ms(double milliseconds);  // of steps in which every row decodes
+  double token_interval_ms() const noexcept { return pace_.interval_ms(); }
+
+  // How long the decode steps took that ended since the `since` first ones: seconds, and how many have ended.
+  // Only the last kStepTimes are kept. A step with any row of one token is one.
+  static constexpr std::size_t kStepTimes = 1024;
+  std::pair<std::uint64_t, std::vector<float>> step_times(std::uint64_t since) const;
+
   // For measurements: reads ahead of need always or never; none: where that is found to pay.
   void force_preload(std::optional<bool> on);
   // The experts that the last step's last token used, by MoE layer.
@@ -181,7 +213,10 @@ class Model {
   void check(const AdapterMix& mix) const;
   void decide_sharing() noexcept;
   std::vector<KvSequence::Hold> hold(std::span<const StepRow> rows) const;
-  void run_chunks(std::span<const StepRow> rows, const StepSink& sink, const StepControl& control);
+  void run(std::span<const StepRow> rows, const StepSink& sink, const StepControl& control);
+  // Of those rows whose weights these are.
+  void run_chunks(std::span<const StepRow> rows, const std::shared_ptr<PatchSet>& set, const StepSink& sink,
+                  const StepControl& control);
   void run_batch(std::span<const StepRow> rows, const StepSink& sink, const StepControl& control);
   struct Origin {
     std::size_t row, token;
@@ -194,6 +229,7 @@ class Model {
   const Eviction eviction_;
   const Weights weights_;
   const std::shared_ptr<KvPool> kv_;
+  PatchedWeights patched_;
   ExpertStore store_;
   ExpertPrediction prediction_;
   Decoder decoder_;
@@ -202,12 +238,15 @@ class Model {
 
   mutable FairMutex step_mutex_;
   std::atomic<bool> cancelled_{false};
-  bool filling_ = false;         // or filled
   bool imposed_ = false;         // the choice of experts
+  std::atomic<bool> fill_;       // the step to come has the rest of the experts read
   std::vector<BatchRow> batch_;  // of the chunk under way
   std::vector<Origin> origins_;  // where each came from
   mutable std::mutex statistics_mutex_;
   ModelStatistics statistics_;
+  std::vector<float> step_times_;  // of decode steps, in a ring
+  std::uint64_t decode_steps_ = 0;
+  Pace pace_;
 };
 
 }  // namespace edgert

@@ -189,6 +189,8 @@ MemoryPlan plan_memory(const WeightSizes& weights, const Recipe& recipe, const R
   }
   plan.scratch_bytes = scratch(plan.chunk);
   plan.slots_bytes = std::min(limit - fixed - plan.scratch_bytes, experts.total);
+  if (options.expert_bytes != 0)
+    plan.slots_bytes = std::min(plan.slots_bytes, std::max(options.expert_bytes, two_slots));
   return plan;
 }
 

@@ -31,11 +31,23 @@ Runtime::Runtime(const RuntimeOptions& options)
       budget_(
           std::make_shared<Budget>(options.memory_bytes != 0 ? options.memory_bytes : automatic_budget())),
       direct_io_(options.direct_io),
+      io_threads_(options.io_threads),
+      io_depth_(options.io_threads),
       process_(getpid()) {
   check_knob("threads", options.threads);
   check_knob("io_threads", options.io_threads);
   pool_ = std::make_unique<ThreadPool>(options.threads != 0 ? options.threads : usable_cores());
   reader_ = make_reader(options.io_backend, options.io_threads);
+}
+
+void Runtime::set_io_depth(int reads) {
+  if (reads < 1 || reads > io_threads_) {
+    throw Error(ErrorKind::invalid_argument, "io_threads: found " + std::to_string(reads) +
+                                                 ", allowed 1 to " + std::to_string(io_threads_) +
+                                                 ", with which it was loaded");
+  }
+  reader_->set_depth(reads);
+  io_depth_ = reads;
 }
 
 Runtime::~Runtime() {

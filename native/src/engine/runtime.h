@@ -4,6 +4,7 @@
 // Ownership: models hold the runtime by shared_ptr; it outlives them.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -33,6 +34,11 @@ class Runtime {
   // Never refused: the model that then finds too little left names the budget that works, this included.
   void reserve(std::uint64_t bytes) { budget_->hold(bytes); }
 
+  // From any thread, at any time; from 1 to what the runtime was made with.
+  void set_active_threads(int threads) { pool_->set_active(threads); }
+  void set_io_depth(int reads);
+  int io_depth() const noexcept { return io_depth_; }
+
   const std::shared_ptr<Budget>& budget() const noexcept { return budget_; }
   ThreadPool& pool() noexcept { return *pool_; }
   Reader& reader() noexcept { return *reader_; }
@@ -45,6 +51,8 @@ class Runtime {
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<Reader> reader_;
   DirectIo direct_io_;
+  const int io_threads_;
+  std::atomic<int> io_depth_;
   const int process_;
 };
 

@@ -39,6 +39,29 @@ bool better(const Candidate& a, const Candidate& b) {
   return a.first > b.first || (a.first == b.first && a.second < b.second);
 }
 
+// Candidates from the best on, put in order as far as somebody looks: a draw seldom looks far.
+class BestFirst {
+ public:
+  explicit BestFirst(std::span<Candidate> candidates) : candidates_(candidates) {}
+  const Candidate& operator[](std::size_t place) {
+    while (place >= ordered_) order_more();
+    return candidates_[place];
+  }
+
+ private:
+  void order_more() {
+    const auto from = candidates_.begin() + static_cast<std::ptrdiff_t>(ordered_);
+    const std::size_t end = std::min(candidates_.size(), std::max<std::size_t>(64, 8 * ordered_));
+    const auto to = candidates_.begin() + static_cast<std::ptrdiff_t>(end);
+    if (to != candidates_.end()) std::nth_element(from, to, candidates_.end(), better);
+    std::sort(from, to, better);
+    ordered_ = end;
+  }
+
+  std::span<Candidate> candidates_;
+  std::size_t ordered_ = 0;
+};
+
 double log_sum_exp(std::span<const float> logits, float maximum) {
   double sum = 0;
   for (const float x : logits) {
@@ -219,21 +242,27 @@ std::int32_t Sampler::draw(std::span<const float> logits, std::int64_t position,
   if (o.top_k > 0 && static_cast<std::size_t>(o.top_k) < passed) {
     std::nth_element(candidates.begin(), candidates.begin() + o.top_k, candidates.end(), better);
     candidates = candidates.first(static_cast<std::size_t>(o.top_k));
+    std::sort(candidates.begin(), candidates.end(), better);  // so that the sum has one order
   }
-  std::sort(candidates.begin(), candidates.end(), better);
   double total = 0;  // top-p is a share of what min-p and top-k left
   for (const auto& [logit, token] : candidates) total += weight(logit);
-  double kept = 0;
-  std::size_t count = 0;
-  while (count < candidates.size() && (count == 0 || kept < static_cast<double>(o.top_p) * total)) {
-    kept += weight(candidates[count++].first);
+
+  BestFirst best(candidates);
+  std::size_t count = candidates.size();
+  double kept = total;
+  if (o.top_p < 1) {
+    kept = 0;
+    count = 0;
+    while (count < candidates.size() && (count == 0 || kept < static_cast<double>(o.top_p) * total)) {
+      kept += weight(best[count++].first);
+    }
   }
   double target = uniform(o.seed, stream_, static_cast<std::uint64_t>(position)) * kept;
   for (std::size_t i = 0; i + 1 < count; ++i) {
-    target -= weight(candidates[i].first);
-    if (target < 0) return candidates[i].second;
+    target -= weight(best[i].first);
+    if (target < 0) return best[i].second;
   }
-  return candidates[count - 1].second;
+  return best[count - 1].second;
 }
 
 }  // namespace edgert

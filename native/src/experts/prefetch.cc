@@ -7,9 +7,9 @@
 namespace edgert {
 namespace {
 
-constexpr int kReads = 2;  // in flight: most of a disk's speed, and soon out of a demand read's way
-// With fewer slots, those that prefetch reads are filling could be what a demand read waits for.
-constexpr std::uint64_t kLeastSlots = 4 * kReads;
+// With fewer slots for each read, those that prefetch reads are filling could be what a demand read waits
+// for.
+constexpr std::uint64_t kSlotsPerRead = 4;
 constexpr double kLeastLikely = 0.5;  // to be used: less does not pay for what it may delay
 constexpr double kUnknown = 0.5;      // how likely an expert is to be used of which the policy knows nothing
 
@@ -78,6 +78,17 @@ void ExpertStore::fill() {
   pump();
 }
 
+void ExpertStore::set_prefetch_depth(int reads) {
+  const std::lock_guard lock(mutex_);
+  prefetch_depth_ = reads;
+  pump();
+}
+
+int ExpertStore::prefetch_depth() const {
+  const std::lock_guard lock(mutex_);
+  return prefetch_depth_;
+}
+
 void ExpertStore::drop_ahead() noexcept {
   for (const int index : asked_) entries_[at(index)].ahead = false;
   asked_.clear();
@@ -118,7 +129,7 @@ void ExpertStore::pump() noexcept {
 }
 
 bool ExpertStore::pump_one() {
-  if (in_need() || prefetch_reads_ >= kReads) return false;
+  if (in_need() || prefetch_reads_ >= prefetch_depth_) return false;
   const bool ahead = next_absent(ahead_);
   std::vector<int>& queue = ahead ? ahead_ : fill_;
   if (!ahead && !next_absent(fill_)) return false;
@@ -129,7 +140,9 @@ bool ExpertStore::pump_one() {
   const bool guess = ahead && guesses_;
   const double likely = guess ? likelihood(index, entries_[at(index)].expected) : 1;
   auto slot = take_slot(bytes, [&](const Entry& entry) {
-    if (!ahead || entry.ahead || capacity_ / kLeastSlots < bytes) return false;
+    if (!ahead || entry.ahead ||
+        capacity_ / (kSlotsPerRead * static_cast<std::uint64_t>(prefetch_depth_)) < bytes)
+      return false;
     if (guess) return likelihood(static_cast<int>(&entry - entries_.data()), kUnknown) < likely;
     return !scans || entry.layer == passed_layer_;
   });

@@ -5,19 +5,26 @@
 namespace edgert {
 
 SlotPool::SlotPool(std::span<const std::uint64_t> sizes, std::uint64_t capacity_bytes) {
-  std::map<std::uint64_t, std::uint64_t> counts;
-  for (const std::uint64_t size : sizes) ++counts[size];
-  for (const auto& [size, experts] : counts) {
-    const auto slots = static_cast<std::uint32_t>(std::min(experts, capacity_bytes / size));
-    if (slots == 0) continue;
-    Area& area = areas_[size];
-    area.memory = Reservation(slots * size, "expert slots");
-    for (std::uint32_t i = 0; i < slots; ++i) area.free.push(i);
+  for (const std::uint64_t size : sizes) ++sizes_[size].experts;
+  grow(capacity_bytes);
+}
+
+void SlotPool::grow(std::uint64_t capacity_bytes) {
+  for (auto& [bytes, size] : sizes_) {
+    const std::uint64_t wanted = std::min(size.experts, capacity_bytes / bytes);
+    if (wanted <= size.places) continue;
+    const auto added = static_cast<std::uint32_t>(wanted - size.places);
+    Area area;
+    area.memory = Reservation(added * bytes, "expert slots");
+    for (std::uint32_t i = 0; i < added; ++i) area.free.push(i);
+    size.areas.push_back(std::move(area));
+    size.places = wanted;
   }
 }
 
 SlotPool::Slot SlotPool::take(std::uint64_t bytes) {
-  Area& area = areas_.at(bytes);
+  auto& areas = sizes_.at(bytes).areas;
+  Area& area = *std::ranges::find_if(areas, [](const Area& candidate) { return !candidate.free.empty(); });
   const std::uint32_t index = area.free.top();
   area.free.pop();
   return Slot(area, index, bytes);

@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <list>
 #include <map>
 #include <queue>
 #include <span>
@@ -56,11 +57,19 @@ class SlotPool {
     std::size_t size_ = 0;
   };
 
+  // Room for slots of `capacity_bytes` of each size, beside what there is; Error{budget} as above.
+  void grow(std::uint64_t capacity_bytes);
+
   // REQUIRES one of the sizes of the constructor, and that the slots in use and this one fit the capacity.
   Slot take(std::uint64_t bytes);
 
  private:
-  std::map<std::uint64_t, Area> areas_;  // by size
+  struct Size {
+    std::uint64_t experts = 0;
+    std::uint64_t places = 0;
+    std::list<Area> areas;  // one, and another each time that the pool grew; slots know theirs
+  };
+  std::map<std::uint64_t, Size> sizes_;
 };
 
 }  // namespace edgert

@@ -77,12 +77,14 @@ std::uint64_t ExpertStore::join_bytes(const Manifest& manifest) noexcept {
 ExpertStore::ExpertStore(const Bundle& bundle, std::shared_ptr<Budget> budget, Reader& reader,
                          std::uint64_t capacity_bytes, Eviction eviction, Join join)
     : bundle_(bundle),
+      eviction_(eviction),
+      index_bytes_(index_bytes(eviction, experts_by_layer(bundle.manifest()))),
       capacity_(capacity_bytes),
-      charge_(budget, capacity_bytes + index_bytes(eviction, experts_by_layer(bundle.manifest())),
-              "expert slots"),
+      charge_(budget, capacity_bytes + index_bytes_, "expert slots"),
       reader_(reader),
       policy_(make_policy(fits(bundle.manifest(), capacity_bytes) ? Eviction::lru : eviction,
                           experts_by_layer(bundle.manifest()))),
+      evicts_(!fits(bundle.manifest(), capacity_bytes)),
       process_(getpid()),
       join_(std::move(join)),
       join_space_(std::move(budget), join_bytes(bundle.manifest()), "joining experts"),
@@ -203,7 +205,7 @@ void ExpertStore::issue(Request& request) {
 bool ExpertStore::begin_demand(int index, bool whole) {
   Entry& entry = entries_[at(index)];
   if (entry.state == Residency::resident && entry.pins > 0) return false;  // somebody computes with its base
-  const bool base = !whole && entry.where->is_split() && !hook_;
+  const bool base = !whole && entry.where->is_split();
   const std::uint64_t bytes = base ? base_slot_bytes(*entry.where) : slot_bytes(*entry.where);
   auto slot = take_slot(bytes, [&](const Entry& other) { return !other.ahead && &other != &entry; });
   if (!slot) slot = take_slot(bytes, [&](const Entry& other) { return &other != &entry; });
@@ -216,33 +218,39 @@ bool ExpertStore::begin_demand(int index, bool whole) {
 
 std::optional<SlotPool::Slot> ExpertStore::take_slot(std::uint64_t bytes,
                                                      const std::function<bool(const Entry&)>& spare) {
-  const auto evictable = [&](int index) {
-    const Entry& entry = entries_[at(index)];
-    return entry.state == Residency::resident && entry.pins == 0 && spare(entry);
-  };
+  const auto admitted = [&](int index) { return evictable(index) && spare(entries_[at(index)]); };
   if (bytes > capacity_) return std::nullopt;
-  const std::uint64_t free = capacity_ - statistics_.slot_bytes;
-  if (bytes > free) {
+  const std::uint64_t needed = statistics_.slot_bytes + bytes;
+  if (needed > capacity_) {
     const auto size = [&](int index) { return entries_[at(index)].slot.size(); };
-    const auto victims = choose_victims(*policy_, bytes - free, size, evictable);
+    const auto victims = choose_victims(*policy_, needed - capacity_, size, admitted);
     if (!victims) return std::nullopt;
-    for (const int index : *victims) {
-      Entry& victim = entries_[at(index)];
-      policy_->removed(index);
-      victim.state = Residency::absent;
-      --statistics_.resident;
-      ++statistics_.evictions;
-      if (std::exchange(victim.prefetched, false)) {
-        ++statistics_.prefetches_wasted;
-        statistics_.wasted_bytes += victim.submitted;
-      }
-      if (victim.slot.size() == bytes) return std::move(victim.slot);  // then it is the only one
-      drop_slot(victim.slot);
-    }
+    for (const int index : *victims) evict(index);
+    SlotPool::Slot& slot = entries_[at(victims->front())].slot;
+    if (victims->size() == 1 && slot.size() == bytes) return std::move(slot);
+    for (const int index : *victims) drop_slot(entries_[at(index)].slot);
   }
   SlotPool::Slot slot = slots_.take(bytes);
   statistics_.slot_bytes += bytes;
   return slot;
+}
+
+bool ExpertStore::evictable(int index) const noexcept {
+  const Entry& entry = entries_[at(index)];
+  return entry.state == Residency::resident && entry.pins == 0;
+}
+
+void ExpertStore::evict(int index) noexcept {
+  Entry& victim = entries_[at(index)];
+  policy_->removed(index);
+  victim.state = Residency::absent;
+  victim.change = nullptr;
+  --statistics_.resident;
+  ++statistics_.evictions;
+  if (std::exchange(victim.prefetched, false)) {
+    ++statistics_.prefetches_wasted;
+    statistics_.wasted_bytes += victim.submitted;
+  }
 }
 
 void ExpertStore::drop_slot(SlotPool::Slot& slot) noexcept {
@@ -330,6 +338,7 @@ std::span<std::byte> ExpertStore::make_whole(const Entry& entry) {
 
 void ExpertStore::complete(int index, std::exception_ptr error) noexcept {
   Entry& entry = entries_[at(index)];  // its slots are ours while it is `reading`
+  Change change;
   try {
     if (error) std::rethrow_exception(error);
     const std::span<std::byte> bytes = part_of_slot(entry);
@@ -345,7 +354,7 @@ void ExpertStore::complete(int index, std::exception_ptr error) noexcept {
     if (xxh64(bytes) == checksum) {
       if (entry.part != Part::base) {
         const std::span<std::byte> whole = make_whole(entry);
-        if (hook_) hook_(entry.layer, entry.expert, whole);
+        if (hook_) change = hook_(entry.name(), whole);
       }
     } else if (!entry.reread) {
       entry.reread = true;
@@ -374,9 +383,11 @@ void ExpertStore::complete(int index, std::exception_ptr error) noexcept {
   } else {
     if (entry.part == Part::refinement) entry.part = Part::whole;
     drop_slot(entry.base_slot);
+    entry.change = std::move(change);
     entry.state = Residency::resident;
     ++statistics_.resident;
   }
+  trim(1);
   changed_.notify_all();
   pump();
 }
@@ -384,6 +395,7 @@ void ExpertStore::complete(int index, std::exception_ptr error) noexcept {
 void ExpertStore::unpin(int index) noexcept {
   const std::lock_guard lock(mutex_);
   --entries_[at(index)].pins;
+  trim(1);
   pump();
 }
 
@@ -412,9 +424,7 @@ std::optional<ExpertStore::Lease> ExpertStore::Request::take() {
   if (ready_.empty()) return std::nullopt;
   const int index = ready_.back();
   ready_.pop_back();
-  const Entry& entry = store_.entries_[at(index)];
-  return Lease(&store_, index, entry.expert, entry.where->formats, entry.part == Part::base,
-               entry.slot.data());
+  return Lease(&store_, index, store_.entries_[at(index)].part == Part::base);
 }
 
 std::optional<ExpertStore::Lease> ExpertStore::Request::next_ready() {
@@ -444,7 +454,17 @@ ExpertStore::Request::~Request() {
   std::erase(store_.requests_, this);
   for (const int index : ready_) --store_.entries_[at(index)].pins;
   for (const Read& read : reading_) --store_.entries_[at(read.entry)].pins;
+  store_.trim(static_cast<int>(store_.entries_.size()));
   store_.pump();
+}
+
+ExpertStore::Lease::Lease(ExpertStore* store, int index, bool base) noexcept
+    : store_(store), entry_(index), base_(base) {
+  const Entry& entry = store->entries_[at(index)];
+  expert_ = entry.expert;
+  formats_ = entry.where->formats;
+  data_ = entry.slot.data();
+  change_ = entry.change;
 }
 
 ExpertStore::Lease::Lease(Lease&& other) noexcept
@@ -453,13 +473,32 @@ ExpertStore::Lease::Lease(Lease&& other) noexcept
       expert_(other.expert_),
       formats_(other.formats_),
       base_(other.base_),
-      data_(other.data_) {}
+      data_(other.data_),
+      change_(std::move(other.change_)) {}
+
+void ExpertStore::Lease::set_change(Change change) {
+  change_ = std::move(change);
+  const std::lock_guard lock(store_->mutex_);
+  store_->entries_[at(entry_)].change = change_;
+}
 
 ExpertStore::Lease::~Lease() {
   if (store_ != nullptr) store_->unpin(entry_);
 }
 
 void ExpertStore::set_page_in_hook(PageInHook hook) { hook_ = std::move(hook); }
+
+void ExpertStore::visit(const Visit& visit) {
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    std::unique_lock lock(mutex_);
+    Entry& entry = entries_[i];
+    if (entry.state != Residency::resident || entry.part == Part::base) continue;
+    ++entry.pins;
+    Lease lease(this, static_cast<int>(i), false);
+    lock.unlock();
+    lease.set_change(visit(entry.name(), entry.slot.span(), lease.change()));
+  }
+}
 
 ExpertStatistics ExpertStore::statistics() const {
   const std::lock_guard lock(mutex_);

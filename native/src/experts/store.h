@@ -3,17 +3,18 @@
 // A step asks for the experts of one layer and gets leases one by one, hits first, then misses as their reads
 // complete. Any set goes through any number of slots >= 2: what does not fit waits until a lease is given
 // back. A slot takes what its expert weighs on disk, rounded up to the read alignment and the page; the
-// capacity is charged to the budget when the store is made, so that no step can find it gone.
+// capacity is charged to the budget when the store is made, so that no step can find it gone. resize()
+// changes it while steps run: what is leased or being read beyond a smaller capacity goes as it comes free.
 //
 // An expert whose precision is split (see ExpertEntry) may be asked for with its base alone, which takes a
 // slot of its own size; whoever needs the whole makes it whole, by a read of the refinement where the base is
 // there. Reads ahead of need are of whole experts.
 //
-// What is asked for ahead of need (prefetch(), preload(), fill()) is read two at a time while no demand read
-// is under way and no request waits for a slot. It evicts nothing that is leased or awaited, and for a mere
-// likelihood nothing that is as likely to be needed. What was only likely is read in pieces, and given up
-// between two of them once its layer has come without it or something is needed now. A failure stops it and
-// is not reported: the demand read of that expert will report its own. Each prefetch read that completes
+// What is asked for ahead of need (prefetch(), preload(), fill()) is read a few at a time while no demand
+// read is under way and no request waits for a slot. It evicts nothing that is leased or awaited, and for a
+// mere likelihood nothing that is as likely to be needed. What was only likely is read in pieces, and given
+// up between two of them once its layer has come without it or something is needed now. A failure stops it
+// and is not reported: the demand read of that expert will report its own. Each prefetch read that completes
 // begins the next.
 //
 // Threads: acquire() and Request are for one step at a time; completions run on the reader's threads;
@@ -66,9 +67,18 @@ struct ExpertStatistics {
 class ExpertStore {
  public:
   enum class Residency : std::uint8_t { absent, reading, resident };
-  // Runs on a reader's thread when an expert's bytes are in and checked, before it is published.
-  // While there is a hook, experts are always whole.
-  using PageInHook = std::function<void(int layer, int expert, std::span<std::byte> bytes)>;
+  // Most of a disk's speed, and soon out of a demand read's way.
+  static constexpr int kPrefetchDepth = 2;
+  // What was made of an expert's bytes since they were read, for whoever made it; null: nothing. Its slot
+  // holds it, and forgets it with the bytes.
+  using Change = std::shared_ptr<void>;
+  struct Expert {
+    int layer;
+    int expert;
+    std::uint32_t formats;  // index into Manifest::expert_formats
+  };
+  // Runs on a reader's thread when an expert's bytes are in, checked and whole, before it is published.
+  using PageInHook = std::function<Change(const Expert& expert, std::span<std::byte> bytes)>;
   // Makes a split expert whole at the beginning of `slot`, in which the refinement lies where the extent has
   // it; returns the bytes of the whole.
   using Join = std::function<std::size_t(int layer, std::uint32_t formats, std::span<const std::byte> base,
@@ -90,18 +100,21 @@ class ExpertStore {
     std::uint32_t formats() const noexcept { return formats_; }  // index into Manifest::expert_formats
     bool base() const noexcept { return base_; }                 // data() is the base alone
     const std::byte* data() const noexcept { return data_; }
+    // The bytes may be changed by the step that holds the lease, of an expert that is whole.
+    std::byte* bytes() const noexcept { return data_; }
+    const Change& change() const noexcept { return change_; }
+    void set_change(Change change);
 
    private:
     friend class ExpertStore;
-    Lease(ExpertStore* store, int slot, int expert, std::uint32_t formats, bool base,
-          const std::byte* data) noexcept
-        : store_(store), entry_(slot), expert_(expert), formats_(formats), base_(base), data_(data) {}
+    Lease(ExpertStore* store, int entry, bool base) noexcept;
     ExpertStore* store_;
     int entry_;
     int expert_;
     std::uint32_t formats_;
     bool base_;
-    const std::byte* data_;
+    std::byte* data_;
+    Change change_;
   };
 
   class Request {
@@ -155,7 +168,19 @@ class ExpertStore {
   // Asks for every expert, in the order of the files, after what prefetch() asks for; never evicts.
   void fill();
 
-  void set_page_in_hook(PageInHook hook);  // REQUIRES no request under way
+  // From the next read on; REQUIRES at least 0: so many reads ahead of need at a time, none at 0.
+  void set_prefetch_depth(int reads);
+  int prefetch_depth() const;
+  // Memory beyond a smaller capacity is given back to the system before this returns, but for what is leased
+  // or being read. Error{budget} below least_bytes() and where the budget does not hold what is added.
+  void resize(std::uint64_t capacity_bytes);
+  std::uint64_t least_bytes() const noexcept;  // two of the largest slots, or what there is
+
+  void set_page_in_hook(PageInHook hook);  // REQUIRES that nothing was asked for yet
+  // Shows every expert that is resident and whole, one after the other; what is returned becomes its change.
+  // REQUIRES no request under way.
+  using Visit = std::function<Change(const Expert& expert, std::span<std::byte> bytes, const Change& change)>;
+  void visit(const Visit& visit);
   ExpertStatistics statistics() const;
   // By expert of a layer, 1 where it is resident or being read as a whole, else 0. REQUIRES one byte an
   // expert.
@@ -180,6 +205,7 @@ class ExpertStore {
     int layer = 0;
     int expert = 0;
     const ExpertEntry* where = nullptr;  // the manifest's
+    Expert name() const noexcept { return {layer, expert, where->formats}; }
     Residency state = Residency::absent;
     int pins = 0;
     bool reread = false;
@@ -190,6 +216,7 @@ class ExpertStore {
     Part part = Part::whole;    // that is there or being read
     SlotPool::Slot slot;
     SlotPool::Slot base_slot;  // while a refinement is being read: what it refines
+    Change change;             // of the resident bytes
     std::exception_ptr error;  // of the last read, for those who wait for it
   };
   struct Row {
@@ -216,6 +243,12 @@ class ExpertStore {
   // The memory of what `spare` admits may go for it.
   std::optional<SlotPool::Slot> take_slot(std::uint64_t bytes,
                                           const std::function<bool(const Entry&)>& spare);
+  void evict(int entry) noexcept;
+  bool evictable(int entry) const noexcept;
+  // Evicts at most so many of what is beyond the capacity; true where there may be more to evict.
+  bool trim(int most) noexcept;
+  void settle_charge() noexcept;
+  void choose_policy();
   void drop_slot(SlotPool::Slot& slot) noexcept;
   void drop_slots(Entry& entry) noexcept;
   void begin(int entry, SlotPool::Slot slot, Part part, ReadPriority priority);  // may throw
@@ -230,10 +263,13 @@ class ExpertStore {
   void drop_ahead() noexcept;
 
   const Bundle& bundle_;
-  const std::uint64_t capacity_;
-  const Charge charge_;
+  const Eviction eviction_;
+  const std::uint64_t index_bytes_;
+  std::uint64_t capacity_;  // below, with the lock held
+  Charge charge_;
   Reader& reader_;
   std::unique_ptr<EvictionPolicy> policy_;
+  bool evicts_ = true;  // else every expert fits, and the policy is the one that costs nothing
   const int process_;
   PageInHook hook_;
   const Join join_;
@@ -248,6 +284,7 @@ class ExpertStore {
   std::vector<const Request*> requests_;
   int demand_reads_ = 0;  // in flight
   int prefetch_reads_ = 0;
+  int prefetch_depth_ = kPrefetchDepth;
   std::vector<int> asked_;  // entries that prefetch() or preload() asked for
   std::vector<int> ahead_;  // of them, those that it has not come to, last first
   bool ahead_scans_ = false;

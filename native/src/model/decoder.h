@@ -17,6 +17,7 @@
 #include "model/linear.h"
 #include "model/lossy.h"
 #include "model/observer.h"
+#include "model/patched_weights.h"
 #include "model/recipe.h"
 #include "model/router.h"
 #include "model/routing.h"
@@ -64,6 +65,8 @@ class Decoder {
   void observe(Observer* observer) noexcept { observer_ = observer; }
   // From the next run on, single rows are looked ahead of; null: no longer.
   void look_ahead(Preloader* preloader) noexcept { preloader_ = preloader; }
+  // Whose patches the experts of each run get.
+  void patch(PatchedWeights* patched) noexcept { patched_ = patched; }
   // From the next run on.
   void set_lossy(const LossyModes& modes) noexcept { lossy_ = modes; }
   const LossyModes& lossy() const noexcept { return lossy_; }
@@ -134,6 +137,7 @@ class Decoder {
     std::size_t count;  // of its rows
     std::size_t row;    // of its rows in gate and up
   };
+  void patch_experts(int layer, std::span<ExpertWork> group);
   void run_experts(int layer, std::span<const ExpertWork> group, std::size_t rows, const Activations& in);
   void weigh_inner(std::span<const ExpertWork> group, std::size_t width);
   void observe_experts(int layer, Site site, std::span<const ExpertWork> group, const Activations& in);
@@ -172,6 +176,7 @@ class Decoder {
   std::atomic<std::uint64_t> skipped_{0};
   std::atomic<std::uint64_t> low_precision_{0};
   Preloader* preloader_ = nullptr;
+  PatchedWeights* patched_ = nullptr;
   std::vector<int> moe_rows_;            // by layer: which of those with routed experts it is
   std::vector<RowRun> attended_;         // rows that attend together
   std::vector<RowRun> runs_;             // whole ones, of this step

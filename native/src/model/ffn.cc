@@ -184,7 +184,8 @@ void Decoder::routed_experts(int layer, Activations& in, const StepControl& cont
   if (integer) quantize(machine_, in, hidden());
 
   std::vector<std::uint8_t> base_suffices;
-  for (std::size_t i = 0; i < used && lossy_.low_precision_misses > 0; ++i)
+  const bool patches = patched_ != nullptr && patched_->current() != nullptr;  // of whole experts
+  for (std::size_t i = 0; i < used && lossy_.low_precision_misses > 0 && !patches; ++i)
     base_suffices.push_back(s_.at_hand[s_.expert_ids[i]] == 0 ? 1 : 0);
   const auto request = store_.acquire(layer, {s_.expert_ids, used}, control.cancelled, base_suffices);
   prefetch_after(layer, used);
@@ -205,8 +206,18 @@ void Decoder::routed_experts(int layer, Activations& in, const StepControl& cont
     while (rows < s_.group_rows && add(request->next_ready())) {
     }
     control.check();
+    patch_experts(layer, group);
     run_experts(layer, group, rows, in);
   }
+}
+
+void Decoder::patch_experts(int layer, std::span<ExpertWork> group) {
+  if (patched_ == nullptr) return;
+  std::vector<ExpertStore::Lease*> stale;
+  for (ExpertWork& work : group) {
+    if (work.lease.change() != patched_->current()) stale.push_back(&work.lease);
+  }
+  if (!stale.empty()) patched_->prepare(layer, stale);
 }
 
 // Rows that use most experts of this layer will use most of the next one's: storage need not idle until its

@@ -99,13 +99,16 @@ ExpertLayout expert_layout(const ExpertFormats& formats, std::size_t hidden_size
 // Finds each tensor by name, checks its shape and counts the names used.
 class Weights::Binder {
  public:
-  Binder(const Bundle& bundle, const std::vector<Buffer>* files, Targets* targets)
-      : bundle_(bundle), files_(files), targets_(targets) {}
+  Binder(const Bundle& bundle, const std::vector<Buffer>* files, Targets* targets, std::vector<Dense>* dense)
+      : bundle_(bundle), files_(files), targets_(targets), dense_(dense) {}
 
   // One that products multiply with, which adapters can change.
   Matrix matrix(const std::string& name, int rows, int cols, bool must_be_f32 = false) {
     Matrix found = fixed_matrix(name, rows, cols, must_be_f32);
-    if (targets_ != nullptr) found.target = targets_->add(name, {found.rows, found.cols});
+    if (targets_ == nullptr) return found;
+    found.target = targets_->add(name, {found.rows, found.cols});
+    dense_->resize(static_cast<std::size_t>(targets_->count()));
+    dense_->back() = {found.format, address(entry(name))};
     return found;
   }
 
@@ -174,13 +177,14 @@ class Weights::Binder {
     throw Error(ErrorKind::corrupt, manifest_path(bundle_) + ": tensor '" + name + "' has shape " + found +
                                         ", the recipe needs " + wanted);
   }
-  const std::byte* address(const TensorEntry& tensor) const {
+  std::byte* address(const TensorEntry& tensor) const {
     return files_ == nullptr ? nullptr : (*files_)[tensor.extent.file].data() + tensor.extent.offset;
   }
 
   const Bundle& bundle_;
   const std::vector<Buffer>* files_;  // null: check only
   Targets* targets_;                  // null: nobody asks
+  std::vector<Dense>* dense_;
   std::vector<const TensorEntry*> used_;
 };
 
@@ -300,7 +304,7 @@ LayerWeights bind_layer(Binder& binder, const Recipe& recipe, int index) {
 }  // namespace
 
 std::uint64_t Weights::resident_bytes(const Bundle& bundle, const Recipe& recipe) {
-  Binder binder(bundle, nullptr, nullptr);
+  Binder binder(bundle, nullptr, nullptr, nullptr);
   binder.fixed_matrix("embedding", recipe.vocab_size, recipe.hidden_size);
   if (!recipe.tied_output) binder.matrix("output", recipe.vocab_size, recipe.hidden_size);
   binder.vector_if(recipe.output_bias, "output_bias", recipe.vocab_size);
@@ -320,7 +324,7 @@ Weights::Weights(const Bundle& bundle, const Recipe& recipe, std::shared_ptr<Bud
                  const std::function<void()>& poll) {
   read(bundle, std::move(budget), reader, poll);
   Targets targets;
-  Binder binder(bundle, &files_, &targets);
+  Binder binder(bundle, &files_, &targets, &dense_);
   embedding_ = binder.fixed_matrix("embedding", recipe.vocab_size, recipe.hidden_size);
   embedding_.target = targets.add("embedding", {embedding_.rows, embedding_.cols, Targets::Kind::table});
   output_ = recipe.tied_output ? embedding_ : binder.matrix("output", recipe.vocab_size, recipe.hidden_size);
@@ -348,17 +352,29 @@ void Weights::read(const Bundle& bundle, std::shared_ptr<Budget> budget, Reader&
     buffer = Buffer(budget, file->bytes(), "dense weights");
     WholeFile arriving(file, reader, buffer.span());
     for (const auto& [name, tensor] : in_order(bundle, i)) {
-      const Extent& e = tensor->extent;
-      arriving.wait_for(e.offset + e.bytes, poll);
-      if (xxh64(std::span<const std::byte>(buffer.span().subspan(e.offset, e.bytes))) != e.checksum) {
-        throw Error(ErrorKind::corrupt, file->path().string() + ": tensor '" + *name + "' at offset " +
-                                            std::to_string(e.offset) + " (" + std::to_string(e.bytes) +
-                                            " bytes): checksum differs; convert or copy the bundle again");
-      }
+      arriving.wait_for(tensor->extent.offset + tensor->extent.bytes, poll);
+      check(bundle, i, *name, *tensor, "; convert or copy the bundle again");
     }
     arriving.wait_for(file->bytes(), poll);
     bytes_read_ += file->bytes();
   }
+}
+
+void Weights::check(const Bundle& bundle, std::size_t file, const std::string& name,
+                    const TensorEntry& tensor, const std::string& advice) const {
+  const Extent& e = tensor.extent;
+  if (xxh64(std::span<const std::byte>(files_[file].span().subspan(e.offset, e.bytes))) == e.checksum) return;
+  throw Error(ErrorKind::corrupt, bundle.file(static_cast<std::uint32_t>(file))->path().string() +
+                                      ": tensor '" + name + "' at offset " + std::to_string(e.offset) + " (" +
+                                      std::to_string(e.bytes) + " bytes): checksum differs" + advice);
+}
+
+std::size_t Weights::check(const Bundle& bundle) const {
+  for (std::size_t i = 0; i < files_.size(); ++i) {
+    if (!files_[i]) continue;
+    for (const auto& [name, tensor] : in_order(bundle, i)) check(bundle, i, *name, *tensor, " in memory");
+  }
+  return bundle.manifest().tensors.size();
 }
 
 }  // namespace edgert

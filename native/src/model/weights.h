@@ -1,6 +1,7 @@
 // A model's dense weights, resident, bound to the names that the recipe implies.
 //
-// Threads: immutable after load. Ownership: views point into the weights' own buffer.
+// Threads: immutable after load, but for codes of matrices that adapters patch between steps. Ownership:
+// views point into the weights' own buffer.
 #pragma once
 
 #include <cstddef>
@@ -128,11 +129,20 @@ class Weights {
   const float* output_bias() const noexcept { return output_bias_; }
   const NormWeights& final_norm() const noexcept { return final_norm_; }
   const std::shared_ptr<const Targets>& targets() const noexcept { return targets_; }
+  // Dense ones come first; those from this number on have no codes of their own.
+  int dense_targets() const noexcept { return static_cast<int>(dense_.size()); }
+  FormatId format_of(int target) const noexcept { return dense_[static_cast<std::size_t>(target)].format; }
+  // The packed matrix; null where it is something else as well, as a head that is tied to the embedding.
+  std::byte* codes(int target) const noexcept { return dense_[static_cast<std::size_t>(target)].codes; }
+  // Compares what is here with the bundle's checksums; how many tensors. Error{corrupt} names what differs.
+  std::size_t check(const Bundle& bundle) const;
   const LayerWeights& layer(int i) const { return layers_[static_cast<std::size_t>(i)]; }
   std::uint64_t bytes_read() const noexcept { return bytes_read_; }
 
  private:
   class Binder;
+  void check(const Bundle& bundle, std::size_t file, const std::string& name, const TensorEntry& tensor,
+             const std::string& advice) const;
   void read(const Bundle& bundle, std::shared_ptr<Budget> budget, Reader& reader,
             const std::function<void()>& poll);
 
@@ -142,6 +152,11 @@ class Weights {
   NormWeights final_norm_;
   std::vector<LayerWeights> layers_;
   std::shared_ptr<const Targets> targets_;
+  struct Dense {
+    FormatId format = FormatId::f32;
+    std::byte* codes = nullptr;
+  };
+  std::vector<Dense> dense_;  // by target
   std::uint64_t bytes_read_ = 0;
 };
 

@@ -26,7 +26,8 @@ constexpr std::size_t kHugePage = 2 << 20;
 bool Budget::try_charge(std::uint64_t bytes) noexcept {
   std::uint64_t used = used_.load(std::memory_order_relaxed);
   do {
-    if (bytes > limit_ || used > limit_ - bytes) return false;
+    const std::uint64_t limit = limit_bytes();
+    if (bytes > limit || used > limit - bytes) return false;
   } while (!used_.compare_exchange_weak(used, used + bytes, std::memory_order_relaxed));
   raise_peak(used + bytes);
   return true;
@@ -46,12 +47,15 @@ void Budget::charge(std::uint64_t bytes, const std::string& what) {
   if (try_charge(bytes)) return;
   throw Error(ErrorKind::budget, what + " needs " + std::to_string(bytes) + " bytes, but " +
                                      std::to_string(used_bytes()) + " of the memory budget of " +
-                                     std::to_string(limit_) + " bytes are in use; allow more memory");
+                                     std::to_string(limit_bytes()) + " bytes are in use; allow more memory");
 }
 
 void Budget::release(std::uint64_t bytes) noexcept { used_.fetch_sub(bytes, std::memory_order_relaxed); }
 
-std::uint64_t Budget::available_bytes() const noexcept { return limit_ - std::min(limit_, used_bytes()); }
+std::uint64_t Budget::available_bytes() const noexcept {
+  const std::uint64_t limit = limit_bytes();
+  return limit - std::min(limit, used_bytes());
+}
 
 Buffer::Buffer(std::shared_ptr<Budget> budget, std::size_t bytes, const std::string& what) {
   if (bytes == 0) return;

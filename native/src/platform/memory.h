@@ -29,14 +29,16 @@ class Budget {
   // Counts memory that is taken already, even past the limit: what is asked for next is refused.
   void hold(std::uint64_t bytes) noexcept;
   void release(std::uint64_t bytes) noexcept;
-  std::uint64_t limit_bytes() const noexcept { return limit_; }
+  std::uint64_t limit_bytes() const noexcept { return limit_.load(std::memory_order_relaxed); }
+  // What is in use stays so, even past a lower limit: what is asked for next is refused.
+  void set_limit(std::uint64_t bytes) noexcept { limit_.store(bytes, std::memory_order_relaxed); }
   std::uint64_t used_bytes() const noexcept { return used_.load(std::memory_order_relaxed); }
   std::uint64_t peak_bytes() const noexcept { return peak_.load(std::memory_order_relaxed); }
   std::uint64_t available_bytes() const noexcept;
 
  private:
   void raise_peak(std::uint64_t used) noexcept;
-  const std::uint64_t limit_;
+  std::atomic<std::uint64_t> limit_;
   std::atomic<std::uint64_t> used_{0};
   std::atomic<std::uint64_t> peak_{0};
 };
@@ -99,12 +101,23 @@ class Charge {
     budget_->charge(bytes_, what);
   }
   ~Charge() { budget_->release(bytes_); }
+  // Error{budget} where it grows past the limit.
+  void resize(std::uint64_t bytes, const std::string& what) {
+    if (bytes > bytes_) budget_->charge(bytes - bytes_, what);
+    shrink(bytes);
+    bytes_ = bytes;
+  }
+  void shrink(std::uint64_t bytes) noexcept {  // at most to `bytes`; never grows
+    if (bytes >= bytes_) return;
+    budget_->release(bytes_ - bytes);
+    bytes_ = bytes;
+  }
   Charge(const Charge&) = delete;
   Charge& operator=(const Charge&) = delete;
 
  private:
   const std::shared_ptr<Budget> budget_;
-  const std::uint64_t bytes_;
+  std::uint64_t bytes_;
 };
 
 std::size_t page_size() noexcept;

@@ -39,7 +39,7 @@ inline void pause() noexcept {
 // piece is unclaimed the job cannot end, so a successful exchange also proves that the job's fields, read
 // before it, were those of this generation.
 struct ThreadPool::State {
-  explicit State(int threads_) : threads(threads_), spins(threads_ <= usable_cores()) {}
+  explicit State(int threads_) : threads(threads_), spins(threads_ <= usable_cores()), active(threads_) {}
   ~State();
 
   void publish(std::uint32_t pieces_);
@@ -53,7 +53,8 @@ struct ThreadPool::State {
   static std::uint32_t unclaimed(std::uint64_t word) { return static_cast<std::uint32_t>(word); }
 
   const int threads;
-  const bool spins;  // not where threads outnumber cores: a spinning one would hold up a working one
+  const bool spins;         // not where threads outnumber cores: a spinning one would hold up a working one
+  std::atomic<int> active;  // changed with `mutex` held
 
   alignas(64) std::atomic<std::uint64_t> claim{0};
   alignas(64) std::atomic<std::uint32_t> done{0};
@@ -73,11 +74,16 @@ struct ThreadPool::State {
   std::mutex mutex;  // for parking only
   std::condition_variable job_ready;
   std::condition_variable job_done;
+  std::condition_variable let_in;  // workers from `active` on wait for it
   std::vector<std::thread> workers;
 };
 
 ThreadPool::State::~State() {
-  stop = true;
+  {
+    const std::lock_guard lock(mutex);
+    stop = true;
+  }
+  let_in.notify_all();
   publish(0);
   for (auto& worker : workers) worker.join();
 }
@@ -146,6 +152,10 @@ void ThreadPool::State::worker_loop(int worker) {
   std::uint32_t seen = 0;
   const auto changed = [&] { return generation(claim.load()) != seen; };
   for (;;) {
+    if (worker >= active.load(std::memory_order_relaxed)) {
+      std::unique_lock lock(mutex);
+      let_in.wait(lock, [&] { return stop || worker < active.load(std::memory_order_relaxed); });
+    }
     if (!spin_until(changed)) {
       std::unique_lock lock(mutex);
       parked.fetch_add(1);
@@ -154,7 +164,7 @@ void ThreadPool::State::worker_loop(int worker) {
     }
     if (stop) return;
     seen = generation(claim.load());
-    work(worker);
+    if (worker < active.load(std::memory_order_relaxed)) work(worker);
   }
 }
 
@@ -181,11 +191,26 @@ ThreadPool::ThreadPool(int threads) {
 ThreadPool::~ThreadPool() = default;
 
 int ThreadPool::threads() const noexcept { return state_->threads; }
+int ThreadPool::active() const noexcept { return state_->active.load(std::memory_order_relaxed); }
+
+void ThreadPool::set_active(int threads) {
+  if (threads < 1 || threads > state_->threads) {
+    throw Error(ErrorKind::invalid_argument, "threads: found " + std::to_string(threads) + ", allowed 1 to " +
+                                                 std::to_string(state_->threads) +
+                                                 ", with which it was loaded");
+  }
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->active.store(threads, std::memory_order_relaxed);
+  }
+  state_->let_in.notify_all();
+}
 
 void ThreadPool::run_erased(int count, int grain, Erased call, void* body) {
   if (count <= 0) return;
   State& state = *state_;
-  const int pieces = grain > 0 ? (count - 1) / grain + 1 : std::min(count, state.threads);
+  const int pieces =
+      grain > 0 ? (count - 1) / grain + 1 : std::min(count, state.active.load(std::memory_order_relaxed));
   if (pieces == 1) return call(body, 0, count, 0);
   const std::lock_guard lock(state.turn);
   state.call.store(call, std::memory_order_relaxed);

@@ -2,9 +2,9 @@
 //
 // Threads: run() may be called from any thread, but not from a body; calls take turns, since models share the
 // pool. The calling thread works too, as worker 0.
-// Workers spin briefly after a job and then park. An exception thrown by the body is rethrown by run()
-// on the calling thread after every worker has left the job.
-// Results must not depend on which worker takes which index.
+// Workers spin briefly after a job and then park; those that set_active() leaves out sleep until they are let
+// in again. An exception thrown by the body is rethrown by run() on the calling thread after every worker has
+// left the job. Results must not depend on which worker takes which index.
 #pragma once
 
 #include <memory>
@@ -22,6 +22,10 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int threads() const noexcept;
+  // From any thread, at any time: only so many threads, the caller included, take part in the jobs to come.
+  // REQUIRES 1 <= threads <= threads().
+  void set_active(int threads);
+  int active() const noexcept;
 
   // Calls body(begin, end, worker) over a partition of [0, count) in pieces of at most `grain` indices
   // (0: an even split); 0 <= worker < threads(). Returns when all of it is done.

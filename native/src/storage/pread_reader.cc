@@ -14,7 +14,7 @@ namespace {
 
 class PreadReader final : public Reader {
  public:
-  explicit PreadReader(int depth) {
+  explicit PreadReader(int depth) : depth_(depth) {
     try {
       for (int i = 0; i < depth; ++i) {
         threads_.push_back(start_thread("edgert-read-" + std::to_string(i), [this] { serve(); }));
@@ -38,6 +38,14 @@ class PreadReader final : public Reader {
 
   const char* name() const noexcept override { return "pread"; }
 
+  void set_depth(int depth) override {
+    {
+      const std::lock_guard lock(mutex_);
+      depth_ = depth;
+    }
+    ready_.notify_all();
+  }
+
  private:
   void stop() {
     {
@@ -52,13 +60,16 @@ class PreadReader final : public Reader {
     for (;;) {
       ReadQueue::Reads taken;
       std::unique_lock lock(mutex_);
-      ready_.wait(lock, [&] { return stopping_ || !waiting_.empty(); });
+      ready_.wait(lock, [&] { return stopping_ || (!waiting_.empty() && reading_ < depth_); });
       // What a completion submits during destruction is queued by this very thread: it comes back for it.
       if (waiting_.empty()) return;
       QueuedRead& read = *waiting_.pop(taken);
       const bool cancelled = stopping_;
+      ++reading_;
       lock.unlock();
       complete(read, cancelled);
+      lock.lock();
+      --reading_;
     }
   }
 
@@ -78,6 +89,8 @@ class PreadReader final : public Reader {
   std::mutex mutex_;
   std::condition_variable ready_;
   ReadQueue waiting_;
+  int depth_;
+  int reading_ = 0;  // or completing
   bool stopping_ = false;
   std::vector<std::thread> threads_;
 };

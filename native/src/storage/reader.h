@@ -32,6 +32,9 @@ class Reader {
   virtual ~Reader() = default;
   virtual void submit(ReadRequest request) = 0;
   virtual const char* name() const noexcept = 0;
+  // From any thread, at any time: so many reads in flight from now on, where a reader bounds them; those
+  // under way go on. REQUIRES 1 <= depth <= the depth it was made with.
+  virtual void set_depth(int /*depth*/) {}
 };
 
 enum class IoBackend { pread, io_uring };

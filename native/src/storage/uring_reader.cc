@@ -61,6 +61,12 @@ class UringReader final : public Reader {
 
   const char* name() const noexcept override { return "io_uring"; }
 
+  void set_depth(int depth) override {
+    const std::lock_guard lock(mutex_);
+    depth_ = static_cast<std::size_t>(depth);
+    wake_ring();
+  }
+
  private:
   void stop() {
     {
@@ -186,7 +192,7 @@ class UringReader final : public Reader {
     }
   }
 
-  const std::size_t depth_;
+  std::size_t depth_;
   const std::size_t completers_;
   Uring ring_;
 

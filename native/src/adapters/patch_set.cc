@@ -1,0 +1,106 @@
+#include "adapters/patch_set.h"
+
+#include <algorithm>
+
+namespace edgert {
+namespace {
+
+constexpr std::size_t kMostTogether = 64;
+
+std::size_t at(int index) { return static_cast<std::size_t>(index); }
+
+}  // namespace
+
+PatchSet::PatchSet(const Targets& targets, const FormatOf& format_of, const AdapterMix& mix,
+                   std::shared_ptr<Budget> budget)
+    : mix_(mix.entries), index_(at(targets.count()), -1) {
+  std::sort(mix_.begin(), mix_.end(), [](const AdapterMix::Entry& a, const AdapterMix::Entry& b) {
+    return a.adapter->order() < b.adapter->order();
+  });
+  std::size_t tiles = 0, entries = 0;
+  for (int target = 0; target < targets.count(); ++target) {
+    std::size_t codes = 0, together = 0;
+    bool known = true;
+    const Targets::Shape shape = targets.shape(target);
+    const std::size_t own_tiles = (shape.rows + kTileRows - 1) / kTileRows;
+    for (const AdapterMix::Entry& entry : mix_) {
+      const Adapter::Part* part = entry.adapter->part(target);
+      if (part == nullptr || part->first == nullptr) continue;
+      codes += part->first[own_tiles];
+      ++together;
+      known = known && part->remainders != nullptr;
+    }
+    if (together == 0) continue;
+    const std::optional<FormatId> as = format_of(target);
+    if (!known || together > kMostTogether || !as || !takes_patches(format(*as))) {
+      ++left_;
+      continue;
+    }
+    index_[at(target)] = static_cast<std::int32_t>(matrices_.size());
+    matrices_.push_back({*as, false, shape.rows, shape.cols, tiles, entries});
+    tiles += own_tiles;
+    entries += patch_room(format(*as), shape.cols).entries(own_tiles, codes);
+  }
+  lists_bytes_ = matrices_.capacity() * sizeof(Matrix) + index_.size() * sizeof(std::int32_t);
+  lists_ = std::make_unique<Charge>(budget, lists_bytes_, "patches");
+  memory_ = Buffer(std::move(budget),
+                   std::max<std::size_t>(1, tiles * sizeof(std::uint32_t) + entries * sizeof(PatchEntry)),
+                   "patches of adapters");
+  used_ = memory_.as<std::uint32_t>();
+  entries_ = reinterpret_cast<PatchEntry*>(used_ + tiles);
+}
+
+bool PatchSet::is_of(const std::vector<AdapterMix::Entry>& entries) const noexcept {
+  const auto has = [&](const AdapterMix::Entry& entry) {
+    return std::any_of(mix_.begin(), mix_.end(), [&](const AdapterMix::Entry& own) {
+      return own.adapter == entry.adapter && own.scale == entry.scale;
+    });
+  };
+  return entries.size() == mix_.size() && std::all_of(entries.begin(), entries.end(), has);
+}
+
+std::size_t PatchSet::room_before(const Matrix& m, int target, std::size_t tile) const noexcept {
+  std::size_t codes = 0;
+  for (const AdapterMix::Entry& entry : mix_) {
+    const Adapter::Part* part = entry.adapter->part(target);
+    if (part != nullptr && part->first != nullptr) codes += part->first[tile];
+  }
+  return patch_room(format(m.format), m.cols).entries(tile, codes);
+}
+
+void PatchSet::apply(int target, std::size_t begin, std::size_t end, std::byte* codes) {
+  const Matrix& m = matrix(target);
+  const Format& as = format(m.format);
+  const std::size_t bytes = tile_bytes(as, m.cols);
+  PatchCounts counts;
+  for (std::size_t tile = begin; tile < end; ++tile) {
+    std::byte* const of_tile = codes + tile * bytes;
+    std::uint32_t& used = used_[m.tile + tile];
+    PatchEntry* const entries = entries_ + m.entry + room_before(m, target, tile);
+    if (m.compiled) {
+      apply_patch({entries, used}, of_tile);
+      continue;
+    }
+    TileDelta deltas[kMostTogether];
+    std::size_t together = 0;
+    for (const AdapterMix::Entry& entry : mix_) {
+      const Adapter::Part* part = entry.adapter->part(target);
+      if (part == nullptr || part->first == nullptr) continue;
+      const std::uint32_t first = part->first[tile], count = part->first[tile + 1] - first;
+      deltas[together++] = {
+          {part->places + first, count}, part->values + first, part->remainders + first, entry.scale};
+    }
+    used =
+        static_cast<std::uint32_t>(compile_patch(as, m.cols, {deltas, together}, of_tile, entries, counts));
+  }
+  if (m.compiled) return;
+  const std::lock_guard lock(mutex_);
+  counts_.add(counts);
+}
+
+PatchCounts PatchSet::counts() const {
+  const std::lock_guard lock(mutex_);
+  return counts_;
+}
+
+}  // namespace edgert

@@ -1,0 +1,166 @@
+#include "model/patched_weights.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "bundle/xxhash.h"
+#include "platform/error.h"
+
+namespace edgert {
+namespace {
+
+std::size_t at(int index) { return static_cast<std::size_t>(index); }
+
+PatchSet* set_of(const ExpertStore::Change& change) { return static_cast<PatchSet*>(change.get()); }
+
+}  // namespace
+
+std::shared_ptr<PatchSet> PatchedWeights::make(const AdapterMix& mix, std::shared_ptr<Budget> budget) const {
+  std::vector<std::optional<FormatId>> formats(at(weights_.targets()->count()));
+  for (int target = 0; target < weights_.dense_targets(); ++target) {
+    if (weights_.codes(target) != nullptr) formats[at(target)] = weights_.format_of(target);
+  }
+  for (const auto& layer : bundle_.manifest().experts) {
+    for (std::size_t e = 0; e < layer.experts.size(); ++e) {
+      const ExpertFormats& f = bundle_.manifest().expert_formats[layer.experts[e].formats];
+      const auto target = [&](ExpertPart part) {
+        return at(weights_.targets()->expert(layer.layer, static_cast<int>(e), part));
+      };
+      formats[target(ExpertPart::gate)] = f.gate;
+      formats[target(ExpertPart::up)] = f.up;
+      formats[target(ExpertPart::down)] = f.down;
+    }
+  }
+  return std::make_shared<PatchSet>(
+      *weights_.targets(), [&](int target) { return formats[at(target)]; }, mix, std::move(budget));
+}
+
+void PatchedWeights::use(const std::shared_ptr<PatchSet>& set) {
+  if (set == current_) return;
+  std::vector<Patched> work;
+  for (int target = 0; target < weights_.dense_targets(); ++target) {
+    if (std::byte* codes = weights_.codes(target)) add(work, current_.get(), set.get(), target, codes);
+  }
+  change(work);
+  const std::lock_guard lock(mutex_);
+  current_ = set;
+}
+
+void PatchedWeights::remove(const std::shared_ptr<PatchSet>& set) {
+  if (set == current_) use(nullptr);
+  store_.visit([&](const ExpertStore::Expert& expert, std::span<std::byte> bytes,
+                   const ExpertStore::Change& change) -> ExpertStore::Change {
+    if (change != set) return change;
+    take_off(change, expert, bytes);
+    return nullptr;
+  });
+}
+
+void PatchedWeights::take_off(const ExpertStore::Change& change_of, const ExpertStore::Expert& expert,
+                              std::span<std::byte> bytes) const {
+  std::vector<Patched> work;
+  add_expert(work, set_of(change_of), nullptr, expert, bytes.data());
+  change(work);
+}
+
+std::size_t PatchedWeights::check() {
+  use(nullptr);
+  std::size_t checked = weights_.check(bundle_);
+  std::string damaged;
+  store_.visit([&](const ExpertStore::Expert& expert, std::span<std::byte> bytes,
+                   const ExpertStore::Change& change) -> ExpertStore::Change {
+    take_off(change, expert, bytes);
+    const auto& layers = bundle_.manifest().experts;
+    const auto row = std::find_if(layers.begin(), layers.end(),
+                                  [&](const auto& layer) { return layer.layer == expert.layer; });
+    const ExpertEntry& entry = row->experts[at(expert.expert)];
+    if (entry.is_split()) return nullptr;
+    ++checked;
+    const bool same =
+        xxh64(std::span<const std::byte>(bytes.first(entry.extent.bytes))) == entry.extent.checksum;
+    if (!same && damaged.empty()) {
+      damaged = "expert " + std::to_string(expert.expert) + " of layer " + std::to_string(expert.layer) +
+                ": its bytes in memory are not the bundle's";
+    }
+    return nullptr;
+  });
+  if (!damaged.empty()) throw Error(ErrorKind::corrupt, damaged);
+  return checked;
+}
+
+void PatchedWeights::prepare(int layer, std::span<ExpertStore::Lease* const> leases) {
+  std::vector<Patched> work;
+  for (ExpertStore::Lease* lease : leases) {
+    if (lease->change() == current_) continue;
+    add_expert(work, set_of(lease->change()), current_.get(), {layer, lease->expert(), lease->formats()},
+               lease->bytes());
+  }
+  change(work);
+  for (ExpertStore::Lease* lease : leases) {
+    if (lease->change() != current_) lease->set_change(current_);
+  }
+}
+
+ExpertStore::Change PatchedWeights::page_in(const ExpertStore::Expert& expert, std::span<std::byte> bytes) {
+  std::shared_ptr<PatchSet> set;
+  {
+    const std::lock_guard lock(mutex_);
+    set = current_;
+  }
+  if (set == nullptr) return nullptr;
+  std::vector<Patched> work;
+  add_expert(work, nullptr, set.get(), expert, bytes.data());
+  for (const Patched& matrix : work) {
+    change(matrix, 0, matrix.tiles);
+    set->compiled(matrix.target);
+  }
+  return set;
+}
+
+void PatchedWeights::add(std::vector<Patched>& work, PatchSet* off, PatchSet* on, int target,
+                         std::byte* codes) const {
+  if (off != nullptr && !off->covers(target)) off = nullptr;
+  if (on != nullptr && !on->covers(target)) on = nullptr;
+  if (off == nullptr && on == nullptr) return;
+  work.push_back({off, on, target, codes, (on != nullptr ? on : off)->tiles(target)});
+}
+
+void PatchedWeights::add_expert(std::vector<Patched>& work, PatchSet* off, PatchSet* on,
+                                const ExpertStore::Expert& expert, std::byte* bytes) const {
+  const ExpertLayout layout = expert_layout(bundle_.manifest().expert_formats[expert.formats],
+                                            at(recipe_.hidden_size), recipe_.block(expert.layer).ffn);
+  const auto part = [&](ExpertPart which, std::size_t offset) {
+    add(work, off, on, weights_.targets()->expert(expert.layer, expert.expert, which), bytes + offset);
+  };
+  part(ExpertPart::gate, 0);
+  part(ExpertPart::up, layout.up_offset);
+  part(ExpertPart::down, layout.down_offset);
+}
+
+// Of each tile the one, then the other, while it is in the cache.
+void PatchedWeights::change(const Patched& matrix, std::size_t begin, std::size_t end) {
+  for (std::size_t tile = begin; tile < end; ++tile) {
+    if (matrix.off != nullptr) matrix.off->apply(matrix.target, tile, tile + 1, matrix.codes);
+    if (matrix.on != nullptr) matrix.on->apply(matrix.target, tile, tile + 1, matrix.codes);
+  }
+}
+
+void PatchedWeights::change(std::span<const Patched> work) const {
+  constexpr int kGrain = 16;
+  std::size_t tiles = 0;
+  for (const Patched& matrix : work) tiles += matrix.tiles;
+  if (tiles == 0) return;
+  pool_.run(static_cast<int>(tiles), kGrain, [&](int begin, int end, int) {
+    std::size_t first = 0;
+    for (const Patched& matrix : work) {
+      const std::size_t from = std::max(at(begin), first), to = std::min(at(end), first + matrix.tiles);
+      if (from < to) change(matrix, from - first, to - first);
+      first += matrix.tiles;
+    }
+  });
+  for (const Patched& matrix : work) {
+    if (matrix.on != nullptr) matrix.on->compiled(matrix.target);
+  }
+}
+
+}  // namespace edgert

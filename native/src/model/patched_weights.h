@@ -1,0 +1,73 @@
+// The patches of adapters that a model's weights carry now.
+//
+// One set of adapters is on at a time, or none. Dense matrices take a set's patches at the switch; an expert
+// does as it is paged in, or when it is used next: its slot says which set it carries. Evicting it drops
+// them with its bytes; nothing is ever written back.
+//
+// Threads: page_in() runs on reader's threads, beside steps; the others are for the thread that steps,
+// between steps but for prepare(). Ownership: borrows weights, store and pool; a set lives as long as weights
+// carry it.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include "adapters/patch_set.h"
+#include "experts/store.h"
+#include "model/weights.h"
+#include "platform/thread_pool.h"
+
+namespace edgert {
+
+class PatchedWeights {
+ public:
+  // The store may be made later than this, before the first call.
+  PatchedWeights(const Bundle& bundle, const Recipe& recipe, const Weights& weights, ExpertStore& store,
+                 ThreadPool& pool)
+      : bundle_(bundle), recipe_(recipe), weights_(weights), store_(store), pool_(pool) {}
+
+  std::shared_ptr<PatchSet> make(const AdapterMix& mix, std::shared_ptr<Budget> budget) const;
+
+  // From now on weights are those of `set`; null: the bundle's.
+  void use(const std::shared_ptr<PatchSet>& set);
+  const std::shared_ptr<PatchSet>& current() const noexcept { return current_; }
+  // Takes the set off all that carries it.
+  void remove(const std::shared_ptr<PatchSet>& set);
+
+  // Before leased experts of a layer are computed with.
+  void prepare(int layer, std::span<ExpertStore::Lease* const> leases);
+  ExpertStore::Change page_in(const ExpertStore::Expert& expert, std::span<std::byte> bytes);
+
+  // Takes every patch off and compares what is resident with the bundle's checksums, but for experts that are
+  // split; how many tensors and experts those were. Error{corrupt} names what differs.
+  std::size_t check();
+
+ private:
+  struct Patched {  // a matrix that is to lose one set's patch and to get another's
+    PatchSet* off;
+    PatchSet* on;
+    int target;
+    std::byte* codes;
+    std::size_t tiles;
+  };
+  void add(std::vector<Patched>& work, PatchSet* off, PatchSet* on, int target, std::byte* codes) const;
+  void add_expert(std::vector<Patched>& work, PatchSet* off, PatchSet* on, const ExpertStore::Expert& expert,
+                  std::byte* bytes) const;
+  void take_off(const ExpertStore::Change& change, const ExpertStore::Expert& expert,
+                std::span<std::byte> bytes) const;
+  static void change(const Patched& matrix, std::size_t begin, std::size_t end);
+  void change(std::span<const Patched> work) const;  // all of it, on every thread
+
+  const Bundle& bundle_;
+  const Recipe& recipe_;
+  const Weights& weights_;
+  ExpertStore& store_;
+  ThreadPool& pool_;
+  std::mutex mutex_;  // of current_, for readers' threads
+  std::shared_ptr<PatchSet> current_;
+};
+
+}  // namespace edgert

@@ -1,0 +1,234 @@
+// Patches in a whole model: switches, fusions, evictions and page-ins in any order, and no byte is lost.
+#include <algorithm>
+#include <random>
+#include <set>
+
+#include "engine/model.h"
+#include "kernels_support.h"
+#include "model_support.h"
+#include "small_bundle.h"
+#include "support.h"
+
+using namespace edgert;
+using test::contains;
+using test::error_of;
+using test::make_runtime;
+using test::minimum;
+using test::SmallModel;
+using test::some_tokens;
+using test::TemporaryDirectory;
+
+namespace {
+
+// Sparse values in attention, some experts and the head of a model; the same numbers every time.
+std::shared_ptr<const Adapter> sparse_adapter(const Model& model, const SmallModel& small, unsigned seed,
+                                              bool with_remainders = true) {
+  struct Numbers {
+    std::vector<std::int32_t> rows, cols;
+    std::vector<float> values;
+    std::vector<std::int8_t> remainders;
+  };
+  std::mt19937 random(seed);
+  std::vector<Numbers> numbers;
+  std::vector<AdapterSource> sources;
+  numbers.reserve(100);
+  const auto add = [&](const std::string& target, int outputs, int inputs) {
+    Numbers& n = numbers.emplace_back();
+    std::set<std::pair<int, int>> there;
+    for (int i = 0; i < outputs * inputs / 20; ++i) {
+      const int row = static_cast<int>(random() % static_cast<unsigned>(outputs));
+      const int col = static_cast<int>(random() % static_cast<unsigned>(inputs));
+      if (!there.emplace(row, col).second) continue;
+      n.rows.push_back(row);
+      n.cols.push_back(col);
+      n.values.push_back(static_cast<float>(random() % 1000) / 1000 - 0.5F);
+      n.remainders.push_back(static_cast<std::int8_t>(static_cast<int>(random() % 200) - 100));
+    }
+    AdapterSource& source = sources.emplace_back();
+    source.target = target;
+    source.rows = n.rows;
+    source.cols = n.cols;
+    source.values = n.values;
+    if (with_remainders) source.remainders = n.remainders;
+  };
+  add("layers.0.attention.o", small.hidden, 32);
+  for (int layer = 0; layer < small.layers; ++layer) {
+    for (int expert = static_cast<int>(seed % 2); expert < small.experts; ++expert) {
+      const std::string name = "layers." + std::to_string(layer) + ".experts." + std::to_string(expert);
+      add(name + ".gate", small.intermediate, small.hidden);
+      if (expert % 2 == 0) add(name + ".up", small.intermediate, small.hidden);
+      add(name + ".down", small.hidden, small.intermediate);
+    }
+  }
+  return model.adapter("sparse " + std::to_string(seed), sources);
+}
+
+AdapterMix patched(Model& model, std::vector<AdapterMix::Entry> entries) {
+  AdapterMix mix{std::move(entries), nullptr};
+  mix.patch = model.patches(mix);
+  return mix;
+}
+
+std::vector<float> logits(Model& model, const std::vector<std::int32_t>& tokens, AdapterMix mix) {
+  std::vector<float> out;
+  const auto sequence = model.sequence(std::move(mix));
+  const StepRow row{sequence.get(), tokens, Wanted::all};
+  model.step(std::span(&row, 1),
+             [&](std::size_t, std::size_t, std::span<float> l) { out.insert(out.end(), l.begin(), l.end()); },
+             {});
+  return out;
+}
+
+SmallModel with_formats(std::vector<std::string> experts, const std::string& dense) {
+  SmallModel small;
+  small.expert_formats = std::move(experts);
+  small.dense_format = dense;
+  return small;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "random switches, fusions, evictions and page-ins leave the bundle's bytes, and the logits of a fresh "
+    "load") {
+  const TemporaryDirectory directory;
+  const SmallModel smalls[] = {with_formats({"int4"}, "int8"), with_formats({"int8", "int2", "int3"}, "int4"),
+                               with_formats({"int4_32", "nl4"}, "q4_0"), with_formats({"int3"}, "f32")};
+  for (const SmallModel& small : smalls) {
+    const auto path = test::write_small_bundle(directory.path(), small);
+    const auto tokens = some_tokens(5, small.vocab);
+    // What fresh loads with each mix give.
+    constexpr float kScales[][3] = {{0, 0, 0},     {1, 0, 0},    {0, 1, 0},
+                                    {0, 0, -0.5F}, {1, 0.5F, 0}, {0.25F, 1, 1}};
+    const auto mix_of = [&](Model& model, const auto& adapters, const float (&scales)[3]) {
+      std::vector<AdapterMix::Entry> entries;
+      for (std::size_t i = 0; i < 3; ++i) {
+        if (scales[i] != 0) entries.push_back({adapters[i], scales[i]});
+      }
+      return entries.empty() ? AdapterMix{} : patched(model, std::move(entries));
+    };
+    const auto adapters_of = [&](Model& model) {
+      return std::vector{sparse_adapter(model, small, 1), sparse_adapter(model, small, 2),
+                         sparse_adapter(model, small, 3)};
+    };
+    std::vector<std::vector<float>> fresh;
+    for (const auto& scales : kScales) {
+      Model model(make_runtime(), path, {});
+      fresh.push_back(logits(model, tokens, mix_of(model, adapters_of(model), scales)));
+      CHECK(std::count(fresh.begin(), fresh.end(), fresh.back()) == 1);
+    }
+    ModelOptions options;
+    options.adapter_bytes = 4 << 20;
+    options.parallel = 4;
+    std::mt19937 random(11);
+    Model paged(make_runtime(minimum(path, options, 2) + (8 << 10), 2), path, options);
+    CHECK_FALSE(paged.plan().resident());
+    Model whole(make_runtime(1 << 30, 2), path, options);
+    for (Model* model : {&paged, &whole}) {
+      const auto adapters = adapters_of(*model);
+      std::vector<AdapterMix> mixes;
+      for (const auto& scales : kScales) mixes.push_back(mix_of(*model, adapters, scales));
+      for (int turn = 0; turn < 125; ++turn) {
+        const std::size_t i = random() % mixes.size();
+        switch (random() % 5) {
+          case 0:
+            model->use(mixes[i].patch);
+            break;
+          case 1:
+            if (mixes[i].patch != nullptr) model->remove(mixes[i].patch);
+            break;
+          case 2:  // compiled anew
+            mixes[i] = mix_of(*model, adapters, kScales[i]);
+            break;
+          default:
+            CHECK(logits(*model, tokens, mixes[i]) == fresh[i]);
+        }
+      }
+      CHECK(model->check_weights() > 10);
+      for (std::size_t i = 0; i < mixes.size(); ++i) CHECK(logits(*model, tokens, mixes[i]) == fresh[i]);
+      model->check_weights();
+      if (model == &paged) CHECK(model->statistics().experts.evictions > 100);
+    }
+  }
+}
+
+TEST_CASE("sequences of several sets share a step, and each has its own weights") {
+  const TemporaryDirectory directory;
+  const SmallModel small;
+  Model model(make_runtime(1 << 30, 2), test::write_small_bundle(directory.path(), small), {0, 4, 16, {}});
+  const auto one = sparse_adapter(model, small, 1), two = sparse_adapter(model, small, 2);
+  const std::vector<AdapterMix> mixes = {
+      {}, patched(model, {{one, 1}}), patched(model, {{two, 1}}), {{{one, 1}}, nullptr}};
+  std::vector<std::vector<float>> alone, together(mixes.size());
+  std::vector<std::shared_ptr<KvSequence>> sequences;
+  std::vector<std::vector<std::int32_t>> tokens;
+  std::vector<StepRow> rows;
+  for (std::size_t i = 0; i < mixes.size(); ++i) {
+    tokens.push_back(some_tokens(5 + static_cast<int>(i), small.vocab, static_cast<int>(i)));
+    alone.push_back(logits(model, tokens[i], mixes[i]));
+    sequences.push_back(model.sequence(mixes[i]));
+  }
+  for (std::size_t i = 0; i < mixes.size(); ++i) rows.push_back({sequences[i].get(), tokens[i], Wanted::all});
+  model.step(rows,
+             [&](std::size_t row, std::size_t, std::span<float> l) {
+               together[row].insert(together[row].end(), l.begin(), l.end());
+             },
+             {});
+  for (std::size_t i = 0; i < mixes.size(); ++i) CHECK(together[i] == alone[i]);
+  CHECK(mixes[1].fingerprint() != mixes[3].fingerprint());
+}
+
+TEST_CASE("what no patch covers is added to products: other formats, and values without remainders") {
+  const TemporaryDirectory directory;
+  const SmallModel small = with_formats({"nl4"}, "f32");
+  Model model(make_runtime(), test::write_small_bundle(directory.path(), small), {});
+  const auto tokens = some_tokens(7, small.vocab);
+  const AdapterMix floats = patched(model, {{sparse_adapter(model, small, 1), 1}});
+  CHECK(floats.patch->covered() == 0);
+  CHECK(floats.patch->left() > 0);
+  CHECK(logits(model, tokens, floats) == logits(model, tokens, {floats.entries, nullptr}));
+  const SmallModel integers;
+  Model other(make_runtime(), test::write_small_bundle(directory.path(), integers), {});
+  const AdapterMix unknown = patched(other, {{sparse_adapter(other, integers, 1, false), 1}});
+  CHECK(unknown.patch->covered() == 0);
+  CHECK(logits(other, tokens, unknown) == logits(other, tokens, {unknown.entries, nullptr}));
+}
+
+TEST_CASE(
+    "patches are charged, free once removed and let go, and outlive neither their use nor a sequence's") {
+  const TemporaryDirectory directory;
+  const SmallModel small;
+  const auto runtime = make_runtime();
+  Model model(runtime, test::write_small_bundle(directory.path(), small), {});
+  const auto tokens = some_tokens(9, small.vocab);
+  const auto plain = logits(model, tokens, {});
+  const auto adapter = sparse_adapter(model, small, 1);
+  logits(model, tokens, {{{adapter, 1}}});  // which takes scratch
+  const std::uint64_t before = runtime->budget()->used_bytes();
+  AdapterMix mix = patched(model, {{adapter, 1}});
+  CHECK(runtime->budget()->used_bytes() >= before + mix.patch->bytes());
+  const auto expected = logits(model, tokens, mix);
+  auto sequence = model.sequence(mix);
+  model.remove(mix.patch);
+  mix = {};
+  std::vector<float> out;
+  const StepRow row{sequence.get(), tokens, Wanted::all};
+  model.step(std::span(&row, 1),
+             [&](std::size_t, std::size_t, std::span<float> l) { out.insert(out.end(), l.begin(), l.end()); },
+             {});
+  CHECK(out == expected);
+  model.remove(sequence->mix()->patch);
+  sequence.reset();
+  CHECK(runtime->budget()->used_bytes() == before);
+  CHECK(logits(model, tokens, {}) == plain);
+}
+
+TEST_CASE("a patch belongs to its adapters at their scales") {
+  const TemporaryDirectory directory;
+  const SmallModel small;
+  Model model(make_runtime(), test::write_small_bundle(directory.path(), small), {});
+  const auto one = sparse_adapter(model, small, 1);
+  AdapterMix mix = patched(model, {{one, 1}});
+  mix.entries[0].scale = 0.5F;
+  CHECK(contains(error_of(ErrorKind::invalid_argument, [&] { model.sequence(mix); }), "patches"));
+}
