@@ -1,6 +1,7 @@
 """From an adapter as PEFT has it to the matrices of one bundle."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -9,7 +10,7 @@ from edgert import _native
 from edgert.errors import CorruptError, InvalidArgumentError, UnsupportedError
 
 from .files import InputFile
-from .peft import Delta, FusedDelta, PeftAdapter, values_of
+from .peft import Delta, FusedDelta, PeftAdapter, as_floats, values_of
 from .tensor import TensorInfo
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ _EXPERT_PARTS = {
 }
 # Whose tensors of all experts are [experts, inputs, outputs].
 _INPUTS_FIRST = ("gpt_oss", "llama4_text", "llama4")
+# Norms that adapters can change; and those whose weights the checkpoint has less one.
+_NORM = re.compile(r"final_norm|layers[.]\d+[.](?:attention|ffn)_norm")
+_ZERO_CENTRED = ("qwen3_next", "qwen3_5")
 _INTERLEAVED = ("gpt_oss",)  # gate and up by turns
 # Whose queries and keys a GGUF file has in another order of rows.
 _REORDERED = (
@@ -72,46 +76,75 @@ _REORDERED = (
 )
 
 
+_NATIVE_TYPES = {"f4": "f32", "f2": "f16", "u2": "bf16"}
+
+
 @dataclass
 class Part:
-    """What an adapter adds to one matrix of a bundle: see native/src/adapters/adapter.h. All f32 but the indices."""
+    """What an adapter adds to one matrix of a bundle: see native/src/adapters/adapter.h. Factors and weights are f32, f16
+    or, as uint16, bf16; the other numbers f32."""
 
     target: str
-    a: "Array | None" = None  # [rank, cols]
-    b: "Array | None" = None  # [rows, rank], the scale in it
+    a: "NDArray[Any] | None" = None  # [rank, cols]
+    b: "NDArray[Any] | None" = None  # [rows, rank], of the same type
+    scale: float = 1.0  # of B A
     rows: "NDArray[numpy.int32] | None" = None
     cols: "NDArray[numpy.int32] | None" = None
     values: "Array | None" = None
     remainders: "NDArray[numpy.int8] | None" = None  # of the base's codes there, see remainders.py
-    patch_error: "Array | None" = (
-        None  # [2], of a patch at scale 1: apart and beside, see native/src/adapters/patch.h
-    )
+    patch_error: "Array | None" = None  # [2], of a patch at scale 1: apart and beside, see patch.h
     gain: "Array | None" = None  # [rows]
     gain_spares_bias: bool = False
+    shift: "Array | None" = None  # [rows]
+    weights: "NDArray[Any] | None" = None  # [n, cols], in place of the matrix' own
+    weight_rows: "NDArray[numpy.int32] | None" = None  # [n], ascending; None: all
 
     def sizes(self) -> dict[str, Any]:
         return {
             "rank": 0 if self.a is None else self.a.shape[0],
             "values": 0 if self.values is None else self.values.size,
             "gain": self.gain is not None,
+            "shift": self.shift is not None,
+            "weights": 0 if self.weights is None else self.weights.shape[0],
         }
+
+    def arrays(self) -> "list[NDArray[Any]]":
+        arrays = (self.a, self.b, self.rows, self.cols, self.values, self.gain, self.shift, self.weights)
+        return [array for array in arrays if array is not None]
+
+    @property
+    def is_shift(self) -> bool:
+        others = (self.a, self.values, self.gain, self.weights)
+        return self.shift is not None and all(array is None for array in others)
+
+    def factors(self) -> "tuple[Array, Array] | None":
+        """A and B as f32, the scale in B."""
+        import numpy as np
+
+        if self.a is None or self.b is None:
+            return None
+        return as_floats(self.a), as_floats(self.b) * np.float32(self.scale)
 
     def native(self) -> dict[str, Any]:
         """As _native.Adapter takes it."""
         import numpy as np
 
         out: dict[str, Any] = {"target": self.target, "gain_spares_bias": self.gain_spares_bias}
-        arrays = {"a": self.a, "b": self.b, "values": self.values, "gain": self.gain}
-        out |= {
-            name: np.ascontiguousarray(array, np.float32)
-            for name, array in arrays.items()
-            if array is not None
-        }
+        stored = {"a": self.a, "b": self.b, "weights": self.weights}
+        for name, array in stored.items():
+            if array is not None:
+                out[name] = np.ascontiguousarray(array)
+                out["dtype"] = _NATIVE_TYPES[array.dtype.str.lstrip("<=")]
+        floats = {"values": self.values, "gain": self.gain, "shift": self.shift}
+        whole = {"rows": self.rows, "cols": self.cols, "weight_rows": self.weight_rows}
+        for arrays, dtype in ((floats, np.float32), (whole, np.int32)):
+            out |= {
+                name: np.ascontiguousarray(array, dtype)
+                for name, array in arrays.items()
+                if array is not None
+            }
         if self.a is not None:
-            out["rank"] = self.a.shape[0]
-        for name, index in (("rows", self.rows), ("cols", self.cols)):
-            if index is not None:
-                out[name] = np.ascontiguousarray(index, np.int32)
+            out |= {"rank": self.a.shape[0], "scale": self.scale}
         if self.remainders is not None:
             out["remainders"] = np.ascontiguousarray(self.remainders, np.int8)
         return out
@@ -130,6 +163,13 @@ class Part:
         self.rows, self.cols, self.values = self.rows[order], self.cols[order], self.values[order]
         if self.remainders is not None:
             self.remainders = self.remainders[order]
+
+
+def halves_by_turns(rows: int, dim: int) -> "NDArray[numpy.int64]":
+    """Which of a checkpoint's rows stands at each place, where a head's halves go by turns."""
+    import numpy as np
+
+    return np.arange(rows).reshape(-1, 2, dim // 2).swapaxes(1, 2).reshape(-1)
 
 
 @dataclass
@@ -167,6 +207,18 @@ class _Base:
         block: dict[str, Any] = self.recipe["blocks"][layers[layer]]
         return block
 
+    def key_width(self, layer: int) -> int:
+        """Of a layer's keys, and of its values; 0 where it does not attend, or by latents."""
+        tensor = self.by_name.get(f"layers.{layer}.attention.k")
+        return 0 if tensor is None else int(tensor["shape"][0])
+
+    def vector(self, name: str) -> "Array":
+        import numpy as np
+
+        tensor = self.by_name[name]
+        with InputFile(self.path / self.manifest["files"][tensor["file"]]["name"]) as file:
+            return np.frombuffer(file.read(tensor["offset"], tensor["bytes"]), np.float32)
+
     def weights(self, name: str) -> "Array":
         """A dense matrix as it is used."""
         import numpy as np
@@ -180,6 +232,22 @@ class _Base:
         )
 
 
+def matrix_shape(manifest: Mapping[str, Any], target: str) -> tuple[int, int]:
+    """Of a bundle's matrix, dense or an expert's. Raises InvalidArgumentError where it has none of this name."""
+    recipe = manifest["recipe"]
+    for name in (target, "embedding" if target == "output" else target):
+        for tensor in manifest["tensors"]:
+            if tensor["name"] == name and len(tensor["shape"]) == 2:
+                return tensor["shape"][0], tensor["shape"][1]
+    match = re.fullmatch(r"layers[.](\d{1,5})[.]experts[.]\d{1,6}[.](gate|up|down)", target)
+    if match is not None and int(match[1]) < len(recipe["layers"]):
+        ffn = recipe["blocks"][recipe["layers"][int(match[1])]]["ffn"]
+        if ffn["kind"] == "moe":
+            shape = (ffn["moe_intermediate_size"], recipe["hidden_size"])
+            return shape[::-1] if match[2] == "down" else shape
+    raise InvalidArgumentError(f"adapter: the base has no matrix {target[:120]!r}")
+
+
 def compile_adapter(adapter: PeftAdapter, path: Path, manifest: dict[str, Any]) -> list[Part]:
     """The parts of `adapter` for the bundle at `path`, one a matrix.
 
@@ -191,6 +259,7 @@ def compile_adapter(adapter: PeftAdapter, path: Path, manifest: dict[str, Any]) 
         compiler.check_base(module, info)
     for delta in adapter.deltas:
         compiler.add(delta)
+    compiler.add_prompt()
     for fused in adapter.fused:
         compiler.add_fused(fused)
     return compiler.parts
@@ -204,30 +273,48 @@ class _Compiler:
         self.seen: dict[str, Part] = {}
 
     def add(self, delta: Delta) -> None:
+        if delta.weights is not None:
+            self.add_weights(delta, delta.weights)
+            return
         target = self.target(delta.module)
+        if delta.bias is not None:
+            self.add_bias(delta.module, target, delta.bias)
+            return
         if delta.input_gain is not None:
             self.add_input_gain(delta, target)
             return
         a = delta.a
         if a is not None and self.adapter.kind == "VERA":
             a = a[:, : self.columns(target)]
-        part = Part(target, a, delta.b, delta.rows, delta.cols, delta.values, gain=delta.gain)
+        part = Part(target, a, delta.b, delta.scale, delta.rows, delta.cols, delta.values, gain=delta.gain)
+        part.shift = delta.shift
         if delta.magnitude is not None:
             self.apply_magnitude(part, delta)
         self.reorder(part)
         self.put(part, delta.module)
 
     def put(self, part: Part, module: str) -> None:
-        if part.target in self.seen:
+        other = self.seen.get(part.target)
+        for one, more in ((other, part), (part, other)):
+            if one is not None and more is not None and one.shift is None and more.is_shift:
+                self.add_shift(one, more)  # a trained bias beside the rest
+                return
+        if other is not None:
             raise CorruptError(f"{self.adapter.path}: {module}: stands twice")
         self.seen[part.target] = part
         self.parts.append(part)
+
+    def add_shift(self, part: Part, bias: Part) -> None:
+        part.shift = bias.shift
+        self.seen[part.target] = part
+        self.parts = [one for one in self.parts if one.target != part.target] + [part]
 
     def check_base(self, module: str, info: TensorInfo) -> None:
         """Weights that came with the adapter are the base's own, as exactly as its format has them."""
         import numpy as np
 
-        target = self.target(module)
+        sources = self.base.by_source.get(f"{module}.weight")
+        target = "embedding" if sources == ["embedding"] else self.target(module)
         name = "embedding" if target not in self.base.by_name else target  # a head that is tied
         tensor = self.base.by_name[name]
         if list(info.shape) != tensor["shape"]:
@@ -299,26 +386,123 @@ class _Compiler:
 
     # --- the kinds ----------------------------------------------------------------------------------
 
+    def add_weights(self, delta: Delta, weights: "NDArray[Any]") -> None:
+        """A module trained whole, or rows of one."""
+        sources = self.base.by_source.get(f"{delta.module}.weight") or []
+        if weights.ndim == 1 and len(sources) == 1 and _NORM.fullmatch(sources[0]):
+            self.add_norm(delta.module, sources[0], as_floats(weights))
+            return
+        target = "embedding" if sources == ["embedding"] else self.target(delta.module)
+        tied = target == "output" and "output" not in self.base.by_name
+        tensor = self.base.by_name.get("embedding" if tied else target)
+        rows, columns = (None, None) if tensor is None else tensor["shape"]
+        vocabulary = target in ("embedding", "output")
+        if weights.ndim != 2 or columns not in (None, weights.shape[1]):
+            raise InvalidArgumentError(
+                f"{self.adapter.path}: {delta.module}: the weights are {list(weights.shape)}, the base's are {[rows, columns]}"
+            )
+        found = weights.shape[0] if delta.weight_rows is None else int(delta.weight_rows[-1]) + 1
+        if rows is not None and (found > rows or (delta.weight_rows is None and found != rows)):
+            kind, what = (
+                (UnsupportedError, ": resized vocabularies are not run by this version")
+                if vocabulary
+                else (InvalidArgumentError, "")
+            )
+            raise kind(
+                f"{self.adapter.path}: {delta.module}: has weights of {found} rows, the base {rows}{what}"
+            )
+        part = Part(target, weights=weights, weight_rows=delta.weight_rows)
+        self.reorder(part)
+        self.put(part, delta.module)
+        tied = "output" not in self.base.by_name and "output" not in self.seen
+        if target == "embedding" and delta.weight_rows is not None and tied:
+            self.put(Part("output", weights=weights, weight_rows=delta.weight_rows), delta.module)
+
+    def add_norm(self, module: str, target: str, weights: "Array") -> None:
+        if self.base.architecture.startswith(_ZERO_CENTRED):
+            raise UnsupportedError(
+                f"{self.adapter.path}: {module}: norms of {self.base.architecture} are not changed by this version"
+            )
+        own = self.base.vector(target)
+        if own.shape != weights.shape:
+            raise InvalidArgumentError(
+                f"{self.adapter.path}: {module}: the weights are {list(weights.shape)}, the base's are {list(own.shape)}"
+            )
+        self.put(Part(target, shift=weights - own), module)
+
+    def add_bias(self, module: str, target: str, bias: "Array") -> None:
+        if f"{target}_bias" not in self.base.by_name:
+            self.unknown(f"{module}.bias")
+        own = self.base.vector(f"{target}_bias")
+        if own.shape != bias.shape:
+            raise InvalidArgumentError(
+                f"{self.adapter.path}: {module}.bias: is {list(bias.shape)}, the base's is {list(own.shape)}"
+            )
+        part = Part(target, shift=bias - own)
+        self.reorder(part)
+        self.put(part, module)
+
+    def add_prompt(self) -> None:
+        """Tokens past the vocabulary, by their embeddings or by their keys and values."""
+        import numpy as np
+
+        embeddings, prefix = self.adapter.soft_prompt, self.adapter.prefix
+        if embeddings is None and prefix is None:
+            return
+        given = embeddings if prefix is None else prefix
+        assert given is not None
+        hidden, layers = self.base.recipe["hidden_size"], len(self.base.recipe["layers"])
+        rows = np.arange(len(given), dtype=np.int32) + self.base.recipe["vocab_size"]
+        if prefix is not None:
+            width = [self.base.key_width(layer) for layer in range(layers)]
+            if any(one != width[0] for one in width) or prefix.shape[1] != 2 * layers * width[0]:
+                raise InvalidArgumentError(
+                    f"{self.adapter.path}: prompt_embeddings are {list(prefix.shape)}; the base's keys and values of {layers} layers "
+                    f"are {2 * sum(width)}"
+                )
+            by_layer = prefix.reshape(len(prefix), layers, 2, width[0])
+            for layer in range(layers):
+                for side, name in enumerate(("given_keys", "given_values")):
+                    part = Part(f"layers.{layer}.attention.{name}", weights=by_layer[:, layer, side])
+                    part.weight_rows = rows
+                    self.reorder_keys(part, layer, name)
+                    self.put(part, name)
+            embeddings = np.zeros((len(prefix), hidden), np.float32)
+        assert embeddings is not None
+        if embeddings.shape[1] != hidden:
+            raise InvalidArgumentError(
+                f"{self.adapter.path}: prompt_embeddings are {list(embeddings.shape)}; the base's hidden size is {hidden}"
+            )
+        self.put(Part("embedding", weights=embeddings, weight_rows=rows), "prompt_embeddings")
+
+    def reorder_keys(self, part: Part, layer: int, name: str) -> None:
+        if name == "given_keys" and self.base.from_gguf and self.base.architecture in _REORDERED:
+            assert part.weights is not None
+            dim = self.base.block(layer)["mixer"]["head_dim"]
+            part.weights = part.weights[:, halves_by_turns(part.weights.shape[1], dim)]
+
     def apply_magnitude(self, part: Part, delta: Delta) -> None:
         """DoRA: m * (W + BA) / |W + BA|, row by row, of the weights as the bundle has them."""
         import numpy as np
 
-        assert part.a is not None and part.b is not None and delta.magnitude is not None
+        factors = part.factors()
+        assert factors is not None and delta.magnitude is not None
+        a, b = factors
         if part.target not in self.base.by_name:
             raise UnsupportedError(
                 f"{self.adapter.path}: {delta.module}: DoRA of experts is not run by this version"
             )
         weights = self.base.weights(part.target)
-        if weights.shape != (part.b.shape[0], part.a.shape[1]) or delta.magnitude.shape != weights.shape[:1]:
+        if weights.shape != (b.shape[0], a.shape[1]) or delta.magnitude.shape != weights.shape[:1]:
             raise InvalidArgumentError(
-                f"{self.adapter.path}: {delta.module}: A and B make {[part.b.shape[0], part.a.shape[1]]}, the base's matrix "
+                f"{self.adapter.path}: {delta.module}: A and B make {[b.shape[0], a.shape[1]]}, the base's matrix "
                 f"is {list(weights.shape)}"
             )
         norm = np.linalg.norm(
-            weights.astype(np.float64) + part.b.astype(np.float64) @ part.a.astype(np.float64), axis=1
+            weights.astype(np.float64) + b.astype(np.float64) @ a.astype(np.float64), axis=1
         )
         factor = (delta.magnitude / np.maximum(norm, np.finfo(np.float32).tiny)).astype(np.float32)
-        part.b = part.b * factor[:, np.newaxis]
+        part.a, part.b, part.scale = a, b * factor[:, np.newaxis], 1.0
         part.gain = factor - 1
         part.gain_spares_bias = True
 
@@ -346,16 +530,18 @@ class _Compiler:
             return
         dim = self.base.block(int(match[1]))["mixer"]["head_dim"]
         rows = self.base.by_name[part.target]["shape"][0]
-        order = (
-            np.arange(rows).reshape(-1, 2, dim // 2).swapaxes(1, 2).reshape(-1)
-        )  # the checkpoint's row of each
-        lengths = {len(array) for array in (part.b, part.gain) if array is not None}
+        order = halves_by_turns(rows, dim)
+        lengths = {len(array) for array in (part.b, part.gain, part.shift, part.weights) if array is not None}
         if lengths - {rows} or (part.rows is not None and part.rows.max() >= rows):
             return  # refused by what comes next
         if part.b is not None:
             part.b = part.b[order]
         if part.gain is not None:
             part.gain = part.gain[order]
+        if part.shift is not None:
+            part.shift = part.shift[order]
+        if part.weights is not None:
+            part.weights = part.weights[order]
         if part.rows is not None:
             part.rows = np.argsort(order).astype(np.int32)[part.rows]
 
@@ -368,20 +554,21 @@ class _Compiler:
         if ffn["kind"] != "moe":
             self.unknown(fused.module)
         a, b = self.by_expert(fused, ffn)
+        scale = fused.scale(a.shape[1])
         width = ffn["moe_intermediate_size"]
         for e in range(ffn["num_experts"]):
             prefix = f"layers.{layer}.experts.{e}."
             if fused.parameter == "down_proj":
-                self.put(Part(prefix + "down", a[e], b[e]), fused.module)
+                self.put(Part(prefix + "down", a[e], b[e], scale), fused.module)
             elif self.base.architecture in _INTERLEAVED:
-                self.put(Part(prefix + "gate", a[e], b[e][0::2]), fused.module)
-                self.put(Part(prefix + "up", a[e], b[e][1::2]), fused.module)
+                self.put(Part(prefix + "gate", a[e], b[e][0::2], scale), fused.module)
+                self.put(Part(prefix + "up", a[e], b[e][1::2], scale), fused.module)
             else:
-                self.put(Part(prefix + "gate", a[e], b[e][:width]), fused.module)
-                self.put(Part(prefix + "up", a[e], b[e][width:]), fused.module)
+                self.put(Part(prefix + "gate", a[e], b[e][:width], scale), fused.module)
+                self.put(Part(prefix + "up", a[e], b[e][width:], scale), fused.module)
 
-    def by_expert(self, fused: FusedDelta, ffn: dict[str, Any]) -> "tuple[Array, Array]":
-        """a [experts, rank, inputs] and b [experts, outputs, rank], the scale in it."""
+    def by_expert(self, fused: FusedDelta, ffn: dict[str, Any]) -> "tuple[NDArray[Any], NDArray[Any]]":
+        """a [experts, rank, inputs] and b [experts, outputs, rank]."""
         experts, width, hidden = (
             ffn["num_experts"],
             ffn["moe_intermediate_size"],
@@ -403,7 +590,7 @@ class _Compiler:
             )
         if not self.is_direct(fused, ffn, outputs == inputs):
             a, b = b.swapaxes(1, 2), a.swapaxes(1, 2)
-        return a, b * fused.scale(rank)
+        return a, b
 
     def is_direct(self, fused: FusedDelta, ffn: dict[str, Any], square: bool) -> bool:
         """Whether A reads the experts' inputs. Where the matrix is square, the version says so: PEFT took the two dimensions

@@ -5,34 +5,64 @@ docs/adapters.md defines it. It belongs to a checkpoint, not to one bundle of it
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgert import _native
 from edgert.errors import CorruptError, InvalidArgumentError, UnsupportedError
 
 from .adapter import Part
-from .peft import values_of
+from .files import InputFile
+from .peft import stored_values_of
 from .safetensors import read_header_and_metadata
 from .safetensors_writer import write_safetensors
+from .signs import Coded, SignsHeader, decode
 from .strict_json import parse_json_object
+from .tensor import TensorInfo
 
-VERSION = 1
+VERSION = 2
 _METADATA = "edgert.adapter"
-_OF_BUNDLE = ("remainders", "patch_error")  # which hold for the codes of one bundle alone
-_DTYPES = {"rows": "I32", "cols": "I32", "remainders": "I8"}  # the others are F32
-# A part's arrays by their endings in the file.
+_OF_BUNDLE = ("shira_remainder", "shira_patch_error")  # which hold for the codes of one bundle alone
+_FLOATS = ("F32", "F16", "BF16")
+_SIGNS = "signs"  # in place of a dtype: an array as signs.py codes it
+_MAX_RANK = 4096
+_MAX_DECODED = 1 << 28  # elements of a factor
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """An array of a part, by its name's ending in the file. `shape`: rows and columns of the matrix, and n of its own."""
+
+    attribute: str
+    dtypes: tuple[str, ...]
+    shape: tuple[str, ...]
+
+
 _ENDINGS = {
-    "lora_A": ("a", 2),
-    "lora_B": ("b", 2),
-    "shira_weight": ("values", 1),
-    "shira_rows": ("rows", 1),
-    "shira_cols": ("cols", 1),
-    "shira_remainder": ("remainders", 1),
-    "shira_patch_error": ("patch_error", 1),
-    "gain": ("gain", 1),
-    "gain_without_bias": ("gain", 1),
+    "lora_A": _Ending("a", (*_FLOATS, _SIGNS), ("rank", "cols")),
+    "lora_B": _Ending("b", (*_FLOATS, _SIGNS), ("rows", "rank")),
+    "lora_scale": _Ending("scale", ("F32",), ("1",)),
+    "shira_weight": _Ending("values", ("F32",), ("n",)),
+    "shira_rows": _Ending("rows", ("I32",), ("n",)),
+    "shira_cols": _Ending("cols", ("I32",), ("n",)),
+    "shira_remainder": _Ending("remainders", ("I8",), ("n",)),
+    "shira_patch_error": _Ending("patch_error", ("F32",), ("2",)),
+    "shira_signs": _Ending("", (_SIGNS,), ("rows", "cols")),
+    "gain": _Ending("gain", ("F32",), ("rows",)),
+    "gain_without_bias": _Ending("gain", ("F32",), ("rows",)),
+    "shift": _Ending("shift", ("F32",), ("rows",)),
+    "weight": _Ending("weights", _FLOATS, ("m", "cols")),
+    "weight_rows": _Ending("weight_rows", ("I32",), ("m",)),
 }
+# Of a part, what goes together; and what may stand beside it.
+_TOGETHER = (
+    ("lora_A", "lora_B"),
+    ("shira_weight", "shira_rows", "shira_cols"),
+    ("shira_remainder", "shira_patch_error"),
+)
+_BESIDE = {"lora_scale": "lora_A", "weight_rows": "weight", "shira_remainder": "shira_weight"}
 
 
 def fingerprint(manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -44,81 +74,213 @@ def fingerprint(manifest: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def write_adapter(path: Path, kind: str, parts: Sequence[Part], manifest: Mapping[str, Any]) -> None:
-    """Raises StorageError."""
+def write_adapter(
+    path: Path,
+    kind: str,
+    parts: Sequence[Part],
+    manifest: Mapping[str, Any],
+    signs: Mapping[str, Coded] | None = None,
+) -> None:
+    """`signs`: arrays in place of parts', by their names in the file. Raises StorageError."""
+    import numpy as np
+
     tensors: dict[str, Any] = {}
+    coded = dict(signs or {})
     for part in sorted(parts, key=lambda part: part.target):
         part.sort()
-        for ending, (name, _) in _ENDINGS.items():
-            array = getattr(part, name)
-            if array is None or (name == "gain" and part.gain_spares_bias != (ending != "gain")):
+        for ending, row in _ENDINGS.items():
+            array = getattr(part, row.attribute) if row.attribute else None
+            if ending == "lora_scale":
+                array = None if part.a is None or array == 1 else np.array([array], np.float32)
+            if array is None or (row.attribute == "gain" and part.gain_spares_bias != (ending != "gain")):
                 continue
-            tensors[f"{part.target}.{ending}"] = array
-    about = {"version": VERSION, "kind": kind, "base": fingerprint(manifest)}
+            if f"{part.target}.{ending}" not in coded:
+                tensors[f"{part.target}.{ending}"] = np.ascontiguousarray(array)
+    tensors |= {name: np.frombuffer(one.data, np.uint8) for name, one in sorted(coded.items())}
+    data = b"".join(array.tobytes() for array in tensors.values())
+    about: dict[str, Any] = {
+        "version": VERSION,
+        "kind": kind,
+        "base": fingerprint(manifest),
+        "checksum": _native.xxh64(data),
+    }
     if any(part.remainders is not None for part in parts):
         about["codes"] = manifest["bundle_id"]
+    if coded:
+        about["signs"] = {name: one.header.as_json() for name, one in coded.items()}
     write_safetensors(path, tensors, {_METADATA: json.dumps(about, sort_keys=True)})
 
 
-def read_adapter(path: Path, manifest: Mapping[str, Any]) -> tuple[str, list[Part]]:
-    """Kind and parts. Raises CorruptError, UnsupportedError for a newer format, InvalidArgumentError for an adapter of
-    another checkpoint."""
-    infos, metadata = read_header_and_metadata(path)
-    if _METADATA not in metadata:
-        raise CorruptError(
-            f"{path}: not an adapter file: its metadata have no {_METADATA!r}; of a PEFT adapter give the directory"
-        )
-    about = parse_json_object(metadata[_METADATA].encode(), f"{path}: {_METADATA}")
-    version, kind, base = about.get("version"), about.get("kind"), about.get("base")
-    if type(version) is not int or not isinstance(kind, str) or not isinstance(base, dict):
-        raise CorruptError(f"{path}: {_METADATA}: version, kind and base are needed")
-    if version > VERSION:
-        raise UnsupportedError(
-            f"{path}: an adapter of format version {version}, this edgert reads up to {VERSION}: it needs a newer one"
-        )
-    if base != fingerprint(manifest):
-        raise InvalidArgumentError(
-            f"{path}: was made for another model: its norms and routers are not the base's"
-        )
-    parts: dict[str, Part] = {}
-    for info in infos:
-        target, _, ending = info.name.rpartition(".")
-        if ending not in _ENDINGS or len(info.shape) != _ENDINGS[ending][1]:
-            raise CorruptError(f"{path}: tensor {info.name!r} {list(info.shape)}: has no place in an adapter")
-        name = _ENDINGS[ending][0]
-        wanted = _DTYPES.get(name, "F32")
-        if info.dtype != wanted:
-            raise CorruptError(f"{path}: tensor {info.name!r}: dtype {info.dtype}, allowed is {wanted}")
-        part = parts.setdefault(target, Part(target))
-        if name in _OF_BUNDLE and about.get("codes") != manifest["bundle_id"]:
-            continue
-        if getattr(part, name) is not None:
-            raise CorruptError(f"{path}: tensor {info.name!r}: {target} has a gain already")
-        setattr(part, name, values_of(info))
-        part.gain_spares_bias |= ending == "gain_without_bias"
-    if not parts:
-        raise CorruptError(f"{path}: holds no tensor of an adapter")
-    for part in parts.values():
-        _check(path, part)
-    return kind, list(parts.values())
+@dataclass(frozen=True)
+class AdapterFile:
+    """An adapter file whose header has been read and checked; its numbers are read by read()."""
+
+    path: Path
+    kind: str
+    checksum: str | None  # of everything behind the header; none in files of version 1
+    infos: tuple[TensorInfo, ...]
+    signs: Mapping[str, SignsHeader]  # of those that are coded, by name
+    of_bundle: bool  # its remainders are of this bundle's codes
+
+    @classmethod
+    def open(cls, path: Path, manifest: Mapping[str, Any]) -> "AdapterFile":
+        """Raises CorruptError, UnsupportedError for a newer format, InvalidArgumentError for an adapter of another
+        checkpoint."""
+        infos, metadata = read_header_and_metadata(path)
+        if _METADATA not in metadata:
+            raise CorruptError(
+                f"{path}: not an adapter file: its metadata have no {_METADATA!r}; of a PEFT adapter give the directory"
+            )
+        about = parse_json_object(metadata[_METADATA].encode(), f"{path}: {_METADATA}")
+        version, kind, base = about.get("version"), about.get("kind"), about.get("base")
+        if type(version) is not int or not isinstance(kind, str) or not isinstance(base, dict):
+            raise CorruptError(f"{path}: {_METADATA}: version, kind and base are needed")
+        if version > VERSION:
+            raise UnsupportedError(
+                f"{path}: an adapter of format version {version}, this edgert reads up to {VERSION}: it needs a newer one"
+            )
+        checksum = about.get("checksum")
+        if version > 1 and not isinstance(checksum, str):
+            raise CorruptError(f"{path}: {_METADATA}: checksum is needed")
+        if base != fingerprint(manifest):
+            raise InvalidArgumentError(
+                f"{path}: was made for another model: its norms and routers are not the base's"
+            )
+        signs = about.get("signs", {})
+        if not isinstance(signs, dict) or signs.keys() - {info.name for info in infos}:
+            raise CorruptError(f"{path}: {_METADATA}: signs are of tensors that are there")
+        headers = {name: SignsHeader.of(one, f"{path}: {name}") for name, one in signs.items()}
+        of_bundle = about.get("codes") == manifest["bundle_id"]
+        file = cls(path, kind, checksum if version > 1 else None, tuple(infos), headers, of_bundle)
+        file._check()
+        return file
+
+    @property
+    def targets(self) -> list[str]:
+        return sorted({info.name.rpartition(".")[0] for info in self.infos})
+
+    @property
+    def bytes(self) -> int:
+        return sum(info.end - info.begin for info in self.infos)
+
+    def _by_target(self) -> dict[str, dict[str, TensorInfo]]:
+        """Tensors by target and ending, each of a type and with the dimensions that it can have."""
+        found: dict[str, dict[str, TensorInfo]] = {}
+        for info in self.infos:
+            target, _, ending = info.name.rpartition(".")
+            row = _ENDINGS.get(ending)
+            header = self.signs.get(info.name)
+            if header is not None and info.dtype == "U8" and info.shape == (header.bytes,):
+                info = replace(info, dtype=_SIGNS, shape=(header.rows, header.cols))  # noqa: PLW2901
+            if row is None or len(info.shape) != len(row.shape):
+                raise CorruptError(
+                    f"{self.path}: tensor {info.name!r} {list(info.shape)}: has no place in an adapter"
+                )
+            if info.dtype not in row.dtypes:
+                raise CorruptError(
+                    f"{self.path}: tensor {info.name!r}: dtype {info.dtype}, allowed is {' or '.join(row.dtypes)}"
+                )
+            found.setdefault(target, {})[ending] = info
+        return found
+
+    def _check(self) -> None:
+        by_target = self._by_target()
+        if not by_target:
+            raise CorruptError(f"{self.path}: holds no tensor of an adapter")
+        for target, tensors in by_target.items():
+            where = f"{self.path}: {target}"
+            for group in _TOGETHER:
+                if 0 < len(tensors.keys() & set(group)) < len(group):
+                    raise CorruptError(f"{where}: {', '.join(group[:-1])} and {group[-1]} go together")
+            for ending, needed in _BESIDE.items():
+                if ending in tensors and needed not in tensors:
+                    raise CorruptError(f"{where}: {ending} stands beside {needed}")
+            if "gain" in tensors and "gain_without_bias" in tensors:
+                raise CorruptError(f"{where} has a gain already")
+            stored = {tensors[ending].dtype for ending in ("lora_A", "lora_B", "weight") if ending in tensors}
+            if len(stored) > 1:
+                raise CorruptError(
+                    f"{where}: its factors and weights are of one dtype, found {sorted(stored)}"
+                )
+            if "shira_signs" in tensors and "shira_weight" in tensors:
+                raise CorruptError(f"{where} has sparse values already")
+            values, remainders = tensors.get("shira_weight"), tensors.get("shira_remainder")
+            if values is not None and remainders is not None and values.shape != remainders.shape:
+                raise CorruptError(f"{where}: shira_remainder: as many as there are values are needed")
+            a, b = tensors.get("lora_A"), tensors.get("lora_B")
+            for factor in (a, b):
+                if factor is not None and factor.dtype == _SIGNS:
+                    _check_size(factor, min(factor.shape))
+            if a is not None and b is not None and a.shape[0] != b.shape[1]:
+                raise CorruptError(
+                    f"{where}: lora_A has rank {a.shape[0]}, lora_B {b.shape[1]}; they must agree"
+                )
+
+    def check_shapes(self, shape_of: Callable[[str], tuple[int, int]]) -> None:
+        """Against those of the model's matrices; shape_of raises InvalidArgumentError for an unknown one."""
+        for target, tensors in self._by_target().items():
+            rows, cols = shape_of(target)
+            sizes = {"rows": rows, "cols": cols, "1": 1, "2": 2}
+            for ending, info in tensors.items():
+                for name, found in zip(_ENDINGS[ending].shape, info.shape, strict=True):
+                    if sizes.setdefault(name, found) != found:
+                        raise InvalidArgumentError(
+                            f"{self.path}: tensor {info.name!r}: shape {list(info.shape)}; {name} is {sizes[name]}"
+                        )
+            if "weight" in tensors and "weight_rows" not in tensors and sizes["m"] != rows:
+                raise InvalidArgumentError(
+                    f"{self.path}: {target}: weight has {sizes['m']} rows, the matrix {rows}"
+                )
+
+    def read(self) -> list[Part]:
+        """Raises CorruptError where the numbers are not those that the header's checksum is of."""
+        begin = self.infos[0].begin
+        with InputFile(self.path) as file:
+            data = memoryview(file.read(begin, self.infos[-1].end - begin))
+        if self.checksum is not None and _native.xxh64(data) != self.checksum:
+            raise CorruptError(
+                f"{self.path}: byte {begin}: the checksum of its numbers differs; convert or copy the adapter again"
+            )
+        parts = []
+        for target, tensors in self._by_target().items():
+            part = Part(target, gain_spares_bias="gain_without_bias" in tensors)
+            for ending, info in tensors.items():
+                if ending in _OF_BUNDLE and not self.of_bundle:
+                    continue
+                raw = data[info.begin - begin : info.end - begin]
+                if info.dtype == _SIGNS:
+                    self._decode(part, ending, info, raw)
+                elif ending == "lora_scale":
+                    part.scale *= float(stored_values_of(info, raw)[0])
+                else:
+                    setattr(part, _ENDINGS[ending].attribute, stored_values_of(info, raw))
+            if part.patch_error is not None and not all(0 <= x < float("inf") for x in part.patch_error):
+                raise CorruptError(
+                    f"{self.path}: {target}: shira_patch_error: found {part.patch_error.tolist()}, allowed is 0 or more"
+                )
+            parts.append(part)
+        return parts
+
+    def _decode(self, part: Part, ending: str, info: TensorInfo, data: memoryview) -> None:
+        """A factor's signs become f16; what they stand for goes into the scale."""
+        import numpy as np
+
+        header = self.signs[info.name]
+        places, signs = decode(header, np.frombuffer(data, np.uint8), f"{self.path}: tensor {info.name!r}")
+        if ending == "shira_signs":
+            rows, cols = np.divmod(places, header.cols)
+            part.rows, part.cols = rows.astype(np.int32), cols.astype(np.int32)
+            part.values = signs * np.float32(header.value)
+            return
+        factor = np.zeros(header.rows * header.cols, np.float16)
+        factor[places] = signs
+        setattr(part, _ENDINGS[ending].attribute, factor.reshape(header.rows, header.cols))
+        part.scale *= header.value
 
 
-def _check(path: Path, part: Part) -> None:
-    """What the engine's own checks could not tell apart."""
-    if (part.a is None) != (part.b is None):
-        raise CorruptError(f"{path}: {part.target}: lora_A and lora_B go together")
-    if part.a is not None and part.b is not None and part.a.shape[0] != part.b.shape[1]:
+def _check_size(info: TensorInfo, rank: int) -> None:
+    """Before a factor is decoded."""
+    if rank > _MAX_RANK or info.shape[0] * info.shape[1] > _MAX_DECODED:
         raise CorruptError(
-            f"{path}: {part.target}: lora_A has rank {part.a.shape[0]}, lora_B {part.b.shape[1]}; they must agree"
-        )
-    if len({part.rows is None, part.cols is None, part.values is None}) != 1:
-        raise CorruptError(f"{path}: {part.target}: shira_weight, shira_rows and shira_cols go together")
-    if part.remainders is not None and (part.values is None or part.remainders.shape != part.values.shape):
-        raise CorruptError(f"{path}: {part.target}: shira_remainder: as many as there are values are needed")
-    if (part.remainders is None) != (part.patch_error is None) or (
-        part.patch_error is not None
-        and not (part.patch_error.shape == (2,) and all(0 <= x < float("inf") for x in part.patch_error))
-    ):
-        raise CorruptError(
-            f"{path}: {part.target}: shira_remainder goes with two numbers of shira_patch_error, from 0 on"
+            f"{info.path}: tensor {info.name!r}: shape {list(info.shape)}; ranks up to {_MAX_RANK} are allowed"
         )

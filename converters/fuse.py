@@ -7,7 +7,10 @@ from .adapter import Part
 
 def fuse(adapters: Sequence[tuple[Sequence[Part], float]]) -> list[Part]:
     """The parts of one adapter that adds what all of these add, each times its scale: factors side by side, sparse values
-    summed where they meet, gains multiplied."""
+    summed where they meet, gains multiplied, shifts added.
+
+    Raises UnsupportedError by name for what does not fuse.
+    """
     fused: dict[str, Part] = {}
     for parts, scale in adapters:
         for part in parts:
@@ -15,16 +18,19 @@ def fuse(adapters: Sequence[tuple[Sequence[Part], float]]) -> list[Part]:
             _add_factors(into, part, scale)
             _add_sparse(into, part, scale)
             _add_gain(into, part, scale)
+            _add_shift(into, part, scale)
+            _add_weights(into, part, scale)
     return list(fused.values())
 
 
 def _add_factors(into: Part, part: Part, scale: float) -> None:
     import numpy as np
 
-    if part.a is None or part.b is None:
+    factors = part.factors()
+    if factors is None:
         return
-    b = (part.b * np.float32(scale)).astype(np.float32)
-    into.a = part.a if into.a is None else np.concatenate([into.a, part.a], axis=0)
+    a, b = factors[0], factors[1] * np.float32(scale)
+    into.a = a if into.a is None else np.concatenate([into.a, a], axis=0)
     into.b = b if into.b is None else np.concatenate([into.b, b], axis=1)
 
 
@@ -64,3 +70,23 @@ def _add_gain(into: Part, part: Part, scale: float) -> None:
         factor = factor * (1 + into.gain)
     into.gain = (factor - 1).astype(np.float32)
     into.gain_spares_bias = part.gain_spares_bias
+
+
+def _add_shift(into: Part, part: Part, scale: float) -> None:
+    import numpy as np
+
+    if part.shift is not None:
+        shift = part.shift * np.float32(scale)
+        into.shift = shift if into.shift is None else into.shift + shift
+
+
+def _add_weights(into: Part, part: Part, scale: float) -> None:
+    from edgert.errors import UnsupportedError
+
+    if part.weights is None:
+        return
+    if into.weights is not None or scale != 1:
+        raise UnsupportedError(
+            f"{part.target}: weights in place of the base's are fused at a scale of 1, and of one adapter alone"
+        )
+    into.weights, into.weight_rows = part.weights, part.weight_rows

@@ -32,6 +32,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_RANK = 4096
+_MAX_SOFT_PROMPT = 4096
 _VARIANTS = (
     "use_qalora",
     "use_bdlora",
@@ -53,20 +54,26 @@ _PLAIN_NAME = re.compile(r"\^?[\w.]+\$?")
 class Delta:
     """What an adapter adds to one module; parts that it lacks are None.
 
-    `module` as the model calls it ("model.layers.0.self_attn.q_proj"). a [rank, inputs], b [outputs, rank] with the scale
-    in it; sparse values at (rows, cols); `magnitude` [outputs] of DoRA; `gain` [outputs] and `input_gain` [inputs] of
-    IA3, less one.
+    `module` as the model calls it ("model.layers.0.self_attn.q_proj"). a [rank, inputs], b [outputs, rank], as stored (see
+    stored_values_of), times `scale`; sparse values at (rows, cols); `magnitude` [outputs] of DoRA; `gain` [outputs] and `input_gain` [inputs] of
+    IA3, less one; `weights` in place of the module's own, all or those of `weight_rows`; `bias` in place of its own;
+    `shift` is added.
     """
 
     module: str
-    a: "Array | None" = None
-    b: "Array | None" = None
+    a: "NDArray[Any] | None" = None
+    b: "NDArray[Any] | None" = None
+    scale: float = 1.0
     rows: "NDArray[numpy.int32] | None" = None
     cols: "NDArray[numpy.int32] | None" = None
     values: "Array | None" = None
     magnitude: "Array | None" = None
     gain: "Array | None" = None
     input_gain: "Array | None" = None
+    weights: "NDArray[Any] | None" = None
+    weight_rows: "NDArray[numpy.int32] | None" = None
+    bias: "Array | None" = None
+    shift: "Array | None" = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,8 @@ class FusedDelta:
 
     module: str
     parameter: str  # gate_up_proj or down_proj
-    a: "Array"
-    b: "Array"
+    a: "NDArray[Any]"
+    b: "NDArray[Any]"
     alpha: float
     root: bool  # rsLoRA
 
@@ -96,6 +103,8 @@ class PeftAdapter:
     target_parameters: tuple[str, ...] = ()
     deltas: list[Delta] = field(default_factory=list)
     fused: list[FusedDelta] = field(default_factory=list)
+    soft_prompt: "Array | None" = None  # [n, hidden]: embeddings before the first token
+    prefix: "Array | None" = None  # [n, layers * 2 * width]: keys and values before the first token
     base_weights: dict[str, TensorInfo] = field(
         default_factory=dict
     )  # by module; PEFT saves them of embeddings
@@ -144,12 +153,12 @@ class _Reader:
         self.left = set(self.tensors)
 
     def read(self) -> PeftAdapter:
-        self._refuse("modules_to_save", "layers that were trained whole")
-        self._refuse("trainable_token_indices", "tokens that were trained")
         self._refuse("layer_replication", "layers that stand more than once")
-        if self.config.get("bias", "none") != "none":
-            raise UnsupportedError(f"{self.where}: bias: found {self.config['bias']!r:.40}, read is 'none'")
+        self._refuse("ensure_weight_tying", "weights that are kept equal")
         _KINDS[self.adapter.kind](self)
+        self._tokens(self.config.get("trainable_token_indices"), ".token_adapter.trainable_tokens_delta")
+        self._saved_modules()
+        self._biases()
         self._base_weights()
         if self.left:
             name = min(self.left)
@@ -157,7 +166,7 @@ class _Reader:
                 f"{self.file}: tensor {name!r}: has no place in a {self.adapter.kind} adapter that this version reads; it is "
                 "not ignored, for it may change what the model computes"
             )
-        if not self.adapter.deltas and not self.adapter.fused:
+        if not (self.adapter.deltas or self.adapter.fused or self._has_prompt()):
             raise CorruptError(f"{self.file}: holds no tensor of an adapter")
         return self.adapter
 
@@ -165,7 +174,7 @@ class _Reader:
 
     def lora(self) -> None:
         """`lora_A` [rank, in], `lora_B` [out, rank], times alpha / rank; rsLoRA alpha / sqrt(rank); DoRA has a magnitude."""
-        for option in (*_VARIANTS, "lora_bias"):
+        for option in _VARIANTS:
             self._refuse(option, "this variant of LoRA")
         start = self._text("init_lora_weights") or ""
         if start.lower().startswith(_CHANGE_THE_BASE):
@@ -180,13 +189,22 @@ class _Reader:
             of_experts = bool(fused) and parts.endswith(tuple(f".{_parent(target)}" for target in fused))
             if not of_experts:
                 self._check_size(f"{module}.lora_A.weight")
-            a, b = self.take(f"{module}.lora_A.weight", 2), self.take(f"{module}.lora_B.weight", 2)
+            a, b = same_type(
+                self.take(f"{module}.lora_A.weight", 2, stored=True),
+                self.take(f"{module}.lora_B.weight", 2, stored=True),
+            )
             if of_experts:
                 self._fused(name, parts, a, b)
                 continue
             self._check_rank(module, a, b)
-            delta = Delta(name, a, b * self._scale(name, a.shape[0]))
+            delta = Delta(name, a, b, self._scale(name, a.shape[0]))
+            if self.config.get("lora_bias"):
+                delta.shift = self.take(f"{module}.lora_B.bias", 1) * delta.scale
             if self.config.get("use_dora"):
+                if delta.shift is not None:
+                    raise UnsupportedError(
+                        f"{self.where}: lora_bias: with use_dora it cannot be run by this version"
+                    )
                 delta.magnitude = self.take(f"{module}.lora_magnitude_vector", 1)
             self.adapter.deltas.append(delta)
 
@@ -275,21 +293,103 @@ class _Reader:
                 raise CorruptError(f"{self.file}: tensor {module}.lora_E: shape {list(e.shape)}")
             name = _name(module)
             scale = self._alpha(name) / (a.shape[0] + 1e-5)
-            self.adapter.deltas.append(Delta(name, a * e, b * scale))
+            self.adapter.deltas.append(Delta(name, a * e, b, scale))
+
+    def trainable_tokens(self) -> None:
+        """Rows of the embedding, as they are after training."""
+        self._tokens(self.config.get("token_indices"), ".trainable_tokens_delta")
+
+    def ln_tuning(self) -> None:
+        """Weights of norms, as they are after training."""
+        for module in self._modules(".ln_tuning_layers.weight"):
+            weights = self.take(f"{module}.ln_tuning_layers.weight", 1, stored=True)
+            self.adapter.deltas.append(Delta(_name(module), weights=weights))
+
+    def prompt(self) -> None:
+        """Embeddings of tokens before the first; P-tuning saves what its encoder makes of them."""
+        self.adapter.soft_prompt = self._prompt()
+
+    def prefix(self) -> None:
+        """Keys and values of tokens before the first, layer by layer."""
+        self.adapter.prefix = self._prompt()
+
+    def _prompt(self) -> "Array":
+        name = "prompt_embeddings"
+        if name in self.tensors and (self.tensors[name].shape or (0,))[0] > _MAX_SOFT_PROMPT:
+            raise CorruptError(
+                f"{self.file}: tensor {name!r}: shape {list(self.tensors[name].shape)}; at most {_MAX_SOFT_PROMPT} tokens are allowed"
+            )
+        prompt: Array = self.take(name, 2)
+        return prompt
+
+    def _has_prompt(self) -> bool:
+        return self.adapter.soft_prompt is not None or self.adapter.prefix is not None
+
+    def _tokens(self, stated: object, ending: str) -> None:
+        """Trained tokens: those of a list, or of a list for each module."""
+        import numpy as np
+
+        if not stated:
+            return
+        for module in self._modules(ending):
+            name = _name(module)
+            tokens = stated
+            if isinstance(stated, dict):
+                tokens = next(
+                    (ids for key, ids in stated.items() if name == key or name.endswith(f".{key}")), None
+                )
+            weights = self.take(f"{module}{ending}", 2, stored=True)
+            good = isinstance(tokens, list) and all(
+                type(token) is int and 0 <= token < 2**31 for token in tokens
+            )
+            ids: list[int] = tokens if good else []  # type: ignore[assignment]
+            if len(ids) != weights.shape[0] or len(set(ids)) != len(ids):
+                raise CorruptError(
+                    f"{self.where}: {ending.rpartition('.')[2]} of {name} needs {weights.shape[0]} different token ids, found {tokens!r:.60}"
+                )
+            rows = np.array(ids, np.int32)
+            order = np.argsort(rows)
+            self.adapter.deltas.append(Delta(name, weights=weights[order], weight_rows=rows[order]))
+
+    def _saved_modules(self) -> None:
+        """What modules_to_save names is saved as it is after training."""
+        wanted = self._names("modules_to_save")
+        for name in sorted(self.left):
+            stem, _, ending = name.rpartition(".")
+            module = _name(stem)
+            if not any(module == end or module.endswith(f".{end}") for end in wanted):
+                continue
+            if ending == "weight":
+                weights = self.take(name, len(self.tensors[name].shape), stored=True)
+                self.adapter.deltas.append(Delta(module, weights=weights))
+            elif ending == "bias":
+                self.adapter.deltas.append(Delta(module, bias=self.take(name, 1)))
+
+    def _biases(self) -> None:
+        """Of `bias` other than "none", as they are after training."""
+        if self.config.get("bias", "none") == "none":
+            return
+        for name in sorted(self.left):
+            if name.endswith(".bias"):
+                module = _name(name.removesuffix(".bias").removesuffix(".base_layer"))
+                self.adapter.deltas.append(Delta(module, bias=self.take(name, 1)))
 
     def _base_weights(self) -> None:
-        """PEFT saves the weights below an adapter of embeddings or of the output head with it. Of anything else they
-        have no place here."""
+        """PEFT saves the weights below an adapter of embeddings or of the output head with it, and those of all embeddings
+        where it takes them for changed. Of anything else they have no place here."""
         for name in sorted(self.left):
-            module = _name(name.removesuffix(_BASE_WEIGHT))
-            if name.endswith(_BASE_WEIGHT) and any(delta.module == module for delta in self.adapter.deltas):
+            module = _name(name.removesuffix(".weight").removesuffix(".base_layer"))
+            below = name.endswith(_BASE_WEIGHT) and any(
+                delta.module == module for delta in self.adapter.deltas
+            )
+            if below or (name.endswith(".weight") and module.endswith(("embed_tokens", "lm_head"))):
                 self.adapter.base_weights[module] = self.tensors[name]
                 self.left.discard(name)
 
     # --- tensors ------------------------------------------------------------------------------------
 
-    def take(self, name: str, dimensions: int) -> "Any":
-        """A tensor; see values_of(). Raises CorruptError."""
+    def take(self, name: str, dimensions: int, *, stored: bool = False) -> "Any":
+        """A tensor; see values_of(), or stored_values_of() where `stored`. Raises CorruptError."""
         import numpy as np
 
         info = self.tensors.get(name)
@@ -300,10 +400,11 @@ class _Reader:
             raise CorruptError(
                 f"{self.file}: tensor {name!r}: shape {list(info.shape)}; {dimensions} dimensions, none of them 0, are needed"
             )
-        values = values_of(info)
-        if not np.isfinite(values).all():
+        values = stored_values_of(info)
+        widened = as_floats(values)
+        if not np.isfinite(widened).all():
             raise CorruptError(f"{self.file}: tensor {name!r}: holds a number that is not finite")
-        return values
+        return values if stored else widened
 
     def _modules(self, ending: str) -> Iterator[str]:
         """The modules that have a tensor of this name, in order."""
@@ -371,11 +472,22 @@ _KINDS: dict[str, Callable[[_Reader], None]] = {
     "IA3": _Reader.ia3,
     "VERA": _Reader.vera,
     "ADALORA": _Reader.adalora,
+    "TRAINABLE_TOKENS": _Reader.trainable_tokens,
+    "LN_TUNING": _Reader.ln_tuning,
+    "PROMPT_TUNING": _Reader.prompt,
+    "P_TUNING": _Reader.prompt,
+    "PREFIX_TUNING": _Reader.prefix,
 }
 
 
 def values_of(info: TensorInfo) -> "Any":
     """A small tensor as an array: floats as f32, whole numbers as int8, int32 or int64."""
+    return as_floats(stored_values_of(info))
+
+
+def stored_values_of(info: TensorInfo, data: bytes | bytearray | memoryview | None = None) -> "Any":
+    """A small tensor as the file has it: f32, f16, int8, int32 or int64, bf16 as uint16. `data`: the file's bytes from
+    info.begin on, where they have been read."""
     import numpy as np
 
     dtype = _DTYPES.get(info.dtype)
@@ -383,11 +495,24 @@ def values_of(info: TensorInfo) -> "Any":
         raise UnsupportedError(
             f"{info.path}: tensor {info.name!r}: dtype {info.dtype}; read are {', '.join(_DTYPES)}"
         )
-    with InputFile(info.path) as file:
-        raw = np.frombuffer(file.read(info.begin, info.end - info.begin), dtype)
-    if info.dtype == "BF16":
-        raw = (raw.astype(np.uint32) << 16).view(np.float32)
-    return (raw if info.dtype in ("I8", "I32", "I64") else raw.astype(np.float32)).reshape(info.shape)
+    if data is None:
+        with InputFile(info.path) as file:
+            data = file.read(info.begin, info.end - info.begin)
+    return np.frombuffer(data, dtype).reshape(info.shape)
+
+
+def as_floats(values: "NDArray[Any]") -> "Any":
+    """What stored_values_of() returned, with floats as f32."""
+    import numpy as np
+
+    if values.dtype == np.uint16:  # bf16
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32) if values.dtype == np.float16 else values
+
+
+def same_type(a: "NDArray[Any]", b: "NDArray[Any]") -> "tuple[NDArray[Any], NDArray[Any]]":
+    """Both as stored, or as f32 where they are stored otherwise than each other."""
+    return (a, b) if a.dtype == b.dtype else (as_floats(a), as_floats(b))
 
 
 def _version(text: str | None) -> tuple[int, ...] | None:

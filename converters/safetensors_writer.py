@@ -14,11 +14,14 @@ from .output import sync_directory
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_DTYPES = {"f2": "F16", "f4": "F32", "f8": "F64", "i1": "I8", "i4": "I32", "i8": "I64"}
+_DTYPES = {
+    "f2": "F16", "u2": "BF16", "u1": "U8", "f4": "F32", "f8": "F64", "i1": "I8", "i4": "I32", "i8": "I64",
+}  # fmt: skip
 
 
 def write_safetensors(path: Path, tensors: "Mapping[str, NDArray[Any]]", metadata: Mapping[str, str]) -> None:
-    """Write little-endian arrays of f16, f32, f64, i8, i32 or i64 in the order given. Raises StorageError."""
+    """Write little-endian arrays of f16, f32, f64, i8, i32, i64 or u8, and of bf16 as uint16, in the order given. Raises
+    StorageError."""
     path = Path(os.path.abspath(path))
     beside = path.parent / f".{path.name}.new"
     try:

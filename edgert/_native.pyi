@@ -215,6 +215,7 @@ class Adapter:
     name: str
     bytes: int
     fingerprint: int  # of its contents
+    in_use: bool  # by a sequence
 
 class Patches:
     """What adapters at given scales make of the packed codes of a model's matrices; charged to the model's budget. See
@@ -289,11 +290,18 @@ class Model:
     resident: bool  # every expert fits
     def plan(self) -> dict[str, int]:
         """See plan_memory."""
-    def adapter(self, name: str, parts: Seq[dict[str, Any]]) -> Adapter:
+    def adapter(self, name: str, parts: Seq[dict[str, Any]], order: int = 0) -> Adapter:
         """`parts`: {"target": the bundle's name of a matrix, and of these buffers those that it has: "a" [rank, cols] and
-        "b" [rows, rank] with "rank" and "dtype" ("f32", "f16" or "bf16"); "rows", "cols" int32 and "values" f32 of sparse
-        values, "remainders" int8 of them (see remainders()); "gain" f32 [rows], with "gain_spares_bias"}. See native/src/adapters/adapter.h. InvalidArgumentError
-        names the target that does not fit; BudgetError."""
+        "b" [rows, rank] with "rank" and their "scale"; "rows", "cols" int32 and "values" f32 of sparse values, "remainders"
+        int8 of them (see remainders()); "gain" f32 [rows], with "gain_spares_bias"; "shift" f32 [rows]; "weights" [n, cols]
+        with "weight_rows" int32 [n]; "dtype" ("f32", "f16" or "bf16") is of "a", "b" and "weights"}. See
+        native/src/adapters/adapter.h. A row's adapters add by ascending `order`; 0: after all that were made with 0 so far.
+        InvalidArgumentError names the target that does not fit; BudgetError."""
+    def target(self, name: str) -> tuple[int, int]:
+        """Rows and columns of what an adapter can change by this name, of a norm its size twice. InvalidArgumentError where
+        it is nothing."""
+    def trim_adapters(self) -> None:
+        """Give adapters' scratch back if no sequence needs it."""
     def patches(self, adapters: Seq[tuple[Adapter, float]]) -> Patches:
         """InvalidArgumentError for an adapter of another model; BudgetError."""
     def use_patches(self, patches: Patches | None) -> None:

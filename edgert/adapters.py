@@ -1,15 +1,18 @@
-"""The adapters of a loaded model: which there are, and which are on."""
+"""The adapters of a loaded model: which there are, which are in memory, and which are on."""
 
+import itertools
 import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from edgert import _native
-from edgert.errors import InvalidArgumentError, NotFoundError
+from edgert.adapter_sources import PeftDirectory, Source, estimate_of
+from edgert.bundle import Bundle
+from edgert.errors import BudgetError, CorruptError, InvalidArgumentError, NotFoundError, UnsupportedError
 from edgert.patches import (
     MAX_LOSS,
     AdapterMode,
@@ -23,17 +26,16 @@ from edgert.patches import (
     too_much,
 )
 
-if TYPE_CHECKING:
-    from edgert.converters.adapter import Part
-
 # One by its name, several, or each with its scale; None: those that are on.
 AdapterChoice = str | Sequence[str] | Mapping[str, float] | None
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """A loaded adapter. `kind` as PEFT calls it; `bytes` of the budget; `scale` 0 where it is off. `mode`: "patch" where its sparse
-    values are in the weights, else "overlay"; empty where it is off. `why`: why it is no patch. `patch_counts`: of the patches of all that are on, as far as they were used: see
+    """A loaded adapter. `kind` as PEFT calls it; `bytes` of the budget while it is `resident`, of its file until it first
+    was; `scale` 0 where it is off. `mode`: "patch" where its sparse values are in the weights, else "overlay"; empty where it
+    is off. `why`: why it is no patch. `patch_counts`: of the patches of all that are on, as far as they were used: see
     _native.Patches.counts()."""
 
     name: str
@@ -42,55 +44,78 @@ class AdapterInfo:
     bytes: int
     matrices: int
     scale: float
+    resident: bool
     mode: str = ""
     why: str = ""
     patch_counts: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    native: _native.Adapter
-    kind: str
-    path: Path
+@dataclass
+class _Entry:
+    source: Source
+    order: int  # in which a row's adapters add, in memory or not
     matrices: int
-    estimate: PatchEstimate
+    bytes: int
+    native: _native.Adapter | None = None  # while it is in memory
+    fingerprint: int | None = None  # once it was
+    estimate: PatchEstimate = PatchEstimate()  # once it was
+    used: int = 0  # when last
 
 
 class AdapterSet:
-    """By name, with the ones that are on and their scales. Thread-safe; sequences keep what they began with."""
+    """By name, with the ones that are on and their scales. Thread-safe; sequences keep what they began with.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loaded: dict[str, _Loaded] = {}
+    Any number may be there; their numbers are read when a sequence first needs them. Those that no sequence uses leave the
+    memory, the least recently used first, where another one or the budget wants it, and where they take more than
+    `limit_bytes` together (0: the budget alone bounds them).
+    """
+
+    def __init__(self, bundle: Bundle, limit_bytes: int = 0) -> None:
+        self._bundle = bundle
+        self._lock = threading.RLock()
+        self._limit_bytes = limit_bytes
+        self._entries: dict[str, _Entry] = {}
         self._on: dict[str, float] = {}
         self._enabled = True
+        self._count = itertools.count(1)
+        self._clock = itertools.count(1)
+        self._evictions = 0
         self._sets = PatchSets()
         self._runs = Decision(None)
 
-    def add(
-        self, native: _native.Model, name: str, kind: str, path: Path, parts: "Sequence[Part]"
-    ) -> AdapterInfo:
-        """Raises InvalidArgumentError for a name that is taken, or empty; BudgetError where it does not fit."""
+    def add(self, native: _native.Model, name: str, source: Source) -> AdapterInfo:
+        """A PEFT directory is read now, so that what is wrong with it is said now.
+
+        Raises InvalidArgumentError for a name that is taken, or empty; what reading raises, and BudgetError.
+        """
         if not name or name != name.strip():
             raise InvalidArgumentError(
                 f"adapter name: found {name!r:.60}, allowed is text without spaces around it"
             )
         with self._lock:
-            if name in self._loaded:
+            if name in self._entries:
                 raise InvalidArgumentError(f"adapter {name}: is loaded already; unload it first")
-            made = native.adapter(name, [part.native() for part in parts])
-            self._loaded[name] = _Loaded(made, kind, path, len(parts), _estimate(parts))
-        return self.info(name)
+            source.check_shapes(native.target)
+            entry = _Entry(source, next(self._count), len(source.targets), source.bytes)
+            if isinstance(source, PeftDirectory):
+                self._bring(native, name, entry, keep={name})
+            self._entries[name] = entry
+            return self._info(name)
 
     def remove(self, native: _native.Model, name: str) -> None:
         """Its memory is free once the sequences that use it are closed."""
         with self._lock:
             adapter = self._known(name).native
-            del self._loaded[name]
-            self._sets.forget(native, adapter)
+            del self._entries[name]
+            if adapter is not None:
+                self._sets.forget(native, adapter)
             if self._on.pop(name, None) is not None:
                 self._runs = Decision(None)
-                self._runs = self._decide(native, self._on, "auto", rescaled=False)
+                if all(
+                    self._entries[other].native is not None for other in self._on
+                ):  # none is read for this
+                    self._runs = self._decide(native, self._on, "auto", rescaled=False)
+        native.trim_adapters()
 
     def set(self, native: _native.Model, choice: AdapterChoice, mode: AdapterMode = "auto") -> None:
         """Raises InvalidArgumentError and BudgetError where `mode` is "patch" and that cannot be."""
@@ -112,44 +137,147 @@ class AdapterSet:
     def _decide(
         self, native: _native.Model, on: Mapping[str, float], mode: AdapterMode, *, rescaled: bool
     ) -> Decision:
-        estimates = [self._loaded[name].estimate for name in on]
-        return decide(native, self._sets, self._mix_of(on), estimates, mode, rescaled=rescaled)
+        """Brings those that are to be on into memory: what patches would make of them is not known before."""
+        if mode == "overlay":
+            return Decision(None, "asked for" if on else "")
+        mix = self._mix_of(native, on)
+        estimates = [self._entries[name].estimate for name in on]
+        return decide(
+            native, self._sets, mix, estimates, mode,
+            rescaled=rescaled, make_room=lambda: self._evict(native, on.keys()),
+        )  # fmt: skip
 
     def enable(self, native: _native.Model, on: bool) -> None:
         with self._lock:
             self._enabled = on
             native.use_patches(self._runs.patches if on else None)
 
-    def mix(self, choice: AdapterChoice) -> tuple[Mix, _native.Patches | None]:
-        """What a sequence is made with: those that are on as they are on, others beside the weights."""
+    def check(self, choice: AdapterChoice) -> None:
+        """Refuse names that are not there and scales that are none."""
         with self._lock:
-            if choice is None:
-                return (self._mix_of(self._on), self._runs.patches) if self._enabled else ([], None)
-            return self._mix_of(self._scales(choice)), None
+            self._scales(choice)
 
-    def _mix_of(self, scales: Mapping[str, float]) -> Mix:
-        return [(self._loaded[name].native, scale) for name, scale in scales.items() if scale != 0]
+    def sequence(
+        self,
+        native: _native.Model,
+        choice: AdapterChoice,
+        make: Callable[[Mix, _native.Patches | None], _Made],
+    ) -> _Made:
+        """What `make` makes of the chosen adapters, in memory, and their scales: those that are on as they are on, others
+        beside the weights. Where it raises BudgetError, adapters that are not in use make room."""
+        patches = None
+        with self._lock:
+            if choice is not None:
+                scales = self._scales(choice)
+            elif self._enabled:
+                scales, patches = self._on, self._runs.patches
+            else:
+                scales = {}
+            scales = {name: scale for name, scale in scales.items() if scale != 0}
+            mix = self._mix_of(native, scales)
+        return self._with_room(lambda: make(mix, patches), native, keep=scales.keys())  # may wait for a step
+
+    def _mix_of(self, native: _native.Model, scales: Mapping[str, float]) -> Mix:
+        return [
+            (self._bring(native, name, self._known(name), keep=scales.keys()), scale)
+            for name, scale in scales.items()
+        ]
 
     def info(self, name: str) -> AdapterInfo:
-        loaded = self._known(name)
-        scale = self._on.get(name, 0.0) if self._enabled else 0.0
-        patched = self._runs.patches is not None and loaded.estimate.carried > 0
-        counts = self._runs.patches.counts() if self._runs.patches is not None and scale else {}
-        mode, why = ("patch" if patched else "overlay", self._runs.why) if scale else ("", "")
-        return AdapterInfo(
-            name, loaded.kind, loaded.path, loaded.native.bytes, loaded.matrices, scale, mode, why, counts
-        )
+        with self._lock:
+            return self._info(name)
 
     def all(self) -> list[AdapterInfo]:
         with self._lock:
-            return [self.info(name) for name in self._loaded]
+            return [self._info(name) for name in self._entries]
+
+    def statistics(self) -> dict[str, int]:
+        with self._lock:
+            resident = [entry.native for entry in self._entries.values() if entry.native is not None]
+            return {
+                "adapters": len(self._entries),
+                "adapters_resident": len(resident),
+                "adapter_bytes": sum(native.bytes for native in resident),
+                "adapter_evictions": self._evictions,
+            }
 
     def clear(self) -> None:
         with self._lock:
-            self._loaded.clear()
+            self._entries.clear()
             self._on.clear()
             self._sets.clear()
             self._runs = Decision(None)
+
+    # --- memory; the lock is held, but for _with_room() ---------------------------------------------
+
+    def _bring(
+        self, native: _native.Model, name: str, entry: _Entry, keep: Collection[str]
+    ) -> _native.Adapter:
+        from edgert.converters.remainders import add_remainders
+
+        entry.used = next(self._clock)
+        if entry.native is not None:
+            return entry.native
+        read = entry.source.read()
+        add_remainders(read, self._bundle.path, self._bundle.manifest)
+        parts = [part.native() for part in read]
+        self._keep_to_limit(native, entry.bytes, keep)
+        made = self._with_room(lambda: native.adapter(name, parts, entry.order), native, keep)
+        if entry.fingerprint not in (None, made.fingerprint):
+            raise CorruptError(
+                f"{entry.source.path}: adapter {name}: has changed since it was loaded; unload it first"
+            )
+        entry.native, entry.fingerprint, entry.bytes = made, made.fingerprint, made.bytes
+        entry.estimate = estimate_of(read)
+        self._keep_to_limit(native, 0, keep)  # a file takes more in memory, which is not known before
+        return made
+
+    def _keep_to_limit(self, native: _native.Model, more_bytes: int, keep: Collection[str]) -> None:
+        while self._limit_bytes and self._resident_bytes() + more_bytes > self._limit_bytes:
+            if not self._evict(native, keep):
+                return
+
+    def _with_room(self, make: Callable[[], _Made], native: _native.Model, keep: Collection[str]) -> _Made:
+        while True:
+            try:
+                return make()
+            except BudgetError:
+                with self._lock:
+                    evicted = self._evict(native, keep)
+                if not evicted:
+                    native.trim_adapters()
+                    return make()
+
+    def _evict(self, native: _native.Model, keep: Collection[str]) -> bool:
+        """The one that was used longest ago, of those that no sequence and no patches use; where there is none, patches
+        that are not on. False where there are none either."""
+        idle = [
+            entry
+            for name, entry in self._entries.items()
+            if entry.native is not None and name not in keep and not entry.native.in_use
+        ]
+        if not idle:
+            return self._sets.drop_oldest(native, but=self._runs.patches)
+        min(idle, key=lambda entry: entry.used).native = None
+        self._evictions += 1
+        return True
+
+    def _resident_bytes(self) -> int:
+        return sum(entry.bytes for entry in self._entries.values() if entry.native is not None)
+
+    # --- names --------------------------------------------------------------------------------------
+
+    def _info(self, name: str) -> AdapterInfo:
+        entry = self._known(name)
+        scale = self._on.get(name, 0.0) if self._enabled else 0.0
+        source, patches = entry.source, self._runs.patches
+        patched = patches is not None and entry.estimate.carried > 0
+        counts = patches.counts() if patches is not None and scale else {}
+        mode, why = ("patch" if patched else "overlay", self._runs.why) if scale else ("", "")
+        return AdapterInfo(
+            name, source.kind, source.path, entry.bytes, entry.matrices, scale, entry.native is not None,
+            mode, why, counts,
+        )  # fmt: skip
 
     def _scales(self, choice: AdapterChoice) -> dict[str, float]:
         if choice is None:
@@ -163,45 +291,69 @@ class AdapterSet:
                 raise InvalidArgumentError(f"adapter {name}: scale: found {scale!r:.40}, allowed is a number")
         return scales
 
-    def _known(self, name: str) -> _Loaded:
-        loaded = self._loaded.get(name)
-        if loaded is None:
-            there = ", ".join(self._loaded) or "none"
-            raise NotFoundError(f"adapter {name!r:.80}: is not loaded; there are {there}")
-        return loaded
+    def _known(self, name: str) -> _Entry:
+        entry = self._entries.get(name)
+        if entry is None:
+            there = ", ".join(itertools.islice(self._entries, 20)) or "none"
+            more = f" and {len(self._entries) - 20} more" if len(self._entries) > 20 else ""
+            raise NotFoundError(f"adapter {name!r:.80}: is not loaded; there are {there}{more}")
+        return entry
 
 
-def _estimate(parts: "Sequence[Part]") -> PatchEstimate:
-    carried = beside = lost = sparse = 0.0
-    for part in parts:
-        if part.values is None:
-            continue
-        squares = float((part.values.astype("float64") ** 2).sum())
-        sparse += squares
-        if part.patch_error is not None:
-            carried += squares
-            beside += float(part.patch_error[1])
-            lost += float(part.patch_error[0] - part.patch_error[1])
-    return PatchEstimate(carried, beside, max(0.0, lost), sparse)
+class Adapters:
+    """What a model does with adapters, for engines that take any: those give _adapter_set and _load_adapter()."""
 
+    _adapter_set: AdapterSet | None = None
 
-def read_parts(
-    path: str | os.PathLike[str], bundle_path: Path, manifest: dict[str, Any], weights: Path | None = None
-) -> "tuple[str, list[Part]]":
-    """Kind and parts of an adapter file or a PEFT directory, for a bundle; with the remainders that its sparse values lack,
-    from the checkpoint `weights` or the bundle, where either has them."""
-    from edgert.converters.adapter import compile_adapter
-    from edgert.converters.adapter_file import read_adapter
-    from edgert.converters.peft import is_peft, read_peft
-    from edgert.converters.remainders import add_remainders
+    def load_adapter(self, path: str | os.PathLike[str], name: str | None = None) -> AdapterInfo:
+        """Load an adapter file (see `edgert adapter convert`) or a PEFT directory under `name`, by default the path's own.
+        It is off until set_adapter() or a call's `adapter` turns it on; its memory counts towards the budget. Of a file the
+        header alone is read, its numbers when a sequence first needs them, so that hundreds can be loaded; what is not
+        in use leaves the memory where another needs it, and is read again.
 
-    place = Path(path)
-    if place.is_dir():
-        if not is_peft(place):
-            raise NotFoundError(f"{place}: no PEFT adapter (there is no adapter_config.json)")
-        adapter = read_peft(place)
-        kind, parts = adapter.kind, compile_adapter(adapter, bundle_path, manifest)
-    else:
-        kind, parts = read_adapter(place, manifest)
-    add_remainders(parts, bundle_path, manifest, weights)
-    return kind, parts
+        Raises UnsupportedError by name for what cannot be run, InvalidArgumentError for an adapter of another model or a
+        name that is taken, BudgetError where it does not fit.
+        """
+        return self._load_adapter(Path(path), Path(path).stem if name is None else name)
+
+    def unload_adapter(self, name: str) -> None:
+        """Raises NotFoundError. What runs with it runs on."""
+        raise self._unable("it takes no adapters")
+
+    def set_adapter(self, adapter: AdapterChoice, mode: AdapterMode = "auto") -> None:
+        """Turn these on, and no others, for what begins from now on: a name, several, or {name: scale}.
+
+        `mode`: "patch" puts sparse values into the weights, where they cost nothing once they are there; "overlay" adds them to
+        every product, exactly; "auto" takes patches where they are faithful (docs/adapters.md). adapters() says which it is.
+
+        Raises NotFoundError, what reading them raises, and InvalidArgumentError or BudgetError where `mode` is "patch" and that
+        cannot be.
+        """
+        raise self._unable("it takes no adapters")
+
+    def disable_adapters(self) -> None:
+        """Run as without them, until set_adapter() or enable_adapters()."""
+        raise self._unable("it takes no adapters")
+
+    def enable_adapters(self) -> None:
+        raise self._unable("it takes no adapters")
+
+    def adapters(self) -> list[AdapterInfo]:
+        """Those that are loaded, and with which scale they are on."""
+        return self._adapters().all()
+
+    def _adapters(self) -> AdapterSet:
+        if self._adapter_set is None:
+            raise self._unable("it takes no adapters")
+        return self._adapter_set
+
+    def check_adapter(self, adapter: AdapterChoice) -> None:
+        """Refuse names of adapters that are not there."""
+        if adapter is not None:
+            self._adapters().check(adapter)
+
+    def _load_adapter(self, path: Path, name: str) -> AdapterInfo:
+        raise self._unable("it takes no adapters")
+
+    def _unable(self, why: str) -> UnsupportedError:
+        raise NotImplementedError

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, overload
 
 from edgert import _native, backends, caches, lossy
-from edgert.adapters import AdapterChoice, AdapterInfo, AdapterSet
+from edgert.adapters import AdapterChoice, Adapters
 from edgert.bundle import Bundle, locate
 from edgert.converters import checkpoint
 from edgert.errors import (
@@ -149,7 +149,7 @@ def knob_values(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: layers.value(setting, given.get(name)) for name, setting in rows.items()}
 
 
-class Model(ABC):
+class Model(Adapters, ABC):
     """A loaded model; made by load(), which picks the engine: edgert's own, llama.cpp or ONNX Runtime (edgert.backends).
     A context manager: leaving it frees the memory.
 
@@ -319,42 +319,6 @@ class Model(ABC):
         """
         raise self._unable("it keeps no sessions")
 
-    # --- adapters -----------------------------------------------------------------------------------
-
-    def load_adapter(self, path: str | os.PathLike[str], name: str | None = None) -> AdapterInfo:
-        """Load an adapter file (see `edgert adapter convert`) or a PEFT directory under `name`, by default the path's own.
-        It is off until set_adapter() or a call's `adapter` turns it on; its memory counts towards the budget.
-
-        Raises UnsupportedError by name for what cannot be run, InvalidArgumentError for an adapter of another model or a
-        name that is taken, BudgetError where it does not fit.
-        """
-        return self._load_adapter(Path(path), Path(path).stem if name is None else name)
-
-    def unload_adapter(self, name: str) -> None:
-        """Raises NotFoundError. What runs with it runs on."""
-        raise self._unable("it takes no adapters")
-
-    def set_adapter(self, adapter: AdapterChoice, mode: AdapterMode = "auto") -> None:
-        """Turn these on, and no others, for what begins from now on: a name, several, or {name: scale}.
-
-        `mode`: "patch" puts sparse values into the weights, where they cost nothing once they are there; "overlay" adds them to
-        every product, exactly; "auto" takes patches where they are faithful (docs/adapters.md). adapters() says which it is.
-
-        Raises NotFoundError, and InvalidArgumentError or BudgetError where `mode` is "patch" and that cannot be.
-        """
-        raise self._unable("it takes no adapters")
-
-    def disable_adapters(self) -> None:
-        """Run as without them, until set_adapter() or enable_adapters()."""
-        raise self._unable("it takes no adapters")
-
-    def enable_adapters(self) -> None:
-        raise self._unable("it takes no adapters")
-
-    def adapters(self) -> list[AdapterInfo]:
-        """Those that are loaded, and with which scale they are on."""
-        return self._adapters().all()
-
     # --- the parts ----------------------------------------------------------------------------------
 
     @property
@@ -491,17 +455,6 @@ class Model(ABC):
     def sequence(self, adapter: AdapterChoice = None, prompt: Sequence[int] = ()) -> Any:
         """A new sequence: what step() continues. Its `length` is how many tokens of `prompt` it begins with, because they
         are remembered; never all of them. Its close() frees its memory."""
-
-    def _adapters(self) -> AdapterSet:
-        raise self._unable("it takes no adapters")
-
-    def _load_adapter(self, path: Path, name: str) -> AdapterInfo:
-        raise self._unable("it takes no adapters")
-
-    def check_adapter(self, adapter: AdapterChoice) -> None:
-        """Refuse names of adapters that are not there."""
-        if adapter is not None:
-            self._adapters().mix(adapter)
 
     @abstractmethod
     def step(

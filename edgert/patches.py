@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,27 +43,34 @@ class PatchSets:
     def __init__(self) -> None:
         self._sets: OrderedDict[tuple[tuple[int, float], ...], tuple[Mix, _native.Patches]] = OrderedDict()
 
-    def get(self, native: _native.Model, mix: Mix) -> _native.Patches:
-        """Raises BudgetError."""
+    def get(self, native: _native.Model, mix: Mix, make_room: Callable[[], bool]) -> _native.Patches:
+        """Raises BudgetError once make_room() gives nothing more."""
         key = _key(mix)
         if key not in self._sets:
             while len(self._sets) >= _KEPT:
                 self._drop(native, next(iter(self._sets)))
-            self._sets[key] = (mix, self._make(native, mix))
+            self._sets[key] = (mix, self._make(native, mix, make_room))
         self._sets.move_to_end(key)
         return self._sets[key][1]
 
     def has(self, mix: Mix) -> bool:
         return _key(mix) in self._sets
 
-    def _make(self, native: _native.Model, mix: Mix) -> _native.Patches:
+    def _make(self, native: _native.Model, mix: Mix, make_room: Callable[[], bool]) -> _native.Patches:
         while True:
             try:
                 return native.patches(mix)
             except BudgetError:
-                if not self._sets:
+                if not self.drop_oldest(native) and not make_room():
                     raise
-                self._drop(native, next(iter(self._sets)))
+
+    def drop_oldest(self, native: _native.Model, but: _native.Patches | None = None) -> bool:
+        """The set that was used longest ago; False where there is none `but` that one."""
+        for key, (_, patches) in self._sets.items():
+            if patches is not but:
+                self._drop(native, key)
+                return True
+        return False
 
     def forget(self, native: _native.Model, adapter: _native.Adapter) -> None:
         """Drop the sets that it is in."""
@@ -92,13 +99,14 @@ def decide(
     mode: AdapterMode,
     *,
     rescaled: bool,
+    make_room: Callable[[], bool],
 ) -> Decision:
-    """How `mix` is to run. `rescaled`: the same adapters are on now, with other scales.
+    """How `mix` is to run, if not beside the weights by wish. `rescaled`: the same adapters are on now, with other scales.
 
     Raises InvalidArgumentError and BudgetError where `mode` is "patch" and that cannot be.
     """
-    if mode == "overlay" or not any(estimate.sparse for estimate in estimates):
-        return Decision(None, "" if mode != "overlay" else "asked for")
+    if not any(estimate.sparse for estimate in estimates):
+        return Decision(None)
     loss = expected_loss([scale for _, scale in mix], estimates)
     if loss is None:
         return _refused(mode, "no sparse values with remainders, in a format that takes patches")
@@ -107,7 +115,7 @@ def decide(
     if mode == "auto" and loss > MAX_LOSS:
         return too_much(loss)
     try:
-        patches = sets.get(native, mix)
+        patches = sets.get(native, mix, make_room)
     except BudgetError as failure:
         if mode == "patch":
             raise

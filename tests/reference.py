@@ -53,12 +53,13 @@ class Reference:
         routing = {"output_router_logits": True} if is_moe else {}
         with torch.no_grad():
             output = self.model(torch.tensor([tokens]), past_key_values=cache, use_cache=True, **routing)
-        margins = np.full(len(tokens), np.inf, np.float32)
+        rows = output.logits.shape[1]  # more than tokens where a soft prompt stands before them
+        margins = np.full(rows, np.inf, np.float32)
         for router_logits in getattr(output, "router_logits", None) or ():
             ordered = router_logits.softmax(-1).sort(-1, descending=True).values.numpy()
             k = self.model.config.num_experts_per_tok
             if k < ordered.shape[1]:
-                margins = np.minimum(margins, ordered[:, k - 1] - ordered[:, k])
+                margins = np.minimum(margins, ordered[-rows:, k - 1] - ordered[-rows:, k])
         return output.logits[0].numpy(), margins, output.past_key_values
 
     def step_by_step(self, tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:

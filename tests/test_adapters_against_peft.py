@@ -45,10 +45,41 @@ CASES: dict[str, Callable[[], Any]] = {
     "IA3": lambda: peft.IA3Config(target_modules=["k_proj", "v_proj"], feedforward_modules=[]),
     "VeRA": lambda: peft.VeraConfig(r=4, target_modules=["q_proj", "o_proj"]),
     "AdaLoRA": lambda: peft.AdaLoraConfig(init_r=6, target_modules=ATTENTION, total_step=10),
+    "LoRA with its own biases": lambda: peft.LoraConfig(r=4, target_modules=ATTENTION, lora_bias=True),
+    "LoRA and trained biases": lambda: peft.LoraConfig(r=4, target_modules=["q_proj", "o_proj"], bias="all"),
+    "modules trained whole": lambda: peft.LoraConfig(
+        r=4,
+        target_modules=["q_proj"],
+        modules_to_save=["lm_head", "embed_tokens", "o_proj", "input_layernorm"],
+    ),
+    "tokens trained beside LoRA": lambda: peft.LoraConfig(
+        r=4, target_modules=ATTENTION, trainable_token_indices=[9, 2, 30, 77]
+    ),
+    "trained tokens": lambda: peft.TrainableTokensConfig(
+        token_indices=[5, 3, 60], target_modules=["embed_tokens"]
+    ),
+    "norms": lambda: peft.LNTuningConfig(
+        target_modules=["input_layernorm", "post_attention_layernorm", "model.norm"]
+    ),
+    "prompt tuning": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    "P-tuning": lambda: peft.PromptEncoderConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=5, encoder_hidden_size=8
+    ),
+    "prefix tuning": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
 }
+TRAINED = (
+    "lora_",
+    "shira_",
+    "ia3_",
+    "vera_lambda",
+    "modules_to_save",
+    "trainable_tokens",
+    "ln_tuning",
+    "prompt_encoder",
+)
 
 
-@pytest.fixture(scope="module", params=["qwen3_moe", "olmoe-MHA", "olmoe-square"])
+@pytest.fixture(scope="module", params=["qwen3_moe", "olmoe-MHA", "olmoe-square", "olmoe-bias", "tied"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A checkpoint and its f32 bundle; "square" where an expert's gate and up together are."""
     from dataclasses import replace
@@ -57,6 +88,12 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     if request.param == "olmoe-square":
         plain = by_name(VARIANTS, "olmoe-MHA")
         variant = replace(plain, name="olmoe-square", config={**plain.config, "intermediate_size": 36})
+    elif request.param == "olmoe-bias":
+        plain = by_name(VARIANTS, "olmoe-MHA")
+        variant = replace(plain, name="olmoe-bias", config={**plain.config, "attention_bias": True})
+    elif request.param == "tied":
+        plain = by_name(VARIANTS, "qwen3_moe")
+        variant = replace(plain, name="tied", config={**plain.config, "tie_word_embeddings": True})
     else:
         variant = by_name(VARIANTS, request.param)
     source = make_checkpoint(directory / "checkpoint", variant)
@@ -76,10 +113,11 @@ def test_logits_equal_those_with_peft(
     plain, _, _ = reference.forward(tokens)
     adapted = peft.get_peft_model(reference.model, CASES[case]()).eval()
     for name, parameter in adapted.named_parameters():
-        if any(part in name for part in ("lora_", "shira_", "ia3_", "vera_lambda")):
+        if any(part in name for part in TRAINED) or (parameter.requires_grad and name.endswith(".bias")):
             parameter.data += torch.randn_like(parameter) * 0.1
     adapted.save_pretrained(tmp_path / "adapter")
     expected, margins, _ = Reference(adapted).forward(tokens)
+    expected, margins = expected[-LENGTH:], margins[-LENGTH:]
     positions = compared(case, LENGTH, near_ties(expected, margins), record_property)
 
     with edgert.load(bundle, memory="64MiB", threads=1) as model:

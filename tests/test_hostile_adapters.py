@@ -15,6 +15,7 @@ from bundles import bits
 from peft_directories import LAYERS, PREFIX, Adapter, fused_lora, ia3, lora, shira, vera
 
 import edgert
+from edgert._native import xxh64
 from edgert.errors import (
     CorruptError,
     EdgertError,
@@ -48,8 +49,19 @@ def as_before(loaded: tuple[Any, np.ndarray]) -> Any:
 
 
 def refused(loaded: tuple[Any, np.ndarray], path: Path, kind: type[EdgertError]) -> str:
+    """As it is loaded, or, where its header is fine, as its numbers are first needed; then again and again."""
+    model = loaded[0]
+
+    def load_and_use() -> None:
+        model.load_adapter(path, "bad")
+        with pytest.raises(kind):
+            model.logits(TOKENS, adapter="bad")
+        model.logits(TOKENS, adapter="bad")
+
     with pytest.raises(EdgertError) as caught:
-        loaded[0].load_adapter(path, "bad")
+        load_and_use()
+    for info in model.adapters():
+        model.unload_adapter(info.name)
     assert type(caught.value) is kind, repr(caught.value)
     return str(caught.value)
 
@@ -98,6 +110,34 @@ def holed(array: np.ndarray) -> np.ndarray:
     return array
 
 
+def saved(name: str, shape: tuple[int, ...], value: float = 0.5) -> Change:
+    """A tensor of a module that modules_to_save names."""
+
+    def change(made: Adapter) -> None:
+        made.config["modules_to_save"] = [name.rpartition(".")[0].rpartition(".")[2]]
+        made.tensors[f"{PREFIX}{name}"] = np.full(shape, value, np.float32)
+
+    return change
+
+
+def tokens(ids: list[int]) -> Change:
+    def change(made: Adapter) -> None:
+        made.config["trainable_token_indices"] = ids
+        made.tensors[f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta"] = np.ones(
+            (2, 72), np.float32
+        )
+
+    return change
+
+
+def prompt(kind: str, shape: tuple[int, int]) -> Change:
+    def change(made: Adapter) -> None:
+        made.config = {"peft_type": kind, "num_virtual_tokens": shape[0]}
+        made.tensors = {"prompt_embeddings": np.ones(shape, np.float32)}
+
+    return change
+
+
 FACTORS = (f"{Q}.lora_A.weight", f"{Q}.lora_B.weight")
 CASES: dict[str, tuple[Callable[[], Adapter], Change, type[EdgertError], str]] = {
     "inputs of another size": (lora, tensor(FACTORS[0], lambda a: a[:, :60]), InvalidArgumentError, "layers.0.attention.q: A: found 120"),
@@ -138,9 +178,25 @@ CASES: dict[str, tuple[Callable[[], Adapter], Change, type[EdgertError], str]] =
     "a regular expression": (lora, option("alpha_pattern", {"(a+)+b": 1}), UnsupportedError, "alpha_pattern: '(a+)+b' is a regular expression"),
     "an unknown kind": (lora, option("peft_type", "OFT"), UnsupportedError, "peft_type: found 'OFT'; read are ADALORA, IA3"),
     "a kind that is no word": (lora, option("peft_type", {"a": 1}), UnsupportedError, "peft_type: found"),
-    "layers trained whole": (lora, option("modules_to_save", ["lm_head"]), UnsupportedError, "modules_to_save: layers that were trained whole"),
-    "trained tokens": (lora, option("trainable_token_indices", [1]), UnsupportedError, "trainable_token_indices"),
-    "trained biases": (lora, option("bias", "all"), UnsupportedError, "bias: found 'all'"),
+    "a layer trained whole that is not there": (lora, saved("model.layers.9.self_attn.q_proj.weight", (64, 72)), InvalidArgumentError, "module 'model.layers.9.self_attn."),
+    "a layer trained whole of another size": (lora, saved("model.layers.0.mlp.gate.weight", (64, 70)), InvalidArgumentError, "the weights are [64, 70], the base's are [8, 72]"),
+    "a layer trained whole that nobody names": (lora, lambda made: made.tensors.update({f"{PREFIX}model.layers.0.mlp.gate.weight": np.zeros((8, 72), np.float32)}), UnsupportedError, "gate.weight': has no place in a LORA adapter"),
+    "a resized vocabulary": (lora, saved("model.embed_tokens.weight", (330, 72)), UnsupportedError, "model.embed_tokens: has weights of 330 rows, the base 320: resized vocabularies"),
+    "a resized head": (lora, saved("lm_head.weight", (319, 72)), UnsupportedError, "lm_head: has weights of 319 rows, the base 320: resized vocabularies"),
+    "an embedding that is not the base's": (lora, lambda made: made.tensors.update({f"{PREFIX}model.embed_tokens.weight": np.ones((320, 72), np.float32)}), InvalidArgumentError, "the weights are not the base's"),
+    "a norm of another size": (lora, saved("model.layers.0.input_layernorm.weight", (70,)), InvalidArgumentError, "the weights are [70], the base's are [72]"),
+    "a norm inside attention": (lora, saved("model.layers.0.self_attn.q_norm.weight", (16,)), InvalidArgumentError, "self_attn.q_norm'"),
+    "a bias of a module without one": (lora, saved("model.layers.0.self_attn.o_proj.bias", (72,)), InvalidArgumentError, "self_attn.o_proj.bias'"),
+    "a norm with NaN": (lora, saved("model.norm.weight", (72,), np.nan), CorruptError, "model.norm.weight': holds a number that is not finite"),
+    "tokens of another number": (lora, tokens([1, 2, 3]), CorruptError, "needs 2 different token ids, found [1, 2, 3]"),
+    "tokens twice": (lora, tokens([7, 7]), CorruptError, "needs 2 different token ids, found [7, 7]"),
+    "tokens that are none": (lora, tokens([1, -2]), CorruptError, "needs 2 different token ids, found [1, -2]"),
+    "tokens past the vocabulary": (lora, tokens([1, 320]), UnsupportedError, "has weights of 321 rows, the base 320: resized vocabularies"),
+    "a soft prompt of another width": (lora, prompt("PROMPT_TUNING", (4, 70)), InvalidArgumentError, "prompt_embeddings are [4, 70]; the base's hidden size is 72"),
+    "a prefix of another width": (lora, prompt("PREFIX_TUNING", (4, 70)), InvalidArgumentError, "prompt_embeddings are [4, 70]; the base's keys and values of 3 layers are 192"),
+    "a soft prompt beyond reason": (lora, prompt("PROMPT_TUNING", (4097, 72)), CorruptError, "at most 4096 tokens are allowed"),
+    "an empty soft prompt": (lora, prompt("PROMPT_TUNING", (0, 72)), CorruptError, "none of them 0"),
+    "weights kept equal": (lora, option("ensure_weight_tying", True), UnsupportedError, "ensure_weight_tying"),
     "layers more than once": (lora, option("layer_replication", [[0, 2]]), UnsupportedError, "layer_replication"),
     "another variant of LoRA": (lora, option("use_qalora", True), UnsupportedError, "use_qalora"),
     "transposed": (lora, option("fan_in_fan_out", True), UnsupportedError, "fan_in_fan_out"),
@@ -230,7 +286,7 @@ def test_an_adapter_of_another_model(loaded: tuple[Any, np.ndarray], tmp_path: P
 
 @pytest.fixture
 def file(tiny_bundle: Path, tmp_path: Path) -> Path:
-    from edgert.adapters import read_parts
+    from edgert.adapter_sources import read_parts
     from edgert.bundle import Bundle
     from edgert.converters.adapter_file import write_adapter
 
@@ -250,25 +306,54 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, np.ndarray]]
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     change(about, tensors)
     save_file(tensors, path, {"edgert.adapter": json.dumps(about)})
+    if "checksum" in about:
+        content = path.read_bytes()
+        about["checksum"] = xxh64(content[8 + int.from_bytes(content[:8], "little") :])
+    save_file(tensors, path, {"edgert.adapter": json.dumps(about)})
     return path
+
+
+def coded(
+    about: dict[str, Any], tensors: dict[str, np.ndarray], name: str, data: bytes, rows: int = 40
+) -> None:
+    """One sign, in a stream that ends where the header says."""
+    header = {"rows": rows, "cols": 72, "count": 1, "rice": 0, "unary_bits": 8, "value": 0.5}
+    about["signs"] = {name: header}
+    tensors[name] = np.frombuffer(data, np.uint8).copy()
 
 
 ROWS = "layers.0.attention.q.shira_rows"
 FILE_CASES: dict[str, tuple[Callable[[dict[str, Any], dict[str, np.ndarray]], Any], type[EdgertError], str]] = {
-    "a newer format": (lambda about, _: about.update(version=2), UnsupportedError, "format version 2, this edgert reads up to 1"),
+    "a newer format": (lambda about, _: about.update(version=3), UnsupportedError, "format version 3, this edgert reads up to 2"),
     "no version": (lambda about, _: about.pop("version"), CorruptError, "version, kind and base are needed"),
     "another base": (lambda about, _: about["base"].update(final_norm="0" * 16), InvalidArgumentError, "made for another model"),
+    "no checksum": (lambda about, _: about.pop("checksum"), CorruptError, "checksum is needed"),
     "no base": (lambda about, _: about.update(base={}), InvalidArgumentError, "made for another model"),
     "a stranger": (lambda _, t: t.update(x=t[ROWS]), CorruptError, "tensor 'x' [90]: has no place in an adapter"),
     "rows that are no integers": (lambda _, t: t.update({ROWS: t[ROWS].astype(np.float32)}), CorruptError, "dtype F32, allowed is I32"),
     "rows of 64 bits": (lambda _, t: t.update({ROWS: t[ROWS].astype(np.int64)}), CorruptError, "dtype I64, allowed is I32"),
     "no rows": (lambda _, t: t.pop(ROWS), CorruptError, "shira_weight, shira_rows and shira_cols go together"),
-    "fewer rows": (lambda _, t: t.update({ROWS: t[ROWS][:-1].copy()}), InvalidArgumentError, "as many rows and columns as values"),
+    "fewer rows": (lambda _, t: t.update({ROWS: t[ROWS][:-1].copy()}), InvalidArgumentError, "shira_rows': shape [89]; n is 90"),
     "a row that is not there": (lambda _, t: t[ROWS].__setitem__(0, -5), InvalidArgumentError, "value 0 stands at [-5, "),
     "an unknown matrix": (lambda _, t: t.update({"layers.9.attention.q.gain": np.ones(64, np.float32)}), InvalidArgumentError, "'layers.9.attention.q'"),
     "a long name beyond ASCII": (lambda _, t: t.update({"x" + "é" * 150 + ".gain": np.ones(64, np.float32)}), InvalidArgumentError, "this model has no matrix 'xéé"),
     "half a pair of factors": (lambda _, t: t.update({"output.lora_A": np.ones((1, 72), np.float32)}), CorruptError, "output: lora_A and lora_B go together"),
+    "factors of two types": (lambda _, t: t.update({"output.lora_A": np.ones((1, 72), np.float32), "output.lora_B": np.ones((320, 1), np.float16)}), CorruptError, "output: its factors and weights are of one dtype"),
+    "factors of another size": (lambda _, t: t.update({"output.lora_A": np.ones((1, 71), np.float32), "output.lora_B": np.ones((320, 1), np.float32)}), InvalidArgumentError, "output.lora_A': shape [1, 71]; cols is 72"),
+    "a rank beyond reason": (lambda _, t: t.update({"output.lora_A": np.ones((5000, 72), np.float32), "output.lora_B": np.ones((320, 5000), np.float32)}), InvalidArgumentError, "output: rank 5000"),
+    "a scale alone": (lambda _, t: t.update({"output.lora_scale": np.ones(1, np.float32)}), CorruptError, "output: lora_scale stands beside lora_A"),
+    "a scale that is none": (lambda _, t: t.update({"output.lora_A": np.ones((1, 72), np.float32), "output.lora_B": np.ones((320, 1), np.float32), "output.lora_scale": np.array([np.inf], np.float32)}), InvalidArgumentError, "output: the scale of its factors is not finite"),
+    "rows of weights that are not there": (lambda _, t: t.update({"output.weight": np.ones((2, 72), np.float32), "output.weight_rows": np.array([1, 320], np.int32)}), InvalidArgumentError, "output: row 320 is given weights"),
+    "rows of weights that do not ascend": (lambda _, t: t.update({"output.weight": np.ones((2, 72), np.float32), "output.weight_rows": np.array([1, 1], np.int32)}), InvalidArgumentError, "output: rows that are given weights must ascend"),
+    "fewer weights than rows": (lambda _, t: t.update({"output.weight": np.ones((2, 72), np.float32)}), InvalidArgumentError, "output: weight has 2 rows, the matrix 320"),
+    "NaN among weights": (lambda _, t: t.update({"output.weight": np.full((320, 72), np.nan, np.float32)}), InvalidArgumentError, "output: "),
     "NaN": (lambda _, t: t["layers.0.attention.q.shira_weight"].__setitem__(3, np.nan), InvalidArgumentError, "value 3 is not finite"),
+    "signs that are no object": (lambda about, _: about.update(signs=[1]), CorruptError, "signs are of tensors that are there"),
+    "signs of nothing": (lambda about, _: about.update(signs={"output.lora_A": {}}), CorruptError, "signs are of tensors that are there"),
+    "signs of another length": (lambda about, t: coded(about, t, "layers.1.attention.q.shira_signs", bytes(99)), CorruptError, "shira_signs' [99]: has no place in an adapter"),
+
+    "signs of another matrix": (lambda about, t: coded(about, t, "layers.1.experts.0.gate.shira_signs", b"\x01\x00", rows=41), InvalidArgumentError, "rows is 40"),
+    "signs beside values": (lambda about, t: coded(about, t, "layers.0.attention.q.shira_signs", b"\x80\x01"), CorruptError, "layers.0.attention.q has sparse values already"),
     "two gains": (lambda _, t: t.update({"output.gain": np.ones(320, np.float32), "output.gain_without_bias": np.ones(320, np.float32)}), CorruptError, "output has a gain already"),
 }  # fmt: skip
 
@@ -286,6 +371,55 @@ def test_a_file_of_something_else(loaded: tuple[Any, np.ndarray], file: Path, tm
     file.write_bytes(file.read_bytes()[:-1])
     refused(loaded, file, CorruptError)
     refused(loaded, tmp_path / "gone.adapter", NotFoundError)
+
+
+def test_a_flipped_bit(loaded: tuple[Any, np.ndarray], file: Path) -> None:
+    """Of a number: found when the numbers are read, which is when they are needed."""
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    assert "checksum of its numbers differs" in refused(loaded, file, CorruptError)
+
+
+def test_a_file_that_changes_once_it_is_loaded(tiny_bundle: Path, file: Path, tmp_path: Path) -> None:
+    """What left the memory must come back as it was, or not at all."""
+    other = tmp_path / "other.adapter"
+    other.write_bytes(file.read_bytes())
+    with edgert.load(tiny_bundle, memory="64MiB", threads=1, adapter_memory="8KiB") as model:
+        model.load_adapter(file, "one")
+        model.load_adapter(other, "two")
+        answer = bits(model.logits(TOKENS, adapter="one"))
+        model.logits(TOKENS, adapter="two")  # there is room for one
+        assert {info.name: info.resident for info in model.adapters()} == {"one": False, "two": True}
+        np.testing.assert_array_equal(bits(model.logits(TOKENS, adapter="one")), answer)
+        model.logits(TOKENS, adapter="two")
+        rewrite(file, lambda _, tensors: tensors["layers.0.attention.q.shira_weight"].__setitem__(0, 9.0))
+        with pytest.raises(CorruptError, match="checksum of its numbers differs"):
+            model.logits(TOKENS, adapter="one")
+        file.unlink()
+        with pytest.raises(NotFoundError, match="no such file"):
+            model.logits(TOKENS, adapter="one")
+
+
+def test_an_adapter_is_unloaded_while_it_is_in_use(tiny_bundle: Path, file: Path) -> None:
+    """What runs with it runs on, to the same end; then its memory is free."""
+    with edgert.load(tiny_bundle, memory="64MiB", threads=1) as model:
+        used = model.stats()["used_bytes"]
+        model.load_adapter(file, "one")
+        options: dict[str, Any] = {"adapter": "one", "max_tokens": 12, "temperature": 0, "ignore_eos": True}
+        expected = model.generate(TOKENS, **options).tokens
+        stream = model.stream(TOKENS, **options)
+        next(stream)
+        model.unload_adapter("one")
+        with pytest.raises(NotFoundError):
+            model.generate(TOKENS, **options)
+        for _ in stream:
+            pass
+        assert stream.result.tokens == expected
+        del stream
+        model.load_adapter(file, "one")
+        model.unload_adapter("one")
+        assert model.stats()["used_bytes"] == used
 
 
 def test_a_place_that_cannot_be_written(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_remainders_are_of_one_bundle(
     bundle: Path, keeping: Path, checkpoint: Path, peft: Path, tmp_path: Path
 ) -> None:
     """In another bundle of the checkpoint the adapter runs beside the weights."""
-    from edgert.adapters import read_parts
+    from edgert.adapter_sources import read_parts
     from edgert.bundle import Bundle
     from edgert.converters.adapter_file import write_adapter
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgert import _native
-from edgert.adapters import AdapterChoice, AdapterInfo, AdapterSet, read_parts
+from edgert.adapter_sources import open_adapter
+from edgert.adapters import AdapterChoice, AdapterInfo, AdapterSet
 from edgert.bundle import Bundle
 from edgert.errors import InvalidArgumentError
 from edgert.lossy import names
 from edgert.model import Model, tokenizer_of
-from edgert.patches import AdapterMode
+from edgert.patches import AdapterMode, Mix
 from edgert.session import Session, restore, save
 from edgert.units import format_bytes
 
@@ -51,7 +52,7 @@ class NativeModel(Model):
         self._pid = os.getpid()
         lossy = {name: stated[name] for name in names() if name in stated}
         self._bundle = bundle
-        self._adapter_set = AdapterSet()
+        self._adapter_set: AdapterSet = AdapterSet(bundle, stated.get("adapter_memory", 0))
         native = _native.Model(self._runtime, str(bundle.path), lossy=lossy, moments=moments, **for_model)
         self._native: _native.Model | None = native
         super().__init__(
@@ -125,14 +126,14 @@ class NativeModel(Model):
             native.set_lossy({**native.lossy(), name: value})
 
     def sequence(self, adapter: AdapterChoice = None, prompt: Sequence[int] = ()) -> _native.Sequence:
-        mix, patches = self._adapter_set.mix(adapter)
-        return self.native.sequence(mix, prompt, patches)
+        native = self.native
+        return self._adapter_set.sequence(
+            native, adapter, lambda mix, patches: native.sequence(mix, prompt, patches)
+        )
 
-    def mix(
-        self, adapter: AdapterChoice
-    ) -> tuple[list[tuple[_native.Adapter, float]], _native.Patches | None]:
+    def mix(self, adapter: AdapterChoice) -> tuple[Mix, _native.Patches | None]:
         """What a sequence with `adapter` is made with. Raises NotFoundError."""
-        return self._adapter_set.mix(adapter)
+        return self._adapter_set.sequence(self.native, adapter, lambda mix, patches: (mix, patches))
 
     def session(self, *, adapter: AdapterChoice = None) -> Session:
         return Session(self.sequence(adapter))
@@ -156,9 +157,6 @@ class NativeModel(Model):
             "vocab_size": native.vocab_size,
         }
 
-    def _adapters(self) -> AdapterSet:
-        return self._adapter_set
-
     def unload_adapter(self, name: str) -> None:
         self._adapter_set.remove(self.native, name)
 
@@ -172,8 +170,8 @@ class NativeModel(Model):
         self._adapter_set.enable(self.native, True)
 
     def _load_adapter(self, path: Path, name: str) -> AdapterInfo:
-        kind, parts = read_parts(path, self._bundle.path, self._bundle.manifest)
-        return self._adapter_set.add(self.native, name, kind, path, parts)
+        source = open_adapter(path, self._bundle.path, self._bundle.manifest)
+        return self._adapter_set.add(self.native, name, source)
 
     def step(
         self, stream: object, sequence: _native.Sequence, tokens: list[int], sampler: _native.Sampler
@@ -217,6 +215,7 @@ class NativeModel(Model):
     def _stats(self) -> dict[str, Any]:
         return {
             **self.native.statistics(),
+            **self._adapter_set.statistics(),
             "budget_bytes": self._runtime.budget_bytes,
             "used_bytes": self._runtime.used_bytes,
             "peak_bytes": self._runtime.peak_bytes,

@@ -29,6 +29,15 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     )
     convert.add_argument("output", metavar="OUTPUT", type=Path, help="the file to write, NAME.adapter")
     convert.add_argument(
+        "--compress",
+        metavar="DENSITY",
+        type=float,
+        nargs="?",
+        const=0.5,
+        help="keep the signs of this share of the largest values, times one number a tensor: some ten times smaller, and not exact "
+        "(default: 0.5); what it costs is said",
+    )
+    convert.add_argument(
         "--weights",
         metavar="CHECKPOINT",
         type=Path,
@@ -45,6 +54,28 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
         nargs="+",
         help="files or PEFT directories (scale: 1)",
     )
+    fuse.add_argument(
+        "--method",
+        metavar="METHOD",
+        default="sum",
+        help="sum (factors side by side, sparse values added), or one that thins the adapters out first and makes a sparse one: "
+        "ties (largest values, majority sign), dare (random values, scaled up) or breadcrumbs (large values, not the largest)",
+    )
+    fuse.add_argument(
+        "--density",
+        metavar="SHARE",
+        type=float,
+        default=0.2,
+        help="of an adapter's values that stay (default: 0.2)",
+    )
+    fuse.add_argument(
+        "--outliers",
+        metavar="SHARE",
+        type=float,
+        default=0.01,
+        help="of the largest values, which breadcrumbs leaves out (default: 0.01)",
+    )
+    fuse.add_argument("--seed", type=int, default=0, help="of dare's choice (default: 0)")
     fuse.add_argument("-o", "--output", metavar="OUTPUT", type=Path, required=True, help="the file to write")
     for action, run_it in ((convert, _convert), (show, _show), (fuse, _fuse)):
         action.add_argument(
@@ -61,19 +92,34 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> None:
+    from edgert.converters.adapter_file import write_adapter
+    from edgert.converters.compress import compress
+
+    if args.compress is not None and args.weights is not None:
+        raise InvalidArgumentError("--weights: signs keep nothing of it; leave --compress or --weights out")
     kind, parts, bundle = _read(args.adapter, args.base, args.weights)
-    _write(args, kind, parts, bundle)
+    if args.compress is None:
+        _write(args, kind, parts, bundle)
+        return
+    small = compress(parts, args.compress, bundle.manifest)
+    write_adapter(args.output, kind, small.parts, bundle.manifest, small.signs)
+    whole = sum(array.nbytes for part in parts for array in part.arrays())
+    about = {"bytes": args.output.stat().st_size, "uncompressed_bytes": whole, "error": small.error}
+    _report(args, kind, parts, bundle, {"path": str(args.output), **about})
 
 
 def _fuse(args: argparse.Namespace) -> None:
     from edgert.converters.fuse import fuse
+    from edgert.converters.merging import Thinning, merge
     from edgert.converters.remainders import add_remainders
 
+    thinning = Thinning(args.method, args.density, args.outliers, args.seed)
     if len(args.adapters) > 64:
         raise InvalidArgumentError(f"{len(args.adapters)} adapters; at most 64 are allowed")
     read = [(_read(path, args.base), scale) for path, scale in args.adapters]
     kinds = sorted({kind for (kind, _, _), _ in read})
-    parts = fuse([(parts, scale) for (_, parts, _), scale in read])
+    adapters = [(parts, scale) for (_, parts, _), scale in read]
+    parts = fuse(adapters) if thinning.method == "sum" else merge(adapters, thinning)
     bundle = read[0][0][2]
     add_remainders(parts, bundle.path, bundle.manifest)
     _write(args, "+".join(kinds), parts, bundle)
@@ -85,7 +131,7 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _read(path: Path, base: str | None, weights: Path | None = None) -> "tuple[str, list[Part], Bundle]":
-    from edgert.adapters import read_parts
+    from edgert.adapter_sources import read_parts
     from edgert.bundle import Bundle, locate
 
     bundle = Bundle.open(locate(base))
@@ -105,25 +151,30 @@ def _report(
 ) -> None:
     from edgert.converters.remainders import patch_report
 
-    patches = patch_report(parts, bundle.path, bundle.manifest)
+    # Of signs nothing is known before they are read.
+    patches = [] if "error" in about else patch_report(parts, bundle.path, bundle.manifest)
     rows = [{"target": part.target, **part.sizes()} for part in sorted(parts, key=lambda part: part.target)]
     if args.json:
         print_json({**about, "kind": kind, "matrices": rows, "patches": patches})
         return
-    shown = [("MATRIX", "RANK", "SPARSE VALUES", "GAIN")]
+    shown = [("MATRIX", "RANK", "SPARSE VALUES", "GAIN", "SHIFT", "ROWS")]
     shown += [
         (
             row["target"],
             str(row["rank"] or ""),
             f"{row['values']:,}" if row["values"] else "",
             "yes" if row["gain"] else "",
+            "yes" if row["shift"] else "",
+            f"{row['weights']:,}" if row["weights"] else "",
         )
         for row in rows[:40]
     ]
     if len(rows) > 40:
-        shown.append((f"... and {len(rows) - 40} more", "", "", ""))
+        shown.append((f"... and {len(rows) - 40} more", "", "", "", "", ""))
     size = f", {format_bytes(about['bytes'])}" if "bytes" in about else ""
-    say(f"{table(shown, right=(1, 2))}\n\n{about['path']}: {kind}, {len(rows)} matrices{size}")
+    if "error" in about:
+        size += f", {about['uncompressed_bytes'] / about['bytes']:.1f}x smaller; what it adds differs by {about['error']:.1%}"
+    say(f"{table(shown, right=(1, 2, 5))}\n\n{about['path']}: {kind}, {len(rows)} matrices{size}")
     if patches:
         say(_patch_table(patches))
 

@@ -24,6 +24,7 @@ constexpr std::size_t kInputs = 24;
 constexpr std::size_t kWide = 40;    // rows of q: three tiles, the last of them not full
 constexpr std::size_t kNarrow = 20;  // rows of v
 constexpr std::size_t kMost = 16;    // rows of a step
+constexpr std::size_t kMixes = 10;   // of some_mixes()
 
 std::shared_ptr<const Targets> some_targets() {
   Targets targets;
@@ -43,7 +44,10 @@ struct Numbers {
   std::vector<float> a, b, values, gain;
   std::vector<std::int32_t> rows, cols;
   bool gain_spares_bias = false;
-  std::vector<std::byte> packed_a, packed_b;
+  std::vector<float> shift, weights;
+  std::vector<std::int32_t> weight_rows;
+  float factor_scale = 1;
+  std::vector<std::byte> packed_a, packed_b, packed_weights;
 
   static Numbers low_rank(std::size_t rank, Random& random, SourceType type = SourceType::f32) {
     Numbers n;
@@ -70,10 +74,36 @@ struct Numbers {
     return n;
   }
 
+  // Rows in place of the matrix' own; all of them where none is named.
+  static Numbers replaced(std::vector<std::int32_t> rows, Random& random, SourceType type = SourceType::f32) {
+    Numbers n;
+    n.type = type;
+    n.weights = random_vector((rows.empty() ? kWide : rows.size()) * kInputs, -1, 1, random);
+    n.weight_rows = std::move(rows);
+    n.shift = random_vector(kWide, -1, 1, random);
+    return n;
+  }
+
   AdapterSource source() {
+    packed_weights = encode(weights);
     packed_a = encode(a);
     packed_b = encode(b);
-    return {target, type, rank, packed_a, packed_b, rows, cols, values, {}, gain, gain_spares_bias};
+    AdapterSource source;
+    source.target = target;
+    source.type = type;
+    source.rank = rank;
+    source.a = packed_a;
+    source.b = packed_b;
+    source.rows = rows;
+    source.cols = cols;
+    source.values = values;
+    source.gain = gain;
+    source.gain_spares_bias = gain_spares_bias;
+    source.shift = shift;
+    source.weights = packed_weights;
+    source.weight_rows = weight_rows;
+    source.factor_scale = factor_scale;
+    return source;
   }
 
  private:
@@ -119,9 +149,16 @@ class Step {
     return made;
   }
 
+  std::shared_ptr<const AdapterMix> reserve(AdapterMix mix) {
+    auto shared = std::make_shared<const AdapterMix>(std::move(mix));
+    overlay_.reserve(shared);
+    return shared;
+  }
+  void trim() { overlay_.trim(); }
+
   // [rows][kWide + kNarrow]; `order`: the rows of the batch, each an activation row.
   std::vector<float> run(const std::vector<AdapterMix>& mixes, std::vector<std::int32_t> order = {}) {
-    for (const AdapterMix& mix : mixes) overlay_.reserve(mix);
+    for (const AdapterMix& mix : mixes) reserve(mix);
     if (order.empty()) {
       for (std::size_t i = 0; i < rows_; ++i) order.push_back(static_cast<std::int32_t>(i));
     }
@@ -150,16 +187,24 @@ class Step {
     for (std::size_t r = 0; r < kWide; ++r) y.push_back(bias_[r] + dot(&q_[r * kInputs], x, kInputs));
     for (std::size_t r = 0; r < kNarrow; ++r) y.push_back(dot(&v_[r * kInputs], x, kInputs));
     for (const auto& [n, scale] : numbers(mix)) {
+      for (std::size_t i = 0; i < n->weights.size() / kInputs; ++i) {
+        const auto r = n->weight_rows.empty() ? i : static_cast<std::size_t>(n->weight_rows[i]);
+        y[r] += scale * (dot(&n->weights[i * kInputs], x, kInputs) + bias_[r] - y[r]);
+      }
+    }
+    for (const auto& [n, scale] : numbers(mix)) {
       for (std::size_t r = 0; r < n->gain.size(); ++r)
         y[r] += scale * n->gain[r] * (y[r] - (n->gain_spares_bias ? bias_[r] : 0));
     }
     for (const auto& [n, scale] : numbers(mix)) {
       for (std::size_t k = 0; k < n->rank; ++k) {
         const double inner = dot(&n->a[k * kInputs], x, kInputs);
-        for (std::size_t r = 0; r < kWide; ++r) y[r] += scale * n->b[r * n->rank + k] * inner;
+        for (std::size_t r = 0; r < kWide; ++r)
+          y[r] += scale * n->factor_scale * n->b[r * n->rank + k] * inner;
       }
       for (std::size_t i = 0; i < n->values.size(); ++i)
         y[static_cast<std::size_t>(n->rows[i])] += scale * n->values[i] * x[n->cols[i]];
+      for (std::size_t r = 0; r < n->shift.size(); ++r) y[r] += scale * n->shift[r];
     }
     return y;
   }
@@ -211,7 +256,10 @@ std::vector<AdapterMix> some_mixes(Step& step) {
   Numbers both = Numbers::low_rank(4, random);
   both.gain = random_vector(kWide, -0.5F, 0.5F, random);
   both.gain_spares_bias = true;
+  both.factor_scale = 0.75F;
   const auto dora = step.adapter(both);
+  const auto whole = step.adapter(Numbers::replaced({}, random, SourceType::bf16));
+  const auto some = step.adapter(Numbers::replaced({0, 3, 15, 16, 39}, random));
   return {{},
           {{{lora, 1}}},
           {{{lora, 2}, {half, 0.5F}}},
@@ -219,7 +267,9 @@ std::vector<AdapterMix> some_mixes(Step& step) {
           {{{brain, -1}, {shira, 1}}},
           {{{ia3, 1}}},
           {{{dora, 1}, {ia3, 0.25F}, {shira, 3}}},
-          {{{shira, 0}}}};
+          {{{shira, 0}}},
+          {{{whole, 1}}},
+          {{{some, 0.5F}, {lora, 1}, {whole, 0.25F}}}};
 }
 
 bool same_row(const std::vector<float>& a, std::size_t i, const std::vector<float>& b, std::size_t j) {
@@ -244,10 +294,11 @@ std::string refusal(const std::function<void(Numbers&)>& change,
 TEST_CASE("what adapters add is what sums in double precision say, on every instruction set") {
   for (const std::string_view isa : runnable_kernels()) {
     CAPTURE(isa);
-    Step step(8, isa);
+    Step step(kMixes, isa);
     const auto mixes = some_mixes(step);
     const auto y = step.run(mixes);
-    for (std::size_t row = 0; row < 8; ++row) {
+    for (std::size_t row = 0; row < kMixes; ++row) {
+      CAPTURE(row);
       const auto expected = step.expected(row, mixes[row]);
       for (std::size_t i = 0; i < Step::kBoth; ++i)
         CHECK(std::abs(y[row * Step::kBoth + i] - expected[i]) < 2e-5);
@@ -256,17 +307,17 @@ TEST_CASE("what adapters add is what sums in double precision say, on every inst
 }
 
 TEST_CASE("a row's bits do not depend on its neighbours, their adapters or the threads") {
-  Step step(8);
+  Step step(kMixes);
   const auto mixes = some_mixes(step);
   const auto y = step.run(mixes);
-  for (std::size_t row = 0; row < 8; ++row) {
+  for (std::size_t row = 0; row < kMixes; ++row) {
     const auto own = static_cast<std::int32_t>(row);
     CHECK(same_row(step.run(mixes, {own}), 0, y, row));
     CHECK(same_row(step.run(mixes, {7, own, 3, 2, own, 1}), 4, y, row));
   }
   CHECK(same_row(y, 2, y, 2));
   for (const int threads : {2, 3}) {
-    Step spread(8, "", threads);
+    Step spread(kMixes, "", threads);
     CHECK(same_bits(spread.run(some_mixes(spread)), y));
   }
 }
@@ -347,6 +398,39 @@ TEST_CASE("an adapter that does not fit its matrix is refused by its target") {
   CHECK(contains(
       error_of(ErrorKind::invalid_argument, [&] { Adapter(step.targets, twice, step.budget, "twice"); }),
       q + "stands twice"));
+}
+
+TEST_CASE("weights that do not fit their matrix are refused by their target") {
+  const auto refusal_of = [](const std::function<void(Numbers&)>& change) {
+    Step step(1);
+    Random random(1);
+    Numbers numbers = Numbers::replaced({1, 5}, random);
+    change(numbers);
+    return error_of(ErrorKind::invalid_argument, [&] { step.adapter(numbers); });
+  };
+  CHECK(contains(refusal_of([](Numbers& n) { n.weights.pop_back(); }),
+                 "weights: found 47 numbers, its shape needs 48"));
+  CHECK(contains(refusal_of([](Numbers& n) { n.weight_rows = {5, 1}; }), "must ascend; 1 follows 5"));
+  CHECK(contains(refusal_of([](Numbers& n) { n.weight_rows = {1, 40}; }),
+                 "row 40 is given weights, allowed are 0 to 39"));
+  CHECK(contains(refusal_of([](Numbers& n) { n.weight_rows = {-1, 4}; }), "row -1 is given weights"));
+  CHECK(contains(refusal_of([](Numbers& n) { n.weights[3] = std::nanf(""); }), "layers.0.attention.q"));
+  CHECK(contains(refusal_of([](Numbers& n) { n.shift.pop_back(); }), "shift: found 39 numbers"));
+  CHECK(contains(refusal_of([](Numbers& n) { n.factor_scale = std::nanf(""); }), "not finite"));
+}
+
+TEST_CASE("room for mixes that are gone is given back") {
+  Random random(8);
+  Step step(3);
+  const auto one = step.adapter(Numbers::low_rank(2, random));
+  const std::uint64_t before = step.budget->used_bytes();
+  {
+    const auto kept = step.reserve({{{one, 1}}});
+    step.trim();
+    CHECK(step.budget->used_bytes() > before);
+  }
+  step.trim();
+  CHECK(step.budget->used_bytes() == before);
 }
 
 TEST_CASE("a mix that does not fit takes nothing from those that do") {

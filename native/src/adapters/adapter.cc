@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <map>
 #include <utility>
@@ -15,9 +16,10 @@ namespace {
 
 constexpr std::size_t kAlignment = 64;
 constexpr std::size_t kMaxRank = 4096;
+constexpr std::size_t kMaxTableRows = std::size_t{1} << 30;
 
 std::uint64_t next_order() {
-  static std::atomic<std::uint64_t> count{0};
+  static std::atomic<std::uint64_t> count{1};
   return count.fetch_add(1);
 }
 
@@ -42,8 +44,35 @@ void check_finite(const AdapterSource& source, const char* what, std::span<const
   }
 }
 
+void check_weights(const AdapterSource& source, Targets::Shape shape) {
+  const std::size_t row = shape.cols * source_bytes(source.type);
+  const std::size_t count = source.weight_rows.empty() ? shape.rows : source.weight_rows.size();
+  if (source.weights.size() != count * row)
+    fail(source, "weights: " + sizes(source.weights.size() / source_bytes(source.type), count * shape.cols));
+  const std::size_t end = shape.kind == Targets::Kind::table ? kMaxTableRows : shape.rows;
+  for (std::size_t i = 0; i < source.weight_rows.size(); ++i) {
+    const std::int32_t at = source.weight_rows[i];
+    if (at < 0 || static_cast<std::size_t>(at) >= end) {
+      fail(source,
+           "row " + std::to_string(at) + " is given weights, allowed are 0 to " + std::to_string(end - 1));
+    }
+    if (i > 0 && at <= source.weight_rows[i - 1])
+      fail(source, "rows that are given weights must ascend; " + std::to_string(at) + " follows " +
+                       std::to_string(source.weight_rows[i - 1]));
+  }
+}
+
+// What a norm and a table cannot be given.
+void check_kind(const AdapterSource& source, Targets::Kind kind) {
+  const bool added = source.rank > 0 || !source.values.empty() || !source.gain.empty();
+  if (kind == Targets::Kind::norm && (added || !source.weights.empty()))
+    fail(source, "a norm takes a shift alone");
+  if (kind == Targets::Kind::table && (added || !source.shift.empty())) fail(source, "this takes rows alone");
+}
+
 void check(const AdapterSource& source, Targets::Shape shape) {
   const std::size_t element = source_bytes(source.type);
+  check_kind(source, shape.kind);
   if (source.rank > kMaxRank) {
     fail(source,
          "rank " + std::to_string(source.rank) + "; at most " + std::to_string(kMaxRank) + " is allowed");
@@ -70,6 +99,12 @@ void check(const AdapterSource& source, Targets::Shape shape) {
   if (!source.gain.empty() && source.gain.size() != shape.rows)
     fail(source, "gain: " + sizes(source.gain.size(), shape.rows));
   check_finite(source, "gain", source.gain);
+  const std::size_t shifted = shape.kind == Targets::Kind::norm ? shape.cols : shape.rows;
+  if (!source.shift.empty() && source.shift.size() != shifted)
+    fail(source, "shift: " + sizes(source.shift.size(), shifted));
+  check_finite(source, "shift", source.shift);
+  if (!std::isfinite(source.factor_scale)) fail(source, "the scale of its factors is not finite");
+  if (!source.weights.empty() || !source.weight_rows.empty()) check_weights(source, shape);
 }
 
 // Hands out room in a buffer, or counts it where there is none yet.
@@ -88,8 +123,8 @@ class Room {
   std::size_t used_ = 0;
 };
 
-const std::byte* pack_factor(const AdapterSource& source, std::span<const std::byte> raw, std::size_t rows,
-                             std::size_t cols, Room& room, bool counting) {
+const std::byte* pack(const AdapterSource& source, std::span<const std::byte> raw, std::size_t rows,
+                      std::size_t cols, Room& room, bool counting) {
   const Format& as = factor_format(source.type);
   const std::size_t bytes = packed_bytes(as, rows, cols);
   std::byte* packed = room.take<std::byte>(bytes);
@@ -132,12 +167,21 @@ void fill_sparse(const AdapterSource& source, std::size_t tiles, std::uint32_t* 
 }
 
 Adapter::Part lay_out(const AdapterSource& source, Targets::Shape shape, Room& room, bool counting) {
-  Adapter::Part part{.rows = shape.rows, .cols = shape.cols, .gain_spares_bias = source.gain_spares_bias};
+  Adapter::Part part{.rows = shape.rows,
+                     .cols = shape.cols,
+                     .format = factor_format(source.type).id,
+                     .gain_spares_bias = source.gain_spares_bias};
+  const auto floats = [&](std::span<const float> from) -> const float* {
+    if (from.empty()) return nullptr;
+    auto* to = room.take<float>(from.size());
+    if (!counting) std::copy(from.begin(), from.end(), to);
+    return to;
+  };
   if (source.rank > 0) {
-    part.format = factor_format(source.type).id;
     part.rank = source.rank;
-    part.a = pack_factor(source, source.a, source.rank, shape.cols, room, counting);
-    part.b = pack_factor(source, source.b, shape.rows, source.rank, room, counting);
+    part.factor_scale = source.factor_scale;
+    part.a = pack(source, source.a, source.rank, shape.cols, room, counting);
+    part.b = pack(source, source.b, shape.rows, source.rank, room, counting);
   }
   if (!source.values.empty()) {
     const std::size_t tiles = (shape.rows + kTileRows - 1) / kTileRows;
@@ -151,10 +195,16 @@ Adapter::Part lay_out(const AdapterSource& source, Targets::Shape shape, Room& r
     part.remainders = remainders;
     part.values = values;
   }
-  if (!source.gain.empty()) {
-    auto* gain = room.take<float>(shape.rows);
-    if (!counting) std::copy(source.gain.begin(), source.gain.end(), gain);
-    part.gain = gain;
+  part.gain = floats(source.gain);
+  part.shift = floats(source.shift);
+  if (!source.weights.empty()) {
+    part.weight_count = source.weight_rows.empty() ? shape.rows : source.weight_rows.size();
+    part.weights = pack(source, source.weights, part.weight_count, shape.cols, room, counting);
+  }
+  if (!source.weight_rows.empty()) {
+    auto* rows = room.take<std::int32_t>(source.weight_rows.size());
+    if (!counting) std::copy(source.weight_rows.begin(), source.weight_rows.end(), rows);
+    part.weight_rows = rows;
   }
   return part;
 }
@@ -168,6 +218,7 @@ std::uint64_t fingerprint_of(const AdapterSource& source) {
     hash.update(bytes);
   };
   const std::uint64_t options[] = {static_cast<std::uint64_t>(source.type), source.rank,
+                                   std::bit_cast<std::uint32_t>(source.factor_scale),
                                    source.gain_spares_bias ? 1U : 0U};
   add(std::as_bytes(std::span(source.target)));
   add(std::as_bytes(std::span(options)));
@@ -178,23 +229,57 @@ std::uint64_t fingerprint_of(const AdapterSource& source) {
   add(std::as_bytes(source.values));
   add(std::as_bytes(source.remainders));
   add(std::as_bytes(source.gain));
+  add(std::as_bytes(source.shift));
+  add(source.weights);
+  add(std::as_bytes(source.weight_rows));
   return hash.digest();
 }
 
 }  // namespace
 
+std::ptrdiff_t Adapter::Part::weight_of(std::int32_t row) const noexcept {
+  if (weights == nullptr) return -1;
+  if (weight_rows == nullptr) return static_cast<std::size_t>(row) < weight_count ? row : -1;
+  const std::int32_t* const end = weight_rows + weight_count;
+  const std::int32_t* const at = std::lower_bound(weight_rows, end, row);
+  return at != end && *at == row ? at - weight_rows : -1;
+}
+
+bool Adapter::Part::replace_row(std::int32_t row, float scale, std::span<float> out,
+                                std::span<float> space) const {
+  const std::ptrdiff_t at = weight_of(row);
+  if (at < 0) return false;
+  const Format& as = edgert::format(format);
+  unpack_row(as, {weights, packed_bytes(as, weight_count, cols)}, weight_count, cols,
+             static_cast<std::size_t>(at), space);
+  for (std::size_t i = 0; i < out.size(); ++i) out[i] += scale * (space[i] - out[i]);
+  return true;
+}
+
 Adapter::Adapter(std::shared_ptr<const Targets> targets, std::span<const AdapterSource> sources,
-                 std::shared_ptr<Budget> budget, const std::string& name)
+                 std::shared_ptr<Budget> budget, const std::string& name, std::uint64_t order)
     : targets_(std::move(targets)),
       name_(name),
-      order_(next_order()),
+      order_(order == 0 ? next_order() : order),
       lists_bytes_(sources.size() * sizeof(Part) +
                    static_cast<std::size_t>(targets_->count()) * sizeof(std::int32_t)),
       lists_(std::make_unique<Charge>(budget, lists_bytes_, "adapter " + name)) {
   index_.assign(static_cast<std::size_t>(targets_->count()), -1);
   parts_.reserve(sources.size());
-  std::map<std::string_view, std::uint64_t> fingerprints;
+  check_targets(sources);
   Room counted(nullptr);
+  const auto shape_of = [&](const AdapterSource& source) {
+    return targets_->shape(targets_->find(source.target));
+  };
+  for (const AdapterSource& source : sources) lay_out(source, shape_of(source), counted, true);
+  memory_ = Buffer(std::move(budget), counted.used(), "adapter " + name);
+  Room room(memory_.data());
+  for (const AdapterSource& source : sources)
+    parts_.push_back(lay_out(source, shape_of(source), room, false));
+}
+
+void Adapter::check_targets(std::span<const AdapterSource> sources) {
+  std::map<std::string_view, std::uint64_t> fingerprints;
   for (const AdapterSource& source : sources) {
     const int target = targets_->find(source.target);
     check(source, targets_->shape(target));
@@ -203,15 +288,10 @@ Adapter::Adapter(std::shared_ptr<const Targets> targets, std::span<const Adapter
     index = static_cast<std::int32_t>(&source - sources.data());
     max_rank_ = std::max(max_rank_, source.rank);
     fingerprints.emplace(source.target, fingerprint_of(source));
-    lay_out(source, targets_->shape(target), counted, true);
   }
   Xxh64 hash;
   for (const auto& [target, one] : fingerprints) hash.update(std::as_bytes(std::span(&one, 1)));
   fingerprint_ = hash.digest();
-  memory_ = Buffer(std::move(budget), counted.used(), "adapter " + name);
-  Room room(memory_.data());
-  for (const AdapterSource& source : sources)
-    parts_.push_back(lay_out(source, targets_->shape(targets_->find(source.target)), room, false));
 }
 
 }  // namespace edgert

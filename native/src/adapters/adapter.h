@@ -1,9 +1,11 @@
-// One adapter, resident: what it adds to the product of each matrix that it changes.
+// One adapter, resident: what it adds to the product of each matrix that it changes, row by row.
 //
-//   y + scale * (gain * y + B (A x) + S x)
+//   y + scale * ((W' x - y) + gain * y + B (A x) + S x + shift)
 //
-// with A, B of low rank (LoRA), S sparse (SHiRA), and gain a vector (IA3; DoRA's magnitudes). A part may have
-// all three; weights stay as they are.
+// with A, B of low rank (LoRA), S sparse (SHiRA), gain a vector (IA3; DoRA's magnitudes), shift one (trained
+// biases), and W' rows in place of the weights' own (layers trained whole, trained tokens). A part may have
+// all of them; weights stay as they are. Of a norm only its weight's shift can be changed, of a table its
+// rows; a table can get more rows.
 //
 // Threads: immutable. Ownership: its memory is charged to the budget of the model that it was made for.
 #pragma once
@@ -24,27 +26,32 @@ namespace edgert {
 // As an adapter's file has it. Row-major; empty where there is none.
 struct AdapterSource {
   std::string target;
-  SourceType type = SourceType::f32;   // of the factors
+  SourceType type = SourceType::f32;   // of the factors and of W'
   std::size_t rank = 0;                // 0: no factors
+  float factor_scale = 1;              // of B A
   std::span<const std::byte> a;        // [rank, cols]
-  std::span<const std::byte> b;        // [rows, rank], with the adapter's own scale in it
+  std::span<const std::byte> b;        // [rows, rank]
   std::span<const std::int32_t> rows;  // of the sparse values, in any order
   std::span<const std::int32_t> cols;
   std::span<const float> values;
   // What the codes of the weights there lack of the floats they were made of, in steps of 1/200 of a code
   // (quant/pack.h); empty where nobody knows. Patches need them.
   std::span<const std::int8_t> remainders;
-  std::span<const float> gain;    // [rows], 0 changes nothing
-  bool gain_spares_bias = false;  // y is taken without the bias
+  std::span<const float> gain;                // [rows], 0 changes nothing
+  bool gain_spares_bias = false;              // y is taken without the bias
+  std::span<const float> shift;               // [rows]; of a norm [cols]
+  std::span<const std::byte> weights;         // W', [n, cols]
+  std::span<const std::int32_t> weight_rows;  // [n] which they are, ascending; empty: all, in order
 };
 
-class Adapter {
+class Adapter : public std::enable_shared_from_this<Adapter> {
  public:
   struct Part {
     std::size_t rows = 0;
     std::size_t cols = 0;
     FormatId format = FormatId::f32;
     std::size_t rank = 0;  // 0: no factors
+    float factor_scale = 1;
     const std::byte* a = nullptr;
     const std::byte* b = nullptr;
     // Sparse values, tile after tile (of kTileRows rows), by column and then by row: as packed codes lie.
@@ -54,12 +61,22 @@ class Adapter {
     const std::int8_t* remainders = nullptr;  // null: unknown
     const float* gain = nullptr;              // null: none
     bool gain_spares_bias = false;
+    const float* shift = nullptr;               // null: none
+    const std::byte* weights = nullptr;         // null: none
+    std::size_t weight_count = 0;               // rows of them
+    const std::int32_t* weight_rows = nullptr;  // null: all, in order
+    // Adds scale * (the weights' row - out) to `out`, `space` being as long; false where that row is not
+    // there.
+    bool replace_row(std::int32_t row, float scale, std::span<float> out, std::span<float> space) const;
+    // Where a row stands among the weights; -1: not there.
+    std::ptrdiff_t weight_of(std::int32_t row) const noexcept;
   };
 
   // Error{invalid_argument} names the target where shapes or indices do not fit it, a number is not finite or
-  // an element stands twice; Error{budget} where the memory is not there.
+  // an element stands twice; Error{budget} where the memory is not there. `order`: see order(); 0: after all
+  // that were made with 0 so far.
   Adapter(std::shared_ptr<const Targets> targets, std::span<const AdapterSource> sources,
-          std::shared_ptr<Budget> budget, const std::string& name);
+          std::shared_ptr<Budget> budget, const std::string& name, std::uint64_t order = 0);
 
   bool belongs_to(const std::shared_ptr<const Targets>& targets) const noexcept {
     return targets_ == targets;
@@ -72,12 +89,16 @@ class Adapter {
   const std::string& name() const noexcept { return name_; }
   // Checksum of what it adds to which matrix, whatever its name and the order of its sources.
   std::uint64_t fingerprint() const noexcept { return fingerprint_; }
-  // Adapters of a row are added in the order in which they were made, whatever stands beside it in a batch.
+  // Whether a sequence will be computed with it. REQUIRES one shared_ptr of whoever asks.
+  bool in_use() const noexcept { return weak_from_this().use_count() > 1; }
+  // Adapters of a row are added in this order, whatever stands beside it in a batch.
   std::uint64_t order() const noexcept { return order_; }
   std::size_t max_rank() const noexcept { return max_rank_; }
   std::size_t bytes() const noexcept { return memory_.charged_bytes() + lists_bytes_; }
 
  private:
+  void check_targets(std::span<const AdapterSource> sources);
+
   const std::shared_ptr<const Targets> targets_;
   std::string name_;
   std::uint64_t order_;

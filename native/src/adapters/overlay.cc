@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "adapters/patch_set.h"
 #include "bundle/xxhash.h"
@@ -10,14 +11,12 @@ namespace edgert {
 namespace {
 
 constexpr std::size_t kTile = kTileRows;
+constexpr std::size_t kBlock = 8 * kTile;  // output rows that a kernel is asked for together
+constexpr std::size_t kRows = 32;          // and activation rows
+constexpr std::size_t kSpace = kRows * kBlock;
+constexpr std::size_t kInline = 1 << 15;  // multiply-adds that are not worth waking threads for
 
 std::size_t tiles(std::size_t rows) { return (rows + kTile - 1) / kTile; }
-
-// Rows [begin, end) of a tile.
-struct TileRows {
-  TileRows(std::size_t tile, std::size_t rows) : begin(tile * kTile), end(std::min(rows, begin + kTile)) {}
-  std::size_t begin, end;
-};
 
 }  // namespace
 
@@ -25,6 +24,24 @@ std::size_t AdapterMix::rank() const noexcept {
   std::size_t sum = 0;
   for (const Entry& entry : entries) sum += entry.adapter->max_rank();
   return sum;
+}
+
+void AdapterMix::replace_row(int target, std::int32_t row, std::span<float> out,
+                             std::span<float> space) const {
+  for (const auto& [adapter, scale] : entries) {
+    if (const Adapter::Part* part = adapter->part(target)) part->replace_row(row, scale, out, space);
+  }
+}
+
+bool AdapterMix::shift(int target, std::span<const float> from, std::span<float> to) const {
+  bool any = false;
+  for (const auto& [adapter, scale] : entries) {
+    const Adapter::Part* part = adapter->part(target);
+    if (part == nullptr || scale == 0) continue;
+    if (!std::exchange(any, true)) std::copy(from.begin(), from.end(), to.begin());
+    for (std::size_t i = 0; i < to.size(); ++i) to[i] += scale * part->shift[i];
+  }
+  return any;
 }
 
 std::uint64_t AdapterMix::fingerprint() const {
@@ -50,21 +67,31 @@ std::uint64_t AdapterMix::fingerprint() const {
 Overlay::Overlay(std::shared_ptr<Budget> budget, std::size_t rows, int threads)
     : budget_(std::move(budget)), max_rows_(rows), threads_(threads) {}
 
-void Overlay::reserve(const AdapterMix& mix) {
-  const std::size_t adapters = std::max(adapters_, mix.entries.size());
-  const std::size_t rank = std::max(rank_, mix.rank());
-  if (adapters == adapters_ && rank == rank_) return;
-  const std::size_t listed = max_rows_ * adapters;
-  const std::size_t spaces = static_cast<std::size_t>(threads_) * max_rows_ * kTile;
-  // Sequences that are there already need what there is: it goes once there is more.
-  memory_ = Buffer(budget_, (3 * listed + max_rows_ * rank + spaces) * sizeof(float), "adapters' scratch");
-  adapters_ = adapters;
-  rank_ = rank;
-  rows_ = memory_.as<std::int32_t>();
-  inputs_ = rows_ + listed;
-  scales_ = memory_.as<float>() + 2 * listed;
-  inner_ = scales_ + listed;
-  space_ = inner_ + max_rows_ * rank;
+void Overlay::reserve(const std::shared_ptr<const AdapterMix>& mix) {
+  std::erase_if(reserved_, [](const auto& one) { return one.expired(); });
+  const std::size_t adapters = std::max(adapters_, mix->entries.size());
+  const std::size_t rank = std::max(rank_, mix->rank());
+  if (adapters != adapters_ || rank != rank_) {
+    const std::size_t listed = 2 * max_rows_ * adapters;  // of all products of a step, and of one multiply()
+    const std::size_t spaces = static_cast<std::size_t>(threads_) * kSpace;
+    // Sequences that are there already need what there is: it goes once there is more.
+    memory_ = Buffer(budget_, (3 * listed + max_rows_ * rank + spaces) * sizeof(float), "adapters' scratch");
+    adapters_ = adapters;
+    rank_ = rank;
+    rows_ = memory_.as<std::int32_t>();
+    inputs_ = rows_ + listed;
+    scales_ = memory_.as<float>() + 2 * listed;
+    inner_ = scales_ + listed;
+    space_ = inner_ + max_rows_ * rank;
+  }
+  reserved_.push_back(mix);
+}
+
+void Overlay::trim() {
+  std::erase_if(reserved_, [](const auto& one) { return one.expired(); });
+  if (!reserved_.empty()) return;
+  memory_ = Buffer();
+  adapters_ = rank_ = 0;
 }
 
 void Overlay::begin(std::span<const AdapterMix* const> rows) {
@@ -75,21 +102,30 @@ void Overlay::begin(std::span<const AdapterMix* const> rows) {
     for (const AdapterMix::Entry& entry : rows[row]->entries) {
       const auto same = [&](const Active& active) { return active.adapter == entry.adapter.get(); };
       auto active = std::find_if(active_.begin(), active_.end(), same);
-      if (active == active_.end())
-        active = active_.insert(active_.end(), {entry.adapter.get(), std::vector<float>(rows.size())});
+      if (active == active_.end()) {
+        active = active_.insert(active_.end(), Active{});
+        active->adapter = entry.adapter.get();
+        active->scales.resize(rows.size());
+      }
       active->scales[row] = entry.scale;
     }
   }
   std::sort(active_.begin(), active_.end(),
             [](const Active& a, const Active& b) { return a.adapter->order() < b.adapter->order(); });
+  used_rows_ = 0;
+  Product every;
+  every.m = rows.size();
+  for (Active& active : active_) active.own = rows_of(every, active);
+  own_rows_ = used_rows_;
 }
 
 bool Overlay::prepare(std::span<const Product> products) {
   if (active_.empty()) return false;
   tasks_.clear();
   units_.clear();
-  all_.assign(products.begin(), products.end());
-  used_rows_ = used_inner_ = 0;
+  used_rows_ = own_rows_;
+  used_inner_ = work_ = 0;
+  all_.clear();
   int tile = 0;
   for (const Product& product : products) {
     const std::size_t first = tasks_.size();
@@ -98,14 +134,12 @@ bool Overlay::prepare(std::span<const Product> products) {
     tile += static_cast<int>(tiles(product.rows));
     units_.push_back({first, tasks_.size(), tile});
   }
-  return !tasks_.empty();
+  if (tasks_.empty()) return false;
+  all_.insert(all_.begin(), products.begin(), products.end());
+  return true;
 }
 
-void Overlay::add_task(const Product& product, const Active& active) {
-  const Adapter::Part* part = active.adapter->part(product.target);
-  if (part == nullptr) return;
-  const bool sparse = part->first != nullptr && (patch_ == nullptr || !patch_->covers(product.target));
-  if (part->rank == 0 && part->gain == nullptr && !sparse) return;
+Overlay::Rows Overlay::rows_of(const Product& product, const Active& active) {
   const std::size_t first = used_rows_;
   for (std::size_t i = 0; i < product.m; ++i) {
     const auto own = static_cast<std::int32_t>(i);
@@ -117,9 +151,27 @@ void Overlay::add_task(const Product& product, const Active& active) {
     inputs_[used_rows_] = input;
     scales_[used_rows_++] = scale;
   }
-  const std::size_t count = used_rows_ - first;
-  if (count == 0) return;
-  tasks_.push_back({&product, part, sparse, first, count, inner_ + used_inner_});
+  return {rows_ + first, inputs_ + first, scales_ + first, used_rows_ - first};
+}
+
+void Overlay::add_task(const Product& product, const Active& active) {
+  const Adapter::Part* part = active.adapter->part(product.target);
+  if (part == nullptr) return;
+  const bool sparse = part->first != nullptr && (patch_ == nullptr || !patch_->covers(product.target));
+  if (part->rank == 0 && part->gain == nullptr && part->shift == nullptr && part->weights == nullptr &&
+      !sparse)
+    return;
+  const bool every = product.gather == nullptr && product.batch_rows == nullptr;
+  Task task;
+  static_cast<Rows&>(task) = every ? active.own : rows_of(product, active);
+  if (task.count == 0) return;
+  task.product = &product;
+  task.part = part;
+  task.sparse = sparse;
+  task.inner = inner_ + used_inner_;
+  tasks_.push_back(task);
+  work_ += task.count * (part->rows * (1 + part->rank) + part->weight_count * part->cols +
+                         (sparse ? part->first[tiles(part->rows)] : 0));
   if (part->rank == 0) return;
   MatMul& a = all_.emplace_back();
   a.format = part->format;
@@ -128,82 +180,152 @@ void Overlay::add_task(const Product& product, const Active& active) {
   a.cols = part->cols;
   a.x = product.x;
   a.x_stride = product.x_stride;
-  a.gather = inputs_ + first;
-  a.m = count;
+  a.gather = task.inputs;
+  a.m = task.count;
   a.y = inner_ + used_inner_;
   a.y_stride = part->rank;
-  used_inner_ += count * part->rank;
+  used_inner_ += task.count * part->rank;
 }
 
 void Overlay::add(ThreadPool& pool, const KernelTable& kernels) {
-  pool.run(units_.back().end_tile, 0, [&](int begin, int end, int worker) {
-    float* space = space_ + static_cast<std::size_t>(worker) * max_rows_ * kTile;
+  const auto range = [&](int begin, int end, int worker) {
+    float* space = space_ + static_cast<std::size_t>(worker) * kSpace;
     int first_tile = 0;
     for (const Unit& unit : units_) {
       const std::span tasks(tasks_.data() + unit.first_task, unit.end_task - unit.first_task);
-      for (int tile = std::max(begin, first_tile); tile < std::min(end, unit.end_tile); ++tile)
-        add_tile(tasks, static_cast<std::size_t>(tile - first_tile), space, kernels);
+      const int from = std::max(begin, first_tile) - first_tile;
+      const int to = std::min(end, unit.end_tile) - first_tile;
+      const std::size_t stop =
+          std::min(tasks[0].product->rows, static_cast<std::size_t>(std::max(to, 0)) * kTile);
+      for (std::size_t row = static_cast<std::size_t>(from) * kTile; row < stop; row += kBlock)
+        add_block(tasks, {row, std::min(stop, row + kBlock)}, space, kernels);
       first_tile = unit.end_tile;
     }
-  });
-}
-
-void Overlay::add_tile(std::span<const Task> tasks, std::size_t tile, float* space,
-                       const KernelTable& kernels) const {
-  for (const Task& task : tasks) gain(task, tile);
-  for (const Task& task : tasks) {
-    low_rank(task, tile, space, kernels);
-    sparse(task, tile);
+  };
+  if (work_ <= kInline) {
+    range(0, units_.back().end_tile, 0);
+  } else {
+    pool.run(units_.back().end_tile, 0, range);
   }
 }
 
-void Overlay::gain(const Task& task, std::size_t tile) const {
+void Overlay::add_block(std::span<const Task> tasks, Block block, float* space,
+                        const KernelTable& kernels) const {
+  for (const Task& task : tasks) replace(task, block, space, kernels);
+  for (const Task& task : tasks) gain(task, block);
+  for (const Task& task : tasks) {
+    low_rank(task, block, space, kernels);
+    sparse(task, block);
+    shift(task, block);
+  }
+}
+
+// y += scale * (W' x + bias - y), of the rows that there are
+void Overlay::replace(const Task& task, Block block, float* space, const KernelTable& kernels) const {
+  const Adapter::Part& part = *task.part;
+  if (part.weights == nullptr) return;
+  const Product& p = *task.product;
+  std::size_t at = block.begin;  // in the weights, as is `end`
+  std::size_t end = block.end;
+  if (part.weight_rows != nullptr) {
+    const auto place = [&](std::size_t row) {
+      return static_cast<std::size_t>(std::lower_bound(part.weight_rows, part.weight_rows + part.weight_count,
+                                                       static_cast<std::int32_t>(row)) -
+                                      part.weight_rows);
+    };
+    at = place(block.begin);
+    end = place(block.end);
+  }
+  MatMul w;
+  w.format = part.format;
+  w.cols = p.cols;
+  w.x = p.x;
+  w.x_stride = p.x_stride;
+  w.y = space;
+  w.y_stride = kTile;
+  while (at < end) {
+    const std::size_t tile = at / kTile;
+    const std::size_t stop = std::min(end, (tile + 1) * kTile);
+    w.weights = part.weights + tile * tile_bytes(format(part.format), p.cols);
+    w.rows = std::min(kTile, part.weight_count - tile * kTile);
+    for (std::size_t first = 0; first < task.count; first += kRows) {
+      w.gather = task.inputs + first;
+      w.m = std::min(kRows, task.count - first);
+      kernels.matmul(w, 0, 1);
+      for (std::size_t n = 0; n < w.m; ++n) {
+        float* y = p.y + static_cast<std::size_t>(task.rows[first + n]) * p.y_stride;
+        for (std::size_t i = at; i < stop; ++i) {
+          const std::size_t r =
+              part.weight_rows == nullptr ? i : static_cast<std::size_t>(part.weight_rows[i]);
+          const float own = space[n * kTile + i % kTile] + (p.bias == nullptr ? 0 : p.bias[r]);
+          y[r] += task.scales[first + n] * (own - y[r]);
+        }
+      }
+    }
+    at = stop;
+  }
+}
+
+void Overlay::gain(const Task& task, Block block) const {
   if (task.part->gain == nullptr) return;
   const Product& p = *task.product;
   const float* bias = task.part->gain_spares_bias ? p.bias : nullptr;
-  const TileRows rows(tile, p.rows);
-  for (std::size_t i = task.first; i < task.first + task.count; ++i) {
-    float* y = p.y + static_cast<std::size_t>(rows_[i]) * p.y_stride;
-    for (std::size_t r = rows.begin; r < rows.end; ++r)
-      y[r] += scales_[i] * task.part->gain[r] * (bias == nullptr ? y[r] : y[r] - bias[r]);
+  for (std::size_t i = 0; i < task.count; ++i) {
+    float* y = p.y + static_cast<std::size_t>(task.rows[i]) * p.y_stride;
+    for (std::size_t r = block.begin; r < block.end; ++r)
+      y[r] += task.scales[i] * task.part->gain[r] * (bias == nullptr ? y[r] : y[r] - bias[r]);
   }
 }
 
-void Overlay::low_rank(const Task& task, std::size_t tile, float* space, const KernelTable& kernels) const {
+void Overlay::low_rank(const Task& task, Block block, float* space, const KernelTable& kernels) const {
   const Adapter::Part& part = *task.part;
   if (part.rank == 0) return;
   const Product& p = *task.product;
-  const TileRows rows(tile, p.rows);
   MatMul b;
   b.format = part.format;
-  b.weights = part.b + tile * tile_bytes(format(part.format), part.rank);
-  b.rows = rows.end - rows.begin;
+  b.weights = part.b + block.begin / kTile * tile_bytes(format(part.format), part.rank);
+  b.rows = block.end - block.begin;
   b.cols = part.rank;
-  b.x = task.inner;
   b.x_stride = part.rank;
-  b.m = task.count;
   b.y = space;
-  b.y_stride = kTile;
-  kernels.matmul(b, 0, 1);
-  for (std::size_t n = 0; n < task.count; ++n) {
-    const std::size_t i = task.first + n;
-    float* y = p.y + static_cast<std::size_t>(rows_[i]) * p.y_stride + rows.begin;
-    for (std::size_t r = 0; r < b.rows; ++r) y[r] += scales_[i] * space[n * kTile + r];
+  b.y_stride = kBlock;
+  for (std::size_t first = 0; first < task.count; first += kRows) {
+    b.x = task.inner + first * part.rank;
+    b.m = std::min(kRows, task.count - first);
+    kernels.matmul(b, 0, tiles(b.rows));
+    for (std::size_t n = 0; n < b.m; ++n) {
+      const float scale = task.scales[first + n] * part.factor_scale;
+      const float* add = space + n * kBlock;
+      float* y = p.y + static_cast<std::size_t>(task.rows[first + n]) * p.y_stride + block.begin;
+      for (std::size_t r = 0; r < b.rows; ++r) y[r] += scale * add[r];
+    }
   }
 }
 
-void Overlay::sparse(const Task& task, std::size_t tile) const {
+void Overlay::sparse(const Task& task, Block block) const {
   const Adapter::Part& part = *task.part;
   if (!task.sparse) return;
   const Product& p = *task.product;
-  const TileRows rows(tile, p.rows);
-  for (std::size_t i = task.first; i < task.first + task.count; ++i) {
-    const float* x = p.x + static_cast<std::size_t>(inputs_[i]) * p.x_stride;
-    float* y = p.y + static_cast<std::size_t>(rows_[i]) * p.y_stride;
-    float sums[kTile] = {};  // each of its row's values in the order of their columns
-    for (std::uint32_t n = part.first[tile]; n < part.first[tile + 1]; ++n)
-      sums[part.places[n] % kTile] += part.values[n] * x[part.places[n] / kTile];
-    for (std::size_t r = rows.begin; r < rows.end; ++r) y[r] += scales_[i] * sums[r - rows.begin];
+  for (std::size_t i = 0; i < task.count; ++i) {
+    const float* x = p.x + static_cast<std::size_t>(task.inputs[i]) * p.x_stride;
+    float* y = p.y + static_cast<std::size_t>(task.rows[i]) * p.y_stride;
+    for (std::size_t row = block.begin; row < block.end; row += kTile) {
+      const std::size_t tile = row / kTile;
+      float sums[kTile] = {};  // each of its row's values in the order of their columns
+      for (std::uint32_t n = part.first[tile]; n < part.first[tile + 1]; ++n)
+        sums[part.places[n] % kTile] += part.values[n] * x[part.places[n] / kTile];
+      for (std::size_t r = row; r < std::min(block.end, row + kTile); ++r)
+        y[r] += task.scales[i] * sums[r - row];
+    }
+  }
+}
+
+void Overlay::shift(const Task& task, Block block) const {
+  if (task.part->shift == nullptr) return;
+  const Product& p = *task.product;
+  for (std::size_t i = 0; i < task.count; ++i) {
+    float* y = p.y + static_cast<std::size_t>(task.rows[i]) * p.y_stride;
+    for (std::size_t r = block.begin; r < block.end; ++r) y[r] += task.scales[i] * task.part->shift[r];
   }
 }
 

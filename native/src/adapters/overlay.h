@@ -34,10 +34,15 @@ struct AdapterMix {
     std::shared_ptr<const Adapter> adapter;
     float scale = 1;
   };
-  std::vector<Entry> entries;
-  std::shared_ptr<PatchSet> patch =
-      nullptr;                        // of the same entries: weights carry the sparse values that it covers
-  std::size_t rank() const noexcept;  // of all, where each is largest
+  std::vector<Entry> entries;  // of a sequence: by Adapter::order()
+  // Of the same entries: weights carry the sparse values that it covers.
+  std::shared_ptr<PatchSet> patch = nullptr;
+  std::vector<std::int32_t> soft_prompt{};  // tokens past the vocabulary that the sequence begins with
+  std::size_t rank() const noexcept;        // of all, where each is largest
+  // Adds what its adapters change of a row of a table to `out`, `space` being as long.
+  void replace_row(int target, std::int32_t row, std::span<float> out, std::span<float> space) const;
+  // `to` = `from` and what its adapters add to it; false, and nothing done, where that is nothing.
+  bool shift(int target, std::span<const float> from, std::span<float> to) const;
   // Of what it makes of a model, by the contents and scales of its adapters in the order in which they add:
   // what is computed with mixes of the same fingerprint has the same bits. 0 where it changes nothing.
   std::uint64_t fingerprint() const;
@@ -48,8 +53,10 @@ class Overlay {
   // `rows`: the most that one multiply() has, all its products together.
   Overlay(std::shared_ptr<Budget> budget, std::size_t rows, int threads);
 
-  // Makes room for steps whose mixes are no larger. Error{budget}. Not during a step.
-  void reserve(const AdapterMix& mix);
+  // Makes room for steps with this mix, for as long as it lives. Error{budget}. Not during a step.
+  void reserve(const std::shared_ptr<const AdapterMix>& mix);
+  // Gives the room back if no mix that it was made for lives. Not during a step.
+  void trim();
 
   // The mix of each row of the step that begins; null for none. REQUIRES reserve() of each, and one patch of
   // them all.
@@ -62,16 +69,21 @@ class Overlay {
   void add(ThreadPool& pool, const KernelTable& kernels);
 
  private:
+  struct Rows {  // of a product, and what each needs
+    const std::int32_t* rows = nullptr;
+    const std::int32_t* inputs = nullptr;  // its activation row
+    const float* scales = nullptr;
+    std::size_t count = 0;
+  };
   struct Active {
     const Adapter* adapter = nullptr;
     std::vector<float> scales;  // by batch row; 0: not this row's
+    Rows own;                   // of a product that has every row of the batch in order
   };
-  struct Task {
+  struct Task : Rows {
     const Product* product = nullptr;
     const Adapter::Part* part = nullptr;
-    bool sparse = false;    // its sparse values are added
-    std::size_t first = 0;  // of its rows in rows_, inputs_ and scales_
-    std::size_t count = 0;
+    bool sparse = false;           // its sparse values are added
     const float* inner = nullptr;  // A x, [count][rank]
   };
   struct Unit {  // the tasks of one product
@@ -79,16 +91,22 @@ class Overlay {
     std::size_t end_task = 0;
     int end_tile = 0;  // of all units' tiles
   };
+  struct Block {  // output rows [begin, end), whole tiles but for the last
+    std::size_t begin, end;
+  };
+  Rows rows_of(const Product& product, const Active& active);
   void add_task(const Product& product, const Active& active);
-  void add_tile(std::span<const Task> tasks, std::size_t tile, float* space,
-                const KernelTable& kernels) const;
-  void gain(const Task& task, std::size_t tile) const;
-  void low_rank(const Task& task, std::size_t tile, float* space, const KernelTable& kernels) const;
-  void sparse(const Task& task, std::size_t tile) const;
+  void add_block(std::span<const Task> tasks, Block block, float* space, const KernelTable& kernels) const;
+  void replace(const Task& task, Block block, float* space, const KernelTable& kernels) const;
+  void gain(const Task& task, Block block) const;
+  void low_rank(const Task& task, Block block, float* space, const KernelTable& kernels) const;
+  void sparse(const Task& task, Block block) const;
+  void shift(const Task& task, Block block) const;
 
   const std::shared_ptr<Budget> budget_;
   const std::size_t max_rows_;
   const int threads_;
+  std::vector<std::weak_ptr<const AdapterMix>> reserved_;
   std::size_t adapters_ = 0;  // that there is room for
   std::size_t rank_ = 0;
   Buffer memory_;
@@ -96,9 +114,11 @@ class Overlay {
   std::int32_t* inputs_ = nullptr;  // its row's activation row
   float* scales_ = nullptr;
   float* inner_ = nullptr;
-  float* space_ = nullptr;  // [threads][max_rows_][16]
+  float* space_ = nullptr;  // of each thread
   std::size_t used_rows_ = 0;
+  std::size_t own_rows_ = 0;  // of which all products of the step have these
   std::size_t used_inner_ = 0;
+  std::size_t work_ = 0;  // multiply-adds of add()
 
   std::vector<Active> active_;
   const PatchSet* patch_ = nullptr;

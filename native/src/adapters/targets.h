@@ -1,4 +1,4 @@
-// The matrices of a model that adapters can change, each by a number of its own.
+// What adapters can change of a model, each by a number of its own: matrices, norms and the embedding.
 //
 // Threads: immutable once a model is loaded.
 #pragma once
@@ -15,18 +15,21 @@ enum class ExpertPart : int { gate, up, down };
 
 class Targets {
  public:
+  enum class Kind : int { matrix, norm, table };
   struct Shape {
-    std::size_t rows = 0;
+    std::size_t rows = 0;  // of a norm 1
     std::size_t cols = 0;
+    Kind kind = Kind::matrix;
   };
 
-  // A dense matrix, or the experts of an MoE layer; dense ones first.
+  // A dense matrix, norm or table of rows, or the experts of an MoE layer; dense ones first.
   int add(const std::string& name, Shape shape);
   void add_experts(int layer, int experts, std::size_t hidden_size, std::size_t intermediate_size);
 
   int count() const noexcept { return count_; }
-  // By the bundle's name: "layers.0.attention.q", "layers.0.experts.3.gate", "output".
-  // Error{invalid_argument} where the model has no such matrix, or none that an adapter can change.
+  // By the bundle's name: "layers.0.attention.q", "layers.0.experts.3.gate", "output", "final_norm",
+  // "embedding". Error{invalid_argument} where the model has no such tensor, or none that an adapter can
+  // change.
   int find(std::string_view name) const;
   Shape shape(int target) const noexcept;
   // REQUIRES experts of this layer.

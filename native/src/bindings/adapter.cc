@@ -39,6 +39,10 @@ AdapterSource source_of(const py::dict& part, std::deque<BorrowedBuffer>& lent) 
   source.values = numbers("values", float{});
   source.remainders = numbers("remainders", std::int8_t{});
   source.gain = numbers("gain", float{});
+  source.shift = numbers("shift", float{});
+  source.weights = bytes("weights");
+  source.weight_rows = numbers("weight_rows", std::int32_t{});
+  if (part.contains("scale")) source.factor_scale = part["scale"].cast<float>();
   if (part.contains("gain_spares_bias")) source.gain_spares_bias = part["gain_spares_bias"].cast<bool>();
   return source;
 }
@@ -99,12 +103,12 @@ py::bytes remainders(const std::string& name, const py::object& packed,
 }  // namespace
 
 std::shared_ptr<Adapter> make_adapter(const Model& model, const std::string& name,
-                                      const std::vector<py::dict>& parts) {
+                                      const std::vector<py::dict>& parts, std::uint64_t order) {
   std::deque<BorrowedBuffer> lent;
   std::vector<AdapterSource> sources;
   for (const py::dict& part : parts) sources.push_back(source_of(part, lent));
   const py::gil_scoped_release released;
-  return std::const_pointer_cast<Adapter>(model.adapter(name, sources));
+  return std::const_pointer_cast<Adapter>(model.adapter(name, sources, order));
 }
 
 AdapterMix mix_of(const Mix& adapters) {
@@ -120,6 +124,7 @@ void bind_adapter(py::module_& module) {
   py::class_<Adapter, std::shared_ptr<Adapter>>(module, "Adapter")
       .def_property_readonly("name", &Adapter::name)
       .def_property_readonly("fingerprint", &Adapter::fingerprint)
+      .def_property_readonly("in_use", &Adapter::in_use)
       .def_property_readonly("bytes", &Adapter::bytes);
   py::class_<PatchSet, std::shared_ptr<PatchSet>>(module, "Patches")
       .def_property_readonly("bytes", &PatchSet::bytes)

@@ -30,7 +30,7 @@ void bind_probe(pybind11::module_& module);
 
 // What an adapter adds to each matrix, by the keys of AdapterSource.
 std::shared_ptr<Adapter> make_adapter(const Model& model, const std::string& name,
-                                      const std::vector<pybind11::dict>& parts);
+                                      const std::vector<pybind11::dict>& parts, std::uint64_t order);
 // Adapters and their scales, as Python lists them.
 using Mix = std::vector<std::pair<std::shared_ptr<Adapter>, float>>;
 AdapterMix mix_of(const Mix& adapters);

@@ -294,7 +294,15 @@ void bind_model(py::module_& module) {
       .def_property_readonly("minimum_bytes", [](const Model& m) { return m.plan().minimum_bytes; })
       .def_property_readonly("resident", [](const Model& m) { return m.plan().resident(); })
       .def("plan", [](const Model& m) { return describe(m.plan()); })
-      .def("adapter", &make_adapter, py::arg("name"), py::arg("parts"))
+      .def("adapter", &make_adapter, py::arg("name"), py::arg("parts"), py::arg("order") = 0)
+      .def(
+          "target",
+          [](const Model& m, const std::string& name) {
+            const Targets::Shape shape = m.target(name);
+            return std::tuple(shape.kind == Targets::Kind::norm ? shape.cols : shape.rows, shape.cols);
+          },
+          py::arg("name"))
+      .def("trim_adapters", &Model::trim_adapters, py::call_guard<py::gil_scoped_release>())
       .def("sequence", &sequence, py::arg("adapters") = Mix{}, py::arg("prompt") = Tokens{},
            py::arg("patches") = py::none())
       .def("forget_prefixes", &Model::forget_prefixes)

@@ -145,8 +145,8 @@ constexpr Knob kKnobs[] = {
      {},
      "bytes",
      false,
-     "Memory that is kept for adapters. Without it they take what the experts leave: nothing, where experts "
-     "are read from storage as they are needed."},
+     "Memory that is kept for adapters, and the most that idle ones take. Without it they take what the "
+     "experts leave: nothing, where experts are read from storage as they are needed."},
     {"isa", KnobKind::choice, "auto", 0, 0, kIsas, "", false,
      "Instruction set of the kernels. auto: the best that this processor runs."},
 };

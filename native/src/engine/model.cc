@@ -76,10 +76,39 @@ Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path
   decoder_.look_ahead(prediction_.preloader());
 }
 
-std::shared_ptr<const Adapter> Model::adapter(const std::string& name,
-                                              std::span<const AdapterSource> sources) const {
-  return with_hint(
-      [&] { return std::make_shared<const Adapter>(weights_.targets(), sources, runtime_->budget(), name); });
+std::shared_ptr<const Adapter> Model::adapter(const std::string& name, std::span<const AdapterSource> sources,
+                                              std::uint64_t order) const {
+  return with_hint([&] {
+    return std::make_shared<const Adapter>(weights_.targets(), sources, runtime_->budget(), name, order);
+  });
+}
+
+Targets::Shape Model::target(std::string_view name) const {
+  const Targets& targets = *weights_.targets();
+  return targets.shape(targets.find(name));
+}
+
+void Model::trim_adapters() {
+  const std::lock_guard lock(step_mutex_);
+  decoder_.trim();
+}
+
+// Tokens past the vocabulary that an adapter gives rows of the embedding.
+std::vector<std::int32_t> Model::soft_prompt(const AdapterMix& mix) const {
+  std::vector<std::int32_t> tokens;
+  for (const auto& [adapter, scale] : mix.entries) {
+    const Adapter::Part* part = adapter->part(weights_.embedding().target);
+    if (scale == 0 || part == nullptr || part->weight_rows == nullptr) continue;
+    const std::span rows(part->weight_rows, part->weight_count);
+    const auto first = std::lower_bound(rows.begin(), rows.end(), recipe_.vocab_size);
+    if (first != rows.end() && !tokens.empty())
+      throw Error(
+          ErrorKind::invalid_argument,
+          "adapter " + adapter->name() +
+              ": its soft prompt would follow another adapter's; one of a sequence's adapters may have one");
+    tokens.insert(tokens.end(), first, rows.end());
+  }
+  return tokens;
 }
 
 std::shared_ptr<KvSequence> Model::sequence(AdapterMix mix, std::span<const std::int32_t> prompt) {
@@ -87,10 +116,13 @@ std::shared_ptr<KvSequence> Model::sequence(AdapterMix mix, std::span<const std:
   std::shared_ptr<const AdapterMix> shared;
   std::uint64_t root = 0;
   if (!mix.entries.empty()) {
+    std::sort(mix.entries.begin(), mix.entries.end(),
+              [](const auto& a, const auto& b) { return a.adapter->order() < b.adapter->order(); });
+    mix.soft_prompt = soft_prompt(mix);
     root = mix.fingerprint();
     const std::lock_guard lock(step_mutex_);
-    with_hint([&] { decoder_.reserve(mix); });
     shared = std::make_shared<const AdapterMix>(std::move(mix));
+    with_hint([&] { decoder_.reserve(shared); });
   }
   auto sequence = std::make_shared<KvSequence>(kv_, std::move(shared), root);
   sequence->begin_with(prompt);
@@ -157,7 +189,10 @@ void Model::check(std::span<const StepRow> rows) const {
     if (rows[i].tokens.empty()) throw Error(ErrorKind::invalid_argument, row + "no tokens");
     for (std::size_t t = 0; t < rows[i].tokens.size(); ++t) {
       const std::int32_t token = rows[i].tokens[t];
-      if (token < 0 || token >= recipe_.vocab_size) {
+      const AdapterMix* mix = rows[i].sequence->mix();
+      const bool soft =
+          mix != nullptr && std::binary_search(mix->soft_prompt.begin(), mix->soft_prompt.end(), token);
+      if (token < 0 || (token >= recipe_.vocab_size && !soft)) {
         throw Error(ErrorKind::invalid_argument, row + "token " + std::to_string(t) + " is " +
                                                      std::to_string(token) + ", allowed 0 to " +
                                                      std::to_string(recipe_.vocab_size - 1));
@@ -190,7 +225,8 @@ void Model::step(std::span<const StepRow> rows, const StepSink& sink, const std:
   for (const StepRow& row : rows) lengths.push_back(row.sequence->length());
   try {
     for (const StepRow& row : rows)
-      row.sequence->reserve(row.sequence->length() + static_cast<std::int64_t>(row.tokens.size()));
+      row.sequence->reserve(row.sequence->length() +
+                            static_cast<std::int64_t>(first_tokens(row).size() + row.tokens.size()));
     run(rows, sink, {cancelled_, poll});
     for (const StepRow& row : rows) row.sequence->settle();
   } catch (...) {
@@ -209,7 +245,8 @@ std::vector<std::optional<Sample>> Model::sample(std::span<const SampleRow> rows
   for (const SampleRow& row : rows) {
     if (row.sampler != nullptr) row.sampler->check(recipe_.vocab_size, "row " + std::to_string(spans.size()));
     spans.push_back({row.sequence, row.tokens, row.sampler != nullptr ? Wanted::last : Wanted::none});
-    ends.push_back(row.sequence->length() + static_cast<std::int64_t>(row.tokens.size()));
+    ends.push_back(row.sequence->length() +
+                   static_cast<std::int64_t>(first_tokens(spans.back()).size() + row.tokens.size()));
   }
   std::vector<std::optional<Sample>> samples(rows.size());
   const std::span space(sampling_.as<Candidate>(), static_cast<std::size_t>(recipe_.vocab_size));
@@ -228,6 +265,13 @@ std::vector<std::optional<Sample>> Model::sample(std::span<const SampleRow> rows
     if (samples[i]) rows[i].sampler->accept(std::span(&samples[i]->token, 1));
   }
   return samples;
+}
+
+// The soft prompt of a sequence that begins, unless its tokens begin with it.
+std::span<const std::int32_t> Model::first_tokens(const StepRow& row) {
+  if (row.tokens.empty() || row.sequence->length() > 0 || row.sequence->mix() == nullptr) return {};
+  const std::span<const std::int32_t> prompt = row.sequence->mix()->soft_prompt;
+  return !prompt.empty() && row.tokens[0] == prompt[0] ? std::span<const std::int32_t>() : prompt;
 }
 
 // Rows of one set of patches after those of another; first those whose weights are there.
@@ -263,11 +307,15 @@ void Model::run_chunks(std::span<const StepRow> rows, const std::shared_ptr<Patc
     const std::int64_t start = row.sequence->length();
     for (std::int64_t at = row.sequence->computed(); at < start; ++at)
       add(at, row.sequence->token(at), false, {r, 0});
+    std::int64_t at = start;
+    const auto put = [&](std::int32_t token, bool wanted, Origin origin) {
+      row.sequence->token(at) = token;
+      add(at++, token, wanted, origin);
+    };
+    for (const std::int32_t token : first_tokens(row)) put(token, false, {r, 0});
     for (std::size_t t = 0; t < row.tokens.size(); ++t) {
       const bool last = t + 1 == row.tokens.size();
-      const std::int64_t at = start + static_cast<std::int64_t>(t);
-      row.sequence->token(at) = row.tokens[t];
-      add(at, row.tokens[t], row.wanted == Wanted::all || (row.wanted == Wanted::last && last), {r, t});
+      put(row.tokens[t], row.wanted == Wanted::all || (row.wanted == Wanted::last && last), {r, t});
     }
   }
   if (!batch_.empty()) run_batch(rows, sink, control);

@@ -128,8 +128,15 @@ class Model {
   // The predictor at work; none where every expert stays in memory.
   Prediction prefetch() const noexcept { return prediction_.kind(); }
   // Charged to the budget. See Adapter for errors.
-  std::shared_ptr<const Adapter> adapter(const std::string& name,
-                                         std::span<const AdapterSource> sources) const;
+  std::shared_ptr<const Adapter> adapter(const std::string& name, std::span<const AdapterSource> sources,
+                                         std::uint64_t order = 0) const;
+  // What an adapter can change by this name. Error{invalid_argument} where it is nothing.
+  Targets::Shape target(std::string_view name) const;
+  // Tokens past the vocabulary that sequences with this mix begin with; step() puts them before the first
+  // ones where the caller has not. Error{invalid_argument} where two adapters have some.
+  std::vector<std::int32_t> soft_prompt(const AdapterMix& mix) const;
+  // Gives adapters' scratch back if no sequence needs it.
+  void trim_adapters();
   // A sequence whose tokens are computed with these adapters, of this model; Error{invalid_argument} for
   // others and for scales that are not finite, Error{budget} where their scratch does not fit.
   // It begins with those tokens of `prompt` that are remembered (see KvSequence::begin_with): its length says
@@ -201,6 +208,7 @@ class Model {
   std::vector<std::vector<ExpertStore::Residency>> residency() const { return store_.residency(); }
 
  private:
+  static std::span<const std::int32_t> first_tokens(const StepRow& row);
   void check(std::span<const StepRow> rows) const;
   void check(const AdapterMix& mix) const;
   void decide_sharing() noexcept;

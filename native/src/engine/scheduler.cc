@@ -72,8 +72,10 @@ void Scheduler::close() noexcept {
 
 std::optional<std::uint64_t> Scheduler::submit(Request request) {
   const std::int64_t context = model_->plan().context;
-  const auto tokens = static_cast<std::int64_t>(request.prompt.size());
   if (request.prompt.empty()) throw Error(ErrorKind::invalid_argument, "prompt: no tokens");
+  const std::vector<std::int32_t> soft = model_->soft_prompt(request.mix);
+  request.prompt.insert(request.prompt.begin(), soft.begin(), soft.end());
+  const auto tokens = static_cast<std::int64_t>(request.prompt.size());
   if (tokens >= context) {
     throw Error(ErrorKind::invalid_argument, "prompt: found " + std::to_string(tokens) +
                                                  " tokens, allowed are " + std::to_string(context - 1));

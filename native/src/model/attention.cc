@@ -53,6 +53,7 @@ void Decoder::mix(int layer, const AttentionRecipe& a, const AttentionWeights& w
   if (a.values_are_keys) std::copy_n(s_.k, rows.size() * kv_width, s_.v);
   project_qkv(a, w, recipe_.block(layer).norm_eps, rows.size());
   rotate(a, rows);
+  give_kv(w, rows);
   attend(layer, a, w.sinks, rows);
 
   Activations mixed{s_.mixed, width, rows.size(), s_.inputs};
@@ -64,6 +65,15 @@ void Decoder::mix(int layer, const AttentionRecipe& a, const AttentionWeights& w
   observe(layer, Site::attention_o, mixed);
   if (any_integer({w.o.format})) quantize(machine_, mixed, width);
   multiply(machine_, {product(w.o, mixed, s_.projected, hidden(), w.o_bias)});
+}
+
+void Decoder::give_kv(const AttentionWeights& w, std::span<const BatchRow> rows) {
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    if (rows[i].token < recipe_.vocab_size) continue;
+    const std::span space(s_.mixed + i * w.q.rows, w.k.rows);  // as wide at least, and not needed yet
+    for (const auto& [target, to] : {std::pair(w.given_keys, s_.k), std::pair(w.given_values, s_.v)})
+      mixes_[i]->replace_row(target, rows[i].token, {to + i * w.k.rows, w.k.rows}, space);
+  }
 }
 
 // What stands between projection and rotation: norms and clipping.

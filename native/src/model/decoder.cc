@@ -72,7 +72,7 @@ void Decoder::run(std::span<const BatchRow> rows, const StepControl& control, co
 // Of every row, whether its logits are wanted or not.
 void Decoder::observe_output(std::size_t rows) {
   machine_.for_rows(rows, [&](std::size_t i, int) {
-    norm(recipe_.final_norm, weights_.final_norm(), recipe_.final_norm_eps, s_.x + i * hidden(),
+    norm(recipe_.final_norm, weights_.final_norm(), recipe_.final_norm_eps, i, s_.x + i * hidden(),
          s_.normed + i * hidden());
   });
   observe(-1, Site::output, {s_.normed, hidden(), rows, {}});
@@ -97,21 +97,29 @@ void Decoder::embed(std::span<const BatchRow> rows) {
   const std::span packed(e.data, packed_bytes(format(e.format), e.rows, e.cols));
   machine_.for_rows(rows.size(), [&](std::size_t i, int) {
     const std::span out(s_.x + i * hidden(), hidden());
-    unpack_row(format(e.format), packed, e.rows, e.cols, static_cast<std::size_t>(rows[i].token), out);
-    if (recipe_.embedding_scale != 1) {
+    const bool known = rows[i].token < recipe_.vocab_size;
+    std::fill(out.begin(), out.end(), 0.0F);
+    if (known)
+      unpack_row(format(e.format), packed, e.rows, e.cols, static_cast<std::size_t>(rows[i].token), out);
+    if (mixes_[i] != nullptr)
+      mixes_[i]->replace_row(e.target, rows[i].token, out, {s_.normed + i * hidden(), hidden()});
+    if (recipe_.embedding_scale != 1 && known) {
       for (float& value : out) value *= recipe_.embedding_scale;
     }
   });
 }
 
-void Decoder::norm(Norm kind, const NormWeights& w, float eps, const float* x, float* y) const {
-  if (kind == Norm::rms) return machine_.kernels.rms_norm(x, w.weight, hidden(), eps, y);
-  machine_.kernels.layer_norm(x, w.weight, w.bias, hidden(), eps, y);
+void Decoder::norm(Norm kind, const NormWeights& w, float eps, std::size_t row, const float* x,
+                   float* y) const {
+  const float* weight = w.weight;
+  if (mixes_[row] != nullptr && mixes_[row]->shift(w.target, {weight, hidden()}, {y, hidden()})) weight = y;
+  if (kind == Norm::rms) return machine_.kernels.rms_norm(x, weight, hidden(), eps, y);
+  machine_.kernels.layer_norm(x, weight, w.bias, hidden(), eps, y);
 }
 
 Activations Decoder::normed(const NormWeights& weights, const BlockRecipe& block, std::size_t rows) {
   machine_.for_rows(rows, [&](std::size_t i, int) {
-    norm(block.norm, weights, block.norm_eps, s_.x + i * hidden(), s_.normed + i * hidden());
+    norm(block.norm, weights, block.norm_eps, i, s_.x + i * hidden(), s_.normed + i * hidden());
   });
   return {s_.normed, hidden(), rows, s_.inputs};
 }
@@ -140,7 +148,8 @@ void Decoder::output(std::span<const BatchRow> rows, const StepControl& control,
     control.check();
     for (std::size_t i = 0; i < count; ++i) {
       norm(recipe_.final_norm, weights_.final_norm(), recipe_.final_norm_eps,
-           s_.x + static_cast<std::size_t>(wanted[i]) * hidden(), s_.normed + i * hidden());
+           static_cast<std::size_t>(wanted[i]), s_.x + static_cast<std::size_t>(wanted[i]) * hidden(),
+           s_.normed + i * hidden());
     }
     Activations in{s_.normed, hidden(), count, s_.inputs};
     if (any_integer({head.format})) quantize(machine_, in, hidden());

@@ -58,7 +58,9 @@ class Decoder {
     imposed_ = std::move(routing);
   }
   // Makes room for sequences with this mix. Error{budget}. Not during a run.
-  void reserve(const AdapterMix& mix) { overlay_.reserve(mix); }
+  void reserve(const std::shared_ptr<const AdapterMix>& mix) { overlay_.reserve(mix); }
+  // Gives back the room of those that are gone, once all are. Not during a run.
+  void trim() { overlay_.trim(); }
   // From the next run on, `observer` is shown what happens; null: nobody. It changes nothing.
   void observe(Observer* observer) noexcept { observer_ = observer; }
   // From the next run on, single rows are looked ahead of; null: no longer.
@@ -80,6 +82,8 @@ class Decoder {
     int count;
   };
   void embed(std::span<const BatchRow> rows);
+  // The keys and values that adapters give some rows' tokens, in place of the computed ones.
+  void give_kv(const AttentionWeights& weights, std::span<const BatchRow> rows);
   // Sequence mixing of a layer: from normed rows to `projected`.
   void mix(int layer, std::span<const BatchRow> rows);
   void mix(int layer, const AttentionRecipe& a, const AttentionWeights& w, Activations& in,
@@ -143,7 +147,9 @@ class Decoder {
   }
   void combine(const BlockRecipe& block, const LayerWeights& weights, std::size_t rows);
   void output(std::span<const BatchRow> rows, const StepControl& control, const LogitsSink& sink);
-  void norm(Norm kind, const NormWeights& weights, float eps, const float* x, float* y) const;
+  // `row`: of the step, whose adapters may change the weight. x is not y.
+  void norm(Norm kind, const NormWeights& weights, float eps, std::size_t row, const float* x,
+            float* y) const;
   Activations normed(const NormWeights& weights, const BlockRecipe& block, std::size_t rows);
   Activations normed(const float* weight, const BlockRecipe& block, std::size_t rows) {
     return normed(NormWeights{.weight = weight}, block, rows);

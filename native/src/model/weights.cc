@@ -135,8 +135,17 @@ class Weights::Binder {
     return wanted ? vector(name, size) : nullptr;
   }
 
+  // Rows that adapters give tokens that are none of the vocabulary.
+  int given(const std::string& name, int size) {
+    if (targets_ == nullptr) return -1;
+    return targets_->add(name, {0, static_cast<std::size_t>(size), Targets::Kind::table});
+  }
+
   NormWeights norm(Norm kind, const std::string& name, int size) {
-    return {vector(name, size), vector_if(kind == Norm::layer, name + "_bias", size)};
+    NormWeights found{vector(name, size), vector_if(kind == Norm::layer, name + "_bias", size)};
+    if (targets_ != nullptr)
+      found.target = targets_->add(name, {1, static_cast<std::size_t>(size), Targets::Kind::norm});
+    return found;
   }
 
   GatedFfnWeights gated_ffn(const std::string& prefix, int hidden, int intermediate) {
@@ -201,7 +210,9 @@ AttentionWeights bind_mixer(Binder& binder, const AttentionRecipe& a, const std:
       .gate_bias = binder.vector_if(a.output_gate && a.qkv_bias, prefix + "gate_bias", q_rows),
       .q_norm = binder.vector_if(normed, prefix + "q_norm", by_row ? q_rows : a.head_dim),
       .k_norm = binder.vector_if(normed, prefix + "k_norm", by_row ? kv_rows : a.head_dim),
-      .sinks = binder.vector_if(a.sinks, prefix + "sinks", a.num_heads)};
+      .sinks = binder.vector_if(a.sinks, prefix + "sinks", a.num_heads),
+      .given_keys = binder.given(prefix + "given_keys", kv_rows),
+      .given_values = binder.given(prefix + "given_values", kv_rows)};
 }
 
 template <typename Binder>
@@ -315,11 +326,9 @@ Weights::Weights(const Bundle& bundle, const Recipe& recipe, std::shared_ptr<Bud
   Targets targets;
   Binder binder(bundle, &files_, &targets, &dense_);
   embedding_ = binder.fixed_matrix("embedding", recipe.vocab_size, recipe.hidden_size);
+  embedding_.target = targets.add("embedding", {embedding_.rows, embedding_.cols, Targets::Kind::table});
   output_ = recipe.tied_output ? embedding_ : binder.matrix("output", recipe.vocab_size, recipe.hidden_size);
-  if (recipe.tied_output) {
-    output_.target = targets.add("output", {output_.rows, output_.cols});
-    dense_.emplace_back();
-  }
+  if (recipe.tied_output) output_.target = targets.add("output", {output_.rows, output_.cols});
   output_bias_ = binder.vector_if(recipe.output_bias, "output_bias", recipe.vocab_size);
   final_norm_ = binder.norm(recipe.final_norm, "final_norm", recipe.hidden_size);
   for (int i = 0; i < recipe.num_layers(); ++i) layers_.push_back(bind_layer(binder, recipe, i));

@@ -38,6 +38,8 @@ struct AttentionWeights {
   const float* q_norm = nullptr;
   const float* k_norm = nullptr;
   const float* sinks = nullptr;
+  int given_keys = -1;  // of soft prompts' tokens, as targets of adapters
+  int given_values = -1;
 };
 
 struct LatentAttentionWeights {
@@ -80,6 +82,7 @@ struct GatedFfnWeights {
 struct NormWeights {
   const float* weight = nullptr;
   const float* bias = nullptr;  // of a layer norm
+  int target = -1;              // of adapters; none
 };
 
 struct LayerWeights {
@@ -126,7 +129,7 @@ class Weights {
   const float* output_bias() const noexcept { return output_bias_; }
   const NormWeights& final_norm() const noexcept { return final_norm_; }
   const std::shared_ptr<const Targets>& targets() const noexcept { return targets_; }
-  // The dense ones of them come first.
+  // Dense ones come first; those from this number on have no codes of their own.
   int dense_targets() const noexcept { return static_cast<int>(dense_.size()); }
   FormatId format_of(int target) const noexcept { return dense_[static_cast<std::size_t>(target)].format; }
   // The packed matrix; null where it is something else as well, as a head that is tied to the embedding.

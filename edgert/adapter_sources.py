@@ -1,0 +1,97 @@
+"""Where a model's adapters are read from: adapter files and PEFT directories."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgert.errors import NotFoundError
+from edgert.patches import PatchEstimate
+
+if TYPE_CHECKING:
+    from edgert.converters.adapter import Part
+
+
+class Source(Protocol):
+    """Where an adapter is read from, again and again."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def targets(self) -> list[str]: ...
+    @property
+    def bytes(self) -> int: ...
+    def check_shapes(self, shape_of: Callable[[str], tuple[int, int]]) -> None:
+        """Against the model's, as far as can be told without reading."""
+
+    def read(self) -> "list[Part]": ...
+
+
+class PeftDirectory:
+    """A PEFT adapter as it is, compiled for a bundle whenever it is read."""
+
+    def __init__(self, path: Path, bundle_path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self._bundle_path = bundle_path
+        self._manifest = manifest
+        self._parts: list[Part] | None = None
+        self._parts = self._compiled()
+        self.targets = [part.target for part in self._parts]
+        self.bytes = sum(info.stat().st_size for info in path.iterdir() if info.name.endswith(".safetensors"))
+
+    def _compiled(self) -> "list[Part]":
+        from edgert.converters.adapter import compile_adapter
+        from edgert.converters.peft import read_peft
+
+        adapter = read_peft(self.path)
+        self.kind = adapter.kind
+        return compile_adapter(adapter, self._bundle_path, self._manifest)
+
+    def check_shapes(self, shape_of: Callable[[str], tuple[int, int]]) -> None:
+        """Compiling it has seen to that."""
+
+    def read(self) -> "list[Part]":
+        parts, self._parts = self._parts, None  # what it was made with serves the first time
+        return self._compiled() if parts is None else parts
+
+
+def open_adapter(path: str | os.PathLike[str], bundle_path: Path, manifest: dict[str, Any]) -> Source:
+    """An adapter file, whose header alone is read, or a PEFT directory, for a bundle."""
+    from edgert.converters.adapter_file import AdapterFile
+    from edgert.converters.peft import is_peft
+
+    place = Path(path)
+    if not place.is_dir():
+        return AdapterFile.open(place, manifest)
+    if not is_peft(place):
+        raise NotFoundError(f"{place}: no PEFT adapter (there is no adapter_config.json)")
+    return PeftDirectory(place, bundle_path, manifest)
+
+
+def estimate_of(parts: "Sequence[Part]") -> PatchEstimate:
+    carried = beside = lost = sparse = 0.0
+    for part in parts:
+        if part.values is None:
+            continue
+        squares = float((part.values.astype("float64") ** 2).sum())
+        sparse += squares
+        if part.patch_error is not None:
+            carried += squares
+            beside += float(part.patch_error[1])
+            lost += float(part.patch_error[0] - part.patch_error[1])
+    return PatchEstimate(carried, beside, max(0.0, lost), sparse)
+
+
+def read_parts(
+    path: str | os.PathLike[str], bundle_path: Path, manifest: dict[str, Any], weights: Path | None = None
+) -> "tuple[str, list[Part]]":
+    """Kind and parts of an adapter file or a PEFT directory, for a bundle; with the remainders that its sparse values lack,
+    from the checkpoint `weights` or the bundle, where either has them."""
+    from edgert.converters.remainders import add_remainders
+
+    source = open_adapter(path, bundle_path, manifest)
+    parts = source.read()
+    add_remainders(parts, bundle_path, manifest, weights)
+    return source.kind, parts
