@@ -21,6 +21,7 @@ from edgert.server.threads import on_thread
 from edgert.units import format_bytes
 
 if TYPE_CHECKING:
+    from edgert.controlling import Control
     from edgert.engine import Engine
     from edgert.model import Model
 
@@ -59,8 +60,11 @@ class Opened:
     engine: "Engine | None"
     budget_bytes: int
     adapters: tuple[str, ...] = ()
+    control: "Control | None" = None  # of its knobs while it runs
 
     def close(self) -> None:
+        if self.control is not None:
+            self.control.stop()
         if self.engine is not None:
             self.engine.close()
         self.model.close()

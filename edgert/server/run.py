@@ -10,7 +10,8 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -26,16 +27,25 @@ from edgert.server.models import ModelRegistry
 from edgert.server.opening import Loading, every_installed
 from edgert.server.state import Limits, ServerState
 
+if TYPE_CHECKING:
+    from edgert.controlling import Bounds
+
 _MAX_HEAD_BYTES = 32 << 10
 _SWEEP_S = 1.0
 _BACKLOG = 512
 
 
-def run(configuration: Configuration, knobs: dict[str, Any]) -> int:
-    """Serve until SIGTERM or SIGINT; the exit status. Raises StorageError where the address cannot be had, and what
+def run(
+    configuration: Configuration,
+    knobs: dict[str, Any],
+    bounds: "Bounds | None" = None,
+    control_log: Path | None = None,
+) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status. With `bounds` models are controlled. Raises StorageError where the address cannot be had, and what
     loading the only model raises."""
     sockets = notify.activation_sockets() or [listen(configuration.host, configuration.port)]
-    return asyncio.run(Daemon(configuration, knobs).serve(sockets))
+    loading = Loading(knobs, configuration.queue, bounds, control_log)
+    return asyncio.run(Daemon(configuration, loading).serve(sockets))
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -69,8 +79,7 @@ class _Server(uvicorn.Server):
 
 
 class Daemon:
-    def __init__(self, configuration: Configuration, knobs: dict[str, Any]) -> None:
-        loading = Loading(knobs, configuration.queue)
+    def __init__(self, configuration: Configuration, loading: Loading) -> None:
         self._configuration = configuration
         self._log = RequestLog(configuration.log_format)
         logging.getLogger().handlers = [Handler(self._log)]
