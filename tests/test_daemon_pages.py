@@ -48,6 +48,8 @@ def test_it_is_healthy_and_ready(daemon: Daemon) -> None:
 def test_metrics_are_prometheus_text_that_grows_with_work(daemon: Daemon) -> None:
     before = metrics(daemon)
     tokens(daemon)
+    counted = "edgert_request_seconds_count"  # once the reply is out
+    wait_until(lambda: metrics(daemon)[counted] > before[counted])
     after = metrics(daemon)
     tiny = '{model="tiny"}'
     for name, rise in (("generated", 12), ("prompt", 4)):

@@ -41,8 +41,9 @@ def run(
     bounds: "Bounds | None" = None,
     control_log: Path | None = None,
 ) -> int:
-    """Serve until SIGTERM or SIGINT; the exit status. With `bounds` models are controlled. Raises StorageError where the address cannot be had, and what
-    loading the only model raises."""
+    """Serve until SIGTERM or SIGINT; the exit status. With `bounds` models are controlled while they are loaded.
+
+    Raises StorageError where the address cannot be had, and what loading the only model raises."""
     sockets = notify.activation_sockets() or [listen(configuration.host, configuration.port)]
     loading = Loading(knobs, configuration.queue, bounds, control_log)
     return asyncio.run(Daemon(configuration, loading).serve(sockets))
