@@ -62,6 +62,18 @@ class Opened:
     adapters: tuple[str, ...] = ()
     control: "Control | None" = None  # of its knobs while it runs
 
+    def progress(self) -> tuple[int, ...] | None:
+        """What changes whenever the engine gets on: its steps, and of a long one the experts that it looked up and read.
+        None while it has nothing to do, and for another engine than edgert's own."""
+        if self.engine is None or self.model.backend != "edgert":
+            return None
+        told = self.engine.stats()
+        if not told["requests_running"]:
+            return None
+        counts = self.model.native.statistics()
+        looked_up = counts["expert_hits"] + counts["expert_prefetch_hits"] + counts["expert_misses"]
+        return told["steps"], told["prompt_tokens"], looked_up, counts["bytes_read"]
+
     def close(self) -> None:
         if self.control is not None:
             self.control.stop()

@@ -26,6 +26,7 @@ from edgert.server.metrics import Metrics
 from edgert.server.models import ModelRegistry
 from edgert.server.opening import Loading, every_installed
 from edgert.server.state import Limits, ServerState
+from edgert.server.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from edgert.controlling import Bounds
@@ -200,9 +201,17 @@ class Daemon:
                 return_free_memory()
 
     async def _watch(self) -> None:
+        """Tell the manager that all is well, until an engine stands still: then it ends this process and starts another."""
         interval = notify.watchdog_interval_s()
+        watchdog = Watchdog()
+        said: list[str] = []
         while interval is not None:
-            notify.notify("WATCHDOG=1")
+            stuck = watchdog.stuck(self.state.models.opened())
+            if stuck and stuck != said:
+                self._log.event("stuck", f"the engine of {', '.join(stuck)} gets nowhere with its requests")
+            if not stuck:
+                notify.notify("WATCHDOG=1")
+            said = stuck
             await asyncio.sleep(interval)
 
 
