@@ -148,11 +148,10 @@ def test_white_space_in_json_is_bounded(model: edgert.Model) -> None:
     ],
 )
 def test_numbers_in_json_have_an_end(model: edgert.Model, schema: Any, text: str, fits: bool) -> None:
-    for options in (
-        {"response_format": json_schema(schema)},
-        {"grammar": {"type": "json_schema", "value": schema}},
+    for constraint in (
+        constraint_of(model, response_format=json_schema(schema)),
+        constraint_of(model, grammar={"type": "json_schema", "value": schema}),
     ):
-        constraint = constraint_of(model, **options)
         assert constraint is not None and allows(constraint, model, text) is fits
 
 
