@@ -16,9 +16,9 @@ from edgert.server.watchdog import Watchdog
 class Moves:
     """A model in memory that is as far as it says."""
 
-    at: tuple[int, ...] | None = None
+    at: tuple[float, ...] | None = None
 
-    def progress(self) -> tuple[int, ...] | None:
+    def progress(self) -> tuple[float, ...] | None:
         return self.at
 
 

@@ -62,7 +62,7 @@ class Opened:
     adapters: tuple[str, ...] = ()
     control: "Control | None" = None  # of its knobs while it runs
 
-    def progress(self) -> tuple[int, ...] | None:
+    def progress(self) -> tuple[float, ...] | None:
         """What changes whenever the engine gets on: its steps, and of a long one the experts that it looked up and read.
         None while it has nothing to do, and for another engine than edgert's own."""
         if self.engine is None or self.model.backend != "edgert":

@@ -15,7 +15,7 @@ class Watchdog:
     def __init__(self, clock: Callable[[], float] = time.monotonic, still_s: float = STILL_S) -> None:
         self._clock = clock
         self._still_s = still_s
-        self._seen: dict[str, tuple[tuple[int, ...], float]] = {}  # by model: how far it was, since when
+        self._seen: dict[str, tuple[tuple[float, ...], float]] = {}  # by model: how far it was, since when
 
     def stuck(self, models: Iterable[tuple[str, Opened]]) -> list[str]:
         """The models whose engines have requests and have not moved for `still_s`."""
