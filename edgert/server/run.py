@@ -14,7 +14,7 @@ from typing import Any
 
 import uvicorn
 
-from edgert.allocator import return_free_memory
+from edgert.allocator import return_free_memory, share_one_heap
 from edgert.errors import BudgetError, EdgertError, StorageError
 from edgert.server import notify
 from edgert.server.app import create_app
@@ -34,6 +34,7 @@ _BACKLOG = 512
 def run(configuration: Configuration, knobs: dict[str, Any]) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. Raises StorageError where the address cannot be had, and what
     loading the only model raises."""
+    share_one_heap()
     sockets = notify.activation_sockets() or [listen(configuration.host, configuration.port)]
     return asyncio.run(Daemon(configuration, knobs).serve(sockets))
 
