@@ -8,6 +8,7 @@ second alone and together, /health's percentiles in ms, and the process's memory
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import random
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -107,18 +109,26 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=60)
     args = parser.parse_args()
+    begun = time.monotonic()
+    with daemon(args.model, args.memory) as url:
+        ready_s = time.monotonic() - begun
+        print(json.dumps({"ready_s": ready_s, **measured(url, args.clients, args.seconds)}, indent=2))
+
+
+@contextlib.contextmanager
+def daemon(model: str, memory: str) -> Iterator[str]:
+    """Its URL, once it is ready; the model's name is "model"."""
     command = [
         sys.executable,
         "-m",
         "edgert",
         "serve",
-        f"{args.model},name=model",
+        f"{model},name=model",
         "--port",
         "0",
         "--memory",
-        args.memory,
+        memory,
     ]
-    begun = time.monotonic()
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
@@ -127,9 +137,8 @@ def main() -> None:
             url = line.split()[-1] if "listening:" in line else url
             if line.startswith("edgert: ready"):
                 break
-        ready_s = time.monotonic() - begun
         threading.Thread(target=process.stderr.read, daemon=True).start()
-        print(json.dumps({"ready_s": ready_s, **measured(url, args.clients, args.seconds)}, indent=2))
+        yield url
     finally:
         process.terminate()
         process.wait()

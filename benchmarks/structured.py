@@ -2,6 +2,7 @@
 
     python benchmarks/structured.py validity [--part 1/8]    # 500 schemas x 5 prompts with docs-moe, temperature 1
     python benchmarks/structured.py cost                     # microseconds a token, also of a vocabulary of 150,000
+    python benchmarks/structured.py decode docs-moe …        # held replies beside free ones of as many tokens, by the engine
 
 validity checks with another validator than the one that makes the grammars (jsonschema_rs, formats included).
 A reply that max_tokens cuts counts for itself: "length", neither valid nor invalid. Prints one JSON object.
@@ -18,14 +19,15 @@ from collections import Counter
 from typing import Any
 
 import jsonschema_rs
-import tokenizers
+from large_vocabulary import large_vocabulary
 from machine import describe
 from structured_schemas import schemas
-from tokenizers import decoders, models, pre_tokenizers
 
 import edgert
 from edgert import _native
-from edgert.structured import Constraint
+from edgert.engine import Engine
+from edgert.sampling import Sampling
+from edgert.structured import Constraint, constraint_of
 from edgert.structured.grammar import Vocabulary, vocabulary_of
 from edgert.structured.request import form_of_response
 from edgert.tokenizer import Tokenizer
@@ -217,25 +219,59 @@ def _summary(seconds: list[float], scale: float) -> dict[str, float]:
     }
 
 
-def large_vocabulary(size: int = 150_000) -> bytes:
-    """A tokenizer.json: byte-level BPE over made-up words, as many tokens as large models have."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<|end|>": 0, **{letter: index + 1 for index, letter in enumerate(alphabet)}}
-    merges: list[tuple[str, str]] = []
-    rng = random.Random(1)
-    letters = 'etaoinshrdlucmfwypvbgkETAOIN0123456789_Ġ{}[]":,.-'
-    words = list(letters)
-    while len(vocabulary) < size:
-        left, right = rng.choice(words), rng.choice(words[:400])
-        if left + right not in vocabulary and len(left + right) <= 12 and "Ġ" not in right:
-            vocabulary[left + right] = len(vocabulary)
-            merges.append((left, right))
-            words.append(left + right)
-    made = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens(["<|end|>"])
-    return made.to_str().encode()
+_DECODED = 200  # tokens of a reply
+_ROUNDS = 8
+_BOOK = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 5, "maxLength": 30},
+        "year": {"type": "integer", "minimum": 0, "maximum": 3000},
+        "kind": {"enum": ["book", "film", "song"]},
+    },
+    "required": ["name", "year", "kind"],
+    "additionalProperties": False,
+}
+_LASTING: dict[str, dict[str, Any] | None] = {  # forms that end no reply before its time
+    "free": None,
+    "list of objects": {"type": "array", "minItems": 400, "items": _BOOK},
+    "long text": {
+        "type": "object",
+        "properties": {"text": {"type": "string", "minLength": 2000}},
+        "required": ["text"],
+        "additionalProperties": False,
+    },
+}
+
+
+def decode(args: argparse.Namespace) -> dict[str, Any]:
+    """Microseconds between tokens, greedily, of one request on an Engine: median of some replies, in turn."""
+    found: dict[str, Any] = {"machine": describe()}
+    for name in args.models:
+        with edgert.load(name, memory=args.memory, context=512) as model:
+            engine = Engine(model)
+            prompt = model.tokenizer.encode("Write a list of them.")
+            seconds: dict[str, list[float]] = {form: [] for form in _LASTING}
+            for _ in range(_ROUNDS + 1):
+                for form, schema in _LASTING.items():
+                    seconds[form].append(_seconds_a_token(engine, model, prompt, schema))
+            engine.close()
+        found[name] = {form: round(statistics.median(taken[1:]) * 1e6, 1) for form, taken in seconds.items()}
+    return found
+
+
+def _seconds_a_token(engine: Engine, model: edgert.Model, prompt: list[int], schema: Any) -> float:
+    constraint = None if schema is None else constraint_of(model, response_format=response_format(schema))
+    options = {"temperature": 0, "max_tokens": _DECODED, "ignore_eos": True}
+    times: list[float] = []
+    job = engine.submit(
+        prompt,
+        Sampling.of(options, {}, model.vocab_size),
+        lambda _: times.append(time.perf_counter()),
+        constraint=constraint,
+    )
+    job.done.wait()
+    assert len(times) >= _DECODED
+    return (times[_DECODED - 1] - times[0]) / (_DECODED - 1)
 
 
 def main() -> int:
@@ -248,6 +284,10 @@ def main() -> int:
     of_validity.add_argument("--part", default="1/1", help="of the schemas, for several processes")
     of_validity.set_defaults(run=validity)
     commands.add_parser("cost").set_defaults(run=cost)
+    of_decode = commands.add_parser("decode")
+    of_decode.add_argument("models", nargs="+")
+    of_decode.add_argument("--memory", default="auto")
+    of_decode.set_defaults(run=decode)
     args = parser.parse_args()
     result = args.run(args)
     print(json.dumps(result, indent=1, ensure_ascii=False))

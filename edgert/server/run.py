@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from edgert.allocator import return_free_memory
+from edgert.allocator import return_free_memory, share_one_heap
 from edgert.errors import BudgetError, EdgertError, StorageError
 from edgert.server import notify
 from edgert.server.app import create_app
@@ -45,6 +45,7 @@ def run(
     """Serve until SIGTERM or SIGINT; the exit status. With `bounds` models are controlled while they are loaded.
 
     Raises StorageError where the address cannot be had, and what loading the only model raises."""
+    share_one_heap()
     sockets = notify.activation_sockets() or [listen(configuration.host, configuration.port)]
     loading = Loading(knobs, configuration.queue, bounds, control_log)
     return asyncio.run(Daemon(configuration, loading).serve(sockets))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from edgert.allocator import return_free_memory
 from edgert.errors import EdgertError, InvalidArgumentError, UnsupportedError
 from edgert.structured.numbers import Digits, NumberGuard
 from edgert.tokenizer import Tokenizer
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from edgert.model import Model
 
-_KEPT_GRAMMARS = 64  # a vocabulary
+_KEPT_GRAMMARS = 16  # a vocabulary; of about 100 KB
 _KEPT_CHARACTERS = 1 << 20
 _STACK_BYTES = 32 << 20  # the compiler recurses: limits.MAX_TOTAL_DEPTH levels, of up to 10 KB
 # Tokens whose masks are looked up where they all fit: short texts without what ends or escapes JSON's strings. Of the
@@ -79,6 +80,7 @@ class Vocabulary:
         self._tokens = self._library.LLTokenizer(wrapper, eos_token=sorted(end_tokens), slices=[_SLICE])
         self._digits = Digits(encoder.tokens, {*encoder.special_token_ids, *end_tokens})
         wrapper.tokens = encoder.tokens = []  # the library has them now
+        return_free_memory()
         self._mask_bytes = (vocab_size + 31) // 32 * 4
         self._limits = self._library.LLParserLimits(**_LIMITS)
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
