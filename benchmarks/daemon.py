@@ -87,7 +87,8 @@ def clients(url: str, seconds: float, numbers: list[int], alone: dict[tuple[str,
 
 def watch(url: str, seconds: float) -> tuple[list[float], list[int]]:
     """/health's times in ms; the process's memory at ten moments."""
-    times, memory = [], []
+    times: list[float] = []
+    memory: list[int] = []
     begun = time.monotonic()
     with httpx.Client(base_url=url, timeout=300) as client:
         while (gone := time.monotonic() - begun) < seconds:

@@ -90,8 +90,28 @@ def test_set_as_the_flags(edgert: Shell, tiny_bundle: Path) -> None:
     done = talk(
         edgert, tiny_bundle, "/set max_tokens 2", "file", "/set", "/set max-tokens 0", "/set colour red"
     )
-    assert "[2 tokens at" in done.stderr and "max_tokens          2 " in done.stdout
+    assert "[2 tokens at" in done.stderr and "max_tokens            2 " in done.stdout
     assert "max_tokens: found '0'" in done.stderr and "/set colour: no such setting" in done.stderr
+
+
+def test_knobs_change_between_answers_and_the_answers_stay(edgert: Shell, tiny_bundle: Path) -> None:
+    done = talk(
+        edgert,
+        tiny_bundle,
+        "file", "/clear",
+        "/memory 48MiB", "/set threads 1", "/set prefetch-depth 1", "/set",
+        "file",
+        "/memory 1KiB", "/memory much", "/set threads", "/set threads 999", "/set skip_experts 0.5",
+        flags=(*FLAGS, "--memory", "64MiB", "--threads", 2),
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert lines[0] == lines[-1]  # the two answers
+    rows = {line.split()[0]: line for line in lines if line}
+    assert rows["budget"].split()[1:] == ["48.0", "MiB"]
+    assert rows["threads"].split()[1] == rows["prefetch_depth"].split()[1] == "1"
+    assert rows["memory"].split()[1:3] == ["48.0", "MiB"]
+    for words in ("memory: found 'much'", "threads: to what?", "threads: found 999", "skip_experts"):
+        assert words in done.stderr
 
 
 def test_what_was_saved_is_loaded(edgert: Shell, tiny_bundle: Path) -> None:

@@ -3,11 +3,13 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from daemons import wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import GIB, FakeMachine
@@ -249,6 +251,29 @@ def test_a_competitor_takes_the_store_down_and_its_end_brings_it_back(
     run(control, clock, 80)
     assert model.knobs()["expert_memory"] == full
     control.stop()
+
+
+def test_models_of_one_process_share_what_is_lacking(model: edgert.Model, machine: FakeMachine) -> None:
+    """Each gives its part; a second one that nobody controls gives nothing."""
+    stated = bounds_from(load_device("raspberry-pi-5"), {"control_window_ms": 60_000})
+    machine.group("box", 260 << 20, 200 << 20)  # 26 MiB are to be left
+    with edgert.load(memory="12MiB", threads=2, context=256) as other:
+        with ExitStack() as running:
+            controls = [
+                running.enter_context(Control.start(one, stated, sensors=Sensors(machine.root)))
+                for one in (model, other)
+            ]
+            full = model.knobs()["expert_memory"]
+            notch = (full - model.native.least_expert_bytes) // NOTCHES
+            machine.group("box", 260 << 20, (260 - 26 << 20) + 3 * notch)  # 3 are lacking
+            wait_until(lambda: all(control.state().get("load", 0) > 0 for control in controls))
+            machine.group("box", 260 << 20, 200 << 20)
+            loads = [control.state()["load"] for control in controls]
+            assert loads == [pytest.approx(1.5, rel=0.01)] * 2
+        machine.group("box", 260 << 20, (260 - 26 << 20) + 3 * notch)
+        with Control.start(model, stated, sensors=Sensors(machine.root)) as control:
+            wait_until(lambda: control.state().get("load", 0) > 0)
+            assert control.state()["load"] == pytest.approx(3, rel=0.01)
 
 
 def test_heat_slows_a_model_down_without_changing_what_it_says(

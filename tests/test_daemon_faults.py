@@ -44,6 +44,21 @@ def test_a_full_queue_is_answered_503_and_the_others_as_ever(tmp_path: Path) -> 
         assert text(complete(daemon, max_tokens=400)) == alone
 
 
+def test_a_request_for_many_choices_is_taken_whole_or_not_at_all(tmp_path: Path) -> None:
+    with running(tmp_path, "docs-moe", "--memory", "64MiB", "--queue", "1", "--parallel", "1") as daemon:
+        alone = text(complete(daemon.ready()))
+        with ThreadPoolExecutor(12) as pool:
+            replies = list(pool.map(lambda _: complete(daemon, n=8), range(12)))
+        assert {reply.status_code for reply in replies} == {200, 503}
+        for reply in replies:
+            if reply.status_code == 200:
+                assert [choice["text"] for choice in reply.json()["choices"]] == [alone] * 8
+            else:
+                assert reply.json()["error"]["code"] == "queue_full"
+        engine = daemon.stats()["models"][0]["engine"]
+        assert engine["requests_running"] == engine["requests_waiting"] == 0
+
+
 @pytest.fixture
 def damaged(tmp_path: Path) -> Iterator[tuple[Daemon, Path]]:
     """A daemon of docs-moe and of a copy that reads experts from storage all along."""

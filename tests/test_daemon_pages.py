@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from daemons import Daemon, running
+from daemons import Daemon, running, wait_until
 from peft_directories import lora
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -25,7 +25,7 @@ def daemon(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     home = tmp_path_factory.mktemp("home")
     first, second = lora().write(home / "first"), lora(seed=2).write(home / "second")
     tiny = f"{tiny_bundle},memory=64MiB,adapter={first},adapter=other={second}"
-    with running(home, tiny, "docs-moe", "--memory", "128MiB") as one:
+    with running(home, tiny, "docs-moe", "--memory", "128MiB", "--control", "auto") as one:
         yield one.ready()
 
 
@@ -48,6 +48,8 @@ def test_it_is_healthy_and_ready(daemon: Daemon) -> None:
 def test_metrics_are_prometheus_text_that_grows_with_work(daemon: Daemon) -> None:
     before = metrics(daemon)
     tokens(daemon)
+    counted = "edgert_request_seconds_count"  # once the reply is out
+    wait_until(lambda: metrics(daemon)[counted] > before[counted])
     after = metrics(daemon)
     tiny = '{model="tiny"}'
     for name, rise in (("generated", 12), ("prompt", 4)):
@@ -68,6 +70,16 @@ def test_metrics_are_prometheus_text_that_grows_with_work(daemon: Daemon) -> Non
     assert after['edgert_knob{model="tiny",knob="context"}'] > 0
     assert after['edgert_adapter_scale{model="tiny",adapter="first"}'] == 0
     assert after["edgert_server_budget_bytes"] == 128 << 20
+
+
+def test_the_control_loop_tells_what_it_senses_and_decides(daemon: Daemon) -> None:
+    wait_until(lambda: daemon.stats()["models"][0]["control"]["decisions"])
+    control = daemon.stats()["models"][0]["control"]
+    assert control["decisions"]["memory"]["action"] in ("hold", "fast", "slow", "recentre")
+    after = metrics(daemon)
+    assert after['edgert_control_signal{model="tiny",signal="cores"}'] >= 1
+    assert any(name.startswith('edgert_control_action{model="tiny",law="memory",') for name in after)
+    assert after['edgert_knob{model="tiny",knob="threads"}'] >= 1
 
 
 def metrics(daemon: Daemon) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Constrained decoding: schemas, grammars and calls hold, and nothing that a request says does harm."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -127,6 +128,49 @@ def test_white_space_in_json_is_bounded(model: edgert.Model) -> None:
     ):
         constraint = constraint_of(model, response_format=schema)
         assert constraint is not None and allows(constraint, model, text) is fits
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "fits"),
+    [
+        ({"type": "integer"}, "-" + "1" * 19, True),
+        ({"type": "integer"}, "1" * 20, False),
+        ({"type": "number"}, "0." + "0" * 17, True),
+        ({"type": "number"}, "0." + "0" * 18, False),
+        ({"type": "number"}, "-1" + "2" * 18 + "." + "3" * 17 + "e-400", True),
+        ({"type": "number"}, "1e1000", False),
+        ({"type": "object"}, '{"a": [12, {"b": ' + "1" * 19 + "}]}", True),
+        ({"type": "object"}, '{"a": [12, {"b": ' + "1" * 20 + "}]}", False),
+        ({"type": "object"}, '{"a": "' + "1" * 40 + '", "b 1e' + "1" * 40 + '": 1}', True),
+        ({"type": "string", "pattern": "^[0-9]{40}$"}, '"' + "1" * 40 + '"', True),
+        ({"type": "string", "pattern": "^[0-9a-f]{40}$"}, '"' + "1" * 40 + '"', True),
+        ({"const": 10**25}, str(10**25), True),
+    ],
+)
+def test_numbers_in_json_have_an_end(model: edgert.Model, schema: Any, text: str, fits: bool) -> None:
+    for constraint in (
+        constraint_of(model, response_format=json_schema(schema)),
+        constraint_of(model, grammar={"type": "json_schema", "value": schema}),
+    ):
+        assert constraint is not None and allows(constraint, model, text) is fits
+
+
+@pytest.mark.parametrize("kind", ["integer", "number"])
+def test_a_model_that_would_write_digits_for_ever(model: edgert.Model, kind: str) -> None:
+    bias = {
+        token: 100.0
+        for token, text in enumerate(model.tokenizer.token_bytes())
+        if text and set(text) <= set(b"1234567890")
+    }
+    form = {"type": "json_schema", "value": {"type": kind}}
+    reply = model.generate("1", grammar=form, logit_bias=bias, max_tokens=100)
+    assert reply.finish_reason == "stop"
+    assert re.fullmatch(r"-?[0-9]{1,19}(\.[0-9]{1,17})?([eE][+-]?[0-9]{1,3})?", reply.text)
+
+
+def test_a_grammar_of_the_users_own_counts_no_digits(model: edgert.Model) -> None:
+    constraint = constraint_of(model, grammar="start: /[0-9]+/")
+    assert constraint is not None and allows(constraint, model, "1" * 40)
 
 
 def test_recursion_by_reference(model: edgert.Model) -> None:

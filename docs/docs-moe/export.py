@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from model import LanguageModel
-from safetensors.torch import save_file
+from model import LanguageModel, ModelConfig
+from safetensors.torch import load_file, save_file
 from tokenizer import END_OF_TEXT, END_OF_TEXT_ID, IM_END, IM_END_ID
 from train import load_model
 
@@ -24,8 +24,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def tensors(model: LanguageModel) -> dict[str, torch.Tensor]:
-    """By the names of Qwen3MoeForCausalLM, each expert's matrices apart."""
+def named_parameters(model: LanguageModel) -> dict[str, torch.Tensor]:
+    """The model's own, by the names of Qwen3MoeForCausalLM, each expert's matrices apart."""
     named: dict[str, torch.Tensor] = {
         "model.embed_tokens.weight": model.embed_tokens,
         "model.norm.weight": model.norm.weight,
@@ -40,8 +40,27 @@ def tensors(model: LanguageModel) -> dict[str, torch.Tensor]:
         for projection in ("gate_proj", "up_proj", "down_proj"):
             for expert, matrix in enumerate(layer.get_parameter(f"mlp.{projection}").unbind()):
                 named[f"{prefix}mlp.experts.{expert}.{projection}.weight"] = matrix
+    return named
+
+
+def tensors(model: LanguageModel) -> dict[str, torch.Tensor]:
+    """As they are stored."""
     # clone: safetensors refuses tensors that share memory, as the slices of stacked experts do.
-    return {name: tensor.detach().to(torch.bfloat16, copy=True) for name, tensor in named.items()}
+    return {
+        name: tensor.detach().to(torch.bfloat16, copy=True)
+        for name, tensor in named_parameters(model).items()
+    }
+
+
+def read_model(directory: Path) -> LanguageModel:
+    """The model in such a directory, in f32."""
+    stated = json.loads((directory / "config.json").read_text(encoding="utf8"))
+    model = LanguageModel(ModelConfig(**{field.name: stated[field.name] for field in fields(ModelConfig)}))
+    stored = load_file(directory / "model.safetensors")
+    with torch.no_grad():
+        for name, tensor in named_parameters(model).items():
+            tensor.copy_(stored[name])
+    return model
 
 
 def model_config(model: LanguageModel) -> dict[str, Any]:

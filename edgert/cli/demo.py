@@ -1,4 +1,4 @@
-"""edgert demo: the same prompt with the whole model in memory and with a fraction of it."""
+"""edgert demo: the same prompt with the whole model in memory and with a fraction of it, then adapters switching."""
 
 import argparse
 import sys
@@ -13,12 +13,15 @@ from edgert.settings import Setting
 from edgert.units import format_bytes
 
 if TYPE_CHECKING:
+    from edgert.bundle import Bundle
     from edgert.generation import Generation
     from edgert.model import Model
 
 _PROMPT = "The os.path module"
 _MAX_TOKENS = Setting("max_tokens", "int", "tokens to generate", 128, 1, 2**31 - 1)
 _SHARE = 4  # the paged run holds this part of the experts
+_ADAPTER_PROMPTS = ("SELECT", "The function")
+_ADAPTER_TOKENS = 16
 _FRAME_S = 0.04  # a pace at which the picture can be followed; the speeds shown are not affected
 
 _NEXT = """\
@@ -33,7 +36,8 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "demo",
         help="see it work, with the embedded model",
-        description="Generate from one prompt twice, with every expert in memory and with a quarter of them, and compare.",
+        description="Generate from one prompt twice, with every expert in memory and with a quarter of them, and compare; then "
+        "switch adapters on the quantised weights.",
     )
     add_model(parser)
     parser.add_argument("-p", "--prompt", metavar="TEXT", default=_PROMPT, help=f"the prompt ({_PROMPT!r})")
@@ -49,7 +53,7 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     import edgert
-    from edgert.bundle import Bundle, locate
+    from edgert.bundle import Bundle, embedded, locate
     from edgert.model import memory_needs
 
     count = _MAX_TOKENS.check(args.max_tokens, "--max-tokens")
@@ -70,10 +74,13 @@ def run(args: argparse.Namespace) -> int:
         results.append(result)
         if result.finish_reason == "cancelled":
             return 130
+    switches = _switch_adapters(bundle) if bundle.path == embedded() else []
     if args.json:
-        print_json(_object(bundle.name, results))
+        print_json(_object(bundle.name, results) | {"adapters": switches})
     else:
         say(_comparison(results))
+        if switches:
+            say("\n" + _switched(switches))
         say("\n" + _NEXT)
     return 0 if results[0].tokens == results[1].tokens else 1
 
@@ -116,6 +123,43 @@ def _comparison(results: "list[Generation]") -> str:
     same = sum(a == b for a, b in zip(first, second, strict=False))
     verdict = "identical" if first == second else "DIFFERENT"
     return f"{table(rows, right=(1, 2, 3, 4, 5))}\n\n{verdict}: {same}/{len(first)} tokens"
+
+
+def _switch_adapters(bundle: "Bundle") -> list[dict[str, Any]]:
+    """Turn each adapter that the package carries on by patches of the codes, twice: the first time makes its patches."""
+    import edgert
+    from edgert.bundle import packaged_adapters
+
+    switches = []
+    with edgert.load(bundle.path) as model:
+        for name, path in packaged_adapters():
+            model.load_adapter(path, name)
+        for prompt in _ADAPTER_PROMPTS:
+            for info in (None, *model.adapters()):
+                for _ in range(2):
+                    model.set_adapter([])
+                    start = time.perf_counter()
+                    model.set_adapter([] if info is None else info.name)
+                    switched_s = time.perf_counter() - start
+                    text = model.generate(prompt, max_tokens=_ADAPTER_TOKENS, temperature=0).text
+                switches.append(
+                    {
+                        "prompt": prompt,
+                        "adapter": None if info is None else info.name,
+                        "switch_ms": 1000 * switched_s,
+                        "text": text,
+                    }
+                )
+    return switches
+
+
+def _switched(switches: list[dict[str, Any]]) -> str:
+    rows = [("ADAPTER", "SWITCHED IN", "TEXT")]
+    for switch in switches:
+        text = " ".join((switch["prompt"] + switch["text"]).split())
+        took = "" if switch["adapter"] is None else f"{switch['switch_ms']:.2f} ms"
+        rows.append((switch["adapter"] or "none", took, text))
+    return table(rows, right=(1,))
 
 
 def _object(name: str, results: "list[Generation]") -> dict[str, Any]:

@@ -292,7 +292,10 @@ def _prompt(args: argparse.Namespace) -> str:
 
 def _is_piped() -> bool:
     """Whether somebody gives stdin something: it is a pipe, a file or a connection; no terminal and no /dev/null."""
-    mode = os.fstat(sys.stdin.fileno()).st_mode
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):  # something without a file behind it stands in for stdin, or it is closed
+        return False
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 

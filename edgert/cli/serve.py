@@ -3,8 +3,10 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from edgert.cli.controlled import add_control, control_bounds
 from edgert.cli.options import Subparsers, add_knobs, add_settings, knob_flags
 from edgert.cli.terminal import note
+from edgert.errors import InvalidArgumentError
 from edgert.server.configuration import SERVER
 
 if TYPE_CHECKING:
@@ -26,12 +28,16 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
         "unload), adapter=[NAME=]PATH[:SCALE] (default: those that `edgert list` shows) [EDGERT_MODELS]",
     )
     add_settings(parser.add_argument_group("server"), SERVER)
+    add_control(parser)
     add_knobs(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     configuration, knobs = configured(args)
+    bounds = control_bounds(args)
+    if args.control_log is not None and len(configuration.models) != 1:
+        raise InvalidArgumentError("--control-log: is of one model: name it alone")
     try:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
@@ -42,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from edgert.server.run import run as serve
 
     opening.check_sources(configuration)
-    return serve(configuration, knobs)
+    return serve(configuration, knobs, bounds, args.control_log)
 
 
 def configured(args: argparse.Namespace) -> "tuple[Configuration, dict[str, Any]]":

@@ -1,11 +1,12 @@
 """What begins with a slash in a conversation: one table of commands."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgert import settings
 from edgert.cli.terminal import note, say, table
 from edgert.errors import InvalidArgumentError
 from edgert.sampling import SAMPLING
@@ -45,21 +46,50 @@ def _help(conversation: "Conversation", rest: str) -> None:
 
 def _set(conversation: "Conversation", rest: str) -> None:
     """As the flags of the same names."""
-    settings = {setting.name: setting for setting in SAMPLING}
-    name, _, value = rest.partition(" ")
     if not rest:
-        own = conversation.model.sampling_defaults
-        rows = [("SETTING", "VALUE", "")]
-        for setting in SAMPLING:
-            given = conversation.sampling[setting.name]
-            shown = own.get(setting.name, setting.default) if given is None else given
-            rows.append((setting.name, "" if shown is None else str(shown), setting.help))
-        say(table(rows))
+        say(table([("SETTING", "VALUE", ""), *_samplings(conversation), *_knobs(conversation)]))
         return
-    name = name.replace("-", "_")
-    if name not in settings:
-        raise InvalidArgumentError(f"/set {name[:40]}: no such setting; there are {', '.join(settings)}")
-    conversation.sampling[name] = settings[name].check(value.strip()) if value else None
+    drawing = {setting.name: setting for setting in SAMPLING}
+    live = conversation.model.knobs()
+    name, _, value = rest.partition(" ")
+    name, value = name.replace("-", "_"), value.strip()
+    if name in live:
+        _turn(conversation, name, value, f"/set {name}")
+    elif name in drawing:
+        conversation.sampling[name] = drawing[name].check(value) if value else None
+    else:
+        there = ", ".join((*drawing, *live))
+        raise InvalidArgumentError(f"/set {name[:40]}: no such setting; there are {there}")
+
+
+def _samplings(conversation: "Conversation") -> Iterator[tuple[str, str, str]]:
+    own = conversation.model.sampling_defaults
+    for setting in SAMPLING:
+        given = conversation.sampling[setting.name]
+        shown = own.get(setting.name, setting.default) if given is None else given
+        yield setting.name, "" if shown is None else str(shown), setting.help
+
+
+def _knobs(conversation: "Conversation") -> Iterator[tuple[str, str, str]]:
+    """Those that change while the model runs."""
+    values = conversation.model.knobs()
+    for setting in settings.knobs():
+        if setting.name in values:
+            value = values[setting.name]
+            shown = format_bytes(value) if setting.kind == "bytes" else str(value)
+            yield setting.name, shown, setting.help
+
+
+def _turn(conversation: "Conversation", name: str, value: str, where: str) -> None:
+    """Change a knob of the running model, and say what it gives up."""
+    from edgert.cli.run import note_lossy
+
+    if not value:
+        raise InvalidArgumentError(f"{where}: to what? for example {where} auto")
+    before = conversation.model.lossy_modes
+    conversation.model.set_knob(name, value)
+    if conversation.model.lossy_modes != before:
+        note_lossy(conversation.model)
 
 
 def _system(conversation: "Conversation", rest: str) -> None:
@@ -132,6 +162,8 @@ def _adapter(conversation: "Conversation", rest: str) -> None:
 
 def _memory(conversation: "Conversation", rest: str) -> None:
     model = conversation.model
+    if rest:
+        model.set_knob("memory", rest)
     stats = model.stats()
     rows = [("MEMORY", "")]
     for name, key in (("budget", "budget_bytes"), ("in use", "used_bytes"), ("most so far", "peak_bytes")):
@@ -182,7 +214,9 @@ def _is_message(value: Any) -> bool:
 COMMANDS = {
     "help": _Command("", "these lines", _help),
     "set": _Command(
-        "[NAME [VALUE]]", "change how answers are drawn; without a value as the model states", _set
+        "[NAME [VALUE]]",
+        "change how answers are drawn (without a value: as the model states), or a knob",
+        _set,
     ),
     "system": _Command("[TEXT]", 'show or change the system message; "" for none', _system),
     "clear": _Command("", "begin anew; the system message stays", _clear),
@@ -190,7 +224,7 @@ COMMANDS = {
     "save": _Command("FILE", "write the conversation", _save),
     "load": _Command("FILE", "go on with a conversation that /save wrote", _load),
     "adapter": _Command("[NAME[:SCALE]|PATH[:SCALE]|off]", "show or change the adapters", _adapter),
-    "memory": _Command("", "what the model takes of its budget", _memory),
+    "memory": _Command("[SIZE]", "what the model takes of its budget, or another budget", _memory),
     "stats": _Command("", "figures of the last answer", _stats),
     "model": _Command("[NAME]", "show the model, or go on with another", _model),
     "bye": _Command("", "leave, as Ctrl-D does", _bye),

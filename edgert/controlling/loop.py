@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _TICK_S = 0.05  # in which a process can take at most a few hundred MB
 _MOST_SHOWN = 4096  # experts
+_running: "set[Control]" = set()  # of this process: they share the memory that is lacking, and that is free
+_running_lock = threading.Lock()
 _DIGITS = bytes(48 + code if code < 10 else 63 for code in range(256))
 _COUNTERS = (
     "expert_hits", "expert_prefetch_hits", "expert_misses", "bytes_read", "stall_s", "evictions",
@@ -30,6 +32,9 @@ class Control:
 
     Knobs that a person sets meanwhile are overwritten where the loop owns them: expert_memory, threads,
     token_interval_ms, and with allow_lossy the lossy modes. stop() puts them back where they were.
+
+    Where several run in a process, each answers for its part of the memory that is lacking or free, in proportion to its
+    expert slots: together they give what is lacking once, and take back no more than there is.
     """
 
     def __init__(
@@ -78,12 +83,16 @@ class Control:
     def start(cls, model: "Model", bounds: Bounds, **options: Any) -> "Control":
         """`options`: log (a file for the record), sensors, law (a baseline to compare with). Raises UnsupportedError where the engine has no live knobs."""
         control = cls(model, bounds, **options)
+        with _running_lock:
+            _running.add(control)
         control._thread.start()
         return control
 
     def stop(self) -> None:
         """May be repeated."""
         self._stopping.set()
+        with _running_lock:
+            _running.discard(self)
         if self._thread.is_alive():
             self._thread.join()
         if self._record is not None:
@@ -181,10 +190,15 @@ class Control:
         """How much of the reserve is lacking, in notches of the store; negative where there is more."""
         if not available.there:
             return Reading()
-        reserve = min(self._bounds.memory_reserve_bytes, bound / 10)
-        return Reading(
-            (reserve - available.value) / self._plant.notch_bytes, available.age, available.quality
-        )
+        lacking = min(self._bounds.memory_reserve_bytes, bound / 10) - available.value
+        return Reading(lacking * self._share() / self._plant.notch_bytes, available.age, available.quality)
+
+    def _share(self) -> float:
+        """Of what the running models together have for experts."""
+        with _running_lock:
+            others = sum(one._plant.most_bytes for one in _running if one is not self)
+        own = max(1, self._plant.most_bytes)
+        return own / (own + others)
 
     def _apply(self, knobs: Mapping[str, Any]) -> list[str]:
         """Set what has changed; the knobs that were refused (memory that others have taken) are tried again."""

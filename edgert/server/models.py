@@ -21,6 +21,7 @@ from edgert.server.threads import on_thread
 from edgert.units import format_bytes
 
 if TYPE_CHECKING:
+    from edgert.controlling import Control
     from edgert.engine import Engine
     from edgert.model import Model
 
@@ -59,8 +60,23 @@ class Opened:
     engine: "Engine | None"
     budget_bytes: int
     adapters: tuple[str, ...] = ()
+    control: "Control | None" = None  # of its knobs while it runs
+
+    def progress(self) -> tuple[float, ...] | None:
+        """What changes whenever the engine gets on: its steps, and of a long one the experts that it looked up and read.
+        None while it has nothing to do, and for another engine than edgert's own."""
+        if self.engine is None or self.model.backend != "edgert":
+            return None
+        told = self.engine.stats()
+        if not told["requests_running"]:
+            return None
+        counts = self.model.native.statistics()
+        looked_up = counts["expert_hits"] + counts["expert_prefetch_hits"] + counts["expert_misses"]
+        return told["steps"], told["prompt_tokens"], looked_up, counts["bytes_read"]
 
     def close(self) -> None:
+        if self.control is not None:
+            self.control.stop()
         if self.engine is not None:
             self.engine.close()
         self.model.close()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edgert.structured import Constraint
 
 _AT_ONCE = 8  # of one request's jobs; the others leave room for other requests
+_FULL_S = 0.02  # until a taken request asks again for a place in a full queue
 _CANCEL_S = 30.0  # a cancelled job ends within a token
 _SAMPLING = (
     "temperature",
@@ -138,6 +139,8 @@ class Usage:
 class Jobs:
     """The jobs of one request. batches() gives their pieces as they come; leaving the context cancels what still runs.
 
+    The queue takes the request whole or not at all: once one of its jobs is in, the others get their turns, however full it is.
+
     The engine's thread appends to a queue and wakes the loop once, however many pieces wait.
     """
 
@@ -152,6 +155,7 @@ class Jobs:
         self._waiting = deque(enumerate(works))
         self._works = works
         self._jobs: dict[int, Job] = {}  # those that run
+        self._taken = False  # the request, by the queue
         self._loop = asyncio.get_running_loop()
         self._pieces: deque[tuple[int, Piece]] = deque()
         self._woken = asyncio.Event()
@@ -212,9 +216,13 @@ class Jobs:
                     stream=work.stream,
                 )
             except QueueFullError:
-                if not self._jobs:
+                if self._jobs:
+                    return  # again when one of ours has ended
+                if not self._taken:
                     raise
-                return  # again when one of ours has ended
+                await asyncio.sleep(_FULL_S)  # others' requests have come between
+                continue
+            self._taken = True
             self._waiting.popleft()
 
     def _deliver(self, index: int, piece: Piece) -> None:

@@ -1,8 +1,10 @@
 """Opening the models of the daemon within their parts of the budget."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from edgert import _native
 from edgert.bundle import Bundle, installed, locate
@@ -10,15 +12,22 @@ from edgert.errors import EdgertError, NotFoundError
 from edgert.server.configuration import Configuration, ServedModel
 from edgert.server.models import Opened, Opener
 
+if TYPE_CHECKING:
+    from edgert.controlling import Bounds, Control
+    from edgert.model import Model
+
 _SPARE_BYTES = 64 << 20  # of another engine than edgert's own, besides a model's files
 
 
 @dataclass(frozen=True)
 class Loading:
-    """`knobs` as knob_values() gives them, for every model; `queue` of each engine."""
+    """`knobs` as knob_values() gives them, for every model; `queue` of each engine; `bounds` within which models are kept
+    while they run, on record in `control_log`."""
 
     knobs: Mapping[str, Any]
     queue: int
+    bounds: "Bounds | None" = None
+    control_log: Path | None = None
 
     def opener(self) -> Opener:
         return Opener(self.needs, self.open)
@@ -44,18 +53,28 @@ class Loading:
         from edgert.engine import Engine
         from edgert.model import load_with
 
-        model = load_with({**self.knobs, "memory": budget_bytes}, served.source)
-        try:
+        with ExitStack() as undo:
+            model = undo.enter_context(load_with({**self.knobs, "memory": budget_bytes}, served.source))
             for adapter in served.adapters:
                 model.load_adapter(adapter.path, adapter.name)
             on = {adapter.name: adapter.scale for adapter in served.adapters if adapter.scale}
             if on:
                 model.set_adapter(on)
             engine = None if model.backend == "onnx" else Engine(model, queue=self.queue)
-        except BaseException:
-            model.close()
-            raise
-        return Opened(model, engine, budget_bytes, tuple(adapter.name for adapter in served.adapters))
+            if engine is not None:
+                undo.callback(engine.close)
+            control = self._controlled(model)
+            undo.pop_all()
+        return Opened(
+            model, engine, budget_bytes, tuple(adapter.name for adapter in served.adapters), control
+        )
+
+    def _controlled(self, model: "Model") -> "Control | None":
+        if self.bounds is None or model.backend != "edgert":
+            return None
+        from edgert.controlling import Control
+
+        return Control.start(model, self.bounds, log=self.control_log)
 
 
 def resolved(source: str) -> str:

@@ -10,7 +10,8 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -25,17 +26,28 @@ from edgert.server.metrics import Metrics
 from edgert.server.models import ModelRegistry
 from edgert.server.opening import Loading, every_installed
 from edgert.server.state import Limits, ServerState
+from edgert.server.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from edgert.controlling import Bounds
 
 _MAX_HEAD_BYTES = 32 << 10
 _SWEEP_S = 1.0
 _BACKLOG = 512
 
 
-def run(configuration: Configuration, knobs: dict[str, Any]) -> int:
-    """Serve until SIGTERM or SIGINT; the exit status. Raises StorageError where the address cannot be had, and what
-    loading the only model raises."""
+def run(
+    configuration: Configuration,
+    knobs: dict[str, Any],
+    bounds: "Bounds | None" = None,
+    control_log: Path | None = None,
+) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status. With `bounds` models are controlled while they are loaded.
+
+    Raises StorageError where the address cannot be had, and what loading the only model raises."""
     sockets = notify.activation_sockets() or [listen(configuration.host, configuration.port)]
-    return asyncio.run(Daemon(configuration, knobs).serve(sockets))
+    loading = Loading(knobs, configuration.queue, bounds, control_log)
+    return asyncio.run(Daemon(configuration, loading).serve(sockets))
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -69,8 +81,7 @@ class _Server(uvicorn.Server):
 
 
 class Daemon:
-    def __init__(self, configuration: Configuration, knobs: dict[str, Any]) -> None:
-        loading = Loading(knobs, configuration.queue)
+    def __init__(self, configuration: Configuration, loading: Loading) -> None:
         self._configuration = configuration
         self._log = RequestLog(configuration.log_format)
         logging.getLogger().handlers = [Handler(self._log)]
@@ -190,9 +201,17 @@ class Daemon:
                 return_free_memory()
 
     async def _watch(self) -> None:
+        """Tell the manager that all is well, until an engine stands still: then it ends this process and starts another."""
         interval = notify.watchdog_interval_s()
+        watchdog = Watchdog()
+        said: list[str] = []
         while interval is not None:
-            notify.notify("WATCHDOG=1")
+            stuck = watchdog.stuck(self.state.models.opened())
+            if stuck and stuck != said:
+                self._log.event("stuck", f"the engine of {', '.join(stuck)} gets nowhere with its requests")
+            if not stuck:
+                notify.notify("WATCHDOG=1")
+            said = stuck
             await asyncio.sleep(interval)
 
 

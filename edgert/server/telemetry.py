@@ -33,6 +33,9 @@ _STATES = frozenset(
 )
 
 
+Samples = list[tuple[Any, float]]  # labels as pairs, and the value
+
+
 def stats(state: ServerState) -> dict[str, Any]:
     """For programs and the dashboard."""
     metrics = state.metrics
@@ -84,6 +87,7 @@ def _opened(opened: Opened) -> dict[str, Any]:
         found["statistics"] = model.stats()
         found["knobs"] = knobs(opened)
         found["lossy_modes"] = model.lossy_modes
+        found.update(_control(opened))
         found["adapters"] = [
             {"name": info.name, "kind": info.kind, "bytes": info.bytes, "scale": info.scale}
             for info in (model.adapters() if opened.adapters else [])
@@ -99,11 +103,22 @@ def _opened(opened: Opened) -> dict[str, Any]:
 
 
 def knobs(opened: Opened) -> dict[str, Any]:
-    """The values that knobs have, by name."""
+    """The values that knobs have now, by name."""
     if opened.model.backend != "edgert":
         return {}
     native = opened.model.native
-    return {name: getattr(native, name) for name in ("context", "chunk", "kv_format", "eviction", "prefetch")}
+    fixed = {
+        name: getattr(native, name) for name in ("context", "chunk", "kv_format", "eviction", "prefetch")
+    }
+    return {**fixed, **opened.model.knobs()}
+
+
+def _control(opened: Opened) -> dict[str, Any]:
+    """What the control loop senses and decided last."""
+    if opened.control is None:
+        return {}
+    state = opened.control.state()
+    return {"control": {name: state.get(name, {}) for name in ("signals", "decisions", "knobs")}}
 
 
 def text(state: ServerState) -> str:
@@ -123,7 +138,10 @@ def _series(state: ServerState) -> Iterator[str]:
         [((("model", name),), entry.opened is not None) for name, entry in state.models.entries.items()],
     )
     by_name: dict[str, list[tuple[str, float]]] = {}
-    values, scales = [], []
+    values: Samples = []
+    scales: Samples = []
+    signals: Samples = []
+    decisions: Samples = []
     for name, opened in state.models.opened():
         found = _opened(opened)
         numbers = {**found.get("statistics", {}), **found.get("engine", {})}
@@ -139,6 +157,17 @@ def _series(state: ServerState) -> Iterator[str]:
         scales += [
             ((("model", name), ("adapter", row["name"])), row["scale"]) for row in found.get("adapters", [])
         ]
+        control = found.get("control", {})
+        signals += [
+            ((("model", name), ("signal", signal)), value)
+            for signal, value in control.get("signals", {}).items()
+            if isinstance(value, int | float) and signal != "t"
+        ]
+        decisions += [
+            ((("model", name), ("law", law), ("action", str(decision["action"]))), 1)
+            for law, decision in control.get("decisions", {}).items()
+            if isinstance(decision, dict) and "action" in decision
+        ]
     for key, rows in sorted(by_name.items()):
         name = f"edgert_{key[:-2]}_seconds" if key.endswith("_s") else f"edgert_{key}"
         samples = [((("model", model),), value) for model, value in rows]
@@ -148,9 +177,11 @@ def _series(state: ServerState) -> Iterator[str]:
             yield from _one(f"{name}_total", "counter", samples)
     yield from _one("edgert_knob", "gauge", values)
     yield from _one("edgert_adapter_scale", "gauge", scales)
+    yield from _one("edgert_control_signal", "gauge", signals)
+    yield from _one("edgert_control_action", "gauge", decisions)
 
 
-def _one(name: str, kind: str, samples: list[tuple[Any, float]]) -> Iterator[str]:
+def _one(name: str, kind: str, samples: Samples) -> Iterator[str]:
     if samples:
         yield f"# TYPE {name} {kind}"
     for labels, value in samples:

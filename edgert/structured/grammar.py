@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from edgert.errors import EdgertError, InvalidArgumentError, UnsupportedError
+from edgert.structured.numbers import Digits, NumberGuard
 from edgert.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -37,20 +38,24 @@ _LIMITS = {
 class GrammarConstraint:
     """A Constraint: one reply that follows a grammar."""
 
-    def __init__(self, matcher: "LLMatcher", mask_bytes: int) -> None:
+    def __init__(self, matcher: "LLMatcher", mask_bytes: int, numbers: NumberGuard | None) -> None:
         self._matcher = matcher
         self._mask_bytes = mask_bytes
+        self._numbers = numbers
 
     def mask(self) -> memoryview:
         with _no_panic(_WHERE):
             mask = self._matcher.compute_bitmask()
         self._raise_error()
-        return memoryview(mask)[: self._mask_bytes]
+        allowed = memoryview(mask)[: self._mask_bytes]
+        return allowed if self._numbers is None else self._numbers.narrowed(allowed)
 
     def accept(self, token: int) -> bool:
         with _no_panic(_WHERE):
             self._matcher.consume_token(token)
         self._raise_error()
+        if self._numbers is not None:
+            self._numbers.accept(token)
         return not self._matcher.is_stopped()
 
     def _raise_error(self) -> None:
@@ -72,14 +77,15 @@ class Vocabulary:
         encoder = _Encoder(tokenizer, vocab_size, min(end_tokens))
         wrapper = self._library.TokenizerWrapper(encoder)
         self._tokens = self._library.LLTokenizer(wrapper, eos_token=sorted(end_tokens), slices=[_SLICE])
+        self._digits = Digits(encoder.tokens, {*encoder.special_token_ids, *end_tokens})
         wrapper.tokens = encoder.tokens = []  # the library has them now
         self._mask_bytes = (vocab_size + 31) // 32 * 4
         self._limits = self._library.LLParserLimits(**_LIMITS)
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
-    def constraint(self, lark: str, where: str) -> GrammarConstraint:
-        """A new reply's constraint to a grammar in the library's Lark dialect. Raises InvalidArgumentError naming `where` if
+    def constraint(self, lark: str, where: str, *, json: bool = False) -> GrammarConstraint:
+        """A new reply's constraint to a grammar in the library's Lark dialect; of `json` it bounds the digits of numbers. Raises InvalidArgumentError naming `where` if
         it is malformed or nothing can follow it, UnsupportedError if it is too much work."""
         with self._lock:
             matcher = self._kept.get(lark)
@@ -88,7 +94,8 @@ class Vocabulary:
                 matcher = self._compiled(lark, where)
         with self._lock:
             self._keep(lark, matcher)
-            return GrammarConstraint(matcher.deep_copy(), self._mask_bytes)
+            numbers = NumberGuard(self._digits) if json else None
+            return GrammarConstraint(matcher.deep_copy(), self._mask_bytes, numbers)
 
     def _keep(self, lark: str, matcher: "LLMatcher") -> None:
         self._kept[lark] = matcher

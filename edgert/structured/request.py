@@ -58,7 +58,8 @@ def constraint_of(
     from edgert.structured.grammar import vocabulary_of
 
     if grammar is not None:
-        return vocabulary_of(model).constraint(grammar_text(grammar), "grammar")
+        is_json = isinstance(grammar, Mapping) and grammar.get("type") == "json_schema"
+        return vocabulary_of(model).constraint(grammar_text(grammar), "grammar", json=is_json)
     calls: list[str] | None = None
     if choice in ("required", "named") or (
         choice == "auto" and body is None and any(tool.strict for tool in among)
@@ -71,7 +72,7 @@ def constraint_of(
     rules = calls if calls is not None else [f"body: {body}"]
     start = _after_reasoning(model.tokenizer, prompt, reasoning, tool_format, literal)
     where = "tools" if calls is not None else "response_format"
-    return vocabulary_of(model).constraint("\n".join([*start, *rules]) + "\n", where)
+    return vocabulary_of(model).constraint("\n".join([*start, *rules]) + "\n", where, json=True)
 
 
 def form_of_response(given: Mapping[str, Any] | None) -> str | None:
