@@ -416,4 +416,4 @@ def test_files_of_version_1_stay_readable(
         for name in ("new", "old"):
             model.load_adapter(tmp_path / f"{name}.adapter")
             outputs.append(model.logits([3, 4, 5], adapter=name))
-    np.testing.assert_array_equal(*outputs)
+    np.testing.assert_array_equal(outputs[0], outputs[1])
