@@ -247,6 +247,7 @@ def remainders(
 
 class Sequence:
     length: int
+    soft_tokens: int  # of its adapters' soft prompt, which stand before its own and count as they do
     def saved_length(self) -> int:
         """Tokens that a file can keep of it: whole blocks of 16, or all that ran where there is state of fixed size."""
     def saved_block(self, index: int) -> bytes: ...

@@ -58,7 +58,7 @@ class _Entry:
     bytes: int
     native: _native.Adapter | None = None  # while it is in memory
     fingerprint: int | None = None  # once it was
-    estimate: PatchEstimate = PatchEstimate()  # once it was
+    estimate: PatchEstimate = field(default_factory=PatchEstimate)  # once it was
     used: int = 0  # when last
 
 

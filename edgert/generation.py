@@ -208,6 +208,8 @@ class Stream(Iterator[Piece]):
             sequence = self._session.sequence
         else:
             sequence = self._model.sequence(self._adapter, self._prompt)
+            soft = getattr(sequence, "soft_tokens", 0)  # edgert's own engine alone has any
+            self._reply.limit = min(self._reply.limit, self._model.context - len(self._prompt) - soft)
         self._cached = sequence.length
         try:
             yield from self._draw(sequence)

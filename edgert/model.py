@@ -25,7 +25,6 @@ from edgert.errors import (
 )
 from edgert.generation import Generation, Reply, Stream
 from edgert.machine import measured
-from edgert.patches import AdapterMode
 from edgert.sampling import Sampling, defaults_from
 from edgert.session import Session
 from edgert.settings import Layers, knobs

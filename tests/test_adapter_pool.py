@@ -17,7 +17,7 @@ from edgert.adapter_sources import read_parts
 from edgert.bundle import Bundle
 from edgert.converters.adapter_file import write_adapter
 from edgert.engine import Engine
-from edgert.errors import BudgetError, InvalidArgumentError
+from edgert.errors import BudgetError, InvalidArgumentError, UnsupportedError
 from edgert.generation import Piece
 from edgert.sampling import Sampling
 
@@ -182,7 +182,16 @@ def test_a_soft_prompt_stands_before_every_sequence(tiny_bundle: Path, tmp_path:
             assert job.done.wait(60) and job.error is None
             assert [piece.token for piece in pieces] == answer
             assert job.cached_tokens == cached
+        drawn = Sampling.of({"max_tokens": 6, "temperature": 1, "seed": 3, "ignore_eos": True}, {}, 320)
+        pieces = []
+        assert engine.submit(TOKENS, drawn, pieces.append, adapter="soft").done.wait(60)
+        alone = model.generate(TOKENS, adapter="soft", max_tokens=6, temperature=1, seed=3, ignore_eos=True)
+        assert [piece.token for piece in pieces] == alone.tokens
         engine.close()
+        to_the_end = model.generate([5] * 40, adapter="soft", temperature=0, ignore_eos=True)
+        assert (len(to_the_end.tokens), to_the_end.finish_reason) == (64 - 40 - 17, "length")
+        with pytest.raises(UnsupportedError, match="adapters with a soft prompt"):
+            model.session(adapter="soft")
         with pytest.raises(InvalidArgumentError, match="would hold 65 tokens, the context is 64"):
             model.logits([5] * 48, adapter="soft")
         model.load_adapter(soft_prompt(3, seed=1).write(tmp_path / "other"))

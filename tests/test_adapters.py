@@ -392,3 +392,28 @@ def test_an_adapter_file_says_what_it_is(
     with pytest.raises(CorruptError):
         read_parts(tmp_path / "c.adapter", tiny_bundle, manifest)
     assert len(written) < MIB
+
+
+def test_files_of_version_1_stay_readable(
+    tiny_bundle: Path, directories: dict[str, Path], tmp_path: Path
+) -> None:
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    from edgert.adapter_sources import read_parts
+    from edgert.converters.adapter_file import write_adapter
+
+    manifest = manifest_of(tiny_bundle)
+    kind, parts = read_parts(directories["sparse"], tiny_bundle, manifest)
+    write_adapter(tmp_path / "new.adapter", kind, parts, manifest)
+    with safe_open(tmp_path / "new.adapter", "np") as file:
+        about = json.loads(file.metadata()["edgert.adapter"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    old = {"version": 1, "kind": about["kind"], "base": about["base"]}
+    save_file(tensors, tmp_path / "old.adapter", {"edgert.adapter": json.dumps(old)})
+    outputs = []
+    with edgert.load(tiny_bundle, memory="64MiB", threads=1) as model:
+        for name in ("new", "old"):
+            model.load_adapter(tmp_path / f"{name}.adapter")
+            outputs.append(model.logits([3, 4, 5], adapter=name))
+    np.testing.assert_array_equal(outputs[0], outputs[1])

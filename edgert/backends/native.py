@@ -11,7 +11,7 @@ from edgert import _native
 from edgert.adapter_sources import open_adapter
 from edgert.adapters import AdapterChoice, AdapterInfo, AdapterSet
 from edgert.bundle import Bundle
-from edgert.errors import InvalidArgumentError
+from edgert.errors import InvalidArgumentError, UnsupportedError
 from edgert.lossy import names
 from edgert.model import Model, tokenizer_of
 from edgert.patches import AdapterMode, Mix
@@ -136,14 +136,22 @@ class NativeModel(Model):
         return self._adapter_set.sequence(self.native, adapter, lambda mix, patches: (mix, patches))
 
     def session(self, *, adapter: AdapterChoice = None) -> Session:
-        return Session(self.sequence(adapter))
+        return Session(self._plain_sequence(adapter))
 
     def save_session(self, session: Session, path: str | os.PathLike[str]) -> None:
         save(session, path, self._session_key(session.sequence))
 
     def restore_session(self, path: str | os.PathLike[str], *, adapter: AdapterChoice = None) -> Session:
-        sequence = self.sequence(adapter)
+        sequence = self._plain_sequence(adapter)
         return restore(sequence, path, self._session_key(sequence))
+
+    def _plain_sequence(self, adapter: AdapterChoice) -> _native.Sequence:
+        """One whose tokens are all its text's, as a session counts them."""
+        sequence = self.sequence(adapter)
+        if sequence.soft_tokens:
+            sequence.close()
+            raise UnsupportedError("session: adapters with a soft prompt are not kept by this version")
+        return sequence
 
     def _session_key(self, sequence: _native.Sequence) -> dict[str, Any]:
         native = self.native

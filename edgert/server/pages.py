@@ -18,6 +18,7 @@ from edgert.errors import CorruptError
 from edgert.server import telemetry
 from edgert.server.errors import ApiError
 from edgert.server.state import ServerState
+from edgert.server.threads import on_thread
 
 _DASHBOARD = Path(__file__).with_name("dashboard.html")
 _MAX_SCALE = 1e4
@@ -88,9 +89,9 @@ class Pages:
             raise ApiError(400, str(error), code="invalid_json") from None
         async with self._state.acquire(request.query_params.get("model")) as loaded:
             there = loaded.model.adapters() if loaded.adapters else []
-            loaded.model.set_adapter(_scales(wanted, [info.name for info in there])) if there else _scales(
-                wanted, []
-            )
+            scales = _scales(wanted, [info.name for info in there])
+            if there:
+                await on_thread(loaded.model.set_adapter, scales)  # reads, and waits for a step
             return _json(_listed(loaded.model.adapters() if there else []))
 
 

@@ -178,6 +178,7 @@ TEST_CASE("logits are the same bits while every knob changes at random under sev
   model.set_memory(budget);  // what was given back is read again in the background
   model.set_expert_bytes(most);
   model.set_token_interval_ms(0);
+  model.set_prefetch_depth(2);  // at 0 nothing would be read
   CHECK(all_logits(model, tokens) == expected);
   while (model.statistics().experts.prefetching > 0)
     std::this_thread::sleep_for(std::chrono::milliseconds(1));

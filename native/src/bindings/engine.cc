@@ -142,6 +142,9 @@ void bind_sequence(py::module_& module) {
   py::class_<KvSequence, std::shared_ptr<KvSequence>>(module, "Sequence")
       .def_property_readonly("length", &KvSequence::length)
       .def_property_readonly(
+          "soft_tokens",
+          [](const KvSequence& s) { return s.mix() == nullptr ? 0 : s.mix()->soft_prompt.size(); })
+      .def_property_readonly(
           "fingerprint", [](const KvSequence& s) { return s.mix() == nullptr ? 0 : s.mix()->fingerprint(); })
       .def("rewind", &KvSequence::rewind, py::arg("length"))
       .def("close", [](KvSequence& s) { s.rewind(0); })
