@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from edgert import _native
 from edgert.adapter_sources import PeftDirectory, Source, estimate_of
-from edgert.bundle import Bundle
+from edgert.bundle import Bundle, locate_adapter
 from edgert.errors import BudgetError, CorruptError, InvalidArgumentError, NotFoundError, UnsupportedError
 from edgert.patches import (
     MAX_LOSS,
@@ -306,15 +306,16 @@ class Adapters:
     _adapter_set: AdapterSet | None = None
 
     def load_adapter(self, path: str | os.PathLike[str], name: str | None = None) -> AdapterInfo:
-        """Load an adapter file (see `edgert adapter convert`) or a PEFT directory under `name`, by default the path's own.
-        It is off until set_adapter() or a call's `adapter` turns it on; its memory counts towards the budget. Of a file the
+        """Load an adapter file (see `edgert adapter convert`) or a PEFT directory under `name`, by default the path's own;
+        of the embedded model also "sql" or "rust", which the package carries. It is off until set_adapter() or a call's `adapter` turns it on; its memory counts towards the budget. Of a file the
         header alone is read, its numbers when a sequence first needs them, so that hundreds can be loaded; what is not
         in use leaves the memory where another needs it, and is read again.
 
         Raises UnsupportedError by name for what cannot be run, InvalidArgumentError for an adapter of another model or a
         name that is taken, BudgetError where it does not fit.
         """
-        return self._load_adapter(Path(path), Path(path).stem if name is None else name)
+        found = locate_adapter(path)
+        return self._load_adapter(found, found.stem if name is None else name)
 
     def unload_adapter(self, name: str) -> None:
         """Raises NotFoundError. What runs with it runs on."""
