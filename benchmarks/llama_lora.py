@@ -53,9 +53,8 @@ def measure(context: Any, adapter: Any, vocabulary: int, settings: dict[str, Any
             if llama_cpp.llama_set_adapters_lora(context, adapters, count, scales) != 0:
                 raise SystemExit("llama_set_adapters_lora failed")
             switches.append(time.perf_counter() - start)
-            of_count.append(
-                llama_run.measure(context, vocabulary, settings, seed=2)["decode"]["tokens_per_s"]
-            )
+            tokens = llama_run.measure(context, vocabulary, settings, seed=2)["decode"]["token_ms"]
+            of_count.append(1000 / statistics.median(tokens))
     without, with_lora = (statistics.median(one[1:]) for one in speeds.values())
     return {"without": without, "with": with_lora, "switch_s": statistics.median(switches)}
 

@@ -6,7 +6,8 @@
 Adapters are random, and take turns. Sparse ones (SHiRA) change 1% of attention and experts; the LoRA that PEFT fuses has as many values.
 edgert puts sparse values into the packed codes of an int4 bundle; experts follow when they are used. PEFT holds --layers of the shape's
 layers as one nn.Linear a matrix, for it has no sparse adapters of experts in one tensor; its times are scaled to all layers, without the
-head. LoRA beside the weights (rank 16, attention) is that of edgert and llama.cpp. Times are medians of --rounds.
+head. LoRA beside the weights (rank 16, attention) is that of edgert and llama.cpp. Times are medians of --rounds,
+speeds those of the median token.
 """
 
 import argparse
@@ -76,8 +77,8 @@ def of_edgert(args: argparse.Namespace, path: Path, directory: Path) -> dict[str
         speeds: dict[str, list[float]] = {"without": [], "with": []}
         for _ in range(args.rounds + 1):
             for which, of_which in speeds.items():
-                name = "lora" if which == "with" else ""
-                of_which.append(adapters.decode_speed(model, name, args.tokens))
+                model.set_adapter("lora" if which == "with" else None)
+                of_which.append(1 / statistics.median(patches.decode(model, args.tokens)[1:]))
     return found | {which: statistics.median(one[1:]) for which, one in speeds.items()}
 
 
