@@ -25,7 +25,8 @@ PROMPT_TOKENS = 8
 def write_lora(path: Path, model: str, rank: int) -> None:
     rng = np.random.default_rng(0)
     reader = gguf.GGUFReader(model)
-    writer = gguf.GGUFWriter(path, reader.get_field("general.architecture").contents())
+    architecture: Any = reader.get_field("general.architecture")
+    writer = gguf.GGUFWriter(path, architecture.contents())
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", rank)

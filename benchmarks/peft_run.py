@@ -46,7 +46,7 @@ class Layer(nn.Module):
         x = x + self.attention["o"](q + k + v)
         outputs = x
         for index in experts:
-            expert = self.experts[index]
+            expert: Any = self.experts[index]
             outputs = outputs + expert["down"](nn.functional.silu(expert["gate"](x)) * expert["up"](x))
         return outputs
 
@@ -55,12 +55,13 @@ class Layers(nn.Module):
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__()
         dtype = getattr(torch, settings["dtype"])
-        self.used = settings["config"]["num_experts_per_tok"]
+        config = settings["config"]
+        self.experts, self.used = config["num_experts"], config["num_experts_per_tok"]
         self.layers = nn.ModuleList(Layer(settings["config"], dtype) for _ in range(settings["layers"]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
-            x = layer(x, torch.randperm(len(layer.experts))[: self.used].tolist())
+            x = layer(x, torch.randperm(self.experts)[: self.used].tolist())
         return x
 
 
@@ -70,13 +71,13 @@ def main() -> None:
     torch.manual_seed(0)
     rank, kinds = settings["rank"], ["q", "k", "v", "o", "gate", "up", "down"]
     shira = ShiraConfig(r=rank, target_modules=kinds, init_weights=False, random_seed=1)
-    shira.mask_fn = mask
+    shira.mask_fn = mask  # type: ignore[assignment]
     configs = {
         "shira": shira,
         "lora": LoraConfig(r=rank, lora_alpha=rank, target_modules=kinds, init_lora_weights=False),
     }
     result: dict[str, Any] = {}
-    base = Layers(settings)
+    base: Any = Layers(settings)
     with torch.inference_mode():
         for kind, config in configs.items():
             model = get_peft_model(base, config, adapter_name=NAMES[0])
@@ -97,7 +98,7 @@ def mask(layer: nn.Linear, rank: int, **_: object) -> torch.Tensor:
     return random_mask_of(layer.out_features, layer.in_features, rank)
 
 
-def measure(model: PeftModel, settings: dict[str, Any]) -> dict[str, float]:
+def measure(model: Any, settings: dict[str, Any]) -> dict[str, float]:
     x = torch.randn(1, settings["config"]["hidden_size"], dtype=getattr(torch, settings["dtype"]))
     one = model.base_model.model.layers[0].attention["q"]
     model.set_adapter(NAMES[0])
@@ -106,7 +107,7 @@ def measure(model: PeftModel, settings: dict[str, Any]) -> dict[str, float]:
     switches, firsts, after = [], [], []
     for turn in range(settings["rounds"] + 1):
         name = NAMES[(turn + 1) % 2]
-        switches.append(seconds(lambda name=name: switch(model, name)))
+        switches.append(seconds(functools.partial(switch, model, name)))
         firsts.append(seconds(lambda: model(x)))
         after.append(median(lambda: model(x), 16))
     model.unmerge_adapter()
