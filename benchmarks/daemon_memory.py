@@ -1,6 +1,6 @@
 """What the daemon holds beyond the memory that its model's budget counts.
 
-    python benchmarks/daemon_memory.py docs-moe [MODEL ...] [--memory 96MiB]
+    python benchmarks/daemon_memory.py docs-moe [MODEL ...] [--memory 160MiB]
 
 Prints, in MiB a moment, the process's resident memory less used_bytes: when it is ready, after some chats, after the
 first request with a schema, after a hundred different schemas, and after 32 at a time.
@@ -61,7 +61,7 @@ def measured(model: str, memory: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--memory", default="96MiB")
+    parser.add_argument("--memory", default="160MiB")
     args = parser.parse_args()
     print(json.dumps({model: measured(model, args.memory) for model in args.models}, indent=2))
 
