@@ -33,8 +33,8 @@ from edgert.bundle import Bundle
 from edgert.calibration import Calibration
 from edgert.converters.convert import convert
 from edgert.converters.routing_profile import add_to_bundle, routing_profile
-from edgert.model import tokenizer_of
 from edgert.shapes import SHAPES, shape_bundle
+from edgert.tokenizer import tokenizer_of
 from edgert.units import parse_bytes
 
 QUANTISED = "int4"

@@ -21,8 +21,8 @@ import edgert
 from edgert._native import Sampler, SamplerOptions
 from edgert.bundle import Bundle, locate
 from edgert.cli.terminal import markdown_table
-from edgert.converters.adapter import Part
 from edgert.converters.adapter_file import write_adapter
+from edgert.converters.adapter_part import Part
 from edgert.shapes import SHAPES, shape_bundle
 from edgert.units import format_bytes
 

@@ -30,7 +30,7 @@ import machine
 from disturbance_scripts import MIB, SCRIPTS, Script, World
 
 from edgert.bundle import locate
-from edgert.model import memory_needs
+from edgert.footprint import memory_needs
 from edgert.shapes import shape_bundle
 from edgert.units import parse_bytes
 

@@ -20,8 +20,8 @@ from patches import random_sparse
 import edgert
 from edgert.bundle import Bundle
 from edgert.cli.terminal import markdown_table
-from edgert.converters.adapter import Part
 from edgert.converters.adapter_file import write_adapter
+from edgert.converters.adapter_part import Part
 from edgert.converters.convert import convert
 from edgert.converters.remainders import PackedMatrices, add_remainders
 

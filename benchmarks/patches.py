@@ -20,8 +20,8 @@ import numpy as np
 import edgert
 from edgert.bundle import Bundle, locate
 from edgert.cli.terminal import markdown_table
-from edgert.converters.adapter import Part
 from edgert.converters.adapter_file import write_adapter
+from edgert.converters.adapter_part import Part
 from edgert.units import format_bytes
 
 TOKEN = 7

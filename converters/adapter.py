@@ -1,15 +1,15 @@
 """From an adapter as PEFT has it to the matrices of one bundle."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from edgert import _native
 from edgert.errors import CorruptError, InvalidArgumentError, UnsupportedError
 
-from .files import InputFile
+from .adapter_base import Base
+from .adapter_part import Part
+from .adapter_targets import LAYER, Targets
 from .peft import Delta, FusedDelta, PeftAdapter, as_floats, values_of
 from .tensor import TensorInfo
 
@@ -19,44 +19,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[numpy.float32]
 
-_LAYER = re.compile(r"(?:.+[.])?layers[.](\d{1,5})[.](.+)")
-_EXPERT = re.compile(r"(?:mlp|block_sparse_moe|feed_forward)[.]experts[.](\d{1,6})[.](\w+)")
 _EXPERTS = re.compile(r"(?:mlp|block_sparse_moe|feed_forward)[.]experts")
 
-# What families call a layer's modules, by the bundle's names; used where the checkpoint's own names do not decide.
-_MODULES = {
-    "self_attn.q_proj": "attention.q",
-    "self_attn.k_proj": "attention.k",
-    "self_attn.v_proj": "attention.v",
-    "self_attn.o_proj": "attention.o",
-    "self_attn.out_proj": "attention.o",
-    "self_attn.q_a_proj": "attention.q_a",
-    "self_attn.q_b_proj": "attention.q_b",
-    "self_attn.kv_a_proj_with_mqa": "attention.kv_a",
-    "conv.in_proj": "conv.in",
-    "conv.out_proj": "conv.o",
-    "feed_forward.w1": "ffn.gate",
-    "feed_forward.w3": "ffn.up",
-    "feed_forward.w2": "ffn.down",
-    "mlp.gate": "router",
-    "mlp.router": "router",
-    "block_sparse_moe.gate": "router",
-    "mlp.gate_proj": "ffn.gate",
-    "mlp.up_proj": "ffn.up",
-    "mlp.down_proj": "ffn.down",
-    "mlp.shared_expert.gate_proj": "shared.gate",
-    "mlp.shared_expert.up_proj": "shared.up",
-    "mlp.shared_expert.down_proj": "shared.down",
-    "mlp.shared_experts.gate_proj": "shared.gate",
-    "mlp.shared_experts.up_proj": "shared.up",
-    "mlp.shared_experts.down_proj": "shared.down",
-    "mlp.shared_expert_gate": "shared.router",
-}
-_EXPERT_PARTS = {
-    **dict.fromkeys(("gate_proj", "w1"), "gate"),
-    **dict.fromkeys(("up_proj", "w3"), "up"),
-    **dict.fromkeys(("down_proj", "w2"), "down"),
-}
 # Whose tensors of all experts are [experts, inputs, outputs].
 _INPUTS_FIRST = ("gpt_oss", "llama4_text", "llama4")
 # Norms that adapters can change; and those whose weights the checkpoint has less one.
@@ -76,176 +40,11 @@ _REORDERED = (
 )
 
 
-_NATIVE_TYPES = {"f4": "f32", "f2": "f16", "u2": "bf16"}
-
-
-@dataclass
-class Part:
-    """What an adapter adds to one matrix of a bundle: see native/src/adapters/adapter.h. Factors and weights are f32, f16
-    or, as uint16, bf16; the other numbers f32."""
-
-    target: str
-    a: "NDArray[Any] | None" = None  # [rank, cols]
-    b: "NDArray[Any] | None" = None  # [rows, rank], of the same type
-    scale: float = 1.0  # of B A
-    rows: "NDArray[numpy.int32] | None" = None
-    cols: "NDArray[numpy.int32] | None" = None
-    values: "Array | None" = None
-    remainders: "NDArray[numpy.int8] | None" = None  # of the base's codes there, see remainders.py
-    patch_error: "Array | None" = None  # [2], of a patch at scale 1: apart and beside, see patch.h
-    gain: "Array | None" = None  # [rows]
-    gain_spares_bias: bool = False
-    shift: "Array | None" = None  # [rows]
-    weights: "NDArray[Any] | None" = None  # [n, cols], in place of the matrix' own
-    weight_rows: "NDArray[numpy.int32] | None" = None  # [n], ascending; None: all
-
-    def sizes(self) -> dict[str, Any]:
-        return {
-            "rank": 0 if self.a is None else self.a.shape[0],
-            "values": 0 if self.values is None else self.values.size,
-            "gain": self.gain is not None,
-            "shift": self.shift is not None,
-            "weights": 0 if self.weights is None else self.weights.shape[0],
-        }
-
-    def arrays(self) -> "list[NDArray[Any]]":
-        arrays = (self.a, self.b, self.rows, self.cols, self.values, self.gain, self.shift, self.weights)
-        return [array for array in arrays if array is not None]
-
-    @property
-    def is_shift(self) -> bool:
-        others = (self.a, self.values, self.gain, self.weights)
-        return self.shift is not None and all(array is None for array in others)
-
-    def factors(self) -> "tuple[Array, Array] | None":
-        """A and B as f32, the scale in B."""
-        import numpy as np
-
-        if self.a is None or self.b is None:
-            return None
-        return as_floats(self.a), as_floats(self.b) * np.float32(self.scale)
-
-    def native(self) -> dict[str, Any]:
-        """As _native.Adapter takes it."""
-        import numpy as np
-
-        out: dict[str, Any] = {"target": self.target, "gain_spares_bias": self.gain_spares_bias}
-        stored = {"a": self.a, "b": self.b, "weights": self.weights}
-        for name, array in stored.items():
-            if array is not None:
-                out[name] = np.ascontiguousarray(array)
-                out["dtype"] = _NATIVE_TYPES[array.dtype.str.lstrip("<=")]
-        floats = {"values": self.values, "gain": self.gain, "shift": self.shift}
-        whole = {"rows": self.rows, "cols": self.cols, "weight_rows": self.weight_rows}
-        for arrays, dtype in ((floats, np.float32), (whole, np.int32)):
-            out |= {
-                name: np.ascontiguousarray(array, dtype)
-                for name, array in arrays.items()
-                if array is not None
-            }
-        if self.a is not None:
-            out |= {"rank": self.a.shape[0], "scale": self.scale}
-        if self.remainders is not None:
-            out["remainders"] = np.ascontiguousarray(self.remainders, np.int8)
-        return out
-
-    def sort(self) -> None:
-        """Sparse values in the order of packed codes, in which they load fastest."""
-        import numpy as np
-
-        if self.rows is None or self.cols is None or self.values is None:
-            return
-        rows, cols = self.rows.astype(np.int64), self.cols.astype(np.int64)
-        places = (rows // 16 << 32) + cols * 16 + rows % 16
-        if (np.diff(places) > 0).all():
-            return
-        order = np.argsort(places, kind="stable")
-        self.rows, self.cols, self.values = self.rows[order], self.cols[order], self.values[order]
-        if self.remainders is not None:
-            self.remainders = self.remainders[order]
-
-
 def halves_by_turns(rows: int, dim: int) -> "NDArray[numpy.int64]":
     """Which of a checkpoint's rows stands at each place, where a head's halves go by turns."""
     import numpy as np
 
     return np.arange(rows).reshape(-1, 2, dim // 2).swapaxes(1, 2).reshape(-1)
-
-
-@dataclass
-class _Base:
-    """What must be known of the bundle."""
-
-    path: Path
-    manifest: dict[str, Any]
-    by_name: dict[str, dict[str, Any]] = field(init=False)
-    by_source: dict[str, list[str]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.by_name = {tensor["name"]: tensor for tensor in self.manifest["tensors"]}
-        self.by_source = {}
-        for tensor in self.manifest["tensors"]:
-            self.by_source.setdefault(tensor["source"], []).append(tensor["name"])
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        recipe: dict[str, Any] = self.manifest["recipe"]
-        return recipe
-
-    @property
-    def architecture(self) -> str:
-        return str(self.recipe["architecture"])
-
-    @property
-    def from_gguf(self) -> bool:
-        return any(source.startswith("blk.") for source in self.by_source)
-
-    def block(self, layer: int) -> dict[str, Any]:
-        layers = self.recipe["layers"]
-        if layer >= len(layers):
-            raise InvalidArgumentError(f"layer {layer}; the base has {len(layers)} layers")
-        block: dict[str, Any] = self.recipe["blocks"][layers[layer]]
-        return block
-
-    def key_width(self, layer: int) -> int:
-        """Of a layer's keys, and of its values; 0 where it does not attend, or by latents."""
-        tensor = self.by_name.get(f"layers.{layer}.attention.k")
-        return 0 if tensor is None else int(tensor["shape"][0])
-
-    def vector(self, name: str) -> "Array":
-        import numpy as np
-
-        tensor = self.by_name[name]
-        with InputFile(self.path / self.manifest["files"][tensor["file"]]["name"]) as file:
-            return np.frombuffer(file.read(tensor["offset"], tensor["bytes"]), np.float32)
-
-    def weights(self, name: str) -> "Array":
-        """A dense matrix as it is used."""
-        import numpy as np
-
-        tensor = self.by_name[name]
-        rows, cols = tensor["shape"]
-        with InputFile(self.path / self.manifest["files"][tensor["file"]]["name"]) as file:
-            packed = file.read(tensor["offset"], tensor["bytes"])
-        return np.frombuffer(_native.unpack(tensor["format"], packed, rows, cols), np.float32).reshape(
-            rows, cols
-        )
-
-
-def matrix_shape(manifest: Mapping[str, Any], target: str) -> tuple[int, int]:
-    """Of a bundle's matrix, dense or an expert's. Raises InvalidArgumentError where it has none of this name."""
-    recipe = manifest["recipe"]
-    for name in (target, "embedding" if target == "output" else target):
-        for tensor in manifest["tensors"]:
-            if tensor["name"] == name and len(tensor["shape"]) == 2:
-                return tensor["shape"][0], tensor["shape"][1]
-    match = re.fullmatch(r"layers[.](\d{1,5})[.]experts[.]\d{1,6}[.](gate|up|down)", target)
-    if match is not None and int(match[1]) < len(recipe["layers"]):
-        ffn = recipe["blocks"][recipe["layers"][int(match[1])]]["ffn"]
-        if ffn["kind"] == "moe":
-            shape = (ffn["moe_intermediate_size"], recipe["hidden_size"])
-            return shape[::-1] if match[2] == "down" else shape
-    raise InvalidArgumentError(f"adapter: the base has no matrix {target[:120]!r}")
 
 
 def compile_adapter(adapter: PeftAdapter, path: Path, manifest: dict[str, Any]) -> list[Part]:
@@ -254,7 +53,7 @@ def compile_adapter(adapter: PeftAdapter, path: Path, manifest: dict[str, Any]) 
     Raises InvalidArgumentError where modules or shapes are not the base's, and UnsupportedError for modules whose weights
     the bundle has in another form.
     """
-    compiler = _Compiler(adapter, _Base(path, manifest))
+    compiler = _Compiler(adapter, Base(path, manifest))
     for module, info in adapter.base_weights.items():
         compiler.check_base(module, info)
     for delta in adapter.deltas:
@@ -266,9 +65,10 @@ def compile_adapter(adapter: PeftAdapter, path: Path, manifest: dict[str, Any]) 
 
 
 class _Compiler:
-    def __init__(self, adapter: PeftAdapter, base: _Base) -> None:
+    def __init__(self, adapter: PeftAdapter, base: Base) -> None:
         self.adapter = adapter
         self.base = base
+        self.targets = Targets(adapter.path, base)
         self.parts: list[Part] = []
         self.seen: dict[str, Part] = {}
 
@@ -276,7 +76,7 @@ class _Compiler:
         if delta.weights is not None:
             self.add_weights(delta, delta.weights)
             return
-        target = self.target(delta.module)
+        target = self.targets.of(delta.module)
         if delta.bias is not None:
             self.add_bias(delta.module, target, delta.bias)
             return
@@ -314,7 +114,7 @@ class _Compiler:
         import numpy as np
 
         sources = self.base.by_source.get(f"{module}.weight")
-        target = "embedding" if sources == ["embedding"] else self.target(module)
+        target = "embedding" if sources == ["embedding"] else self.targets.of(module)
         name = "embedding" if target not in self.base.by_name else target  # a head that is tied
         tensor = self.base.by_name[name]
         if list(info.shape) != tensor["shape"]:
@@ -333,48 +133,6 @@ class _Compiler:
                 "model, or was saved with weights that were trained, which this version does not run"
             )
 
-    # --- where it belongs ---------------------------------------------------------------------------
-
-    def target(self, module: str) -> str:
-        """The bundle's name of a module's matrix."""
-        names = self.base.by_source.get(f"{module}.weight")
-        if names is not None:
-            if len(names) > 1:
-                raise UnsupportedError(
-                    f"{self.adapter.path}: {module}: the bundle has its weights in several matrices ({', '.join(names)}), and this "
-                    "version runs no adapters of such"
-                )
-            (name,) = names
-            if name == "embedding":
-                raise UnsupportedError(
-                    f"{self.adapter.path}: {module}: adapters of embeddings are not run by this version"
-                )
-            return self.matrix(name, module)
-        if module == "lm_head" or module.endswith(".lm_head"):
-            return "output"
-        match = _LAYER.fullmatch(module)
-        if match is None:
-            self.unknown(module)
-        layer, rest = int(match[1]), match[2]
-        expert = _EXPERT.fullmatch(rest)
-        if expert is not None and expert[2] in _EXPERT_PARTS:
-            return f"layers.{layer}.experts.{int(expert[1])}.{_EXPERT_PARTS[expert[2]]}"
-        target = f"layers.{layer}.{_MODULES.get(rest, rest)}"
-        if target not in self.base.by_name:
-            self.unknown(module)
-        return self.matrix(target, module)
-
-    def matrix(self, name: str, module: str) -> str:
-        if len(self.base.by_name[name]["shape"]) != 2:
-            self.unknown(module)
-        return name
-
-    def unknown(self, module: str) -> NoReturn:
-        raise InvalidArgumentError(
-            f"{self.adapter.path}: module {module[:120]!r}: the base {self.base.path.name} ({self.base.architecture}) has no "
-            "matrix of this name; is the adapter of another model?"
-        )
-
     def columns(self, target: str) -> int:
         tensor = self.base.by_name.get(target)
         if tensor is None:
@@ -392,7 +150,7 @@ class _Compiler:
         if weights.ndim == 1 and len(sources) == 1 and _NORM.fullmatch(sources[0]):
             self.add_norm(delta.module, sources[0], as_floats(weights))
             return
-        target = "embedding" if sources == ["embedding"] else self.target(delta.module)
+        target = "embedding" if sources == ["embedding"] else self.targets.of(delta.module)
         tied = target == "output" and "output" not in self.base.by_name
         tensor = self.base.by_name.get("embedding" if tied else target)
         rows, columns = (None, None) if tensor is None else tensor["shape"]
@@ -432,7 +190,7 @@ class _Compiler:
 
     def add_bias(self, module: str, target: str, bias: "Array") -> None:
         if f"{target}_bias" not in self.base.by_name:
-            self.unknown(f"{module}.bias")
+            self.targets.unknown(f"{module}.bias")
         own = self.base.vector(f"{target}_bias")
         if own.shape != bias.shape:
             raise InvalidArgumentError(
@@ -512,7 +270,7 @@ class _Compiler:
             raise UnsupportedError(
                 f"{self.adapter.path}: {delta.module}: feedforward_modules: read are those behind an activation (down_proj)"
             )
-        match = _LAYER.fullmatch(target)
+        match = LAYER.fullmatch(target)
         assert match is not None
         ffn = self.base.block(int(match[1]))["ffn"]
         if ffn["activation"] == "clamped_swiglu":
@@ -546,13 +304,13 @@ class _Compiler:
             part.rows = np.argsort(order).astype(np.int32)[part.rows]
 
     def add_fused(self, fused: FusedDelta) -> None:
-        match = _LAYER.fullmatch(fused.module)
+        match = LAYER.fullmatch(fused.module)
         if match is None or _EXPERTS.fullmatch(match[2]) is None:
-            self.unknown(fused.module)
+            self.targets.unknown(fused.module)
         layer = int(match[1])
         ffn = self.base.block(layer)["ffn"]
         if ffn["kind"] != "moe":
-            self.unknown(fused.module)
+            self.targets.unknown(fused.module)
         a, b = self.by_expert(fused, ffn)
         scale = fused.scale(a.shape[1])
         width = ffn["moe_intermediate_size"]

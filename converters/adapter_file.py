@@ -13,7 +13,7 @@ from typing import Any
 from edgert import _native
 from edgert.errors import CorruptError, InvalidArgumentError, UnsupportedError
 
-from .adapter import Part
+from .adapter_part import Part
 from .files import InputFile
 from .peft import stored_values_of
 from .safetensors import read_header_and_metadata

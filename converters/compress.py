@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgert.errors import InvalidArgumentError
 
-from .adapter import Part, matrix_shape
+from .adapter_base import matrix_shape
+from .adapter_part import Part
 from .peft import as_floats
 from .signs import Coded, decode, encode
 

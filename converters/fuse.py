@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .adapter import Part
+from .adapter_part import Part
 
 
 def fuse(adapters: Sequence[tuple[Sequence[Part], float]]) -> list[Part]:

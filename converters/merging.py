@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgert.errors import InvalidArgumentError, UnsupportedError
 
-from .adapter import Part
+from .adapter_part import Part
 
 if TYPE_CHECKING:
     import numpy

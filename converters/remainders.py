@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgert import _native
 from edgert.errors import CorruptError, InvalidArgumentError
 
-from .adapter import Part
+from .adapter_part import Part
 from .files import InputFile
 
 if TYPE_CHECKING:

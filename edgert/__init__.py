@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from edgert.calibrating import calibrate
     from edgert.errors import EdgertError
     from edgert.generation import Generation, Piece, Stream
-    from edgert.model import Model, load
+    from edgert.loading import load
+    from edgert.model import Model
     from edgert.tokenizer import Tokenizer
 
 __all__ = [
@@ -43,7 +44,7 @@ _HOME = {
     "Tokenizer": "edgert.tokenizer",
     "__version__": "edgert._native",
     "calibrate": "edgert.calibrating",
-    "load": "edgert.model",
+    "load": "edgert.loading",
 }
 
 

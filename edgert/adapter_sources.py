@@ -9,7 +9,7 @@ from edgert.errors import NotFoundError
 from edgert.patches import PatchEstimate
 
 if TYPE_CHECKING:
-    from edgert.converters.adapter import Part
+    from edgert.converters.adapter_part import Part
 
 
 class Source(Protocol):

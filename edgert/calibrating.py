@@ -11,7 +11,7 @@ from edgert.calibration import Calibration
 from edgert.calibration_file import measured_model
 from edgert.errors import InvalidArgumentError
 from edgert.evaluate import encode_text
-from edgert.model import knob_values, load_with
+from edgert.loading import knob_values, load_with
 
 if TYPE_CHECKING:
     from edgert.model import Model

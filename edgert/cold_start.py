@@ -11,7 +11,8 @@ from typing import Any
 from edgert import _native
 from edgert.benchmark import describe_model, draw_tokens, drop_from_page_cache
 from edgert.bundle import Bundle, locate
-from edgert.model import Model, load
+from edgert.loading import load
+from edgert.model import Model
 from edgert.roof import Bandwidths, Footprint, Step, Work, chunks, roof
 
 PROMPT_TOKENS = 16

@@ -149,6 +149,12 @@ class Subject:
     sizes: ModelSizes
 
 
+def memory_needs(bundle: Bundle) -> dict[str, int]:
+    """What `bundle` needs with the default knobs: minimum_bytes, the smallest budget that works; resident_bytes, the one
+    from which on every expert stays in memory; context (tokens)."""
+    return _of_bundle(bundle).needs()
+
+
 def find(text: str, *, device: str | None = None, **formats: str | None) -> Subject:
     """The bundle, checkpoint directory, config.json, GGUF file or shape that `text` names; a path goes before a name.
 
@@ -175,7 +181,7 @@ def find(text: str, *, device: str | None = None, **formats: str | None) -> Subj
 
 
 def _of_bundle(bundle: Bundle) -> ModelSizes:
-    from edgert.model import tokenizer_of
+    from edgert.tokenizer import tokenizer_of
 
     tokenizer = tokenizer_of(bundle)
     return sizes_of_bundle(bundle, 0 if tokenizer is None else tokenizer.memory_bytes)

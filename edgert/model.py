@@ -1,33 +1,22 @@
-"""Loading a model and using it."""
+"""A loaded model, and what is done with it; edgert.loading makes one."""
 
-import operator
 import os
 import threading
-import warnings
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, overload
 
-from edgert import _native, backends, caches, lossy
+from edgert import _native
 from edgert.adapters import AdapterChoice, Adapters
-from edgert.bundle import Bundle, locate
-from edgert.converters import checkpoint
-from edgert.errors import (
-    ContextLengthError,
-    CorruptError,
-    EdgertError,
-    InvalidArgumentError,
-    NotFoundError,
-    UnsupportedError,
-)
-from edgert.generation import Generation, Reply, Stream
-from edgert.machine import measured
+from edgert.errors import CorruptError, InvalidArgumentError, UnsupportedError
+from edgert.generation import Generation, Stream
+from edgert.prompts import Prompt, Prompts
 from edgert.sampling import Sampling, defaults_from
 from edgert.session import Session
-from edgert.settings import Layers, knobs
+from edgert.settings import knobs
 from edgert.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -36,119 +25,11 @@ if TYPE_CHECKING:
 
     from edgert.structured.constraint import Constraint
 
-Prompt = str | Sequence[int]
 Messages = str | Sequence[Mapping[str, Any]]
 Grammar = str | Mapping[str, Any]
 
-_LONG_TOKEN = 32  # characters; few texts have so many a token
-_PRIMING_TOKENS = 32  # of the prompt, so that text goes on where it ended
 
-
-def load(
-    path_or_name: str | os.PathLike[str] | None = None,
-    *,
-    memory: int | str | None = None,
-    threads: int | str | None = None,
-    context: int | str | None = None,
-    backend: str | None = None,
-    exact: bool = False,
-    **others: Any,
-) -> "Model":
-    """Load a bundle: a path, a name (see `edgert list`), or None for the embedded model. A GGUF file is converted into
-    a bundle the first time, which is kept in the cache until the file changes; hf:ORG/NAME:FILE and ollama:NAME stand for
-    one in the cache of Hugging Face or ollama (see `edgert list --all`).
-
-    `memory` bounds all native memory and the tokenizer's: bytes, "10MiB", "1.5GB", or "auto" (what the machine can
-    spare); `threads` and `context` (tokens) likewise take a number or "auto"; `others` are the remaining knobs, such as
-    io_threads. What is not given comes from the variable EDGERT_<NAME>, the configuration file, the bundle's own
-    defaults, what `edgert devices probe` found best here, or the knob's default, in this order.
-
-    `backend` names the engine: "edgert", "llama.cpp" (extra gguf), which also runs a GGUF file that edgert's own decoder
-    has no place for, or "onnx" (extra onnx); by default what the model needs. `exact` refuses every lossy mode (knobs that
-    give up quality for speed, such as skip_experts), wherever it is turned on.
-
-    Raises InvalidArgumentError for a knob outside its range and for a lossy mode where `exact`, BudgetError naming the smallest budget that works,
-    NotFoundError, CorruptError, UnsupportedError or StorageError for the bundle.
-    """
-    given = {"memory": memory, "threads": threads, "context": context, **others}
-    values = knob_values(given)
-    if exact:
-        lossy.refuse(given)
-    return load_with(values, path_or_name, backend)
-
-
-def load_with(
-    values: dict[str, Any],
-    path_or_name: str | os.PathLike[str] | None,
-    backend: str | None = None,
-    *,
-    moments: str = "none",
-) -> "Model":
-    """load() with knob_values(); with `moments` edgert's own engine measures what it runs (_native.Model.observed)."""
-    if backend not in (None, *backends.NAMES):
-        raise InvalidArgumentError(f"backend: found {backend!r:.60}, allowed are {', '.join(backends.NAMES)}")
-    if isinstance(path_or_name, str) and caches.is_name(path_or_name):
-        path_or_name = caches.resolve(path_or_name)
-    path = None if path_or_name is None else Path(path_or_name)
-    is_gguf = path is not None and path.is_file() and checkpoint.is_gguf(path)
-    if path is not None and is_gguf and backend == "llama.cpp":
-        return _load_gguf(path, values)
-    try:
-        bundle = Bundle.open(locate(path_or_name))
-    except UnsupportedError as error:
-        if path is None or not is_gguf or backend is not None or not backends.is_there("llama.cpp"):
-            raise
-        warnings.warn(f"llama.cpp runs this model, because {error}", RuntimeWarning, stacklevel=3)
-        return _load_gguf(path, values)
-    runs = "edgert" if bundle.component is None else backends.OF_KIND[bundle.component["kind"]]
-    if backend not in (None, runs):
-        raise UnsupportedError(f"{bundle.path}: {runs} runs this bundle, not {backend}")
-    machine = measured()
-    stated = {} if machine is None else machine.knobs(bundle.path)
-    for name, value in bundle.knobs().items():
-        if values[name] is None:
-            values[name] = value
-    for name, value in stated.items():
-        if values[name] in (None, "auto"):
-            values[name] = value
-    if bundle.component is not None:
-        return _load_component(bundle, values)
-    from edgert.backends.native import NativeModel
-
-    return NativeModel(bundle, values, moments=moments)
-
-
-def _load_component(bundle: Bundle, values: Mapping[str, Any]) -> "Model":
-    assert bundle.component is not None
-    if bundle.component["kind"] == "gguf":
-        from edgert.backends.llama_cpp import GgufModel, LlamaCppModel
-
-        return LlamaCppModel(GgufModel.of_bundle(bundle), values)
-    from edgert.backends.onnx import Encoder
-
-    return Encoder(bundle, values)
-
-
-def _load_gguf(path: Path, values: Mapping[str, Any]) -> "Model":
-    from edgert.backends.llama_cpp import GgufModel, LlamaCppModel
-
-    source = GgufModel.of_file(path)
-    for note in source.notes:
-        warnings.warn(note, RuntimeWarning, stacklevel=4)
-    return LlamaCppModel(source, values)
-
-
-def knob_values(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The knobs as flag, variable and file say; None where none does."""
-    rows = {setting.name: setting for setting in knobs()}
-    for name in given:
-        if name not in rows:
-            raise InvalidArgumentError(f"unknown knob {name!r}; the knobs are {', '.join(sorted(rows))}")
-    layers = Layers.read()
-    return {name: layers.value(setting, given.get(name)) for name, setting in rows.items()}
-
-
-class Model(Adapters, ABC):
+class Model(Prompts, Adapters, ABC):
     """A loaded model; made by load(), which picks the engine: edgert's own, llama.cpp or ONNX Runtime (edgert.backends).
     A context manager: leaving it frees the memory.
 
@@ -319,19 +200,6 @@ class Model(Adapters, ABC):
         raise self._unable("it keeps no sessions")
 
     # --- the parts ----------------------------------------------------------------------------------
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Raises NotFoundError where the bundle has none; token ids still work."""
-        if self._tokenizer is None:
-            raise NotFoundError(
-                f"{self.path}: the bundle has no tokenizer.json: pass token ids instead of text"
-            )
-        return self._tokenizer
-
-    @property
-    def has_tokenizer(self) -> bool:
-        return self._tokenizer is not None
 
     @property
     def native(self) -> _native.Model:
@@ -517,109 +385,11 @@ class Model(Adapters, ABC):
         self._streams.add(stream)
         return stream
 
-    def reply(self, prompt: Sequence[int], sampling: Sampling, *, primed: bool) -> Reply:
-        """The reply to `prompt`, to be filled; `primed`: its text goes on from the prompt's.
-
-        Raises InvalidArgumentError for a prompt that leaves no room, UnsupportedError for stop strings without tokenizer.
-        """
-        limit = self.context - len(prompt)
-        if limit <= 0:
-            raise ContextLengthError(self._too_long(str(len(prompt))))
-        if sampling.max_tokens is not None:
-            limit = min(limit, sampling.max_tokens)
-        if sampling.stop and self._tokenizer is None:
-            raise UnsupportedError(f"{self.path}: stop strings need a tokenizer, and the bundle has none")
-        detokenizer = self._tokenizer.stream() if self._tokenizer is not None else None
-        if primed and detokenizer is not None:
-            for token in prompt[-_PRIMING_TOKENS:]:
-                detokenizer.push(token)
-        return Reply(sampling, detokenizer, limit, frozenset() if sampling.ignore_eos else self.eos_token_ids)
-
-    def prompt_tokens(self, prompt: Prompt) -> list[int]:
-        """What generate() runs for `prompt`; raises its errors."""
-        if not isinstance(prompt, str):
-            return self.checked(prompt)
-        tokens = self.encoded(prompt)
-        if tokens:
-            return tokens
-        bos = self.tokenizer.bos_token_id
-        if bos is None:
-            raise InvalidArgumentError(
-                "prompt: it is empty, and the model has no beginning-of-sequence token"
-            )
-        return [bos]
-
-    def encoded(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """The tokens of a prompt, which may be too long by little; one that is so by far is refused by its beginning, at
-        bounded cost. Raises ContextLengthError."""
-        enough = _LONG_TOKEN * self.context
-        if len(text) > enough:
-            found = len(self.tokenizer.encode(text[:enough], add_special_tokens=False))
-            if found > self.context:
-                raise ContextLengthError(self._too_long(f"more than {found}"))
-        tokens = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return self.checked(tokens) if tokens else []
-
-    def _too_long(self, found: str) -> str:
-        return (
-            f"prompt: found {found} tokens, allowed are {self.context - 1}: the context holds {self.context} with the answer "
-            "(see context=, --context)"
-        )
-
-    def checked(self, tokens: Iterable[int]) -> list[int]:
-        """`tokens` as a list; raises InvalidArgumentError where it is empty or holds what is no token id."""
-        if not isinstance(tokens, Iterable):
-            raise InvalidArgumentError(f"prompt: found {type(tokens).__name__}, allowed is text or token ids")
-        ids = []
-        for index, token in enumerate(tokens):
-            number = _whole(token)
-            if number is None or not 0 <= number < self.vocab_size:
-                raise InvalidArgumentError(
-                    f"token ids: found {token!r:.60} at {index}, allowed are 0 to {self.vocab_size - 1}"
-                )
-            ids.append(number)
-        if not ids:
-            raise InvalidArgumentError("token ids: found none, at least one is needed")
-        return ids
-
-
-def _whole(value: object) -> int | None:
-    """`value` as an int; None for what is no whole number, such as a row of a 2-D array."""
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-
-
-def memory_needs(bundle: Bundle) -> dict[str, int]:
-    """What `bundle` needs with the default knobs: minimum_bytes, the smallest budget that works; resident_bytes, the one
-    from which on every expert stays in memory; context (tokens)."""
-    from edgert.footprint import sizes_of_bundle
-
-    tokenizer = tokenizer_of(bundle)
-    return sizes_of_bundle(bundle, 0 if tokenizer is None else tokenizer.memory_bytes).needs()
-
 
 def _finished(stream: Stream) -> Generation:
     for _ in stream:
         pass
     return stream.result
-
-
-def tokenizer_of(bundle: Bundle) -> Tokenizer | None:
-    """Raises the errors of Tokenizer, naming the bundle."""
-    content = bundle.asset("tokenizer.json")
-    if content is None:
-        return None
-    try:
-        return Tokenizer(
-            content,
-            bundle.json_asset("tokenizer_config.json"),
-            bundle.text_asset("chat_template.jinja"),
-            decodes=bundle.component is None,
-        )
-    except EdgertError as error:
-        raise type(error)(f"{bundle.path}: {error}") from None
 
 
 def _eos_tokens(

@@ -6,7 +6,7 @@ memory that the library takes, and streams text (edgert.detokenizer). The librar
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import tokenizers
 
@@ -14,6 +14,9 @@ from edgert.allocator import return_free_memory
 from edgert.chat import ChatTemplate
 from edgert.detokenizer import Detokenizer, bytes_of_tokens, plan
 from edgert.errors import CorruptError, EdgertError, InvalidArgumentError, UnsupportedError
+
+if TYPE_CHECKING:
+    from edgert.bundle import Bundle
 
 _MAX_FILE_BYTES = 128 << 20
 _MAX_GROWTH = 64  # how many times longer normalisation may make a text
@@ -155,6 +158,22 @@ class Tokenizer:
     def _probe(self) -> None:
         """Meet a pathological pattern now rather than in a user's text."""
         self.encode(" ".join(character * _PROBE_LENGTH for character in _PROBE_CHARACTERS))
+
+
+def tokenizer_of(bundle: "Bundle") -> Tokenizer | None:
+    """Raises the errors of Tokenizer, naming the bundle."""
+    content = bundle.asset("tokenizer.json")
+    if content is None:
+        return None
+    try:
+        return Tokenizer(
+            content,
+            bundle.json_asset("tokenizer_config.json"),
+            bundle.text_asset("chat_template.jinja"),
+            decodes=bundle.component is None,
+        )
+    except EdgertError as error:
+        raise type(error)(f"{bundle.path}: {error}") from None
 
 
 def _state(component: Any) -> Any:

@@ -16,7 +16,7 @@ from onnx_models import text_encoder
 
 from edgert.converters.source import convert_source
 from edgert.engine import Engine
-from edgert.model import load
+from edgert.loading import load
 from edgert.server.app import create_app
 from edgert.server.configuration import Configuration, ServedAdapter, ServedModel
 from edgert.server.log import RequestLog

@@ -11,7 +11,7 @@ import pytest
 from peft_directories import lora, shira
 from shell import Shell, assert_fails
 
-from edgert.converters.adapter import Part
+from edgert.converters.adapter_part import Part
 from edgert.converters.merging import Thinning, merge
 from edgert.errors import InvalidArgumentError, UnsupportedError
 

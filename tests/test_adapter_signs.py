@@ -16,8 +16,8 @@ from shell import Shell, assert_fails
 import edgert as api
 from edgert.adapter_sources import read_parts
 from edgert.bundle import Bundle
-from edgert.converters.adapter import Part
 from edgert.converters.adapter_file import AdapterFile, write_adapter
+from edgert.converters.adapter_part import Part
 from edgert.converters.compress import compress
 from edgert.converters.signs import SignsHeader, decode, encode
 from edgert.errors import CorruptError, InvalidArgumentError
@@ -124,7 +124,7 @@ def dense(part: Part, shape: tuple[int, int]) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["low rank", "sparse"])
 def test_the_stated_error_is_that_of_the_file(tiny_bundle: Path, tmp_path: Path, kind: str) -> None:
-    from edgert.converters.adapter import matrix_shape
+    from edgert.converters.adapter_base import matrix_shape
 
     manifest = Bundle.open(tiny_bundle).manifest
     made = lora() if kind == "low rank" else shira()

@@ -242,7 +242,7 @@ def test_fused_adapters_add_what_they_add_together(
 
 
 def test_sparse_values_that_meet_are_summed_and_gains_multiplied() -> None:
-    from edgert.converters.adapter import Part
+    from edgert.converters.adapter_part import Part
     from edgert.converters.fuse import fuse
 
     def sparse(cols: list[int], values: list[float], gain: float) -> list[Part]:

@@ -16,7 +16,8 @@ from peft_directories import lora
 from edgert.engine import Engine, Job
 from edgert.errors import InvalidArgumentError, NotFoundError, QueueFullError, UnsupportedError
 from edgert.generation import Piece
-from edgert.model import Model, load
+from edgert.loading import load
+from edgert.model import Model
 from edgert.sampling import Sampling
 from edgert.turns import Turns
 

@@ -164,7 +164,7 @@ def test_what_its_own_decoder_lacks_runs_there_by_itself(
     def refuse(path: object, *rest: object) -> Path:
         raise UnsupportedError("starcoder2 is not supported")
 
-    monkeypatch.setattr("edgert.model.locate", refuse)
+    monkeypatch.setattr("edgert.loading.locate", refuse)
     path = write_gguf(tmp_path / "model.gguf")
     with (
         pytest.warns(RuntimeWarning, match="because starcoder2 is not supported"),

@@ -14,7 +14,8 @@ from serving import Daemon, served
 from edgert.bundle import locate
 from edgert.chat import ChatTemplate
 from edgert.generation import Piece
-from edgert.model import Model, load
+from edgert.loading import load
+from edgert.model import Model
 from edgert.server.openai_chat import Answer
 from edgert.server.openai_logprobs import CompletionLogprobs, entry
 from edgert.server.openai_requests import RESPONSE

@@ -260,7 +260,7 @@ def test_damaged_remainders_are_found(keeping: Path, peft: Path, tmp_path: Path)
 
 def test_a_patch_on_paged_experts_is_the_same_as_on_resident_ones(keeping: Path, peft: Path) -> None:
     from edgert.bundle import Bundle
-    from edgert.model import memory_needs
+    from edgert.footprint import memory_needs
 
     least = memory_needs(Bundle.open(keeping))["minimum_bytes"]
     outputs: list[list[Any]] = []

@@ -16,8 +16,7 @@ from edgert.bundle import Bundle
 from edgert.cli.main import main
 from edgert.devices import load_device
 from edgert.errors import BudgetError, InvalidArgumentError, NotFoundError, UnsupportedError
-from edgert.footprint import ModelSizes, find, sizes_of_bundle, sizes_of_config
-from edgert.model import memory_needs
+from edgert.footprint import ModelSizes, find, memory_needs, sizes_of_bundle, sizes_of_config
 from edgert.plan import EFFICIENCY, Speeds, budget_ladder, expect_of_plan
 from edgert.shapes import SHAPES
 

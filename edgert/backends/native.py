@@ -13,9 +13,10 @@ from edgert.adapters import AdapterChoice, AdapterInfo, AdapterSet
 from edgert.bundle import Bundle
 from edgert.errors import InvalidArgumentError, UnsupportedError
 from edgert.lossy import names
-from edgert.model import Model, tokenizer_of
+from edgert.model import Model
 from edgert.patches import AdapterMode, Mix
 from edgert.session import Session, restore, save
+from edgert.tokenizer import tokenizer_of
 from edgert.units import format_bytes
 
 if TYPE_CHECKING:

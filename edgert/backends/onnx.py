@@ -14,7 +14,8 @@ from edgert.backends.memory import Meter
 from edgert.bundle import Bundle
 from edgert.component import check_files
 from edgert.errors import BudgetError, CorruptError, InvalidArgumentError, UnsupportedError
-from edgert.model import Model, tokenizer_of
+from edgert.model import Model
+from edgert.tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
     import numpy

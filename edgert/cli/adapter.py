@@ -12,7 +12,7 @@ from edgert.units import format_bytes
 
 if TYPE_CHECKING:
     from edgert.bundle import Bundle
-    from edgert.converters.adapter import Part
+    from edgert.converters.adapter_part import Part
 
 
 def register(subparsers: Subparsers) -> argparse.ArgumentParser:

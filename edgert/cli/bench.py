@@ -155,7 +155,7 @@ def _shape(
     """What can be refused is, before gigabytes are written."""
     from edgert import routing
     from edgert.benchmark import lengths
-    from edgert.model import knob_values
+    from edgert.loading import knob_values
     from edgert.shapes import shape_bundle, shape_recipe
 
     if args.model is not None:

@@ -54,7 +54,7 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     import edgert
     from edgert.bundle import Bundle, embedded, locate
-    from edgert.model import memory_needs
+    from edgert.footprint import memory_needs
 
     count = _MAX_TOKENS.check(args.max_tokens, "--max-tokens")
     bundle = Bundle.open(locate(find_model(args.model)))

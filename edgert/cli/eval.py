@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     import edgert
     from edgert import lossy
     from edgert.evaluate import encode_text, evaluate
-    from edgert.model import knob_values
+    from edgert.loading import knob_values
 
     stride = None if args.stride is None else _STRIDE.check(args.stride, "--stride")
     limit = None if args.tokens is None else _TOKENS.check(args.tokens, "--tokens")
@@ -119,7 +119,8 @@ def _on_cluster(
     from edgert.bundle import Bundle, locate
     from edgert.errors import NotFoundError
     from edgert.evaluate import encode
-    from edgert.model import knob_values, tokenizer_of
+    from edgert.loading import knob_values
+    from edgert.tokenizer import tokenizer_of
 
     for name, where in lossy.asked_for(knobs).items():
         raise InvalidArgumentError(

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _of_bundle(bundle: "Bundle") -> dict[str, Any]:
-    from edgert.model import memory_needs
+    from edgert.footprint import memory_needs
 
     needs = memory_needs(bundle)
     return {

@@ -8,7 +8,7 @@ from edgert import settings
 
 def knobs_of(given: Mapping[str, Any], device: str | None) -> dict[str, Any]:
     """Flags, variables and files; what none of them says as the device profile states it."""
-    from edgert.model import knob_values
+    from edgert.loading import knob_values
 
     values = knob_values(given)
     if device is not None:

@@ -40,7 +40,7 @@ class Loading:
         return _native.Runtime(threads=1, io_threads=1).budget_bytes
 
     def needs(self, served: ServedModel) -> tuple[int, int]:
-        from edgert.model import memory_needs
+        from edgert.footprint import memory_needs
 
         bundle = Bundle.open(locate(resolved(served.source)))
         if bundle.component is not None:
@@ -51,7 +51,7 @@ class Loading:
 
     def open(self, served: ServedModel, budget_bytes: int) -> Opened:
         from edgert.engine import Engine
-        from edgert.model import load_with
+        from edgert.loading import load_with
 
         with ExitStack() as undo:
             model = undo.enter_context(load_with({**self.knobs, "memory": budget_bytes}, served.source))
