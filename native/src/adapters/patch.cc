@@ -121,7 +121,7 @@ class Scales {
         tile_(tile),
         scale_(format.scale),
         zero_(format.zero),
-        middle_(1 << (format.bits - 1)),
+        middle_(static_cast<float>(1 << (format.bits - 1))),
         block_shift_(std::countr_zero(static_cast<unsigned>(format.block))),
         group_shift_(std::countr_zero(static_cast<unsigned>(format.group))) {}
 
