@@ -394,7 +394,8 @@ TEST_CASE("an adapter that does not fit its matrix is refused by its target") {
   Step step(1);
   Random random(1);
   Numbers numbers = Numbers::low_rank(2, random);
-  const AdapterSource twice[] = {numbers.source(), numbers.source()};
+  const AdapterSource source = numbers.source();
+  const AdapterSource twice[] = {source, source};
   CHECK(contains(
       error_of(ErrorKind::invalid_argument, [&] { Adapter(step.targets, twice, step.budget, "twice"); }),
       q + "stands twice"));
