@@ -67,11 +67,12 @@ def on_a_terminal(
     owning_it = ["setsid", "--ctty", *command]  # so that Ctrl-C reaches it
     process = subprocess.Popen(owning_it, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
-    shown, keys = b"", list(typed)
+    shown, answered, keys = b"", 0, list(typed)
     try:
         while chunk := os.read(ours, 4096):
             shown += chunk
-            if keys and shown.endswith(prompt.encode()):
+            if keys and prompt.encode() in shown[answered:]:  # what follows it, such as an escape, may come with it
+                answered = len(shown)
                 os.write(ours, keys.pop(0).encode())
     except OSError:  # Linux says EIO when the last writer is gone
         pass
