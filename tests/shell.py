@@ -71,7 +71,7 @@ def on_a_terminal(
     try:
         while chunk := os.read(ours, 4096):
             shown += chunk
-            if keys and prompt.encode() in shown[answered:]:  # what follows it, such as an escape, may come with it
+            if keys and prompt.encode() in shown[answered:]:  # an escape may follow it
                 answered = len(shown)
                 os.write(ours, keys.pop(0).encode())
     except OSError:  # Linux says EIO when the last writer is gone
