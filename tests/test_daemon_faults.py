@@ -29,14 +29,26 @@ def text(reply: httpx.Response) -> str:
     return str(reply.json()["choices"][0]["text"])
 
 
+def bursts(daemon: Daemon, count: int, **asked: Any) -> tuple[list[httpx.Response], list[httpx.Response]]:
+    """Replies to `count` requests at once, repeated until some met a full queue: those that were taken, and those."""
+    replies: list[httpx.Response] = []
+
+    def met_a_full_queue() -> bool:
+        with ThreadPoolExecutor(count) as pool:
+            replies.extend(pool.map(lambda _: complete(daemon, **asked), range(count)))
+        return any(reply.status_code == 503 for reply in replies)
+
+    wait_until(met_a_full_queue)
+    full = [reply for reply in replies if reply.status_code == 503]
+    taken = [reply for reply in replies if reply.status_code == 200]
+    assert taken and len(taken) + len(full) == len(replies)
+    return taken, full
+
+
 def test_a_full_queue_is_answered_503_and_the_others_as_ever(tmp_path: Path) -> None:
     with running(tmp_path, "docs-moe", "--memory", "64MiB", "--queue", "1", "--parallel", "1") as daemon:
         alone = text(complete(daemon.ready(), max_tokens=400))
-        with ThreadPoolExecutor(40) as pool:
-            replies = list(pool.map(lambda _: complete(daemon, max_tokens=400), range(40)))
-        full = [reply for reply in replies if reply.status_code == 503]
-        taken = [reply for reply in replies if reply.status_code != 503]
-        assert taken and full
+        taken, full = bursts(daemon, 40, max_tokens=400)
         assert {text(reply) for reply in taken} == {alone}
         for reply in full:
             assert int(reply.headers["retry-after"]) >= 1
@@ -47,14 +59,10 @@ def test_a_full_queue_is_answered_503_and_the_others_as_ever(tmp_path: Path) -> 
 def test_a_request_for_many_choices_is_taken_whole_or_not_at_all(tmp_path: Path) -> None:
     with running(tmp_path, "docs-moe", "--memory", "64MiB", "--queue", "1", "--parallel", "1") as daemon:
         alone = text(complete(daemon.ready()))
-        with ThreadPoolExecutor(12) as pool:
-            replies = list(pool.map(lambda _: complete(daemon, n=8), range(12)))
-        assert {reply.status_code for reply in replies} == {200, 503}
-        for reply in replies:
-            if reply.status_code == 200:
-                assert [choice["text"] for choice in reply.json()["choices"]] == [alone] * 8
-            else:
-                assert reply.json()["error"]["code"] == "queue_full"
+        taken, full = bursts(daemon, 12, n=8)
+        for reply in taken:
+            assert [choice["text"] for choice in reply.json()["choices"]] == [alone] * 8
+        assert {reply.json()["error"]["code"] for reply in full} == {"queue_full"}
         engine = daemon.stats()["models"][0]["engine"]
         assert engine["requests_running"] == engine["requests_waiting"] == 0
 
