@@ -137,14 +137,17 @@ class AttentionOver {
   }
 
   // Every query sums in the order of tokens: those that it alone attends to, those that all M do, its own
-  // again.
+  // again. A window shorter than M may begin past what the first query sees: nothing is common then.
   template <int M>
   void sum_values(std::int64_t block, std::size_t q) const {
     const std::int64_t common_end = end(q);
     const std::int64_t common = begin(q + M - 1) < common_end ? begin(q + M - 1) : common_end;
     for (std::size_t r = 0; r < M; ++r) add_values<1>(block, q + r, begin(q + r), common);
     add_values<M>(block, q, common, common_end);
-    for (std::size_t r = 0; r < M; ++r) add_values<1>(block, q + r, common_end, end(q + r));
+    for (std::size_t r = 0; r < M; ++r) {
+      const std::int64_t own = begin(q + r) > common_end ? begin(q + r) : common_end;
+      add_values<1>(block, q + r, own, end(q + r));
+    }
   }
 
   // out += weights * values over the positions of [from, to) that lie in the block.
