@@ -6,14 +6,19 @@ import fcntl
 import json
 import os
 import pty
+import select
 import struct
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+_PATIENCE_S = 120.0
+_CTRL_C = "\x03"
 
 
 @dataclass
@@ -61,19 +66,31 @@ def on_a_terminal(
     prompt: str = ">>> ",
     status: int = 0,
 ) -> str:
-    """All that `command` writes to a terminal of 100 columns; `typed` is typed, each after a new prompt."""
+    """All that `command` writes to a terminal of 100 columns; `typed` is typed, each after a new prompt. A Ctrl-C that
+    nothing follows is typed once more, as people do: Python sees none between the prompt and its wait for a key."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     owning_it = ["setsid", "--ctty", *command]  # so that Ctrl-C reaches it
     process = subprocess.Popen(owning_it, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
-    shown, answered, keys = b"", 0, list(typed)
+    shown, answered, keys, last = b"", 0, list(typed), ""
+    until = time.monotonic() + _PATIENCE_S
     try:
-        while chunk := os.read(ours, 4096):
+        while time.monotonic() < until:
+            if not select.select([ours], [], [], 2.0)[0]:
+                if last.endswith(_CTRL_C):
+                    os.write(ours, _CTRL_C.encode())
+                continue
+            chunk = os.read(ours, 4096)
+            if not chunk:
+                break
             shown += chunk
             if keys and prompt.encode() in shown[answered:]:  # an escape may follow it
                 answered = len(shown)
-                os.write(ours, keys.pop(0).encode())
+                last = keys.pop(0)
+                os.write(ours, last.encode())
+        else:
+            process.kill()
     except OSError:  # Linux says EIO when the last writer is gone
         pass
     os.close(ours)
