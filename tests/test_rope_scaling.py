@@ -26,6 +26,7 @@ LONGROPE = {
 SCALINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "linear": {"factor": 2.5},
+    "dynamic": {"factor": 2.5},  # as far as max_position_embeddings
     "llama3": LLAMA3,
     "yarn": YARN,
     "yarn mscale": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5},
@@ -106,7 +107,8 @@ def test_original_context_defaults_to_the_context() -> None:
 @pytest.mark.parametrize(
     ("keys", "names"),
     [
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ({"rope_scaling": {"type": "spiral", "factor": 2.0}}, "'spiral'"),
+        ({"rope_scaling": {"type": "dynamic"}}, "factor: missing"),
         ({"rope_scaling": {"type": "longrope"}}, "short_factor"),
         ({"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 31 + [0]}}, "short_factor: holds 0"),
         (
