@@ -10,12 +10,12 @@ from edgert.errors import CorruptError, UnsupportedError
 _WITHOUT_EFFECT = {
     "_name_or_path", "name_or_path", "_commit_hash", "architectures", "auto_map", "model_type",
     "transformers_version", "dtype", "torch_dtype", "attention_dropout", "attn_dropout", "hidden_dropout",
-    "embd_pdrop", "resid_pdrop", "dropout", "initializer_range", "initializer_factor", "use_cache",
+    "embd_pdrop", "resid_pdrop", "dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "initializer_factor", "use_cache",
     "output_router_logits", "router_aux_loss_coef", "router_z_loss_coef", "router_jitter_noise",
     "moe_aux_loss_coef", "aux_loss_alpha", "seq_aux", "ep_size", "output_attentions", "output_hidden_states", "output_scores", "return_dict",
     "return_dict_in_generate", "torchscript", "pruned_heads", "chunk_size_feed_forward", "pretraining_tp",
     "gradient_checkpointing", "attn_implementation", "_attn_implementation", "_attn_implementation_autoset",
-    "_experts_implementation", "use_flash_attn", "use_flash_attention_2", "bos_token_id", "eos_token_id",
+    "_experts_implementation", "use_flash_attn", "use_flash_attention", "use_flash_attention_2", "bos_token_id", "eos_token_id",
     "pad_token_id", "sep_token_id", "unk_token_id", "decoder_start_token_id", "tokenizer_class", "prefix",
     "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params",
     "is_encoder_decoder", "is_decoder", "add_cross_attention", "cross_attention_hidden_size",
@@ -26,7 +26,7 @@ _WITHOUT_EFFECT = {
     "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty",
     "remove_invalid_values", "is_llama_config", "unsloth_fixed", "unsloth_version",
     "transformers.js_config", "max_sequence_length", "model_max_length", "tokenizer_model_max_length",
-    "neftune_noise_alpha", "_flash_attn_2_enabled",
+    "neftune_noise_alpha", "for_llm_compressor", "_flash_attn_2_enabled",
 }  # fmt: skip
 
 # Keys whose value here changes nothing; another value is an operation that the family does not have.

@@ -5,6 +5,7 @@ the file until they are asked for, so what a file can make this process allocate
 """
 
 import math
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -14,7 +15,6 @@ from typing import Any, NoReturn
 
 from edgert.errors import CorruptError, NotFoundError, UnsupportedError
 
-from .checkpoint import resolve
 from .files import InputFile
 from .tensor import BlockTensor, BlockType, TensorInfo, block_types
 
@@ -73,7 +73,7 @@ class GgufFile:
     def __init__(self, path: Path, *, metadata_only: bool = False) -> None:
         """`metadata_only`: no tensors, so that none of a type that is not read matters."""
         self.path = path
-        self._real = resolve(path.parent, path.name)
+        self._real = Path(os.path.realpath(path))  # whoever named the file may have named a link to it
         with InputFile(self._real) as file:
             self.bytes = file.bytes
             parser = _Parser(self._real, file)

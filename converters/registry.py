@@ -56,6 +56,7 @@ FAMILIES: dict[str, Family] = {
     "llama4_text": llama4.decoder,
     "ministral3": mistral.ministral3,
     "mistral": mistral.decoder,
+    "mistral3": mistral.with_images,
     "mixtral": mixtral.decoder,
     "olmoe": olmoe.decoder,
     "phimoe": phimoe.decoder,

@@ -11,7 +11,7 @@ from edgert.errors import UnsupportedError
 
 from .config import Config
 
-_KINDS = ("default", "linear", "llama3", "yarn", "longrope", "proportional", "factors")
+_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional", "factors")
 
 
 def rope_from(
@@ -42,6 +42,8 @@ def rope_from(
     if kind == "linear":
         factor = _f32(scaling.number("factor", minimum=1.0, maximum=1e6))
         frequencies = [_f32(frequency / factor) for frequency in frequencies]
+    elif kind == "dynamic":  # changes frequencies only past max_position_embeddings, which no sequence exceeds
+        scaling.number("factor", minimum=1.0, maximum=1e6)
     elif kind == "llama3":
         frequencies = _llama3(config, scaling, frequencies)
     elif kind == "yarn":
@@ -116,15 +118,15 @@ def _llama3(config: Config, scaling: Config, frequencies: list[float]) -> list[f
     factor = scaling.number("factor", minimum=1.0, maximum=1e6)
     low = scaling.number("low_freq_factor", minimum=1e-6)
     high = scaling.number("high_freq_factor", minimum=1e-6)
-    if high <= low:
-        scaling.fail("high_freq_factor", f"{high}; more than low_freq_factor, {low}, is needed")
+    if high < low:
+        scaling.fail("high_freq_factor", f"{high}; at least low_freq_factor, {low}, is needed")
     context = _original_context(config, scaling)
 
     def scaled(frequency: float) -> float:
         wavelength = _f32(_f32(2 * math.pi) / frequency)
         if wavelength > _f32(context / low):
             return _f32(frequency / _f32(factor))
-        if wavelength < _f32(context / high):
+        if wavelength < _f32(context / high) or high == low:  # Llama 4 Scout has nothing between them
             return frequency
         smooth = _f32(_f32(_f32(context / wavelength) - _f32(low)) / _f32(high - low))
         slow = _f32(_f32(_f32(1.0 - smooth) * frequency) / _f32(factor))

@@ -78,6 +78,7 @@ def _plain(given: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise InvalidArgumentError(f"messages[{index}]: allowed is an object with a string 'role'")
+    given = {**given, "messages": [_joined(index, message) for index, message in enumerate(messages)]}
     try:
         text = json.dumps(given, default=dict)
         if len(text) > _MAX_MESSAGE_CHARACTERS:
@@ -91,3 +92,17 @@ def _plain(given: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         if isinstance(error, InvalidArgumentError):
             raise
         raise InvalidArgumentError(f"messages: not plain data: {error}") from None
+
+
+def _joined(index: int, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The message with one text where its content is a list of texts, as OpenAI's clients have it."""
+    content = message.get("content")
+    if not isinstance(content, list | tuple):
+        return message
+    for number, part in enumerate(content):
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            found = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise InvalidArgumentError(
+                f"messages[{index}].content[{number}]: found {found!r:.60}, allowed are parts of type 'text'"
+            )
+    return {**message, "content": "\n".join(part["text"] for part in content)}

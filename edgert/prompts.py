@@ -88,7 +88,7 @@ class Prompts:
 
     def checked(self, tokens: Iterable[int]) -> list[int]:
         """`tokens` as a list; raises InvalidArgumentError where it is empty or holds what is no token id."""
-        if not isinstance(tokens, Iterable):
+        if not isinstance(tokens, Iterable) or isinstance(tokens, bytes | bytearray):
             raise InvalidArgumentError(f"prompt: found {type(tokens).__name__}, allowed is text or token ids")
         ids = []
         for index, token in enumerate(tokens):

@@ -198,7 +198,9 @@ def test_threads_share_a_model(model: edgert.Model) -> None:
 # --- bad prompts ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prompt", [[], [-1], [10**9], [1.5], ["a"], [None], np.ones((2, 2), int), 7, None])
+@pytest.mark.parametrize(
+    "prompt", [[], [-1], [10**9], [1.5], ["a"], [None], np.ones((2, 2), int), 7, None, b"text"]
+)
 def test_token_ids_are_checked(model: edgert.Model, prompt: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="token ids"):
         model.generate(prompt)

@@ -59,6 +59,12 @@ def test_variables_reach_the_template() -> None:
     assert render(source, tools=[{"name": "clock"}], enable_thinking=False) == "clock False 4"
 
 
+def test_content_in_parts_is_one_text() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    template = ChatTemplate("{{ messages[0].content }}")
+    assert template.render([{"role": "user", "content": parts}]) == "one\ntwo"
+
+
 def test_a_template_may_refuse_a_conversation() -> None:
     with pytest.raises(InvalidArgumentError, match="no system message, please"):
         render("{{ raise_exception('no system message, please') }}")
@@ -75,6 +81,8 @@ def test_a_template_may_refuse_a_conversation() -> None:
         {"role": "user"},
         [{"role": "user", "content": object()}],
         [{"role": "user", "content": 1j}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+        [{"role": "user", "content": ["text"]}],
     ],
 )
 def test_messages_are_plain_data(messages: object) -> None:

@@ -115,6 +115,17 @@ def test_a_split_model_is_the_whole_one(tmp_path: Path) -> None:
         assert np.array_equal(a, b)
 
 
+def test_a_link_to_a_file_is_the_file(tmp_path: Path) -> None:
+    """As people link models from one disk to another."""
+    (tmp_path / "store").mkdir()
+    quantised(tmp_path / "store/blob")
+    (tmp_path / "model.gguf").symlink_to("store/blob")
+    linked = convert(tmp_path / "model.gguf", tmp_path / "linked.edgert")
+    plain = convert(tmp_path / "store/blob", tmp_path / "plain.edgert")
+    experts = "experts-00000.bin"
+    assert (linked / experts).read_bytes()[32:] == (plain / experts).read_bytes()[32:]
+
+
 def test_version_2_and_another_alignment(tmp_path: Path) -> None:
     tensors = quantised(tmp_path / "model.gguf")
     first = contents(convert(tmp_path / "model.gguf", tmp_path / "a.edgert"))

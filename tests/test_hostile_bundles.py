@@ -302,6 +302,21 @@ def test_verify_finds_it(row: Row, copy: Path, other_bundle: Path) -> None:
     assert row.names in str(error.value), f"{error.value} does not name {row.names}"
 
 
+@pytest.mark.parametrize("name", ["dense.bin", EXPERTS])
+def test_verify_reads_every_byte(name: str, copy: Path) -> None:
+    """Also those that nothing is stored in."""
+    from edgert import _native, errors
+
+    file, size = copy / name, (copy / name).stat().st_size
+    assert _native.verify_bundle(str(copy)) >= size - 32
+    for offset in [32, size - 1, *range(0, size, 16411)]:
+        flip_bit(file, offset, offset % 8)
+        with pytest.raises(errors.CorruptError, match=name):
+            _native.verify_bundle(str(copy))
+        flip_bit(file, offset, offset % 8)
+    _native.verify_bundle(str(copy))
+
+
 def test_every_bit_of_the_manifest_is_checked(copy: Path) -> None:
     from edgert import _native, errors
 

@@ -281,7 +281,7 @@ ROWS = [
     Row("neutral key with a value", put(30.0, "final_logit_softcapping"), "final_logit_softcapping", UnsupportedError),
     Row("other activation", put("gelu", "hidden_act"), "'gelu'", UnsupportedError),
     Row("quantised checkpoint", put({"quant_method": "bitsandbytes"}, "quantization_config"), "quantization_config", UnsupportedError),
-    Row("dynamic rope scaling", put({"rope_type": "dynamic", "factor": 2.0}, "rope_scaling"), "'dynamic'", UnsupportedError),
+    Row("unknown rope scaling", put({"rope_type": "spiral", "factor": 2.0}, "rope_scaling"), "'spiral'", UnsupportedError),
     Row("rope scaling with another key", put({"rope_type": "linear", "factor": 2.0, "spread": 3}, "rope_scaling"), "spread",
         UnsupportedError),
     Row("rope scaling of zero", put({"rope_type": "linear", "factor": 0}, "rope_scaling"), "factor: 0"),

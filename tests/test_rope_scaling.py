@@ -26,7 +26,9 @@ LONGROPE = {
 SCALINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "linear": {"factor": 2.5},
+    "dynamic": {"factor": 2.5},  # as far as max_position_embeddings
     "llama3": LLAMA3,
+    "llama3 of Llama 4": LLAMA3 | {"factor": 16.0, "high_freq_factor": 1.0},
     "yarn": YARN,
     "yarn mscale": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5},
     "yarn options": YARN | {"attention_factor": 0.9, "beta_fast": 16.0, "beta_slow": 2.0, "truncate": False},
@@ -106,7 +108,8 @@ def test_original_context_defaults_to_the_context() -> None:
 @pytest.mark.parametrize(
     ("keys", "names"),
     [
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ({"rope_scaling": {"type": "spiral", "factor": 2.0}}, "'spiral'"),
+        ({"rope_scaling": {"type": "dynamic"}}, "factor: missing"),
         ({"rope_scaling": {"type": "longrope"}}, "short_factor"),
         ({"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 31 + [0]}}, "short_factor: holds 0"),
         (
@@ -117,7 +120,7 @@ def test_original_context_defaults_to_the_context() -> None:
         ({"rope_scaling": {"type": "default", "mrope_section": [1, 2]}}, "mrope_section"),
         ({"rope_scaling": [1]}, "rope_scaling"),
         ({"rope_scaling": {"type": "linear"}}, "factor: missing"),
-        ({"rope_scaling": {"type": "llama3", **LLAMA3, "high_freq_factor": 1.0}}, "high_freq_factor"),
+        ({"rope_scaling": {"type": "llama3", **LLAMA3, "high_freq_factor": 0.5}}, "high_freq_factor"),
         ({"rope_parameters": {"rope_theta": "10000"}}, "rope_theta"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
     ],

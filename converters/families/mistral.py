@@ -3,7 +3,12 @@
 from ..config import Config
 from ..decoder import Decoder, SourceTensors
 from .assembly import assemble
-from .common import MAX_CONTEXT, attention, dense_ffn, num_layers, sliding_window, windowed
+from .common import MAX_CONTEXT, attention, dense_ffn, leave_out_images, num_layers, sliding_window, windowed
+
+_IMAGE_KEYS = (
+    "vision_config", "image_token_index", "multimodal_projector_bias", "projector_hidden_act", "spatial_merge_size",
+    "vision_feature_layer",
+)  # fmt: skip
 
 
 def decoder(config: Config, tensors: SourceTensors) -> Decoder:
@@ -26,3 +31,21 @@ def ministral3(config: Config, tensors: SourceTensors) -> Decoder:
         "offset": 0,
     }
     return assemble(config, tensors, [mixer] * layers, [dense_ffn(config)] * layers)
+
+
+def with_images(config: Config, tensors: SourceTensors) -> Decoder:
+    """The text half of Mistral Small 3.1 and of Ministral 3, which read images as well."""
+    inner = tensors.within("language_model.")
+    text = config.inner("text_config")
+    tied = config.flag("tie_word_embeddings", False) or text.flag("tie_word_embeddings", False)
+    # The two disagree in files that transformers writes, which leave the head out where it is tied.
+    text = text.changed({"tie_word_embeddings": tied and "lm_head.weight" not in inner})
+    kind = text.choice("model_type", "mistral", ("mistral", "ministral3"))
+    decoded = ministral3(text, inner) if kind == "ministral3" else decoder(text, inner)
+    decoded.recipe["architecture"] = config.get("model_type")
+    for key in _IMAGE_KEYS:
+        config.get(key)
+    text.finish()
+    inner.finish()
+    leave_out_images(decoded, tensors, ("vision_tower.", "multi_modal_projector."))
+    return decoded

@@ -1,6 +1,8 @@
 #include "bundle/bundle.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <span>
 
 #include "bundle/manifest_parse.h"
 #include "bundle/xxhash.h"
@@ -17,12 +19,11 @@ struct Checked {
   Extent extent;
 };
 
-// Hashes one extent through an aligned window, so that direct files take it.
-std::uint64_t hash_extent(const File& file, const Extent& extent, const Buffer& window,
-                          const std::function<void(std::uint64_t)>& advance) {
-  Xxh64 hash;
-  std::uint64_t at = extent.offset;
-  const std::uint64_t end = extent.offset + extent.bytes;
+// Calls body(offset, bytes) over a range of a file, through an aligned window, so that direct files take it.
+template <class Body>
+void for_each_chunk(const File& file, const Extent& range, const Buffer& window, Body&& body) {
+  std::uint64_t at = range.offset;
+  const std::uint64_t end = range.offset + range.bytes;
   while (at < end) {
     const std::uint64_t from = at / File::kDirectAlignment * File::kDirectAlignment;
     const std::uint64_t stop =
@@ -30,11 +31,25 @@ std::uint64_t hash_extent(const File& file, const Extent& extent, const Buffer& 
     const auto bytes = window.span().first(std::min<std::uint64_t>(stop, file.bytes()) - from);
     file.read(from, bytes);
     const std::uint64_t upto = std::min(end, from + bytes.size());
-    hash.update(bytes.subspan(at - from, upto - at));
-    advance(upto - at);
+    body(at, std::span<const std::byte>(bytes.subspan(at - from, upto - at)));
     at = upto;
   }
-  return hash.digest();
+}
+
+// What of the files belongs to no header and none of the extents, which lie in order and do not overlap.
+std::vector<Extent> gaps_between(const std::vector<Checked>& extents,
+                                 const std::vector<Manifest::FileEntry>& files) {
+  std::vector<Extent> gaps;
+  auto next = extents.begin();
+  for (std::uint32_t file = 0; file < files.size(); ++file) {
+    std::uint64_t at = kHeaderBytes;
+    for (; next != extents.end() && next->extent.file == file; ++next) {
+      gaps.push_back({file, at, next->extent.offset - at, 0});
+      at = next->extent.offset + next->extent.bytes;
+    }
+    gaps.push_back({file, at, files[file].bytes - at, 0});
+  }
+  return gaps;
 }
 
 }  // namespace
@@ -90,8 +105,9 @@ std::uint64_t Bundle::verify(const std::function<void(std::uint64_t, std::uint64
     return std::pair(a.extent.file, a.extent.offset) < std::pair(b.extent.file, b.extent.offset);
   });
 
+  const std::vector<Extent> gaps = gaps_between(all, manifest_.files);
   std::uint64_t total = 0;
-  for (const Checked& c : all) total += c.extent.bytes;
+  for (const auto& entry : manifest_.files) total += entry.bytes - kHeaderBytes;
   for (const auto& asset : manifest_.assets) total += asset.bytes;
   std::uint64_t done = 0;
   const auto advance = [&](std::uint64_t bytes) {
@@ -100,7 +116,12 @@ std::uint64_t Bundle::verify(const std::function<void(std::uint64_t, std::uint64
   };
   const Buffer window(nullptr, kVerifyChunk, "verify");
   const auto check = [&](const File& file, const std::string& what, const Extent& extent) {
-    if (hash_extent(file, extent, window, advance) != extent.checksum) {
+    Xxh64 hash;
+    for_each_chunk(file, extent, window, [&](std::uint64_t, std::span<const std::byte> bytes) {
+      hash.update(bytes);
+      advance(bytes.size());
+    });
+    if (hash.digest() != extent.checksum) {
       throw Error(ErrorKind::corrupt, file.path().string() + ": " + what + " at offset " +
                                           std::to_string(extent.offset) + " (" +
                                           std::to_string(extent.bytes) +
@@ -108,6 +129,21 @@ std::uint64_t Bundle::verify(const std::function<void(std::uint64_t, std::uint64
     }
   };
   for (const Checked& c : all) check(*files_[c.extent.file], c.what, c.extent);
+  for (const Extent& gap : gaps) {
+    const File& file = *files_[gap.file];
+    for_each_chunk(file, gap, window, [&](std::uint64_t at, std::span<const std::byte> bytes) {
+      const auto found =
+          std::find_if(bytes.begin(), bytes.end(), [](std::byte b) { return b != std::byte{0}; });
+      if (found != bytes.end()) {
+        throw Error(ErrorKind::corrupt,
+                    file.path().string() + ": offset " +
+                        std::to_string(at + static_cast<std::uint64_t>(found - bytes.begin())) + ": byte " +
+                        std::to_string(std::to_integer<int>(*found)) +
+                        " where nothing is stored and 0 is needed; convert or copy the bundle again");
+      }
+      advance(bytes.size());
+    });
+  }
   for (const auto& asset : manifest_.assets) {
     const auto file = File::open(path_ / asset.name, DirectIo::off);
     check(*file, "asset", {0, 0, asset.bytes, asset.checksum});

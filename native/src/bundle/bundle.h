@@ -23,6 +23,7 @@
 namespace edgert {
 
 inline constexpr int kBundleFormatVersion = 1;
+inline constexpr std::size_t kHeaderBytes = 32;  // of each file
 
 struct Extent {
   std::uint32_t file = 0;
@@ -101,8 +102,9 @@ class Bundle {
   // Error{corrupt} where the tensor is missing.
   const TensorEntry& tensor(const std::string& name) const;
 
-  // Reads every tensor, extent and asset and compares checksums; Error{corrupt} names the first that differs.
-  // progress(done, total) may be null; it may throw to stop. Returns the bytes read.
+  // Reads every tensor, extent and asset and compares checksums, and finds zeros between them; Error{corrupt}
+  // names the first that differs. progress(done, total) may be null; it may throw to stop. Returns the bytes
+  // read.
   std::uint64_t verify(const std::function<void(std::uint64_t, std::uint64_t)>& progress) const;
 
  private:

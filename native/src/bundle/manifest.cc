@@ -15,7 +15,6 @@ constexpr std::uint64_t kMaxManifestBytes = 16ULL << 20;
 constexpr std::int64_t kMaxFileBytes = 1LL << 50;
 constexpr std::int64_t kMaxDimension = 1LL << 31;
 constexpr std::size_t kMaxFiles = 4096;
-constexpr std::size_t kHeaderBytes = 32;
 constexpr std::size_t kTensorAlignment = 64;
 
 [[noreturn]] void corrupt(const std::string& message) { throw Error(ErrorKind::corrupt, message); }
