@@ -10,7 +10,8 @@ from edgert.errors import CorruptError, InvalidArgumentError, UnsupportedError
 from .adapter_base import Base
 from .adapter_part import Part
 from .adapter_targets import LAYER, Targets
-from .peft import Delta, FusedDelta, PeftAdapter, as_floats, values_of
+from .peft_reader import Delta, FusedDelta, PeftAdapter
+from .stored_values import as_floats, values_of
 from .tensor import TensorInfo
 
 if TYPE_CHECKING:
@@ -83,11 +84,11 @@ class _Compiler:
         if delta.input_gain is not None:
             self.add_input_gain(delta, target)
             return
-        a = delta.a
-        if a is not None and self.adapter.kind == "VERA":
-            a = a[:, : self.columns(target)]
-        part = Part(target, a, delta.b, delta.scale, delta.rows, delta.cols, delta.values, gain=delta.gain)
+        part = Part(
+            target, delta.a, delta.b, delta.scale, delta.rows, delta.cols, delta.values, gain=delta.gain
+        )
         part.shift = delta.shift
+        self.fit(part, delta)
         if delta.magnitude is not None:
             self.apply_magnitude(part, delta)
         self.reorder(part)
@@ -133,21 +134,32 @@ class _Compiler:
                 "model, or was saved with weights that were trained, which this version does not run"
             )
 
-    def columns(self, target: str) -> int:
-        tensor = self.base.by_name.get(target)
+    def fit(self, part: Part, delta: Delta) -> None:
+        """What depends on the size of the base's matrix."""
+        import numpy as np
+
+        if delta.a_of is None and delta.flat is None:
+            return
+        tensor = self.base.by_name.get(part.target)
         if tensor is None:
             raise UnsupportedError(
-                f"{self.adapter.path}: {target}: only dense matrices take a {self.adapter.kind} adapter"
+                f"{self.adapter.path}: {delta.module}: only dense matrices take a {self.adapter.kind} adapter"
             )
-        columns: int = tensor["shape"][1]
-        return columns
+        rows, columns = tensor["shape"]
+        if delta.a_of is not None:
+            part.a = delta.a_of(columns)
+        if delta.repeats_b and part.b is not None and rows % len(part.b) == 0:
+            part.b = np.tile(part.b, (rows // len(part.b), 1))
+        if delta.flat is not None:
+            found = np.divmod(delta.flat, columns)
+            part.rows, part.cols = (numbers.astype(np.int32) for numbers in found)
 
     # --- the kinds ----------------------------------------------------------------------------------
 
     def add_weights(self, delta: Delta, weights: "NDArray[Any]") -> None:
         """A module trained whole, or rows of one."""
         sources = self.base.by_source.get(f"{delta.module}.weight") or []
-        if weights.ndim == 1 and len(sources) == 1 and _NORM.fullmatch(sources[0]):
+        if weights.ndim == 1 and len(sources) == 1:
             self.add_norm(delta.module, sources[0], as_floats(weights))
             return
         target = "embedding" if sources == ["embedding"] else self.targets.of(delta.module)
@@ -177,6 +189,11 @@ class _Compiler:
             self.put(Part("output", weights=weights, weight_rows=delta.weight_rows), delta.module)
 
     def add_norm(self, module: str, target: str, weights: "Array") -> None:
+        if _NORM.fullmatch(target) is None:
+            raise UnsupportedError(
+                f"{self.adapter.path}: {module}: changed weights of {target} are not run by this version; read are those of norms "
+                "before attention and feed-forward, and of the last one"
+            )
         if self.base.architecture.startswith(_ZERO_CENTRED):
             raise UnsupportedError(
                 f"{self.adapter.path}: {module}: norms of {self.base.architecture} are not changed by this version"

@@ -6,7 +6,7 @@ docs/adapters.md defines it. It belongs to a checkpoint, not to one bundle of it
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from edgert.errors import CorruptError, InvalidArgumentError, UnsupportedError
 
 from .adapter_part import Part
 from .files import InputFile
-from .peft import stored_values_of
 from .safetensors import read_header_and_metadata
 from .safetensors_writer import write_safetensors
 from .signs import Coded, SignsHeader, decode
+from .stored_values import stored_values_of
 from .strict_json import parse_json_object
 from .tensor import TensorInfo
 
@@ -107,7 +107,7 @@ def write_adapter(
     if any(part.remainders is not None for part in parts):
         about["codes"] = manifest["bundle_id"]
     if coded:
-        about["signs"] = {name: one.header.as_json() for name, one in coded.items()}
+        about["signs"] = {name: asdict(one.header) for name, one in coded.items()}
     write_safetensors(path, tensors, {_METADATA: json.dumps(about, sort_keys=True)})
 
 

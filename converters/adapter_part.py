@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .peft import as_floats
+from .stored_values import as_floats
 
 if TYPE_CHECKING:
     import numpy

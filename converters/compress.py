@@ -9,8 +9,8 @@ from edgert.errors import InvalidArgumentError
 
 from .adapter_base import matrix_shape
 from .adapter_part import Part
-from .peft import as_floats
 from .signs import Coded, decode, encode
+from .stored_values import as_floats
 
 if TYPE_CHECKING:
     import numpy

@@ -5,7 +5,7 @@ then the remainders, `rice` bits each, then a bit a sign (1: negative). Each of 
 bits from the lowest on.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgert.errors import CorruptError
@@ -56,9 +56,6 @@ class SignsHeader:
     @property
     def bytes(self) -> int:
         return sum(-(-bits // 8) for bits in (self.unary_bits, self.count * self.rice, self.count))
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

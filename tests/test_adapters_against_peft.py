@@ -41,6 +41,30 @@ CASES: dict[str, Callable[[], Any]] = {
     "LoRA of experts' down": lambda: peft.LoraConfig(
         r=4, lora_alpha=8, target_modules=["q_proj"], target_parameters=[DOWN]
     ),
+    "LoRA of all that is linear": lambda: peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"
+    ),
+    "LoRA of experts with patterns": lambda: peft.LoraConfig(
+        r=4,
+        lora_alpha=8,
+        target_modules=["q_proj"],
+        target_parameters=[GATE_UP, DOWN],
+        rank_pattern={"experts.gate_up_proj": 2},
+        alpha_pattern={r".*\.(1|2)\..*down_proj": 5, "experts": 3},
+    ),
+    "LoRA of the router": lambda: peft.LoraConfig(
+        r=4, target_modules=[], target_parameters=["mlp.gate.weight"], alpha_pattern={"gate.weight": 6}
+    ),
+    "LoRA of some layers": lambda: peft.LoraConfig(
+        r=4, target_modules=ATTENTION, layers_to_transform=[1], exclude_modules=r".*k_proj"
+    ),
+    "LoHa": lambda: peft.LoHaConfig(r=3, alpha=6, target_modules=ATTENTION, rank_pattern={"q_proj": 2}),
+    "MiSS": lambda: peft.MissConfig(r=5, target_modules=ATTENTION),
+    "MiSS, mini": lambda: peft.MissConfig(r=4, mini_r=4, init_weights="mini", target_modules=ATTENTION),
+    "Super-tuning": lambda: peft.SupertuningConfig(sparsity=0.9, target_modules=ATTENTION),
+    "Super-tuning with LoRA": lambda: peft.SupertuningConfig(sparsity=0.9, r=3, target_modules=ATTENTION),
+    "PVeRA": lambda: peft.PveraConfig(r=4, target_modules=["q_proj", "o_proj"]),
+    "BEFT": lambda: peft.BeftConfig(target_modules=["q_proj", "v_proj"]),
     "SHiRA": lambda: peft.ShiraConfig(r=4, target_modules=ATTENTION),
     "IA3": lambda: peft.IA3Config(target_modules=["k_proj", "v_proj"], feedforward_modules=[]),
     "VeRA": lambda: peft.VeraConfig(r=4, target_modules=["q_proj", "o_proj"]),
@@ -65,13 +89,24 @@ CASES: dict[str, Callable[[], Any]] = {
     "P-tuning": lambda: peft.PromptEncoderConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=5, encoder_hidden_size=8
     ),
+    "CPT": lambda: peft.CPTConfig(
+        task_type="CAUSAL_LM", cpt_token_ids=[5, 6, 7], cpt_mask=[1, 1, 1], cpt_tokens_type_mask=[1, 2, 3]
+    ),
+    "cartridge": lambda: peft.CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    "kept equal": lambda: peft.LoraConfig(
+        r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True
+    ),
     "prefix tuning": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
 }
 TRAINED = (
+    "hada_",
+    "miss_block",
+    "supertuning_",
+    "beft_bias",
     "lora_",
     "shira_",
     "ia3_",
-    "vera_lambda",
+    "vera_lambda",  # and pvera_lambda
     "modules_to_save",
     "trainable_tokens",
     "ln_tuning",

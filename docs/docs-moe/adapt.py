@@ -11,7 +11,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,12 @@ METHODS = ("shira", "lora")
 MASKS = ("snip", "weight", "random")
 MASK_BATCHES = 8  # whose gradients choose a snip mask
 VALIDATION_ROWS = 160
+CHOICE_ROWS = 40  # of the end of the training split, never trained on: they choose between rates
 
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """How to train. The defaults are those of the adapters that edgert carries."""
+    """How to train."""
 
     density: float = 0.01  # shira: the share of each matrix's weights that change
     rank: int = 2  # lora
@@ -190,16 +191,19 @@ def texts(corpus: Path, tokenizer: Tokenizer) -> dict[tuple[str, str], Tokens]:
 
 
 @torch.no_grad()
-def report(model: LanguageModel, validation: dict[str, Tokens], batch_size: int) -> None:
-    """Print the nats a token in each domain."""
-    for domain, tokens in validation.items():
-        rows = consecutive_rows(tokens, model.config.max_position_embeddings, VALIDATION_ROWS)
-        losses = [
-            len(part) * model(torch.from_numpy(part)).cross_entropy.item()
-            for part in (rows[i : i + batch_size] for i in range(0, len(rows), batch_size))
-        ]
-        if losses:
-            print(f"validation {domain}: {sum(losses) / len(rows):.4f} nats a token", flush=True)
+def nats(model: LanguageModel, tokens: Tokens, batch_size: int) -> float:
+    """The loss a token, of the first rows."""
+    rows = consecutive_rows(tokens, model.config.max_position_embeddings, VALIDATION_ROWS)
+    losses = [
+        len(part) * model(torch.from_numpy(part)).cross_entropy.item()
+        for part in (rows[i : i + batch_size] for i in range(0, len(rows), batch_size))
+    ]
+    return sum(losses) / len(rows) if len(rows) else float("nan")
+
+
+def report(model: LanguageModel, held_out: dict[str, Tokens], batch_size: int) -> None:
+    for name, tokens in held_out.items():
+        print(f"{name}: {nats(model, tokens, batch_size):.4f} nats a token", flush=True)
 
 
 def train(model: LanguageModel, parameters: list[nn.Parameter], batches: Batches, config: TuneConfig) -> None:
@@ -249,6 +253,38 @@ def adapt(
     return list(zip(chosen, deltas, strict=True))
 
 
+def run(
+    options: argparse.Namespace, config: TuneConfig, tokens: dict[tuple[str, str], Tokens]
+) -> tuple[float, dict[str, Tensor]]:
+    """Train one adapter: its loss on text that was held back from training, and its tensors."""
+    torch.manual_seed(config.seed)
+    model = read_model(options.base)
+    originals = {target.paths[0]: target.weight.detach().clone() for target in targets(model)}
+    grids = None
+    if options.grid:
+        grids = read_grids(options.grid)
+        for target in targets(model):
+            target.weight.data = Grid.stacked([grids[path] for path in target.paths]).value
+    context = model.config.max_position_embeddings
+    training = tokens[options.domain, "train"]
+    kept_back = CHOICE_ROWS * context + 1
+    held_out = {f"validation {domain}": ids for (domain, split), ids in tokens.items() if split == "valid"}
+    held_out["held back"] = training[-kept_back:]
+    report(model, held_out, config.batch_size)
+    batches = Batches(
+        training[:-kept_back], [], batch_size=config.batch_size, context=context, share=0, seed=config.seed
+    )
+    tensors: dict[str, Tensor] = {}
+    for target, delta in adapt(model, options.method, options.mask, grids, batches, config):
+        if isinstance(delta, SparseDelta):
+            tensors.update(shira_tensors(target, delta, originals[target.paths[0]]))
+        else:
+            tensors.update(lora_tensors(target, delta))
+    print(f"rate {config.lr}:", flush=True)
+    report(model, held_out, config.batch_size)
+    return nats(model, held_out["held back"], config.batch_size), tensors
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train an adapter of docs-moe for one domain.")
     parser.add_argument("base", type=Path, help="the Hugging Face directory that export.py wrote")
@@ -264,40 +300,25 @@ def main() -> None:
         type=Path,
         help="a bundle of BASE: train its quantised weights, in whole steps of their codes",
     )
-    for name, default in vars(TuneConfig()).items():
-        option = "--" + name.replace("_", "-")
-        parser.add_argument(option, type=type(default), default=default, help="(default: %(default)s)")
-    options = parser.parse_args()
-    config = TuneConfig(**{name: getattr(options, name) for name in vars(TuneConfig())})
-
-    torch.manual_seed(config.seed)
-    model = read_model(options.base)
-    originals = {target.paths[0]: target.weight.detach().clone() for target in targets(model)}
-    grids = None
-    if options.grid:
-        if options.method != "shira":
-            parser.error("--grid goes with shira")
-        grids = read_grids(options.grid)
-        for target in targets(model):
-            target.weight.data = Grid.stacked([grids[path] for path in target.paths]).value
-    tokens = texts(options.corpus, Tokenizer.from_file(str(options.base / "tokenizer.json")))
-    validation = {domain: ids for (domain, split), ids in tokens.items() if split == "valid"}
-    report(model, validation, config.batch_size)
-    batches = Batches(
-        tokens[options.domain, "train"],
-        [],
-        batch_size=config.batch_size,
-        context=model.config.max_position_embeddings,
-        share=0,
-        seed=config.seed,
+    parser.add_argument(
+        "--lr",
+        type=float,
+        nargs="+",
+        default=[TuneConfig().lr],
+        help="the best of several is taken, on text of the training split that is held back (default: %(default)s)",
     )
-    tensors: dict[str, Tensor] = {}
-    for target, delta in adapt(model, options.method, options.mask, grids, batches, config):
-        if isinstance(delta, SparseDelta):
-            tensors.update(shira_tensors(target, delta, originals[target.paths[0]]))
-        else:
-            tensors.update(lora_tensors(target, delta))
-    report(model, validation, config.batch_size)
+    for name, default in vars(TuneConfig()).items():
+        if name != "lr":
+            option = "--" + name.replace("_", "-")
+            parser.add_argument(option, type=type(default), default=default, help="(default: %(default)s)")
+    options = parser.parse_args()
+    if options.grid and options.method != "shira":
+        parser.error("--grid goes with shira")
+    named = {name: getattr(options, name) for name in vars(TuneConfig())}
+    config = TuneConfig(**(named | {"lr": options.lr[0]}))
+    tokens = texts(options.corpus, Tokenizer.from_file(str(options.base / "tokenizer.json")))
+    found = [run(options, replace(config, lr=lr), tokens) for lr in options.lr]
+    tensors = min(found, key=lambda one: one[0])[1]
     options.output.mkdir(parents=True, exist_ok=True)
     save_file(tensors, options.output / "adapter_model.safetensors", metadata={"format": "pt"})
     settings = json.dumps(adapter_config(options.method, config, options.base), indent=2)
