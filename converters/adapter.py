@@ -87,7 +87,7 @@ class _Compiler:
         part = Part(
             target, delta.a, delta.b, delta.scale, delta.rows, delta.cols, delta.values, gain=delta.gain
         )
-        part.shift = delta.shift
+        part.shift, part.gate = delta.shift, delta.gate
         self.fit(part, delta)
         if delta.magnitude is not None:
             self.apply_magnitude(part, delta)

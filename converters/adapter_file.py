@@ -55,6 +55,7 @@ _ENDINGS = {
     "shift": _Ending("shift", ("F32",), ("rows",)),
     "weight": _Ending("weights", _FLOATS, ("m", "cols")),
     "weight_rows": _Ending("weight_rows", ("I32",), ("m",)),
+    "gate_vector": _Ending("gate", ("F32",), ("cols",)),
 }
 # Of a part, what goes together; and what may stand beside it.
 _TOGETHER = (

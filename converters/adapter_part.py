@@ -33,6 +33,7 @@ class Part:
     shift: "Array | None" = None  # [rows]
     weights: "NDArray[Any] | None" = None  # [n, cols], in place of the matrix' own
     weight_rows: "NDArray[numpy.int32] | None" = None  # [n], ascending; None: all
+    gate: "Array | None" = None  # [cols], of a mixture in which tokens choose
 
     def sizes(self) -> dict[str, Any]:
         return {
@@ -44,7 +45,17 @@ class Part:
         }
 
     def arrays(self) -> "list[NDArray[Any]]":
-        arrays = (self.a, self.b, self.rows, self.cols, self.values, self.gain, self.shift, self.weights)
+        arrays = (
+            self.a,
+            self.b,
+            self.rows,
+            self.cols,
+            self.values,
+            self.gain,
+            self.shift,
+            self.weights,
+            self.gate,
+        )
         return [array for array in arrays if array is not None]
 
     @property
@@ -70,7 +81,7 @@ class Part:
             if array is not None:
                 out[name] = np.ascontiguousarray(array)
                 out["dtype"] = _NATIVE_TYPES[array.dtype.str.lstrip("<=")]
-        floats = {"values": self.values, "gain": self.gain, "shift": self.shift}
+        floats = {"values": self.values, "gain": self.gain, "shift": self.shift, "gate": self.gate}
         whole = {"rows": self.rows, "cols": self.cols, "weight_rows": self.weight_rows}
         for arrays, dtype in ((floats, np.float32), (whole, np.int32)):
             out |= {

@@ -71,6 +71,7 @@ def read_peft(path: str | os.PathLike[str]) -> PeftAdapter:
     kinds.tokens(reader, config.get("trainable_token_indices"), ".token_adapter.trainable_tokens_delta")
     kinds.saved_modules(reader)
     kinds.biases(reader)
+    kinds.gates(reader)
     kinds.base_weights(reader)
     if reader.left:
         raise UnsupportedError(

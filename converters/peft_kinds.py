@@ -181,6 +181,15 @@ def biases(reader: Reader) -> None:
             reader.add(Delta(module, bias=reader.take(name, 1)))
 
 
+def gates(reader: Reader) -> None:
+    """`gate_vector` [inputs], beside whatever changes a module; PEFT has none, those who train gates add them."""
+    by_module = {delta.module: delta for delta in reversed(reader.adapter.deltas) if delta.bias is None}
+    for module in reader.modules(".gate_vector"):
+        delta = by_module.get(name_of(module))
+        if delta is not None:
+            delta.gate = reader.take(f"{module}.gate_vector", 1)
+
+
 def base_weights(reader: Reader) -> None:
     """PEFT saves the weights below an adapter of embeddings or of the output head with it, and those of all embeddings
     where it takes them for changed. Of anything else they have no place here."""

@@ -35,7 +35,7 @@ class Delta:
     stored_values_of), times `scale`; `a_of` makes a where it depends on the number of inputs, and b is repeated to all
     outputs where `repeats_b`; sparse values at (rows, cols), or at `flat`, row by row; `magnitude` [outputs] of DoRA; `gain` [outputs] and `input_gain` [inputs] of
     IA3, less one; `weights` in place of the module's own, all or those of `weight_rows`; `bias` in place of its own;
-    `shift` is added.
+    `shift` is added; `gate` [inputs] says how well an input suits it.
     """
 
     module: str
@@ -55,6 +55,7 @@ class Delta:
     weight_rows: "NDArray[numpy.int32] | None" = None
     bias: "Array | None" = None
     shift: "Array | None" = None
+    gate: "Array | None" = None
 
 
 @dataclass(frozen=True)

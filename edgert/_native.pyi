@@ -216,6 +216,7 @@ class Adapter:
     bytes: int
     fingerprint: int  # of its contents
     in_use: bool  # by a sequence
+    ungated: str  # a target that has no gate; empty where all have one
 
 class Patches:
     """What adapters at given scales make of the packed codes of a model's matrices; charged to the model's budget. See
@@ -318,9 +319,10 @@ class Model:
         adapters: Seq[tuple[Adapter, float]] = [],
         prompt: Seq[int] = [],
         patches: Patches | None = None,
+        top_k: int = 0,
     ) -> Sequence:
         """One whose tokens are computed with these adapters, each with its scale; they stay alive as long as it does. With
-        their patches weights carry what those cover.
+        their patches weights carry what those cover. With `top_k` a token takes so many of them of each matrix, by their gates.
         It begins with those tokens of `prompt` that the KV cache remembers, in blocks of 16 and never the last one: its
         length says how many, and the rest is the caller's to run. Models with state of fixed size remember none.
         InvalidArgumentError for one of another model; BudgetError where their scratch does not fit."""
@@ -406,6 +408,7 @@ class Scheduler:
         ends: Seq[int],
         paced: bool = False,
         patches: Patches | None = None,
+        top_k: int = 0,
     ) -> int | None:
         """The request's number; None where too many wait. `ends` are tokens after which nothing follows; a `paced` request
         waits after each token for proceed(). InvalidArgumentError for what can never run."""

@@ -34,8 +34,8 @@ _Made = TypeVar("_Made")
 @dataclass(frozen=True)
 class AdapterInfo:
     """A loaded adapter. `kind` as PEFT calls it; `bytes` of the budget while it is `resident`, of its file until it first
-    was; `scale` 0 where it is off. `mode`: "patch" where its sparse values are in the weights, else "overlay"; empty where it
-    is off. `why`: why it is no patch. `patch_counts`: of the patches of all that are on, as far as they were used: see
+    was; `scale` 0 where it is off. `mode`: "patch" where its sparse values are in the weights, "gated" where tokens choose,
+    else "overlay"; empty where it is off. `why`: why it is no patch. `patch_counts`: of the patches of all that are on, as far as they were used: see
     _native.Patches.counts()."""
 
     name: str
@@ -109,7 +109,7 @@ class AdapterSet:
             del self._entries[name]
             if adapter is not None:
                 self._sets.forget(native, adapter)
-            if self._on.pop(name, None) is not None:
+            if self._on.pop(name, None) is not None and self._runs.top_k == 0:
                 self._runs = Decision(None)
                 if all(
                     self._entries[other].native is not None for other in self._on
@@ -117,13 +117,17 @@ class AdapterSet:
                     self._runs = self._decide(native, self._on, "auto", rescaled=False)
         native.trim_adapters()
 
-    def set(self, native: _native.Model, choice: AdapterChoice, mode: AdapterMode = "auto") -> None:
-        """Raises InvalidArgumentError and BudgetError where `mode` is "patch" and that cannot be."""
+    def set(
+        self, native: _native.Model, choice: AdapterChoice, mode: AdapterMode = "auto", top_k: int = 2
+    ) -> None:
+        """Raises InvalidArgumentError and BudgetError where `mode` is "patch" or "gated" and that cannot be."""
         check_mode(mode)
+        if type(top_k) is not int or top_k < 1:
+            raise InvalidArgumentError(f"top_k: found {top_k!r:.40}, allowed is a whole number from 1")
         with self._lock:
             on = {name: scale for name, scale in self._scales(choice).items() if scale != 0}
             rescaled = self._enabled and same_adapters(on, self._on)
-            self._runs = self._decide(native, on, mode, rescaled=rescaled)
+            self._runs = self._decide(native, on, mode, rescaled=rescaled, top_k=top_k)
             self._on = on
             self._enabled = True
             native.use_patches(self._runs.patches)
@@ -135,12 +139,25 @@ class AdapterSet:
                 native.use_patches(None)
 
     def _decide(
-        self, native: _native.Model, on: Mapping[str, float], mode: AdapterMode, *, rescaled: bool
+        self,
+        native: _native.Model,
+        on: Mapping[str, float],
+        mode: AdapterMode,
+        *,
+        rescaled: bool,
+        top_k: int = 0,
     ) -> Decision:
         """Brings those that are to be on into memory: what patches would make of them is not known before."""
         if mode == "overlay":
             return Decision(None, "asked for" if on else "")
         mix = self._mix_of(native, on)
+        if mode == "gated":
+            for adapter, _ in mix:
+                if adapter.ungated:
+                    raise InvalidArgumentError(
+                        f"mode: 'gated' is not possible: adapter {adapter.name}: {adapter.ungated} has no gate"
+                    )
+            return Decision(None, "tokens choose by their gates", top_k)
         estimates = [self._entries[name].estimate for name in on]
         return decide(
             native, self._sets, mix, estimates, mode,
@@ -161,21 +178,23 @@ class AdapterSet:
         self,
         native: _native.Model,
         choice: AdapterChoice,
-        make: Callable[[Mix, _native.Patches | None], _Made],
+        make: Callable[[Mix, _native.Patches | None, int], _Made],
     ) -> _Made:
-        """What `make` makes of the chosen adapters, in memory, and their scales: those that are on as they are on, others
-        beside the weights. Where it raises BudgetError, adapters that are not in use make room."""
-        patches = None
+        """What `make` makes of the chosen adapters, in memory, and their scales, of their patches, and of how many a token
+        takes: those that are on as they are on, others beside the weights. Where it raises BudgetError, adapters that are not in use make room."""
+        patches, top_k = None, 0
         with self._lock:
             if choice is not None:
                 scales = self._scales(choice)
             elif self._enabled:
-                scales, patches = self._on, self._runs.patches
+                scales, patches, top_k = self._on, self._runs.patches, self._runs.top_k
             else:
                 scales = {}
             scales = {name: scale for name, scale in scales.items() if scale != 0}
             mix = self._mix_of(native, scales)
-        return self._with_room(lambda: make(mix, patches), native, keep=scales.keys())  # may wait for a step
+        return self._with_room(
+            lambda: make(mix, patches, top_k), native, keep=scales.keys()
+        )  # may wait for a step
 
     def _mix_of(self, native: _native.Model, scales: Mapping[str, float]) -> Mix:
         return [
@@ -273,7 +292,8 @@ class AdapterSet:
         source, patches = entry.source, self._runs.patches
         patched = patches is not None and entry.estimate.carried > 0
         counts = patches.counts() if patches is not None and scale else {}
-        mode, why = ("patch" if patched else "overlay", self._runs.why) if scale else ("", "")
+        beside = "gated" if self._runs.top_k else "overlay"
+        mode, why = ("patch" if patched else beside, self._runs.why) if scale else ("", "")
         return AdapterInfo(
             name, source.kind, source.path, entry.bytes, entry.matrices, scale, entry.native is not None,
             mode, why, counts,
@@ -321,14 +341,15 @@ class Adapters:
         """Raises NotFoundError. What runs with it runs on."""
         raise self._unable("it takes no adapters")
 
-    def set_adapter(self, adapter: AdapterChoice, mode: AdapterMode = "auto") -> None:
+    def set_adapter(self, adapter: AdapterChoice, mode: AdapterMode = "auto", *, top_k: int = 2) -> None:
         """Turn these on, and no others, for what begins from now on: a name, several, or {name: scale}.
 
         `mode`: "patch" puts sparse values into the weights, where they cost nothing once they are there; "overlay" adds them to
-        every product, exactly; "auto" takes patches where they are faithful (docs/adapters.md). adapters() says which it is.
+        every product, exactly; "auto" takes patches where they are faithful (docs/adapters.md). adapters() says which it is. "gated": every token takes,
+        of each matrix, the `top_k` whose gates suit its input best, by their shares; adapters need gates for that.
 
-        Raises NotFoundError, what reading them raises, and InvalidArgumentError or BudgetError where `mode` is "patch" and that
-        cannot be.
+        Raises NotFoundError, what reading them raises, and InvalidArgumentError or BudgetError where `mode` is "patch" or
+        "gated" and that cannot be.
         """
         raise self._unable("it takes no adapters")
 

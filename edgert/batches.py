@@ -22,11 +22,12 @@ class Batches:
         self._finalizer = weakref.finalize(self, self._scheduler.close)
 
     def add(self, job: Job) -> bool:
-        adapters, patches = self._model.mix(job.adapter)
+        adapters, patches, top_k = self._model.mix(job.adapter)
         with self._lock:  # no event of it is looked at before it is known
             number = self._scheduler.submit(
                 adapters=adapters,
                 patches=patches,
+                top_k=top_k,
                 prompt=job.tokens,
                 sampler=job.sampler,
                 max_tokens=job.reply.limit,

@@ -9,8 +9,8 @@ from typing import Literal
 from edgert import _native
 from edgert.errors import BudgetError, InvalidArgumentError
 
-AdapterMode = Literal["auto", "patch", "overlay"]
-MODES = ("auto", "patch", "overlay")
+AdapterMode = Literal["auto", "patch", "overlay", "gated"]
+MODES = ("auto", "patch", "overlay", "gated")
 # Of what clamping costs (native/src/adapters/patch.h); beyond it sparse values are added to products instead.
 MAX_LOSS = 0.25
 _KEPT = 4  # sets
@@ -31,10 +31,12 @@ class PatchEstimate:
 
 @dataclass(frozen=True)
 class Decision:
-    """`patches`: None where everything stays beside the weights; `why` then says why."""
+    """`patches`: None where everything stays beside the weights; `why` then says why. `top_k`: how many adapters a token takes
+    of a matrix, by their gates; 0: all."""
 
     patches: _native.Patches | None
     why: str = ""
+    top_k: int = 0
 
 
 class PatchSets:

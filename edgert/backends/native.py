@@ -129,12 +129,12 @@ class NativeModel(Model):
     def sequence(self, adapter: AdapterChoice = None, prompt: Sequence[int] = ()) -> _native.Sequence:
         native = self.native
         return self._adapter_set.sequence(
-            native, adapter, lambda mix, patches: native.sequence(mix, prompt, patches)
+            native, adapter, lambda mix, patches, top_k: native.sequence(mix, prompt, patches, top_k)
         )
 
-    def mix(self, adapter: AdapterChoice) -> tuple[Mix, _native.Patches | None]:
+    def mix(self, adapter: AdapterChoice) -> tuple[Mix, _native.Patches | None, int]:
         """What a sequence with `adapter` is made with. Raises NotFoundError."""
-        return self._adapter_set.sequence(self.native, adapter, lambda mix, patches: (mix, patches))
+        return self._adapter_set.sequence(self.native, adapter, lambda *runs: runs)
 
     def session(self, *, adapter: AdapterChoice = None) -> Session:
         return Session(self._plain_sequence(adapter))
@@ -169,8 +169,8 @@ class NativeModel(Model):
     def unload_adapter(self, name: str) -> None:
         self._adapter_set.remove(self.native, name)
 
-    def set_adapter(self, adapter: AdapterChoice, mode: AdapterMode = "auto") -> None:
-        self._adapter_set.set(self.native, adapter, mode)
+    def set_adapter(self, adapter: AdapterChoice, mode: AdapterMode = "auto", *, top_k: int = 2) -> None:
+        self._adapter_set.set(self.native, adapter, mode, top_k)
 
     def disable_adapters(self) -> None:
         self._adapter_set.enable(self.native, False)

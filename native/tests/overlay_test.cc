@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <numeric>
 
 #include "kernels_support.h"
 #include "model/linear.h"
@@ -24,7 +25,7 @@ constexpr std::size_t kInputs = 24;
 constexpr std::size_t kWide = 40;    // rows of q: three tiles, the last of them not full
 constexpr std::size_t kNarrow = 20;  // rows of v
 constexpr std::size_t kMost = 16;    // rows of a step
-constexpr std::size_t kMixes = 10;   // of some_mixes()
+constexpr std::size_t kMixes = 12;   // of some_mixes()
 
 std::shared_ptr<const Targets> some_targets() {
   Targets targets;
@@ -46,6 +47,7 @@ struct Numbers {
   bool gain_spares_bias = false;
   std::vector<float> shift, weights;
   std::vector<std::int32_t> weight_rows;
+  std::vector<float> gate;
   float factor_scale = 1;
   std::vector<std::byte> packed_a, packed_b, packed_weights;
 
@@ -102,6 +104,7 @@ struct Numbers {
     source.shift = shift;
     source.weights = packed_weights;
     source.weight_rows = weight_rows;
+    source.gate = gate;
     source.factor_scale = factor_scale;
     return source;
   }
@@ -186,17 +189,18 @@ class Step {
     const float* x = x_.data() + row * kInputs;
     for (std::size_t r = 0; r < kWide; ++r) y.push_back(bias_[r] + dot(&q_[r * kInputs], x, kInputs));
     for (std::size_t r = 0; r < kNarrow; ++r) y.push_back(dot(&v_[r * kInputs], x, kInputs));
-    for (const auto& [n, scale] : numbers(mix)) {
+    const auto all = numbers(mix, x);
+    for (const auto& [n, scale] : all) {
       for (std::size_t i = 0; i < n->weights.size() / kInputs; ++i) {
         const auto r = n->weight_rows.empty() ? i : static_cast<std::size_t>(n->weight_rows[i]);
         y[r] += scale * (dot(&n->weights[i * kInputs], x, kInputs) + bias_[r] - y[r]);
       }
     }
-    for (const auto& [n, scale] : numbers(mix)) {
+    for (const auto& [n, scale] : all) {
       for (std::size_t r = 0; r < n->gain.size(); ++r)
         y[r] += scale * n->gain[r] * (y[r] - (n->gain_spares_bias ? bias_[r] : 0));
     }
-    for (const auto& [n, scale] : numbers(mix)) {
+    for (const auto& [n, scale] : all) {
       for (std::size_t k = 0; k < n->rank; ++k) {
         const double inner = dot(&n->a[k * kInputs], x, kInputs);
         for (std::size_t r = 0; r < kWide; ++r)
@@ -225,13 +229,36 @@ class Step {
     for (std::size_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * b[i];
     return sum;
   }
-  std::vector<std::pair<const Numbers*, double>> numbers(const AdapterMix& mix) const {
+  // With what each is multiplied by: its scale, and its share of the row where the mix is gated.
+  std::vector<std::pair<const Numbers*, double>> numbers(const AdapterMix& mix, const float* x) const {
     std::vector<std::pair<const Numbers*, double>> out;
     for (std::size_t i = 0; i < of_.size(); ++i) {
       for (const auto& entry : mix.entries) {
         if (entry.adapter.get() == of_[i]) out.emplace_back(&numbers_[i], entry.scale);
       }
     }
+    if (mix.top_k == 0) return out;
+    std::vector<std::pair<double, std::size_t>> scores;
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      const auto gate = standardised(out[i].first->gate.data()), input = standardised(x);
+      double score = 0;
+      for (std::size_t c = 0; c < kInputs; ++c) score += gate[c] * input[c];
+      scores.emplace_back(score / std::sqrt(kInputs), i);
+    }
+    std::sort(scores.rbegin(), scores.rend());
+    double sum = 0;
+    for (std::size_t n = 0; n < scores.size(); ++n) sum += n < mix.top_k ? std::exp(scores[n].first) : 0;
+    for (std::size_t n = 0; n < scores.size(); ++n)
+      out[scores[n].second].second *= n < mix.top_k ? std::exp(scores[n].first) / sum : 0;
+    return out;
+  }
+  static std::vector<double> standardised(const float* x) {
+    const double mean = std::accumulate(x, x + kInputs, 0.0) / kInputs;
+    double squares = 0;
+    for (std::size_t i = 0; i < kInputs; ++i) squares += (x[i] - mean) * (x[i] - mean);
+    std::vector<double> out;
+    for (std::size_t i = 0; i < kInputs; ++i)
+      out.push_back((x[i] - mean) / std::sqrt(squares / kInputs + 1e-5));
     return out;
   }
 
@@ -245,7 +272,7 @@ class Step {
   std::vector<const Adapter*> of_;
 };
 
-// A mix for each row: none, one, several, one twice as strong, and one in the other order.
+// A mix for each row: none, one, several, one twice as strong, one in the other order, and gated ones.
 std::vector<AdapterMix> some_mixes(Step& step) {
   Random random(3);
   const auto lora = step.adapter(Numbers::low_rank(3, random));
@@ -260,6 +287,12 @@ std::vector<AdapterMix> some_mixes(Step& step) {
   const auto dora = step.adapter(both);
   const auto whole = step.adapter(Numbers::replaced({}, random, SourceType::bf16));
   const auto some = step.adapter(Numbers::replaced({0, 3, 15, 16, 39}, random));
+  std::vector<AdapterMix::Entry> gated;
+  for (Numbers numbers :
+       {Numbers::low_rank(2, random), Numbers::sparse(50, random), Numbers::gains(random, false)}) {
+    numbers.gate = random_vector(kInputs, -1, 1, random);
+    gated.push_back({step.adapter(numbers), 1.5F});
+  }
   return {{},
           {{{lora, 1}}},
           {{{lora, 2}, {half, 0.5F}}},
@@ -269,7 +302,9 @@ std::vector<AdapterMix> some_mixes(Step& step) {
           {{{dora, 1}, {ia3, 0.25F}, {shira, 3}}},
           {{{shira, 0}}},
           {{{whole, 1}}},
-          {{{some, 0.5F}, {lora, 1}, {whole, 0.25F}}}};
+          {{{some, 0.5F}, {lora, 1}, {whole, 0.25F}}},
+          {gated, nullptr, {}, 1},
+          {gated, nullptr, {}, 2}};
 }
 
 bool same_row(const std::vector<float>& a, std::size_t i, const std::vector<float>& b, std::size_t j) {
@@ -364,7 +399,9 @@ TEST_CASE("a mix's fingerprint is of contents, scales and the order in which the
                                      fingerprint({{b, 1}}),
                                      fingerprint({{a, 1}, {b, 1}}),
                                      fingerprint({{b, 1}, {again, 1}}),  // which is added last
-                                     fingerprint({{a, 2}, {b, 1}})};
+                                     fingerprint({{a, 2}, {b, 1}}),
+                                     AdapterMix{{{a, 1}, {b, 1}}, nullptr, {}, 1}.fingerprint(),
+                                     AdapterMix{{{a, 1}, {b, 1}}, nullptr, {}, 2}.fingerprint()};
   for (const auto& x : different) CHECK(std::count(std::begin(different), std::end(different), x) == 1);
 }
 
@@ -375,6 +412,8 @@ TEST_CASE("an adapter that does not fit its matrix is refused by its target") {
                               "layers.1.experts.0.side", "layers.99999999999.experts.0.up", ""}) {
     CHECK(contains(refusal([&](Numbers& n) { n.target = unknown; }), "has no matrix '"));
   }
+  CHECK(contains(refusal([](Numbers& n) { n.gate.resize(2); }),
+                 q + "gate: found 2 numbers, its shape needs 24"));
   CHECK(contains(refusal([](Numbers& n) { n.a.pop_back(); }), q + "A: found 47 numbers, its shape needs 48"));
   CHECK(contains(refusal([](Numbers& n) { n.b.push_back(0); }), q + "B: found 81 numbers"));
   CHECK(contains(refusal([](Numbers& n) { n.rank = 1000000; }), q + "rank 1000000"));

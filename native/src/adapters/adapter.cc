@@ -7,6 +7,7 @@
 #include <map>
 #include <utility>
 
+#include "adapters/gating.h"
 #include "adapters/patch.h"
 #include "bundle/xxhash.h"
 #include "platform/error.h"
@@ -68,6 +69,7 @@ void check_kind(const AdapterSource& source, Targets::Kind kind) {
   if (kind == Targets::Kind::norm && (added || !source.weights.empty()))
     fail(source, "a norm takes a shift alone");
   if (kind == Targets::Kind::table && (added || !source.shift.empty())) fail(source, "this takes rows alone");
+  if (kind != Targets::Kind::matrix && !source.gate.empty()) fail(source, "a matrix alone takes a gate");
 }
 
 void check(const AdapterSource& source, Targets::Shape shape) {
@@ -103,6 +105,9 @@ void check(const AdapterSource& source, Targets::Shape shape) {
   if (!source.shift.empty() && source.shift.size() != shifted)
     fail(source, "shift: " + sizes(source.shift.size(), shifted));
   check_finite(source, "shift", source.shift);
+  if (!source.gate.empty() && source.gate.size() != shape.cols)
+    fail(source, "gate: " + sizes(source.gate.size(), shape.cols));
+  check_finite(source, "gate", source.gate);
   if (!std::isfinite(source.factor_scale)) fail(source, "the scale of its factors is not finite");
   if (!source.weights.empty() || !source.weight_rows.empty()) check_weights(source, shape);
 }
@@ -206,6 +211,15 @@ Adapter::Part lay_out(const AdapterSource& source, Targets::Shape shape, Room& r
     if (!counting) std::copy(source.weight_rows.begin(), source.weight_rows.end(), rows);
     part.weight_rows = rows;
   }
+  if (!source.gate.empty()) {
+    auto* gate = room.take<float>(source.gate.size());
+    if (!counting) {
+      const Standard standard(source.gate);
+      std::transform(source.gate.begin(), source.gate.end(), gate,
+                     [&](float x) { return static_cast<float>(standard.of(x)); });
+    }
+    part.gate = gate;
+  }
   return part;
 }
 
@@ -232,6 +246,7 @@ std::uint64_t fingerprint_of(const AdapterSource& source) {
   add(std::as_bytes(source.shift));
   add(source.weights);
   add(std::as_bytes(source.weight_rows));
+  add(std::as_bytes(source.gate));
   return hash.digest();
 }
 
@@ -286,6 +301,7 @@ void Adapter::check_targets(std::span<const AdapterSource> sources) {
     std::int32_t& index = index_[static_cast<std::size_t>(target)];
     if (index >= 0) fail(source, "stands twice in the adapter");
     index = static_cast<std::int32_t>(&source - sources.data());
+    if (source.gate.empty()) ungated_ = source.target;
     max_rank_ = std::max(max_rank_, source.rank);
     fingerprints.emplace(source.target, fingerprint_of(source));
   }

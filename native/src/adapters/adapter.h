@@ -4,8 +4,9 @@
 //
 // with A, B of low rank (LoRA), S sparse (SHiRA), gain a vector (IA3; DoRA's magnitudes), shift one (trained
 // biases), and W' rows in place of the weights' own (layers trained whole, trained tokens). A part may have
-// all of them; weights stay as they are. Of a norm only its weight's shift can be changed, of a table its
-// rows; a table can get more rows.
+// all of them; weights stay as they are. A gate says how well a part suits an input, for mixtures of
+// adapters that choose row by row (overlay.h). Of a norm only its weight's shift can be changed, of a table
+// its rows; a table can get more rows.
 //
 // Threads: immutable. Ownership: its memory is charged to the budget of the model that it was made for.
 #pragma once
@@ -42,6 +43,7 @@ struct AdapterSource {
   std::span<const float> shift;               // [rows]; of a norm [cols]
   std::span<const std::byte> weights;         // W', [n, cols]
   std::span<const std::int32_t> weight_rows;  // [n] which they are, ascending; empty: all, in order
+  std::span<const float> gate;                // [cols]
 };
 
 class Adapter : public std::enable_shared_from_this<Adapter> {
@@ -65,6 +67,7 @@ class Adapter : public std::enable_shared_from_this<Adapter> {
     const std::byte* weights = nullptr;         // null: none
     std::size_t weight_count = 0;               // rows of them
     const std::int32_t* weight_rows = nullptr;  // null: all, in order
+    const float* gate = nullptr;                // standardised, as its inputs are to be; null: none
     // Adds scale * (the weights' row - out) to `out`, `space` being as long; false where that row is not
     // there.
     bool replace_row(std::int32_t row, float scale, std::span<float> out, std::span<float> space) const;
@@ -93,6 +96,8 @@ class Adapter : public std::enable_shared_from_this<Adapter> {
   bool in_use() const noexcept { return weak_from_this().use_count() > 1; }
   // Adapters of a row are added in this order, whatever stands beside it in a batch.
   std::uint64_t order() const noexcept { return order_; }
+  // A target of its that has no gate; empty where all have one.
+  const std::string& ungated() const noexcept { return ungated_; }
   std::size_t max_rank() const noexcept { return max_rank_; }
   std::size_t bytes() const noexcept { return memory_.charged_bytes() + lists_bytes_; }
 
@@ -103,6 +108,7 @@ class Adapter : public std::enable_shared_from_this<Adapter> {
   std::string name_;
   std::uint64_t order_;
   std::uint64_t fingerprint_ = 0;
+  std::string ungated_;
   std::vector<Part> parts_;
   std::vector<std::int32_t> index_;  // by target
   std::size_t max_rank_ = 0;

@@ -4,6 +4,7 @@
 #include <bit>
 #include <utility>
 
+#include "adapters/gating.h"
 #include "adapters/patch_set.h"
 #include "bundle/xxhash.h"
 
@@ -53,6 +54,7 @@ std::uint64_t AdapterMix::fingerprint() const {
   std::sort(order.begin(), order.end(),
             [](const Entry* a, const Entry* b) { return a->adapter->order() < b->adapter->order(); });
   Xxh64 hash;
+  if (top_k != 0) hash.update(std::as_bytes(std::span(&top_k, 1)));
   if (patch != nullptr) {
     const std::uint64_t patched[] = {patch->covered(), patch->left()};
     hash.update(std::as_bytes(std::span(patched)));
@@ -75,13 +77,16 @@ void Overlay::reserve(const std::shared_ptr<const AdapterMix>& mix) {
     const std::size_t listed = 2 * max_rows_ * adapters;  // of all products of a step, and of one multiply()
     const std::size_t spaces = static_cast<std::size_t>(threads_) * kSpace;
     // Sequences that are there already need what there is: it goes once there is more.
-    memory_ = Buffer(budget_, (3 * listed + max_rows_ * rank + spaces) * sizeof(float), "adapters' scratch");
+    const std::size_t shares = max_rows_ * adapters;
+    const std::size_t numbers = 3 * listed + shares + max_rows_ * rank + spaces;
+    memory_ = Buffer(budget_, numbers * sizeof(float), "adapters' scratch");
     adapters_ = adapters;
     rank_ = rank;
     rows_ = memory_.as<std::int32_t>();
     inputs_ = rows_ + listed;
     scales_ = memory_.as<float>() + 2 * listed;
-    inner_ = scales_ + listed;
+    shares_ = scales_ + listed;
+    inner_ = shares_ + shares;
     space_ = inner_ + max_rows_ * rank;
   }
   reserved_.push_back(mix);
@@ -96,9 +101,14 @@ void Overlay::trim() {
 
 void Overlay::begin(std::span<const AdapterMix* const> rows) {
   active_.clear();
+  top_k_.clear();
   patch_ = rows.empty() || rows[0] == nullptr ? nullptr : rows[0]->patch.get();
   for (std::size_t row = 0; row < rows.size(); ++row) {
     if (rows[row] == nullptr) continue;
+    if (rows[row]->top_k != 0) {
+      top_k_.resize(rows.size());
+      top_k_[row] = rows[row]->top_k;
+    }
     for (const AdapterMix::Entry& entry : rows[row]->entries) {
       const auto same = [&](const Active& active) { return active.adapter == entry.adapter.get(); };
       auto active = std::find_if(active_.begin(), active_.end(), same);
@@ -129,6 +139,7 @@ bool Overlay::prepare(std::span<const Product> products) {
   int tile = 0;
   for (const Product& product : products) {
     const std::size_t first = tasks_.size();
+    if (!top_k_.empty()) find_shares(product);
     for (const Active& active : active_) add_task(product, active);
     if (tasks_.size() == first) continue;
     tile += static_cast<int>(tiles(product.rows));
@@ -139,19 +150,45 @@ bool Overlay::prepare(std::span<const Product> products) {
   return true;
 }
 
+Overlay::Place Overlay::place(const Product& product, std::size_t i) noexcept {
+  const std::int32_t input = product.gather != nullptr ? product.gather[i] : static_cast<std::int32_t>(i);
+  return {input, product.batch_rows != nullptr ? product.batch_rows[i] : input};
+}
+
 Overlay::Rows Overlay::rows_of(const Product& product, const Active& active) {
   const std::size_t first = used_rows_;
   for (std::size_t i = 0; i < product.m; ++i) {
-    const auto own = static_cast<std::int32_t>(i);
-    const std::int32_t input = product.gather != nullptr ? product.gather[i] : own;
-    const std::int32_t row = product.batch_rows != nullptr ? product.batch_rows[i] : input;
-    const float scale = active.scales[static_cast<std::size_t>(row)];
+    const auto [input, row] = place(product, i);
+    float scale = active.scales[static_cast<std::size_t>(row)];
+    if (active.shares != nullptr) scale *= active.shares[i];
     if (scale == 0) continue;
-    rows_[used_rows_] = own;
+    rows_[used_rows_] = static_cast<std::int32_t>(i);
     inputs_[used_rows_] = input;
     scales_[used_rows_++] = scale;
   }
   return {rows_ + first, inputs_ + first, scales_ + first, used_rows_ - first};
+}
+
+// Of every row and adapter; 1 where the row's mix is not gated.
+void Overlay::find_shares(const Product& product) {
+  scores_.resize(active_.size());
+  for (std::size_t n = 0; n < active_.size(); ++n) active_[n].shares = shares_ + n * product.m;
+  for (std::size_t i = 0; i < product.m; ++i) {
+    const auto [input, row] = place(product, i);
+    const std::size_t top_k = top_k_[static_cast<std::size_t>(row)];
+    std::fill(scores_.begin(), scores_.end(), 1.0F);
+    if (top_k != 0) {
+      const std::span x(product.x + static_cast<std::size_t>(input) * product.x_stride, product.cols);
+      const Standard standard(x);
+      for (std::size_t n = 0; n < active_.size(); ++n) {
+        const Adapter::Part* part = active_[n].adapter->part(product.target);
+        const bool there = part != nullptr && active_[n].scales[static_cast<std::size_t>(row)] != 0;
+        scores_[n] = there ? static_cast<float>(suits(part->gate, x, standard)) : kNoScore;
+      }
+      share(scores_, top_k);
+    }
+    for (std::size_t n = 0; n < active_.size(); ++n) active_[n].shares[i] = scores_[n];
+  }
 }
 
 void Overlay::add_task(const Product& product, const Active& active) {
@@ -161,7 +198,7 @@ void Overlay::add_task(const Product& product, const Active& active) {
   if (part->rank == 0 && part->gain == nullptr && part->shift == nullptr && part->weights == nullptr &&
       !sparse)
     return;
-  const bool every = product.gather == nullptr && product.batch_rows == nullptr;
+  const bool every = product.gather == nullptr && product.batch_rows == nullptr && top_k_.empty();
   Task task;
   static_cast<Rows&>(task) = every ? active.own : rows_of(product, active);
   if (task.count == 0) return;

@@ -1,8 +1,9 @@
 // Products of matrices that adapters change, row by row: the weights' own, then what the row's adapters add.
 //
 // Rows of one step may have different adapters, and several each. What a row gets depends on that row and its
-// mix alone; its adapters add in the order in which they were made, gains first. Unchanged rows and matrices
-// cost nothing.
+// mix alone; its adapters add in the order in which they were made, gains first. Of a gated mix a row takes
+// of each matrix the adapters whose gates suit its input best, by their shares (gating.h). Unchanged rows and
+// matrices cost nothing.
 //
 // Threads: one step at a time; add() spreads over the pool. Ownership: borrows products, adapters and mixes
 // for the step; its memory is charged to the budget.
@@ -38,7 +39,8 @@ struct AdapterMix {
   // Of the same entries: weights carry the sparse values that it covers.
   std::shared_ptr<PatchSet> patch = nullptr;
   std::vector<std::int32_t> soft_prompt{};  // tokens past the vocabulary that the sequence begins with
-  std::size_t rank() const noexcept;        // of all, where each is largest
+  std::size_t top_k = 0;              // how many a row takes of a matrix, by their gates; 0: all, as they are
+  std::size_t rank() const noexcept;  // of all, where each is largest
   // Adds what its adapters change of a row of a table to `out`, `space` being as long.
   void replace_row(int target, std::int32_t row, std::span<float> out, std::span<float> space) const;
   // `to` = `from` and what its adapters add to it; false, and nothing done, where that is nothing.
@@ -78,6 +80,7 @@ class Overlay {
   struct Active {
     const Adapter* adapter = nullptr;
     std::vector<float> scales;  // by batch row; 0: not this row's
+    float* shares = nullptr;    // by row of the product at hand
     Rows own;                   // of a product that has every row of the batch in order
   };
   struct Task : Rows {
@@ -94,8 +97,14 @@ class Overlay {
   struct Block {  // output rows [begin, end), whole tiles but for the last
     std::size_t begin, end;
   };
+  struct Place {
+    std::int32_t input;  // activation row
+    std::int32_t row;    // batch row
+  };
+  static Place place(const Product& product, std::size_t i) noexcept;
   Rows rows_of(const Product& product, const Active& active);
   void add_task(const Product& product, const Active& active);
+  void find_shares(const Product& product);
   void add_block(std::span<const Task> tasks, Block block, float* space, const KernelTable& kernels) const;
   void replace(const Task& task, Block block, float* space, const KernelTable& kernels) const;
   void gain(const Task& task, Block block) const;
@@ -113,6 +122,7 @@ class Overlay {
   std::int32_t* rows_ = nullptr;    // of a product
   std::int32_t* inputs_ = nullptr;  // its row's activation row
   float* scales_ = nullptr;
+  float* shares_ = nullptr;  // of a product's rows, adapter by adapter
   float* inner_ = nullptr;
   float* space_ = nullptr;  // of each thread
   std::size_t used_rows_ = 0;
@@ -121,6 +131,8 @@ class Overlay {
   std::size_t work_ = 0;  // multiply-adds of add()
 
   std::vector<Active> active_;
+  std::vector<std::size_t> top_k_;  // by batch row; empty where no row's mix is gated
+  std::vector<float> scores_;       // of one row
   const PatchSet* patch_ = nullptr;
   std::vector<MatMul> all_;
   std::vector<Task> tasks_;

@@ -42,6 +42,7 @@ AdapterSource source_of(const py::dict& part, std::deque<BorrowedBuffer>& lent) 
   source.shift = numbers("shift", float{});
   source.weights = bytes("weights");
   source.weight_rows = numbers("weight_rows", std::int32_t{});
+  source.gate = numbers("gate", float{});
   if (part.contains("scale")) source.factor_scale = part["scale"].cast<float>();
   if (part.contains("gain_spares_bias")) source.gain_spares_bias = part["gain_spares_bias"].cast<bool>();
   return source;
@@ -111,8 +112,10 @@ std::shared_ptr<Adapter> make_adapter(const Model& model, const std::string& nam
   return std::const_pointer_cast<Adapter>(model.adapter(name, sources, order));
 }
 
-AdapterMix mix_of(const Mix& adapters) {
+AdapterMix mix_of(const Mix& adapters, std::shared_ptr<PatchSet> patches, std::size_t top_k) {
   AdapterMix mix;
+  mix.patch = std::move(patches);
+  mix.top_k = top_k;
   for (const auto& [adapter, scale] : adapters) {
     if (!adapter) throw Error(ErrorKind::invalid_argument, "adapters: found None");
     mix.entries.push_back({adapter, scale});
@@ -125,6 +128,7 @@ void bind_adapter(py::module_& module) {
       .def_property_readonly("name", &Adapter::name)
       .def_property_readonly("fingerprint", &Adapter::fingerprint)
       .def_property_readonly("in_use", &Adapter::in_use)
+      .def_property_readonly("ungated", &Adapter::ungated)
       .def_property_readonly("bytes", &Adapter::bytes);
   py::class_<PatchSet, std::shared_ptr<PatchSet>>(module, "Patches")
       .def_property_readonly("bytes", &PatchSet::bytes)

@@ -31,9 +31,9 @@ void bind_probe(pybind11::module_& module);
 // What an adapter adds to each matrix, by the keys of AdapterSource.
 std::shared_ptr<Adapter> make_adapter(const Model& model, const std::string& name,
                                       const std::vector<pybind11::dict>& parts, std::uint64_t order);
-// Adapters and their scales, as Python lists them.
+// Adapters and their scales, as Python lists them; `patches` and `top_k` as AdapterMix has them.
 using Mix = std::vector<std::pair<std::shared_ptr<Adapter>, float>>;
-AdapterMix mix_of(const Mix& adapters);
+AdapterMix mix_of(const Mix& adapters, std::shared_ptr<PatchSet> patches = nullptr, std::size_t top_k = 0);
 
 // As the knob names it; auto is what costs least where nothing was measured.
 IoBackend io_backend(const std::string& word);

@@ -141,9 +141,8 @@ py::dict plan_weights(Runtime& runtime, const std::string& name, const std::stri
 }
 
 std::shared_ptr<KvSequence> sequence(Model& model, const Mix& adapters, const Tokens& prompt,
-                                     std::shared_ptr<PatchSet> patches) {
-  AdapterMix mix = mix_of(adapters);
-  mix.patch = std::move(patches);
+                                     std::shared_ptr<PatchSet> patches, std::size_t top_k) {
+  AdapterMix mix = mix_of(adapters, std::move(patches), top_k);
   const py::gil_scoped_release released;
   return model.sequence(std::move(mix), prompt);
 }
@@ -304,7 +303,7 @@ void bind_model(py::module_& module) {
           py::arg("name"))
       .def("trim_adapters", &Model::trim_adapters, py::call_guard<py::gil_scoped_release>())
       .def("sequence", &sequence, py::arg("adapters") = Mix{}, py::arg("prompt") = Tokens{},
-           py::arg("patches") = py::none())
+           py::arg("patches") = py::none(), py::arg("top_k") = 0)
       .def("forget_prefixes", &Model::forget_prefixes)
       .def_property_readonly("state_fingerprint", &Model::state_fingerprint)
       .def_property_readonly("kv_block_bytes", [](const Model& m) { return m.kv().layout().block_bytes; })

@@ -15,10 +15,13 @@ namespace {
 std::optional<std::uint64_t> submit(Scheduler& scheduler, const Mix& adapters,
                                     std::vector<std::int32_t> prompt, std::shared_ptr<Sampler> sampler,
                                     std::int64_t max_tokens, std::vector<std::int32_t> ends, bool paced,
-                                    std::shared_ptr<PatchSet> patches) {
-  Request request{mix_of(adapters), std::move(prompt), std::move(sampler),
-                  max_tokens,       std::move(ends),   paced};
-  request.mix.patch = std::move(patches);
+                                    std::shared_ptr<PatchSet> patches, std::size_t top_k) {
+  Request request{mix_of(adapters, std::move(patches), top_k),
+                  std::move(prompt),
+                  std::move(sampler),
+                  max_tokens,
+                  std::move(ends),
+                  paced};
   const py::gil_scoped_release released;
   return scheduler.submit(std::move(request));
 }
@@ -69,7 +72,8 @@ void bind_scheduler(py::module_& module) {
            }),
            py::arg("model"), py::kw_only(), py::arg("queue"))
       .def("submit", &submit, py::kw_only(), py::arg("adapters"), py::arg("prompt"), py::arg("sampler"),
-           py::arg("max_tokens"), py::arg("ends"), py::arg("paced") = false, py::arg("patches") = py::none())
+           py::arg("max_tokens"), py::arg("ends"), py::arg("paced") = false, py::arg("patches") = py::none(),
+           py::arg("top_k") = 0)
       .def("cancel", &Scheduler::cancel, py::arg("request"))
       .def("proceed", &Scheduler::proceed, py::arg("request"))
       .def("events", &Scheduler::events, py::call_guard<py::gil_scoped_release>())

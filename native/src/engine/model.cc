@@ -154,11 +154,16 @@ void Model::check(const AdapterMix& mix) const {
     if (!adapter->belongs_to(weights_.targets()))
       throw Error(ErrorKind::invalid_argument, name + "was made for another model");
     if (!std::isfinite(scale)) throw Error(ErrorKind::invalid_argument, name + "its scale is not finite");
+    if (mix.top_k != 0 && !adapter->ungated().empty())
+      throw Error(ErrorKind::invalid_argument,
+                  name + adapter->ungated() + " has no gate, which a gated mixture needs");
     for (std::size_t j = 0; j < i; ++j) {
       if (mix.entries[j].adapter == adapter)
         throw Error(ErrorKind::invalid_argument, name + "stands twice in the mix");
     }
   }
+  if (mix.top_k != 0 && mix.patch != nullptr)
+    throw Error(ErrorKind::invalid_argument, "adapters: patches are not gated");
   if (mix.patch != nullptr && !mix.patch->is_of(mix.entries))
     throw Error(ErrorKind::invalid_argument, "adapters: the patches are those of others, or of other scales");
 }
