@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgert.errors import CorruptError
+from edgert.errors import CorruptError, EdgertError
 from edgert.sampling import defaults_from
 from edgert.tokenizer import Tokenizer
 
@@ -53,7 +53,10 @@ def read_assets(checkpoint: Checkpoint, vocab_size: int) -> Assets:
     if content is not None:
         kept = kept_settings(settings)
         assets.files["tokenizer_config.json"] = compact(kept)
-        Tokenizer(content, kept, template)  # what cannot be run is better refused now
+        try:
+            Tokenizer(content, kept, template)  # what cannot be run is better refused now
+        except EdgertError as error:
+            raise type(error)(f"{checkpoint.path}: {error}") from None
     if template is not None:
         assets.files["chat_template.jinja"] = template.encode()
     generation = _generation_config(checkpoint, vocab_size, strict=content is not None, notes=assets.notes)

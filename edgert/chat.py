@@ -20,7 +20,8 @@ class ChatTemplate:
     """A conversation's prompt. Safe to use from several threads."""
 
     def __init__(self, source: str, *, bos_token: str | None = None, eos_token: str | None = None) -> None:
-        """Compile `source`. Raises CorruptError, naming the line, for what is not a template."""
+        """Compile `source`. Raises CorruptError, naming the line, for what is not a template, UnsupportedError for filters and
+        tests that are not offered."""
         if len(source) > _MAX_TEMPLATE_CHARACTERS:
             raise CorruptError(
                 f"chat template: found {len(source)} characters, allowed are {_MAX_TEMPLATE_CHARACTERS}"
@@ -31,6 +32,8 @@ class ChatTemplate:
         self._environment = SandboxedEnvironment()
         try:
             self._template = self._environment.from_string(source)
+        except jinja2.TemplateAssertionError as error:  # a filter or test that is not offered
+            raise UnsupportedError(f"chat template: line {error.lineno}: {error.message}") from None
         except jinja2.TemplateSyntaxError as error:
             raise CorruptError(f"chat template: line {error.lineno}: {error.message}") from None
         except Exception as error:  # noqa: BLE001 - such as nesting too deep for Python itself
@@ -100,7 +103,11 @@ def _joined(index: int, message: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(content, list | tuple):
         return message
     for number, part in enumerate(content):
-        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        if (
+            not isinstance(part, Mapping)
+            or part.get("type") != "text"
+            or not isinstance(part.get("text"), str)
+        ):
             found = part.get("type") if isinstance(part, Mapping) else type(part).__name__
             raise InvalidArgumentError(
                 f"messages[{index}].content[{number}]: found {found!r:.60}, allowed are parts of type 'text'"

@@ -304,7 +304,9 @@ ROWS = [
     Row("eos past the vocabulary", put([2, 320], "eos_token_id", "generation_config.json"), "eos_token_id"),
     Row("chat template too large", put("x" * 300_000, "chat_template", "tokenizer_config.json"), "chat_template"),
     Row("chat template that is no text", put(5, "chat_template", "tokenizer_config.json"), "chat_template"),
-    Row("chat template that is no template", put("{% if %}", "chat_template", "tokenizer_config.json"), "chat"),
+    Row("chat template that is no template", put("{% if %}", "chat_template", "tokenizer_config.json"), "/checkpoint: chat template"),
+    Row("chat template with an unknown filter", put("{{ 1|nosuch }}", "chat_template", "tokenizer_config.json"), "'nosuch'",
+        UnsupportedError),
 ]  # fmt: skip
 
 

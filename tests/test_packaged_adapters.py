@@ -47,3 +47,8 @@ def test_the_demo_switches_them(capsys: pytest.CaptureFixture[str]) -> None:
     switches = json.loads(capsys.readouterr().out)["adapters"]
     assert [switch["adapter"] for switch in switches] == [None, *NAMES] * 2
     assert all(switch["switch_ms"] > 0 for switch in switches)
+
+
+def test_show_takes_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["adapter", "show", "sql", "--json"]) == 0
+    assert "layers.0.attention.q" in capsys.readouterr().out

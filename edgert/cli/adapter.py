@@ -45,7 +45,12 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
         "these run as patches of codes",
     )
     show = actions.add_parser("show", help="what an adapter file or a PEFT directory changes")
-    show.add_argument("adapter", metavar="ADAPTER", type=Path, help="an adapter file or a PEFT directory")
+    show.add_argument(
+        "adapter",
+        metavar="ADAPTER",
+        type=Path,
+        help="an adapter file, a PEFT directory, or the name of one that the package carries",
+    )
     fuse = actions.add_parser("fuse", help="make one adapter of several")
     fuse.add_argument(
         "adapters",
@@ -132,10 +137,10 @@ def _show(args: argparse.Namespace) -> None:
 
 def _read(path: Path, base: str | None, weights: Path | None = None) -> "tuple[str, list[Part], Bundle]":
     from edgert.adapter_sources import read_parts
-    from edgert.bundle import Bundle, locate
+    from edgert.bundle import Bundle, locate, locate_adapter
 
     bundle = Bundle.open(locate(base))
-    kind, parts = read_parts(path, bundle.path, bundle.manifest, weights)
+    kind, parts = read_parts(locate_adapter(path), bundle.path, bundle.manifest, weights)
     return kind, parts, bundle
 
 
