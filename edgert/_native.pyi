@@ -355,6 +355,11 @@ class Model:
     def set_expert_memory(self, bytes: int) -> None:
         """Of expert slots. What is evicted is given back to the system, but for what is leased, which follows. BudgetError
         below least_expert_bytes and past the budget."""
+    def take_from_experts(self, bytes: int) -> bool:
+        """Take about so much of the expert slots for adapters, once the step under way has ended; False where only the
+        least are left."""
+    def return_to_experts(self) -> None:
+        """Give back of what was taken what is free now, unless the slots' memory was set meanwhile."""
     prefetch_depth: int  # settable
     token_interval_ms: float  # settable
     def step_times(self, since: int = 0) -> tuple[int, list[float]]:

@@ -1,5 +1,6 @@
 """The adapters of a loaded model: which there are, which are in memory, and which are on."""
 
+import contextlib
 import itertools
 import math
 import os
@@ -29,6 +30,7 @@ from edgert.patches import (
 # One by its name, several, or each with its scale; None: those that are on.
 AdapterChoice = str | Sequence[str] | Mapping[str, float] | None
 _Made = TypeVar("_Made")
+_FIRST_TAKEN_BYTES = 256 << 10  # from the experts; then twice as many each time
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class AdapterSet:
                 ):  # none is read for this
                     self._runs = self._decide(native, self._on, "auto", rescaled=False)
         native.trim_adapters()
+        native.return_to_experts()
 
     def set(
         self, native: _native.Model, choice: AdapterChoice, mode: AdapterMode = "auto", top_k: int = 2
@@ -257,15 +260,25 @@ class AdapterSet:
                 return
 
     def _with_room(self, make: Callable[[], _Made], native: _native.Model, keep: Collection[str]) -> _Made:
-        while True:
-            try:
-                return make()
-            except BudgetError:
+        """What `make` makes. Where it raises BudgetError, adapters that are not in use go, and then experts."""
+        taken_bytes = _FIRST_TAKEN_BYTES
+        try:
+            return make()
+        except BudgetError:
+            pass
+        try:
+            while True:
                 with self._lock:
                     evicted = self._evict(native, keep)
                 if not evicted:
                     native.trim_adapters()
+                    if not native.take_from_experts(taken_bytes):
+                        return make()
+                    taken_bytes *= 2
+                with contextlib.suppress(BudgetError):
                     return make()
+        finally:  # more went than was needed
+            native.return_to_experts()
 
     def _evict(self, native: _native.Model, keep: Collection[str]) -> bool:
         """The one that was used longest ago, of those that no sequence and no patches use; where there is none, patches

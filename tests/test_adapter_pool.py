@@ -128,6 +128,32 @@ def test_where_the_budget_is_full_idle_adapters_make_room(tiny_bundle: Path, fil
         np.testing.assert_array_equal(bits(model.logits(TOKENS, adapter="1")), one)
 
 
+@pytest.mark.filterwarnings("ignore:.*every token will wait")
+def test_where_experts_take_the_rest_adapters_take_of_theirs_and_give_it_back(
+    tiny_bundle: Path, files: list[Path], answers: dict[str, np.ndarray]
+) -> None:
+    with edgert.load(tiny_bundle, memory="64MiB", threads=1) as resident:
+        least = resident.minimum_bytes
+    with edgert.load(tiny_bundle, memory=least + (256 << 10), threads=1) as model:
+        whole = model.knobs()["expert_memory"]
+        assert not model.resident and model.stats()["used_bytes"] == least + (256 << 10)
+        for _ in range(2):
+            for file in files[:4]:
+                model.load_adapter(file)
+            for name in ("0", "1", "2", "3", "0"):
+                np.testing.assert_array_equal(bits(model.logits(TOKENS, adapter=name)), answers[name])
+            assert model.knobs()["expert_memory"] < whole
+            assert model.stats()["used_bytes"] <= least + (256 << 10)
+            for file in files[:4]:
+                model.unload_adapter(file.stem)
+            assert model.knobs()["expert_memory"] == whole
+        model.load_adapter(files[0])
+        model.logits(TOKENS, adapter="0")
+        model.set_knob("expert_memory", lower := model.knobs()["expert_memory"] - 1000)
+        model.unload_adapter("0")
+        assert model.knobs()["expert_memory"] == lower  # it was set since
+
+
 def test_requests_with_different_adapters_run_together(
     tiny_bundle: Path, files: list[Path], answers: dict[str, np.ndarray]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
 from collections.abc import Iterator
@@ -134,6 +135,27 @@ def test_headers_that_lie_or_are_too_many_are_refused(daemon: Daemon, head: byte
 
 
 @pytest.mark.usefixtures("neighbour")
+def test_headers_that_come_in_one_piece_are_bounded_too(daemon: Daemon) -> None:
+    for length, status in ((30_000, 200), (33_000, 431)):
+        reply = daemon.raw(b"GET /health HTTP/1.1\r\n" + HEAD + b"A: " + b"b" * length + b"\r\n\r\n")
+        assert int(reply.split()[1]) == status
+
+
+@pytest.mark.usefixtures("neighbour")
+def test_a_body_that_is_packed_is_refused_by_the_name_of_its_encoding(daemon: Daemon) -> None:
+    packed = gzip.compress(json.dumps(PROMPT).encode())
+    reply = daemon.client.post("/v1/completions", content=packed, headers={"Content-Encoding": "gzip"})
+    assert "'gzip'" in error(reply, 415)["message"]
+
+
+def test_the_first_http_has_no_host(daemon: Daemon) -> None:
+    """As balancers ask for health."""
+    assert daemon.raw(b"GET /health HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+    assert daemon.raw(b"GET /health HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert b" 403 " in daemon.raw(b"GET /health HTTP/1.0\r\nOrigin: http://evil.example\r\n\r\n")
+
+
+@pytest.mark.usefixtures("neighbour")
 @pytest.mark.parametrize(
     "line", [b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"\r\n\r\n\x00", b"GET / HTTP/9.9\r\n\r\n"]
 )
@@ -237,7 +259,8 @@ def test_a_model_that_is_a_path_is_only_an_unknown_name(daemon: Daemon) -> None:
         "docs-moe:nothing",
         "http://x/",
     ):
-        error(daemon.client.post("/v1/completions", json={**PROMPT, "model": name}), 404)
+        told = error(daemon.client.post("/v1/completions", json={**PROMPT, "model": name}), 404)
+        assert (told["code"], told["param"]) == ("model_not_found", "model")
 
 
 @pytest.mark.usefixtures("neighbour")

@@ -70,6 +70,8 @@ def test_metrics_are_prometheus_text_that_grows_with_work(daemon: Daemon) -> Non
     assert after['edgert_knob{model="tiny",knob="context"}'] > 0
     assert after['edgert_adapter_scale{model="tiny",adapter="first"}'] == 0
     assert after["edgert_server_budget_bytes"] == 128 << 20
+    for name in ("adapters", "adapter_bytes", "kv_blocks_free"):  # they fall, too
+        assert f"edgert_{name}{tiny}" in after
 
 
 def test_the_control_loop_tells_what_it_senses_and_decides(daemon: Daemon) -> None:
@@ -140,6 +142,7 @@ def test_adapters_are_listed_set_and_named(daemon: Daemon) -> None:
         b'[{"id": 0, "scale": NaN}]',
         b'[{"id": 0, "scale": 1e999}]',
         b'[{"id": 0}]',
+        b'[{"id": 0, "scale": 1}, {"id": 0, "scale": 0.5}]',
         b'[{"id": 0, "scale": 1, "file": "/etc/passwd"}]',
     ],
 )

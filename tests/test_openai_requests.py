@@ -103,7 +103,13 @@ WRONG: dict[str, Any] = {
     "logprobs": [-1, 21],
     "stream": ["yes", 1],
     "stream_options": [{"include_usage": 1}, {"other": True}],
-    "lora": [[{"id": 0}], [{"id": 0, "scale": 1}], [{"id": -1, "scale": 1}], {"id": 0, "scale": 1}],
+    "lora": [
+        [{"id": "first", "scale": 1}, {"id": "first", "scale": 0.5}],
+        [{"id": 0}],
+        [{"id": 0, "scale": 1}],
+        [{"id": -1, "scale": 1}],
+        {"id": 0, "scale": 1},
+    ],
     "model": ["", 7, "a" * 300],
     "best_of": [2],
     "suffix": ["text"],
@@ -144,7 +150,9 @@ MESSAGES: dict[str, Any] = {
 def test_messages_that_are_refused(daemon: Daemon, messages: Any) -> None:
     error = refusal(daemon, CHAT, {"messages": messages})
     assert error["param"].startswith("messages")
-    assert (error["code"] == "context_length_exceeded") == ("word word" in str(messages))
+    long = "word word" in str(messages)
+    assert (error["code"] == "context_length_exceeded") == long
+    assert ("maximum context length is" in error["message"]) == long  # what clients look for
 
 
 CHATS: dict[str, Any] = {

@@ -12,9 +12,18 @@ from typing import Any
 
 import pytest
 
-from edgert.errors import BudgetError, CorruptError, NotFoundError
+from edgert.errors import (
+    BudgetError,
+    CorruptError,
+    EdgertError,
+    InvalidArgumentError,
+    NotFoundError,
+    StorageError,
+    UnsupportedError,
+)
+from edgert.server import errors
 from edgert.server.configuration import ServedAdapter, ServedModel, served_model
-from edgert.server.models import ModelRegistry, Opened, Opener
+from edgert.server.models import ModelRegistry, Opened, Opener, UnknownModelError
 
 MIB = 1 << 20
 
@@ -39,6 +48,7 @@ class House:
     needs: dict[str, tuple[int, int]] = field(default_factory=dict)
     opened: list[tuple[str, int]] = field(default_factory=list)
     fails: set[str] = field(default_factory=set)
+    reason: EdgertError | None = None
     gate: threading.Event = field(default_factory=threading.Event)
     loading: int = 0
     at_once: int = 0
@@ -49,7 +59,7 @@ class House:
         assert self.gate.wait(30)
         self.loading -= 1
         if served.name in self.fails:
-            raise CorruptError(f"{served.name}: is damaged")
+            raise self.reason or CorruptError(f"{served.name}: is damaged")
         self.opened.append((served.name, budget_bytes))
         model: Any = FakeModel(served.name)
         return Opened(model, None, budget_bytes)
@@ -275,10 +285,32 @@ def test_a_failure_is_tried_again_after_a_while(house: House, monkeypatch: pytes
         registry = house.registry("a", "b")
         with pytest.raises(CorruptError):
             await registry.load("a")
+        assert registry.failure(["b", "a"]) == "a: is damaged"
         house.fails.clear()
         until = time.monotonic() + 0.06
         while time.monotonic() < until:
             await asyncio.sleep(0.01)
         await registry.load("a")
+        assert registry.failure(["b", "a"]) is None
+
+    run(work)
+
+
+@pytest.mark.parametrize("kind", [NotFoundError, UnsupportedError, InvalidArgumentError])
+def test_what_is_wrong_with_a_served_model_is_not_the_requests_fault(
+    house: House, kind: type[EdgertError]
+) -> None:
+    house.reason = kind("a.edgert/dense.bin: is not there")
+    house.fails = {"a"}
+
+    async def work() -> None:
+        registry = house.registry("a", "b")
+        for _ in range(2):
+            with pytest.raises(StorageError, match="dense.bin: is not there") as caught:
+                await registry.load("a")
+            assert errors.of(caught.value).status == 500
+        with pytest.raises(UnknownModelError) as unknown:
+            await registry.load("c")
+        assert errors.of(unknown.value).status == 404
 
     run(work)

@@ -328,6 +328,34 @@ def test_auto_holds_strict_calls_once_they_begin(model: edgert.Model) -> None:
     assert constraint_of(model, tools=TOOLS[1:]) is None  # nothing is strict
 
 
+def test_a_form_is_the_answers_and_calls_stand_in_its_place(model: edgert.Model) -> None:
+    answer = '{"x": 1, "y": "a"}'
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+    for choice, tool_format, text, fits in (
+        ("auto", "hermes", answer, True),
+        ("auto", "hermes", call, True),
+        ("auto", "hermes", call.replace("Rome", "Oslo"), False),
+        ("auto", "hermes", f"Well. {answer}", False),
+        ("none", "hermes", call, False),
+        ("none", "hermes", answer, True),
+        ("required", "hermes", call, True),
+        ("required", "hermes", answer, False),
+        ("auto", "llama3", answer, True),
+        ("auto", "none", answer, True),
+        ("auto", "harmony", f"<|channel|>final<|message|>{answer}", True),
+        ("auto", "harmony", answer, False),
+    ):
+        constraint = constraint_of(
+            model,
+            response_format=json_schema(POINT),
+            tools=TOOLS,
+            tool_choice=choice,
+            tool_format=tool_format,
+            reasoning="none",
+        )
+        assert constraint is not None and allows(constraint, model, text) is fits, (choice, tool_format, text)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -344,7 +372,7 @@ def test_auto_holds_strict_calls_once_they_begin(model: edgert.Model) -> None:
         ({"response_format": {"type": "xml"}}, "found 'xml'"),
         ({"response_format": {"type": "json_schema"}}, "json_schema"),
         ({"response_format": {"type": "json_object"}, "grammar": 'start: "a"'}, "one form"),
-        ({"response_format": {"type": "json_object"}, "tools": TOOLS, "tool_choice": "required"}, "one form"),
+        ({"grammar": 'start: "a"', "tools": TOOLS, "tool_choice": "required"}, "one form"),
         ({"grammar": {"type": "prolog", "value": "x"}}, "found 'prolog'"),
         ({"grammar": {"type": "choice", "value": []}}, "list of 1"),
         ({"grammar": ""}, "allowed is a text"),

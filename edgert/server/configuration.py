@@ -143,9 +143,14 @@ class Configuration:
         values["models"] = served_models(values["models"])
         for origin in values["cors_origins"]:
             _check_origin(origin)
+        for name in values["allowed_hosts"]:
+            if not re.fullmatch(r"[A-Za-z0-9._-]{1,253}", name, re.ASCII):
+                raise InvalidArgumentError(
+                    f"allowed_hosts: found {name!r:.80}, allowed is a name without scheme and port, such as board.lan"
+                )
         if not keys and not open_to_all and not is_loopback(values["host"]):
             raise InvalidArgumentError(
-                f"host: {values['host']} can be reached from other machines: give --api-key-file, or "
+                f"host: {values['host'] or 'every address'} can be reached from other machines: give --api-key-file, or "
                 "--allow-unauthenticated if everybody who reaches it may use it"
             )
         return cls(keys=keys, **values)

@@ -16,6 +16,7 @@ from edgert.errors import (
     QueueFullError,
     UnsupportedError,
 )
+from edgert.server.models import UnknownModelError
 
 RETRY_AFTER_S = 1
 
@@ -68,6 +69,8 @@ def of(error: BaseException) -> ApiError:
         return unavailable(str(error), "insufficient_memory")
     if isinstance(error, CancelledError):
         return unavailable(str(error), "cancelled")
+    if isinstance(error, UnknownModelError):
+        return ApiError(404, str(error), param="model", code="model_not_found")
     if isinstance(error, NotFoundError):
         return ApiError(404, str(error), code="not_found")
     if isinstance(error, InvalidArgumentError):

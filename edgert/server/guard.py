@@ -28,6 +28,7 @@ OPEN = frozenset({"/", "/health", "/ready"})
 # Answered to the end, whatever else: what tells how the server is.
 ALWAYS = frozenset({"/", "/health", "/ready", "/metrics", "/stats"})
 _MAX_HEADERS = 100
+_MAX_HEAD_BYTES = 32 << 10
 _MAX_HELD_BYTES = 32 << 20  # of bodies at a time
 _CORS = {
     b"access-control-allow-methods": b"GET, POST, OPTIONS",
@@ -147,17 +148,33 @@ class Rules:
         """The headers that a reply gets besides its own. Raises ApiError 400, 401 or 403."""
         if sum(map(len, headers.values())) > _MAX_HEADERS:
             raise ApiError(400, f"found more than {_MAX_HEADERS} headers", code="headers")
+        size = len(scope["path"]) + len(scope.get("query_string", b""))
+        size += sum(len(name) + len(value) for name, value in scope["headers"])
+        if size > _MAX_HEAD_BYTES:
+            raise ApiError(
+                431, f"found {size} bytes of headers, allowed are {_MAX_HEAD_BYTES}", code="headers"
+            )
         if b"content-length" in headers and b"transfer-encoding" in headers:
-            raise ApiError(400, "found two lengths of the body", code="invalid_http")
-        host = self._host(headers)
+            raise ApiError(
+                400, "found two lengths of the body", code="invalid_http", headers={"Connection": "close"}
+            )
+        if (encodings := headers.get(b"content-encoding", [b"identity"])) != [b"identity"]:
+            raise ApiError(
+                415,
+                f"content-encoding: found {encodings[0].decode('latin-1')!r:.40}; send the body as it is",
+                code="content_encoding",
+            )
+        host = self._host(scope, headers)
         added = self._origin(scope, headers, host)
         preflight = scope["method"] == "OPTIONS" and b"access-control-request-method" in headers
         if self._keys and scope["path"] not in OPEN and not preflight:
             self._key(headers)
         return added
 
-    def _host(self, headers: Headers) -> str:
+    def _host(self, scope: Scope, headers: Headers) -> str:
         found = headers.get(b"host", [])
+        if not found and scope.get("http_version") == "1.0":  # which no browser speaks
+            return ""
         if len(found) != 1:
             raise ApiError(400, f"host: found {len(found)} of this header, one is needed", code="host")
         text = found[0].decode("latin-1").lower()

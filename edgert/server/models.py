@@ -15,7 +15,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from edgert.errors import BudgetError, EdgertError, NotFoundError
+from edgert.errors import (
+    BudgetError,
+    EdgertError,
+    InvalidArgumentError,
+    NotFoundError,
+    StorageError,
+    UnsupportedError,
+)
 from edgert.server.configuration import ServedModel
 from edgert.server.threads import on_thread
 from edgert.units import format_bytes
@@ -28,6 +35,10 @@ if TYPE_CHECKING:
 _WAIT_FOR_ROOM_S = 30.0
 _RETRY_FAILED_S = 5.0
 _RESCAN_S = 1.0
+
+
+class UnknownModelError(NotFoundError):
+    """A request names a model, or an adapter of one, that is not served."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +161,7 @@ class ModelRegistry:
             loaded = _loaded(entry, opened, name or entry.served.name, adapter)
             if adapter is not None and adapter not in loaded.adapters:
                 there = ", ".join(loaded.adapters) or "none"
-                raise NotFoundError(
+                raise UnknownModelError(
                     f"model {name!r:.120}: {entry.served.name} has no adapter of this name; there are {there}"
                 )
             yield loaded
@@ -176,6 +187,11 @@ class ModelRegistry:
     @property
     def entries(self) -> Mapping[str, Entry]:
         return self._entries
+
+    def failure(self, names: Sequence[str]) -> str | None:
+        """Why one of these, which are to be there from the start, is not."""
+        failed = (self._entries[name] for name in names if name in self._entries)
+        return next((str(one.error) for one in failed if one.error is not None), None)
 
     def opened(self) -> Iterator[tuple[str, Opened]]:
         """The models in memory, at this moment."""
@@ -235,7 +251,7 @@ class ModelRegistry:
             if known in self._entries and adapter:
                 return self._entries[known], adapter
         there = ", ".join(list(self._entries)[:20]) or "none"
-        raise NotFoundError(f"model {name!r:.120}: is not served here; there are {there}")
+        raise UnknownModelError(f"model {name!r:.120}: is not served here; there are {there}")
 
     def _rescan(self) -> None:
         if self._found is not None and time.monotonic() - self._scanned > _RESCAN_S:
@@ -268,8 +284,8 @@ class ModelRegistry:
                 entry.opened, entry.error = opened, None
                 return opened
         except Exception as error:
-            entry.error, entry.failed_at = error, time.monotonic()
-            raise
+            entry.error, entry.failed_at = _told(error), time.monotonic()
+            raise entry.error from error
         finally:
             entry.loading = None
             entry.used_at = time.monotonic()
@@ -329,6 +345,13 @@ def _adapters(entry: Entry) -> tuple[str, ...]:
     if not entry.opened.adapters:
         return ()
     return tuple(info.name for info in entry.opened.model.adapters())
+
+
+def _told(error: Exception) -> Exception:
+    """As a request for the model is told: what is wrong is the server's, whatever the request says."""
+    if isinstance(error, NotFoundError | InvalidArgumentError | UnsupportedError):
+        return StorageError(str(error))
+    return error
 
 
 def _retrieve(task: "asyncio.Task[Opened]") -> None:

@@ -167,7 +167,7 @@ def _prompts(model: "Model", given: str | list[Any], wanted: int) -> list[_Promp
         try:
             prompt = _Prompt(text, model.prompt_tokens(one))
         except ContextLengthError as error:
-            raise too_long(error, param) from None
+            raise too_long(error, model, param) from None
         except InvalidArgumentError as error:
             raise refused(f"{param}: {error}", param) from None
         check_length(len(prompt.tokens) - (wanted == 0), model, param)

@@ -112,7 +112,7 @@ def prompt_of(model: "Model", conversation: Conversation, param: str) -> Prompt:
     try:
         tokens = model.encoded(text, add_special_tokens=False)
     except ContextLengthError as error:
-        raise too_long(error, param) from None
+        raise too_long(error, model, param) from None
     check_length(len(tokens), model, param)
     return Prompt(text, tokens)
 

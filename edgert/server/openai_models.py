@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgert.errors import NotFoundError, UnsupportedError
-from edgert.server.models import ModelCard
+from edgert.errors import UnsupportedError
+from edgert.server.models import ModelCard, UnknownModelError
 from edgert.server.openai_fields import refused
 from edgert.server.openai_http import Reply, dumps
 from edgert.server.state import ServerState
@@ -44,7 +44,7 @@ async def show_model(state: ServerState, request: Request) -> Response:
     for one in state.models.cards():
         if one.id == name:
             return Response(dumps(card(one)), media_type="application/json")
-    raise NotFoundError(f"model {name!r:.120}: is not served here")
+    raise UnknownModelError(f"model {name!r:.120}: is not served here")
 
 
 async def embeddings(state: ServerState, request: Request, fields: Mapping[str, Any], reply: Reply) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import edgert
+from edgert.backends.native import NativeModel
 from edgert.errors import ContextLengthError, QueueFullError, UnsupportedError
 from edgert.generation import Piece
 from edgert.sampling import Sampling
@@ -75,12 +76,20 @@ def adapter_of(fields: Mapping[str, Any], loaded: LoadedModel) -> "AdapterChoice
                     f"lora[{index}].id",
                 )
             name = loaded.adapters[name]
+        if name in chosen:
+            raise refused(f"lora[{index}].id: the adapter {name!r:.80} comes twice", f"lora[{index}].id")
         chosen[name] = float(one["scale"])
     return chosen
 
 
-def too_long(error: ContextLengthError, param: str) -> ApiError:
-    return refused(f"{param}: {error}", param, "context_length_exceeded")
+def too_long(error: ContextLengthError, model: "Model", param: str) -> ApiError:
+    """In the words by which clients know it."""
+    found = str(error).removeprefix("prompt: ")
+    return refused(
+        f"{param}: this model's maximum context length is {model.context} tokens; {found}",
+        param,
+        "context_length_exceeded",
+    )
 
 
 def check_length(tokens: int, model: "Model", param: str) -> None:
@@ -99,9 +108,10 @@ def _fingerprint(*about: str) -> str:
 
 
 def fingerprint(model: "Model") -> str:
-    """The same where the same request with the same seed gives the same answer: version, bundle, lossy modes."""
+    """The same where the same request with the same seed gives the same answer: version, weights, lossy modes."""
     modes = ",".join(f"{name}={value}" for name, value in sorted(model.lossy_modes.items()))
-    return _fingerprint(edgert.__version__, str(model.path), modes)
+    weights = f"{model.native.state_fingerprint:x}" if isinstance(model, NativeModel) else str(model.path)
+    return _fingerprint(edgert.__version__, weights, modes)
 
 
 def new_id(prefix: str) -> str:

@@ -102,13 +102,16 @@ def _scales(wanted: object, names: list[str]) -> dict[str, float]:
     for index, row in enumerate(wanted):
         where = f"[{index}]"
         if not isinstance(row, dict) or not row.keys() <= {"id", "scale", "name", "path"}:
-            raise ApiError(400, f"body{where}: allowed is an object of id and scale", param=where)
+            raise ApiError(
+                400, f"body{where}: allowed is an object of id and scale", param=where, code="invalid_value"
+            )
         number, scale = row.get("id"), row.get("scale")
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(names):
             raise ApiError(
                 400,
                 f"body{where}.id: found {number!r:.40}; there are {len(names)} adapters, from 0",
                 param=f"{where}.id",
+                code="invalid_value",
             )
         if (
             isinstance(scale, bool)
@@ -119,6 +122,14 @@ def _scales(wanted: object, names: list[str]) -> dict[str, float]:
                 400,
                 f"body{where}.scale: found {scale!r:.40}, allowed is a number from {-_MAX_SCALE:g} to {_MAX_SCALE:g}",
                 param=f"{where}.scale",
+                code="invalid_value",
+            )
+        if names[number] in scales:
+            raise ApiError(
+                400,
+                f"body{where}.id: adapter {number} comes twice",
+                param=f"{where}.id",
+                code="invalid_value",
             )
         scales[names[number]] = float(scale)
     return {name: scale for name, scale in scales.items() if scale}

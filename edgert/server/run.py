@@ -146,23 +146,22 @@ class Daemon:
         """Load what is to be there from the start; returns the error that ends the daemon: of an only model."""
         for one in sockets:
             self._log.event("listening", address_of(one))
-        names = self.state.models.to_preload()
-        for name in names:
+        self.state.preloaded = self.state.models.to_preload()
+        for name in self.state.preloaded:
             begun = time.monotonic()
             try:
                 await self.state.models.load(name)
             except (EdgertError, OSError, MemoryError) as error:
                 if len(self.state.models.entries) == 1:
                     return error
-                self.state.failure = str(error)
                 self._log.event("model", f"{name} cannot be loaded: {error}")
             else:
                 self._log.event("model", f"{name} is loaded", seconds=round(time.monotonic() - begun, 3))
         gc.collect()
         gc.freeze()  # what is there now stays; collections look at the rest
         return_free_memory()
+        self.state.loaded = True
         if self.state.failure is None:
-            self.state.loaded = True
             self._log.event("ready", f"after {time.monotonic() - self.state.started:.2f} s")
         notify.notify("READY=1\nSTATUS=" + (self.state.failure or "ready").replace("\n", " "))
         await self._stop.wait()

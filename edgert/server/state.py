@@ -1,7 +1,7 @@
 """What the routes share."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -51,13 +51,18 @@ class ServerState:
     limits: Limits
     started: float = field(default_factory=time.monotonic)
     draining: bool = False
-    failure: str | None = None  # why what is loaded at the start was not
-    loaded: bool = False  # what is loaded at the start
+    preloaded: Sequence[str] = ()  # the models that are to be there from the start
+    loaded: bool = False  # loading them has ended
     active: int = 0  # requests under way
 
     @property
+    def failure(self) -> str | None:
+        """Why a model is not there that is to be there from the start, until it is."""
+        return self.models.failure(self.preloaded)
+
+    @property
     def ready(self) -> bool:
-        return self.loaded and not self.draining
+        return self.loaded and not self.draining and self.failure is None
 
     @asynccontextmanager
     async def acquire(self, model: str | None) -> AsyncIterator[LoadedModel]:

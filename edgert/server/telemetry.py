@@ -27,6 +27,12 @@ _STATES = frozenset(
         "preload_on",
         "slot_bytes",
         "slot_capacity_bytes",
+        "kv_blocks_free",
+        "kv_blocks_idle",
+        "kv_blocks_cached",
+        "adapters",
+        "adapters_resident",
+        "adapter_bytes",
         "requests_running",
         "requests_waiting",
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from edgert.errors import InvalidArgumentError, UnsupportedError
 from edgert.structured.call_forms import begun, call_rules
 from edgert.structured.constraint import Constraint
-from edgert.structured.families.harmony import SYNTAX, start_rules
+from edgert.structured.families.harmony import CHANNEL, MESSAGE, SYNTAX, start_rules
 from edgert.structured.formats import call_format, is_harmony, opened_by, reasoning_tags
 from edgert.structured.forms import grammar_text, quoted, schema_form
 from edgert.structured.tools import Tool, chosen, tools_of
@@ -43,13 +43,16 @@ def constraint_of(
     """
     functions = tools_of(tools)
     choice, among = chosen(functions, tool_choice)
+    forced = choice in ("required", "named")
     body = form_of_response(response_format)
+    if forced:
+        body = None  # that is the content's, and such a reply has none
     asked = [
         name
         for name, wanted in (
             ("response_format", body is not None),
             ("grammar", grammar is not None),
-            ("tool_choice", choice in ("required", "named")),
+            ("tool_choice", forced),
         )
         if wanted
     ]
@@ -61,15 +64,19 @@ def constraint_of(
         is_json = isinstance(grammar, Mapping) and grammar.get("type") == "json_schema"
         return vocabulary_of(model).constraint(grammar_text(grammar), "grammar", json=is_json)
     calls: list[str] | None = None
-    if choice in ("required", "named") or (
-        choice == "auto" and body is None and any(tool.strict for tool in among)
-    ):
+    if forced or (choice == "auto" and (body is not None or any(tool.strict for tool in among))):
         many = parallel_tool_calls and choice != "named"
-        calls = _call_rules(model, among, tool_format, reasoning, many, choice == "auto")
+        calls = _call_rules(model, among, tool_format, reasoning, many, forced, beside_text=body is None)
     if body is None and calls is None:
         return None
     literal = _literals(model.tokenizer)
-    rules = calls if calls is not None else [f"body: {body}"]
+    rules = calls or []
+    if body is not None:
+        if is_harmony(model.tokenizer, tool_format, reasoning):
+            body = f"{literal(f'{CHANNEL}final{MESSAGE}')} {body}"
+        if calls is not None:
+            rules = ["body: answer | called", calls[0].replace("body:", "called:", 1), *calls[1:]]
+        rules = [*rules, f"{'body' if calls is None else 'answer'}: {body}"]
     start = _after_reasoning(model.tokenizer, prompt, reasoning, tool_format, literal)
     where = "tools" if calls is not None else "response_format"
     return vocabulary_of(model).constraint("\n".join([*start, *rules]) + "\n", where, json=True)
@@ -98,20 +105,28 @@ def form_of_response(given: Mapping[str, Any] | None) -> str | None:
 
 
 def _call_rules(
-    model: "Model", tools: Sequence[Tool], tool_format: str, reasoning: str, many: bool, auto: bool
+    model: "Model",
+    tools: Sequence[Tool],
+    tool_format: str,
+    reasoning: str,
+    many: bool,
+    forced: bool,
+    *,
+    beside_text: bool,
 ) -> list[str] | None:
-    """The rule `body` for calls of `tools`; None where nothing is to be held (auto, and calls do not show at once)."""
+    """The rule `body` for calls of `tools`, first; None where nothing is to be held. Where they are not `forced`, they may stand
+    `beside_text` that is free, or in place of an answer in a form; not so those that look like either at their beginning."""
     tokenizer = model.tokenizer
     literal = _literals(tokenizer)
     if is_harmony(tokenizer, tool_format, reasoning):
-        return None if auto else call_rules(SYNTAX, tools, literal, many=False)
+        return None if beside_text and not forced else call_rules(SYNTAX, tools, literal, many=False)
     written = call_format(tokenizer, tool_format)
-    if written is None:
+    if written is None and forced:
         raise UnsupportedError("tool_choice: calls are turned off (tool_format none)")
-    if not auto:
-        return call_rules(written.syntax, tools, literal, many=many)
-    if written.bare:
+    if written is None or (written.bare and not forced):
         return None
+    if forced or not beside_text:
+        return call_rules(written.syntax, tools, literal, many=many)
     # Text is free until a call begins, and after it.
     trigger = written.begins[0]
     text = f"free: {_ANY_TEXT}"

@@ -146,7 +146,7 @@ constexpr Knob kKnobs[] = {
      "bytes",
      false,
      "Memory that is kept for adapters, and the most that idle ones take. Without it they take what the "
-     "experts leave: nothing, where experts are read from storage as they are needed."},
+     "experts leave, and of their slots what those that are in use lack."},
     {"isa", KnobKind::choice, "auto", 0, 0, kIsas, "", false,
      "Instruction set of the kernels. auto: the best that this processor runs."},
 };

@@ -185,6 +185,11 @@ class Model {
   // Of expert slots: at most what all experts take. As ExpertStore::resize() otherwise.
   void set_expert_bytes(std::uint64_t bytes);
   std::uint64_t least_expert_bytes() const noexcept { return store_.least_bytes(); }
+  // Adapters go before experts, which can be read again: takes so many bytes of the expert slots, as far as
+  // the least are left; false where there is nothing to take. Waits for the step under way.
+  bool take_from_experts(std::uint64_t bytes);
+  // Gives back of what was taken what is free now, unless the slots' memory was set meanwhile.
+  void return_to_experts();
   void set_prefetch_depth(int reads);
   int prefetch_depth() const { return store_.prefetch_depth(); }
   void set_token_interval_ms(double milliseconds);  // of steps in which every row decodes
@@ -212,6 +217,10 @@ class Model {
   void check(std::span<const StepRow> rows) const;
   void check(const AdapterMix& mix) const;
   void decide_sharing() noexcept;
+  // With the step mutex held:
+  bool take(std::uint64_t bytes);  // as take_from_experts()
+  void give_back();                // as return_to_experts()
+  void reserve_for(const std::shared_ptr<const AdapterMix>& mix);
   std::vector<KvSequence::Hold> hold(std::span<const StepRow> rows) const;
   void run(std::span<const StepRow> rows, const StepSink& sink, const StepControl& control);
   // Of those rows whose weights these are.
@@ -238,10 +247,12 @@ class Model {
 
   mutable FairMutex step_mutex_;
   std::atomic<bool> cancelled_{false};
-  bool imposed_ = false;         // the choice of experts
-  std::atomic<bool> fill_;       // the step to come has the rest of the experts read
-  std::vector<BatchRow> batch_;  // of the chunk under way
-  std::vector<Origin> origins_;  // where each came from
+  std::uint64_t taken_bytes_ = 0;    // of the expert slots, by adapters
+  std::uint64_t capacity_left_ = 0;  // of the expert slots, when that was last so
+  bool imposed_ = false;             // the choice of experts
+  std::atomic<bool> fill_;           // the step to come has the rest of the experts read
+  std::vector<BatchRow> batch_;      // of the chunk under way
+  std::vector<Origin> origins_;      // where each came from
   mutable std::mutex statistics_mutex_;
   ModelStatistics statistics_;
   std::vector<float> step_times_;  // of decode steps, in a ring
