@@ -125,6 +125,32 @@ def test_es_runs_and_gaps(steps: list[int], chunk: int) -> None:
     assert np.array_equal(np.concatenate([*parts, wanted[:0]]), wanted)
 
 
+def test_silence_and_late_starts_keep_their_length(tmp_path: Path) -> None:
+    """The clocks of EVT turn round in 16.8 s and 4.8 h; what says nothing for longer is still counted through."""
+    at = np.array([0, 1, 12_000_000, 24_100_000, 75_000_000, 75_000_001, 30_000_000_000, 65_000_000_000])
+    wanted = stream.events_of(at, at % 7, at % 5, at % 2 == 0)
+    for format in ("evt2", "evt3"):
+        save_events(tmp_path / "a", wanted, SIZE, format)
+        assert np.array_equal(open_events(tmp_path / "a").read(), wanted)
+    late = wanted.copy()
+    late["t"] += (1 << 24) + 5
+    save_events(tmp_path / "late", late, SIZE, "evt3")
+    assert np.array_equal(open_events(tmp_path / "late").read()["t"], wanted["t"] + 5)
+    late["t"][-1] += 1 << 41
+    with pytest.raises(InvalidArgumentError, match="2\\^40"):
+        save_events(tmp_path / "late", late, SIZE, "evt3")
+
+
+def test_a_record_that_begins_like_a_header_line_is_a_record(tmp_path: Path) -> None:
+    row = 259 - (0x23 << 2 | 1)  # counted from below, its bits are the byte of #
+    wanted = events([(5, 1, row, True), (10, 2, row, False), (0x0A0D, 3, row, True)])
+    save_events(tmp_path / "a.aedat", wanted, SIZE)
+    data = (tmp_path / "a.aedat").read_bytes()
+    assert open_events(tmp_path / "a.aedat").read().tolist() == wanted.tolist()
+    (tmp_path / "old.aedat").write_bytes(data.replace(b"#End Of ASCII Header\r\n", b""))
+    assert open_events(tmp_path / "old.aedat").read().tolist() == wanted.tolist()
+
+
 # --- hostile ---------------------------------------------------------------------------------------------------
 
 
