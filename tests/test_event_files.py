@@ -125,6 +125,34 @@ def test_es_runs_and_gaps(steps: list[int], chunk: int) -> None:
     assert np.array_equal(np.concatenate([*parts, wanted[:0]]), wanted)
 
 
+def test_silence_and_late_starts_keep_their_length(tmp_path: Path) -> None:
+    """The clocks of EVT turn round in 16.8 s and 4.8 h; what says nothing for longer is still counted through."""
+    at = np.array([0, 1, 12_000_000, 24_100_000, 75_000_000, 75_000_001, 600_000_000])
+    for format in ("evt2", "evt3"):
+        at[-1] *= 100 if format == "evt2" else 1
+        wanted = stream.events_of(at, at % 7, at % 5, at % 2 == 0)
+        save_events(tmp_path / "a", wanted, SIZE, format)
+        assert np.array_equal(open_events(tmp_path / "a").read(), wanted)
+    wanted = wanted[:-1]
+    late = wanted.copy()
+    late["t"] += (1 << 24) + 5
+    save_events(tmp_path / "late", late, SIZE, "evt3")
+    assert np.array_equal(open_events(tmp_path / "late").read()["t"], wanted["t"] + 5)
+    late["t"][-1] += 1 << 37
+    with pytest.raises(InvalidArgumentError, match="2\\^36"):
+        save_events(tmp_path / "late", late, SIZE, "evt3")
+
+
+def test_a_record_that_begins_like_a_header_line_is_a_record(tmp_path: Path) -> None:
+    row = 259 - (0x23 << 2 | 1)  # counted from below, its bits are the byte of #
+    wanted = events([(5, 1, row, True), (10, 2, row, False), (0x0A0D, 3, row, True)])
+    save_events(tmp_path / "a.aedat", wanted, SIZE)
+    data = (tmp_path / "a.aedat").read_bytes()
+    assert open_events(tmp_path / "a.aedat").read().tolist() == wanted.tolist()
+    (tmp_path / "old.aedat").write_bytes(data.replace(b"#End Of ASCII Header\r\n", b""))
+    assert open_events(tmp_path / "old.aedat").read().tolist() == wanted.tolist()
+
+
 # --- hostile ---------------------------------------------------------------------------------------------------
 
 
@@ -185,12 +213,18 @@ def test_events_outside_of_the_sensor_are_corrupt(tmp_path: Path) -> None:
 def test_aedat4_agrees_with_dv_processing(tmp_path: Path) -> None:
     dv = pytest.importorskip("dv_processing")
     wanted, path = drawn(20_000), tmp_path / "dv.aedat4"
-    for compression in (dv.CompressionType.LZ4, dv.CompressionType.ZSTD, dv.CompressionType.NONE):
-        config = dv.io.MonoCameraWriter.EventOnlyConfig("camera", SIZE, compression)
-        writer, store = dv.io.MonoCameraWriter(str(path), config), dv.EventStore()
-        for t, x, y, on in wanted.tolist():
-            store.push_back(t, x, y, on)
-        writer.writeEvents(store)
+    for compression in ("LZ4", "LZ4_HIGH", "ZSTD", "ZSTD_HIGH", "NONE"):
+        # Frames, IMU and triggers between the events.
+        config = dv.io.MonoCameraWriter.DAVISConfig("camera", SIZE, getattr(dv.CompressionType, compression))
+        writer = dv.io.MonoCameraWriter(str(path), config)
+        for part in np.array_split(wanted, 5):
+            store, t0 = dv.EventStore(), int(part["t"][0])
+            for t, x, y, on in part.tolist():
+                store.push_back(t, x, y, on)
+            writer.writeEvents(store)
+            writer.writeFrame(dv.Frame(t0, np.zeros(SIZE[::-1], np.uint8)))
+            writer.writeTrigger(dv.Trigger(t0, dv.TriggerType.EXTERNAL_SIGNAL_RISING_EDGE))
+            writer.writeImu(dv.IMU(t0, *[0.0] * 10))
         del writer
         with open_events(path) as file:
             assert file.size == SIZE
@@ -261,6 +295,17 @@ def test_files_of_event_stream(tmp_path: Path) -> None:
     with event_stream.Decoder(str(tmp_path / "ours.es")) as decoder:
         back = np.concatenate(list(decoder))
     assert np.array_equal(stream.events_of(back["t"], back["x"], back["y"], back["on"]), wanted)
+
+
+def test_other_readers_count_a_silence_too(tmp_path: Path) -> None:
+    eventcv, evlib = pytest.importorskip("eventcv"), pytest.importorskip("evlib")
+    at = np.array([0, 1, 12_000_000, 24_100_000, 75_000_000, 75_000_001, 130_000_000])
+    wanted = stream.events_of(at, at % 7, at % 5, at % 2 == 0)
+    for format in ("evt2", "evt3"):
+        save_events(tmp_path / "a.raw", wanted, SIZE, format)
+        assert np.array_equal(as_events(eventcv.load(str(tmp_path / "a.raw")).numpy()), wanted)
+        table = evlib.load_events(str(tmp_path / "a.raw")).collect()
+        assert table["t"].dt.total_microseconds().to_list() == at.tolist()
 
 
 @pytest.mark.parametrize("format", ["evt2", "evt3"])

@@ -58,7 +58,8 @@ def test_the_ladder_grows_and_carries_fine_into_coarse() -> None:
 
 
 def test_the_start_means_what_the_model_says() -> None:
-    assert DAVIS346.refractory_s == pytest.approx(20e-15 * 0.8 / (6054e-12 * 38 / 255))
+    assert DAVIS346.refractory_s == pytest.approx(20e-15 * 0.8 / (48437e-12 * 25 / 255))
+    assert DAVIS346.follower_hz == pytest.approx(67, abs=1)
     assert DAVIS346.theta_on == pytest.approx(0.262, abs=0.002)
     assert DAVIS346.theta_off == pytest.approx(0.262, abs=0.002)
 
@@ -84,7 +85,7 @@ def test_the_published_law_moves_the_published_biases() -> None:
     law = FastSlow("published")
     for _ in range(2):
         biases = law.step(0.0)
-    assert biases.refractory == Bias(4, 57)
+    assert biases.refractory == Bias(3, 57)
     moved = (biases.photoreceptor, biases.follower, biases.on_threshold, biases.off_threshold)
     assert moved == (Bias(6, 124), Bias(7, 37), Bias(1, 58), Bias(5, 173))
     for _ in range(400):  # what runs out of a fine value is cut off, for the sensor has no more
@@ -193,6 +194,14 @@ def test_frames_of_a_still_camera_and_bursts_are_dropped() -> None:
     assert not kept[7] and kept[:7].all() and kept[8:20].all() and not kept[21:].any()
 
 
+def test_descriptors_see_both_polarities_apart() -> None:
+    """Where brighter and darker events cancel out, and where there are none, are two things."""
+    drawn = np.zeros((2, 2, 64, 64), np.int32)
+    drawn[0, :, :32] = 3
+    rows = frames.descriptors(drawn)
+    assert not np.allclose(rows[0], rows[1])
+
+
 def test_descriptors_are_of_a_quarter_and_their_patches_alike() -> None:
     drawn = np.random.default_rng(0).integers(0, 5, (3, 2, 64, 64))
     rows = frames.descriptors(drawn)
@@ -245,14 +254,51 @@ def rate(light: float = 1.0, biases: Biases = DAVIS346, speed: float = 2.0) -> f
 
 def test_pixels_behave_as_the_physics_says() -> None:
     assert rate(light=0.02) < 0.6 * rate()  # the dark is slow and faint
-    assert rate(speed=4) > 1.5 * rate(speed=2)
+    assert rate(speed=2) > 1.5 * rate(speed=1)
     for name, opened in (("photoreceptor", 60), ("on_threshold", -60), ("off_threshold", 60)):
         bias = LADDER[rung(getattr(DAVIS346, name)) + opened]
         assert rate(light=0.02, biases=replace(DAVIS346, **{name: bias})) > 1.02 * rate(light=0.02), name
-    assert rate(biases=replace(DAVIS346, refractory=Bias(4, 4))) < rate(
-        biases=replace(DAVIS346, refractory=Bias(4, 57))
-    )
+    wide = replace(DAVIS346, follower=LADDER[rung(DAVIS346.follower) + 60])
+    assert rate(biases=wide) > 1.02 * rate()  # in the light the follower is what is slow
     assert 0 < rate(light=0.001, speed=0.0) < 5 * 32 * 32  # noise and leak
+
+
+def refractory(coarse: int, fine: int) -> Biases:
+    return replace(DAVIS346, refractory=Bias(coarse, fine))
+
+
+def test_the_fast_bias_is_nearly_inert_at_the_cameras_own_coarse_value() -> None:
+    """A follower of 67 Hz holds events of a pixel some 300 us apart: 1.5 to 21 us of dead time are short beside that."""
+    assert rate(biases=refractory(3, 4)) > 0.98 * rate(biases=refractory(3, 57))
+    assert rate(biases=refractory(6, 4)) < 0.7 * rate(biases=refractory(6, 57))
+
+
+def test_a_dead_pixel_stays_silent_and_then_refers_to_what_it_sees() -> None:
+    camera = SimulatedCamera(
+        Corridor(5, length_m=4, rows=32), size=(32, 32), speed_m_per_s=2.0, biases=refractory(6, 4)
+    )
+    reading = camera.read(0.2)
+    assert reading is not None
+    events = reading.events
+    order = np.lexsort((events["t"], events["x"], events["y"]))
+    t, pixel = events["t"][order], events["y"][order] * 32 + events["x"][order]
+    apart = np.diff(t)[np.diff(pixel) == 0]
+    assert (
+        len(apart) > 100 and apart.min() >= refractory(6, 4).refractory_s * 1e6 - 1
+    )  # of 10.9 ms, over many steps
+
+
+def test_a_camera_put_down_elsewhere_has_moved_there() -> None:
+    """What it sees of a place is what a camera that came all the way sees of it."""
+    wall = Corridor(5, length_m=4, rows=32)
+    whole = SimulatedCamera(wall, size=(32, 32), speed_m_per_s=1.0, light=0.02)
+    assert whole.read(1.0) is not None
+    put = SimulatedCamera(wall, size=(32, 32), speed_m_per_s=1.0, light=0.02, stride_m=1.0)
+    put.read(0.01)
+    assert put.position_m == pytest.approx(1.0) and put.t == pytest.approx(0.01)
+    one, other = whole.read(0.2), put.read(0.2)
+    assert one is not None and other is not None
+    assert len(other.events) == pytest.approx(len(one.events), rel=0.05)
 
 
 def test_a_slow_change_bursts_and_runs_repeat() -> None:

@@ -15,11 +15,12 @@ from edgert.events.stream import CHUNK_BYTES, Events, Unwrapped, check_inside, e
 
 MAGIC = b"#!AER-DAT2.0"
 CHIPS = {"davis346": (346, 260), "davis240": (240, 180), "davis208": (208, 192), "davis128": (128, 128)}
+_END = b"#end of ascii header"  # jAER's, in newer files; a record can begin with the byte of # too
 _RECORD = np.dtype([("address", ">u4"), ("t", ">u4")])
 
 
 def read(file: BinaryIO, path: Path) -> tuple[tuple[int, int], Iterator[Events]]:
-    size = _size(header_lines(file, path, b"#"), path)
+    size = _size(header_lines(file, path, b"#", _END), path)
     return size, _chunks(file, path, size)
 
 
@@ -68,5 +69,5 @@ def write(path: str | Path, events: Events, size: tuple[int, int]) -> None:
         rows << 22 | events["x"].astype(np.uint32) << 12 | events["on"].astype(np.uint32) << 11
     )
     records["t"] = events["t"]
-    head = f"#!AER-DAT2.0\r\n# AEChip: eu.seebetter.ini.chips.davis.{chip.capitalize()}\r\n"
+    head = f"#!AER-DAT2.0\r\n# AEChip: eu.seebetter.ini.chips.davis.{chip.capitalize()}\r\n#End Of ASCII Header\r\n"
     Path(path).write_bytes(head.encode() + records.tobytes())

@@ -29,7 +29,7 @@ def read(file: BinaryIO, path: Path) -> tuple[tuple[int, int], Iterator[Events]]
     table_at = header.integer(1, "<q", -1)
     streams = _streams(header.text(2), path)
     if not streams:
-        raise UnsupportedError(f"{path}: has no stream of events")
+        raise UnsupportedError(f"{path}, header: found no stream of type EVTS, which alone is read")
     stream, size = next(iter(streams.items()))
     return size, _chunks(file, path, stream, size, compression, table_at)
 
@@ -55,7 +55,9 @@ def _chunks(
             continue
         data = file.read(length)
         if len(data) < length:
-            raise CorruptError(f"{path}, byte {offset}: the file ends within a packet of {length} bytes")
+            raise CorruptError(
+                f"{path}, byte {offset}: the file ends within a packet, found {len(data)} of {length} bytes"
+            )
         events = _packet(decompress(data, offset), f"{path}, packet at byte {offset}")
         check_inside(events, size, path, offset)
         yield events
@@ -136,7 +138,9 @@ def _sized(file: BinaryIO, path: Path, most: int) -> bytes:
         )
     data = file.read(length)
     if len(data) < length:
-        raise CorruptError(f"{path}: the file ends within its header of {length} bytes")
+        raise CorruptError(
+            f"{path}, byte {len(MAGIC) + 4}: the file ends within its header, found {len(data)} of {length} bytes"
+        )
     return data
 
 

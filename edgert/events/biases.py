@@ -15,6 +15,7 @@ _TOP_PICOAMPERES = (11, 94, 756, 6054, 48437, 387_500, 3.1e6, 24.8e6)
 _LEAST_FINE = 32  # below it the next coarse value has the same current with eight times the resolution
 _REFRACTORY_COULOMB = 20e-15 * 0.8
 _THRESHOLD_VOLTS = 0.0714
+_FOLLOWER_FARAD, _THERMAL_VOLT = 131e-15, 0.025
 
 
 class Bias(NamedTuple):
@@ -65,6 +66,11 @@ class Biases:
         return _REFRACTORY_COULOMB / max(self.refractory.picoamperes * 1e-12, 1e-18)
 
     @property
+    def follower_hz(self) -> float:
+        """The source follower's bandwidth as jAER estimates it: I / (2 pi U_T C)."""
+        return self.follower.picoamperes * 1e-12 / (2 * math.pi * _THERMAL_VOLT * _FOLLOWER_FARAD)
+
+    @property
     def theta_on(self) -> float:
         """In units of log intensity."""
         return _THRESHOLD_VOLTS * math.log(max(self.on_threshold.picoamperes, 1e-3) / self.diff.picoamperes)
@@ -94,7 +100,7 @@ class Biases:
 
 # The start of the published controller. It states no DiffBn; this one makes both thresholds 0.26.
 DAVIS346 = Biases(
-    refractory=Bias(4, 38),
+    refractory=Bias(3, 25),
     photoreceptor=Bias(6, 119),
     follower=Bias(7, 32),
     on_threshold=Bias(1, 63),

@@ -133,26 +133,43 @@ class _Evt3:
 
 
 def write(path: str | Path, events: Events, size: tuple[int, int], version: int = 3) -> None:
-    """InvalidArgumentError for events out of order in time: the formats hold a clock, not times."""
+    """The formats hold a clock that wraps around: the first time is kept less a multiple of 2^24 us (2^34 of EVT 2).
+
+    InvalidArgumentError for events out of order in time and for a silence of more than 19 hours.
+    """
     t = events["t"].astype(np.int64)
     if len(t) and (t[0] < 0 or (np.diff(t) < 0).any()):
         raise InvalidArgumentError("t: EVT holds times from 0 on that do not go back")
+    if len(t) and np.diff(t).max(initial=0) > 1 << 36:
+        raise InvalidArgumentError("t: found more than 2^36 us between two events, which EVT counts through")
     head = f"% evt {version}.0\n% format EVT{version};height={size[1]};width={size[0]}\n% geometry {size[0]}x{size[1]}\n% end\n"
     x, y, on = (events[name].astype(np.int64) for name in ("x", "y", "on"))
+    bits = 28 if version == 2 else 12  # of TIME_HIGH
+    high = t >> (6 if version == 2 else 12)
+    time_high = 8 << bits | high & ((1 << bits) - 1)
     if version == 2:
-        columns = [
-            (8 << 28 | (t >> 6 & 0xFFF_FFFF), t >> 6),
-            (on << 28 | (t & 0x3F) << 22 | x << 11 | y, None),
-        ]
+        columns = [(time_high, high), (on << 28 | (t & 0x3F) << 22 | x << 11 | y, None)]
     else:
-        high, low = t >> 12, t & 0xFFF
         columns = [
-            (8 << 12 | (high & 0xFFF), high),
-            (6 << 12 | low, t),
+            (time_high, high),
+            (6 << 12 | t & 0xFFF, t),
             (y, y),
             (2 << 12 | on << 11 | x, None),
         ]
     # A word stands where it says something new; in a new time the row is said again.
     needed = [np.ones(len(t), bool) if key is None else np.diff(key, prepend=-1) != 0 for _, key in columns]
-    words = np.stack([word for word, _ in columns], axis=1)[np.stack(needed, axis=1)]
+    chosen = np.stack(needed, axis=1)
+    words = np.stack([word for word, _ in columns], axis=1)[chosen]
+    starts = np.cumsum(chosen.sum(axis=1)) - chosen.sum(axis=1)
+    words = np.insert(words, *_ticks(high, bits, starts, 1 << 26 if version == 2 else 1))
     Path(path).write_bytes(head.encode() + words.astype(f"<u{4 if version == 2 else 2}").tobytes())
+
+
+def _ticks(high: _Words, bits: int, starts: _Words, apart: int) -> tuple[_Words, _Words]:
+    """(places, words): TIME_HIGH in between, so that no turn of the clock goes by unseen. Of EVT 3 every one, as a sensor
+    does: readers take a step back for a turn only near the clock's end."""
+    more = np.maximum(np.diff(high, prepend=high[:1]) - 1, 0) // apart
+    which = np.repeat(np.arange(len(high)), more)
+    order = np.arange(len(which)) - np.repeat(np.cumsum(more) - more, more) + 1
+    values = high[which - 1] + order * apart
+    return starts[which], 8 << bits | values & ((1 << bits) - 1)

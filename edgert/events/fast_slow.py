@@ -9,7 +9,7 @@ from edgert.events.biases import DAVIS346, LADDER, Bias, Biases, rung
 
 BAND = (5e5, 2.5e6)  # events a second of the whole sensor, as published
 WINDOW_S = 0.3
-STEP = 12  # rungs of a slow move; as published 5 fine units
+STEP = 48  # rungs of a slow move, about half more events; as published 5 fine units
 REFRACTORY = (4, 57)  # fine values
 _DEFAULTS = {"patience": 2, "blanking": 1, "dwell": 3, "relief": 8}
 KINDS = ("fast-slow", "published", "fast-only", "slow-only", "fixed", "aimd", "pi")

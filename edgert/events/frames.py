@@ -9,6 +9,7 @@ from edgert.errors import InvalidArgumentError
 from edgert.events.stream import Events
 
 FRAME_S = 0.066
+_BLUE, _RED = 0.114, 0.299  # shares of grey
 Images = npt.NDArray[Any]
 
 
@@ -56,9 +57,9 @@ def kept_frames(frames: Images, positions: npt.NDArray[Any] | None = None) -> np
 
 
 def descriptors(frames: Images, quarter: bool = True, patch: int = 8) -> npt.NDArray[np.float32]:
-    """One row a frame: the difference of the polarities, equalised, at a quarter of the size, patches made alike in mean
-    and deviation."""
-    images = equalised(frames[:, 1].astype(np.float32) - frames[:, 0])
+    """One row a frame: both polarities equalised, summed as the grey of a picture with off in blue and on in red, at a
+    quarter of the size, patches made alike in mean and deviation."""
+    images = _BLUE * equalised(frames[:, 0]) + _RED * equalised(frames[:, 1])
     images = reduced(images, 4) if quarter else images
     return patch_normalised(images, patch).reshape(len(images), -1)
 

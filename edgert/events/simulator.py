@@ -6,7 +6,7 @@ more frequent in the dark and at low thresholds, a dead time after each event, a
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,17 +15,20 @@ import numpy.typing as npt
 from edgert.errors import InvalidArgumentError
 from edgert.events.biases import DAVIS346, Biases
 from edgert.events.camera import Reading
-from edgert.events.stream import EVENT, Events, events_of
+from edgert.events.stream import Events, events_of
 
 _FULL_LIGHT = 2000.0  # intensity of a white wall at light 1
-_BANDWIDTH_HZ = 1500.0  # there, with the default biases
+_BANDWIDTH_HZ = 1500.0  # of the photoreceptor there, with the default bias
+_APPROACH_S = 0.3  # of motion before a camera that was put down elsewhere counts
 _LEAK_HZ = 0.1
 _NOISE_HZ = 0.5  # of a pixel in the dark, with the default thresholds
 _NOISE_VOLT = 0.06  # the threshold's change for e times the noise
-_MISMATCH = 0.03  # deviation of thresholds
+_MISMATCH = 0.03  # deviation of thresholds, in units of log intensity
+_LEAST_THETA = np.float32(0.02)
 _BURST = 0.15  # deviation of the references after a slow change
 
 Floats = npt.NDArray[Any]
+_Fired = tuple[Floats, Floats, Floats]  # pixels, seconds after the step began, whether brighter
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class SimulatedCamera:
     """An EventSource that moves along a corridor. `light` and `speed_m_per_s` are numbers or functions of seconds.
 
     `stride_m`: after each read the camera stands so much further on, so that long runs are sampled and not simulated
-    throughout; what it sees settles for 10 ms before it counts.
+    throughout; it moves for 0.3 s before what it sees counts.
     """
 
     def __init__(
@@ -81,47 +84,65 @@ class SimulatedCamera:
         self.size, self._corridor, self._stride = size, corridor, stride_m
         self._light, self._speed = _over_time(light), _over_time(speed_m_per_s)
         self._rng = np.random.default_rng([corridor.seed, seed])
-        shape = (size[1], size[0])
-        self._unlike = self._rng.normal(1, _MISMATCH, shape).astype(np.float32)
+        self._mismatch = self._rng.normal(0, _MISMATCH, size[0] * size[1]).astype(np.float32)
         self.t, self.position_m = 0.0, 0.0
-        self._biases = biases
-        self._signal = self._reference = np.zeros(shape, np.float32)
-        self._settle()
+        self._end_m = corridor.length_m - self.size[0] / corridor.pixels_per_m
+        self._put(biases)
+        self._stand()
 
     def biases(self) -> Biases:
         return self._biases
 
     def set_biases(self, biases: Biases) -> None:
-        slow = [name for name in vars(biases) if name != "refractory"]
-        if any(getattr(biases, name) != getattr(self._biases, name) for name in slow):
-            burst = self._rng.normal(0, _BURST, self._reference.shape)
-            self._reference = self._reference + burst.astype(np.float32)
+        if replace(biases, refractory=self._biases.refractory) != self._biases:
+            self._reference += self._rng.normal(0, _BURST, len(self._reference)).astype(np.float32)
+        self._put(biases)
+
+    def _put(self, biases: Biases) -> None:
         self._biases = biases
+        self._on, self._off = (
+            np.maximum(np.float32(theta) + self._mismatch, _LEAST_THETA)
+            for theta in (biases.theta_on, biases.theta_off)
+        )
+        lowest = np.minimum(self._on, self._off)
+        self._dark_noise_hz = _NOISE_HZ * np.exp((DAVIS346.theta_on - lowest) / _NOISE_VOLT)
 
     def close(self) -> None:
         """Nothing is held."""
 
     def read(self, seconds: float) -> Reading | None:
-        last = self._corridor.length_m - self.size[0] / self._corridor.pixels_per_m
         speed = self._speed(self.t)
-        if self.position_m + speed * (seconds + 0.02) >= last:
+        if self.position_m + speed * seconds >= self._end_m:
             return None
-        steps = max(1, int(np.ceil(seconds * max(speed * self._corridor.pixels_per_m, 100))))
+        steps = self._steps(seconds, speed)
         dt = seconds / steps
         events = np.concatenate([self._step(dt) for _ in range(steps)])
+        now = self.t
         if self._stride:
-            self.position_m += self._stride - speed * seconds
-            if self.position_m < last:
-                self._settle()
-        return Reading(self.t, events)
+            self._go_on(self._stride - speed * seconds)
+        return Reading(now, events)
 
-    def _settle(self) -> None:
-        self._signal = _log(self._seen())
+    def _steps(self, seconds: float, speed: float, a_pixel: int = 2) -> int:
+        """So many a pixel of motion, and at least one in 5 ms."""
+        return max(1, int(np.ceil(seconds * max(a_pixel * speed * self._corridor.pixels_per_m, 200))))
+
+    def _go_on(self, metres: float) -> None:
+        """So much further, the last 0.3 s of it as it moves: what the pixels hold is what a way there leaves in them."""
+        speed, now = self._speed(self.t), self.t
+        moving = _APPROACH_S if metres >= speed * _APPROACH_S else metres / speed
+        self.position_m += metres - speed * moving
+        if self.position_m >= self._end_m:
+            return
+        self._stand()
+        steps = self._steps(moving, speed, 1)
+        for _ in range(steps):
+            self._step(moving / steps)
+        self.t = now
+
+    def _stand(self) -> None:
+        self._signal = _log(self._seen().ravel())
         self._reference = self._signal.copy()
-        before, where = self.t, self.position_m
-        for _ in range(6):
-            self._step(0.01 / 6)
-        self.t, self.position_m = before, where
+        self._dead = np.zeros_like(self._signal)  # seconds of dead time that are left
 
     def _seen(self) -> Floats:
         at = self.position_m * self._corridor.pixels_per_m
@@ -136,54 +157,74 @@ class SimulatedCamera:
     def _step(self, dt: float) -> Events:
         self.t += dt
         self.position_m += self._speed(self.t) * dt
-        intensity = self._seen()
+        intensity = self._seen().ravel()
         before = self._signal
-        self._signal = before + (_log(intensity) - before) * (
-            1 - np.exp(self._bandwidth(intensity) * (-2 * np.pi * dt))
+        share = 1 - np.exp(self._bandwidth(intensity) * np.float32(-2 * np.pi * dt))
+        self._signal = before + (_log(intensity) - before) * share
+        self._reference -= np.float32(_LEAK_HZ * self._biases.theta_on * dt)
+        return self._stamped(
+            [*self._signal_events(before, dt), self._noise_events(before, intensity, dt)], dt
         )
-        self._reference = self._reference - np.float32(_LEAK_HZ * self._biases.theta_on * dt)
-        on, off = (np.float32(max(theta, 0.02)) for theta in (self._biases.theta_on, self._biases.theta_off))
-        change = self._signal - self._reference
-        threshold = np.where(change > 0, on, off) * self._unlike
-        # A signal that moves during the dead time is not seen to have moved.
-        lost = np.abs(self._signal - before) * np.float32(self._biases.refractory_s / dt)
-        counts = (np.abs(change) / (threshold + lost)).astype(np.int32)
-        np.minimum(counts, max(1, int(dt / self._biases.refractory_s)), out=counts)
-        self._reference = self._reference + np.sign(change) * counts * (threshold + lost)
-        noisy = self._rng.random(change.shape, np.float32) < self._noise(
-            intensity, min(on, off)
-        ) * np.float32(dt)
-        return self._stamped(counts, change > 0, noisy, dt)
+
+    def _signal_events(self, before: Floats, dt: float) -> list[_Fired]:
+        """Of a step in which the signal leaves `before` with a constant slope: exact in time, dead times included."""
+        waiting = self._dead > 0
+        here = self._reference + self._on, self._reference - self._off
+        crossed = np.maximum(self._signal, before) >= here[0]
+        crossed |= np.minimum(self._signal, before) <= here[1]
+        at = np.flatnonzero(crossed | waiting)
+        # A pixel is armed when its dead time ends, and refers to the signal as it is then.
+        slope = (self._signal[at] - before[at]) / np.float32(dt)
+        armed = self._dead[at]
+        late = armed >= dt
+        reference = np.where(armed > 0, before[at] + slope * armed, self._reference[at])
+        difference = before[at] + slope * armed - reference
+        beyond = (difference >= self._on[at]) | (-difference >= self._off[at])  # since a bias changed
+        theta = np.where(slope > 0, self._on[at], self._off[at])
+        speed = np.abs(slope) + np.float32(1e-9)
+        first = armed + np.where(beyond, 0, (theta - np.sign(slope) * difference) / speed)
+        apart = np.float32(self._biases.refractory_s) + theta / speed
+        fires = ~late & (first < dt)
+        counts = np.where(fires, 1 + np.floor((dt - first) / apart), 0).astype(np.int64)
+        again = np.where(fires, first + (counts - 1) * apart + self._biases.refractory_s, armed)
+        self._reference[at] = np.where(fires, before[at] + slope * again, reference)
+        self._dead[at] = np.maximum(again - dt, 0)
+        up = np.where(beyond, difference > 0, slope > 0)[fires]
+        at, counts, first, apart = at[fires], counts[fires], first[fires], apart[fires]
+        return [(at, first, up), _repeated(at, first, apart, slope[fires] > 0, counts)]
+
+    def _noise_events(self, before: Floats, intensity: Floats, dt: float) -> _Fired:
+        """More frequent in the dark, a quarter in full light, and at low thresholds. They have their dead time too."""
+        most = float(self._dark_noise_hz.max())
+        at = np.unique(self._rng.integers(0, len(before), self._rng.poisson(most * dt * len(before))))
+        chance = self._dark_noise_hz[at] / most * (1 - 0.75 * np.minimum(intensity[at] / _FULL_LIGHT, 1))
+        at = at[(self._rng.random(len(at)) < chance) & (self._dead[at] == 0)]
+        first = (self._rng.random(len(at)) * dt).astype(np.float32)
+        again = first + np.float32(self._biases.refractory_s)
+        self._reference[at] = before[at] + (self._signal[at] - before[at]) / np.float32(dt) * again
+        self._dead[at] = np.maximum(again - dt, 0)
+        return at, first, self._rng.random(len(at)) < 0.5
 
     def _bandwidth(self, intensity: Floats) -> Floats:
-        b, d = self._biases, DAVIS346
-        gain = b.photoreceptor.picoamperes / d.photoreceptor.picoamperes
-        follower = b.follower.picoamperes / d.follower.picoamperes
-        # Two poles in a row, taken as one.
+        """Of the photoreceptor, in proportion to the light, and its follower in a row, taken as one pole."""
+        gain = self._biases.photoreceptor.picoamperes / DAVIS346.photoreceptor.picoamperes
         return np.asarray(
-            1 / (_FULL_LIGHT / (intensity * gain) / _BANDWIDTH_HZ + 0.1 / follower / _BANDWIDTH_HZ)
+            1 / (_FULL_LIGHT / (intensity * gain * _BANDWIDTH_HZ) + 1 / self._biases.follower_hz), np.float32
         )
 
-    def _noise(self, intensity: Floats, threshold: np.float32) -> Floats:
-        faint = 1 - 0.75 * np.minimum(intensity / _FULL_LIGHT, 1)
-        return np.asarray(
-            _NOISE_HZ * np.exp((DAVIS346.theta_on - threshold) / _NOISE_VOLT) * faint, np.float32
-        )
+    def _stamped(self, fired: list[_Fired], dt: float) -> Events:
+        at, after, on = (np.concatenate(part) for part in zip(*fired, strict=True))
+        t = ((self.t - dt + after) * 1e6).astype(np.int64)
+        order = np.argsort(t, kind="stable")
+        at = at[order]
+        return events_of(t[order], at % self.size[0], at // self.size[0], on[order])
 
-    def _stamped(self, counts: Floats, up: Floats, noisy: Floats, dt: float) -> Events:
-        total = (counts + noisy).ravel()
-        pixels = np.flatnonzero(total)
-        if not len(pixels):
-            return np.empty(0, EVENT)
-        n = total[pixels]
-        of = np.repeat(pixels, n)
-        on = up.ravel()[of]
-        flipped = noisy.ravel()[of] & (counts.ravel()[of] == 0)
-        on = np.where(flipped, self._rng.random(len(of)) < 0.5, on)
-        order = np.arange(len(of)) - np.repeat(np.cumsum(n) - n, n)
-        t = (self.t - dt + dt * (order + self._rng.random(len(of))) / np.repeat(n, n)) * 1e6
-        events = events_of(t.astype(np.int64), of % self.size[0], of // self.size[0], on)
-        return events[np.argsort(events["t"], kind="stable")]
+
+def _repeated(at: Floats, first: Floats, apart: Floats, up: Floats, counts: Floats) -> _Fired:
+    """What follows the first event of each pixel."""
+    more = counts - 1
+    order = np.arange(more.sum()) - np.repeat(np.cumsum(more) - more, more) + 1
+    return np.repeat(at, more), np.repeat(first, more) + order * np.repeat(apart, more), np.repeat(up, more)
 
 
 def _over_time(value: float | Callable[[float], float]) -> Callable[[float], float]:

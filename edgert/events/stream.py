@@ -17,6 +17,7 @@ Events = npt.NDArray[Any]  # of EVENT
 CHUNK_BYTES = 1 << 20  # that a reader takes at once
 LONGEST_HEADER = 16 << 20  # jAER writes its whole preferences into it
 LARGEST_SIDE = 1 << 14  # pixels
+_NO_TEXT = frozenset(range(32)) - frozenset(b"\t\r\n")
 
 
 def events_of(t: Any, x: Any, y: Any, on: Any) -> Events:
@@ -45,13 +46,16 @@ def check_size(width: int, height: int, path: Path) -> tuple[int, int]:
     return width, height
 
 
-def header_lines(file: BinaryIO, path: Path, mark: bytes, end: bytes | None = None) -> list[str]:
-    """Lines from the start that begin with `mark`, up to and with `end` where it comes; the file stands after them."""
+def header_lines(file: BinaryIO, path: Path, mark: bytes, end: bytes) -> list[str]:
+    """Lines of text from the start that begin with `mark`, up to and with `end` where it comes; the file stands after them.
+
+    Where no `end` says so, what begins with `mark` and is no text is data already.
+    """
     lines: list[str] = []
     while True:
         at = file.tell()
         line = file.readline(LONGEST_HEADER)
-        if not line.startswith(mark):
+        if not line.startswith(mark) or not _NO_TEXT.isdisjoint(line):
             file.seek(at)
             return lines
         if not line.endswith(b"\n") or file.tell() > LONGEST_HEADER:
@@ -59,7 +63,7 @@ def header_lines(file: BinaryIO, path: Path, mark: bytes, end: bytes | None = No
                 f"{path}, byte {at}: a header line without an end, or more than {LONGEST_HEADER} bytes"
             )
         lines.append(line.decode("latin-1").rstrip("\r\n"))
-        if end is not None and lines[-1] == end.decode():
+        if lines[-1].lower() == end.decode():
             return lines
 
 
