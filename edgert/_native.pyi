@@ -506,6 +506,7 @@ class Controller:
         blanking: int = 1,
         dwell: int = 4,
         relief: int = 0,
+        slow_gain: float = 0.0,
         hysteresis: float = 1.3,
         lead: float = 0.0,
         max_age: float = ...,

@@ -26,7 +26,7 @@ from edgert.signals import Sensors
 BOUNDS = Bounds(50, 250, 60, 75, 1 << 30, save_power="on-battery", window_ms=250)
 PLANT = Plant(threads=4, least_bytes=100, most_bytes=1700)
 CALM: dict[str, Any] = {
-    "t": 0.0, "tokens": 10, "mean_ms": 100.0, "p50_ms": 100.0, "p95_ms": 120.0, "load": -2.0, "load_quality": "exact",
+    "t": 0.0, "tokens": 10, "mean_ms": 100.0, "p50_ms": 100.0, "p95_ms": 120.0, "load": -1.0, "load_quality": "exact",
     "temperature": 65.0, "temperature_quality": "exact", "headroom": 15.0, "cores": 4, "on_battery": 0.0, "charge": 1.0,
     "cpu_pressure": 0.0, "memory_pressure": 0.0,
 }  # fmt: skip
@@ -54,10 +54,12 @@ def test_memory_that_is_lacking_goes_at_once_and_comes_back_slowly() -> None:
     brain.urgent(0.0, 3.2)
     assert brain.knobs["expert_memory"] == 1700 - 4 * 100
     assert after(brain, load=1.0)["expert_memory"] == 1700 - 5 * 100  # at a window too
-    grown = [after(brain, load=-10.0)["expert_memory"] for _ in range(60)]
+    grown = [after(brain, load=-4.0)["expert_memory"] for _ in range(60)]
     assert max(b - a for a, b in pairwise(grown)) == 100
-    assert grown[3] == 1200  # patience
+    assert grown[3:5] == [1200, 1300]  # patience
     assert grown[-1] == 1700
+    brain.urgent(0.0, 8.0)
+    assert after(brain, 5, load=-8.0)["expert_memory"] == 900 + 300  # half of what is free beyond the band
     brain.urgent(0.0, 1e9)
     assert brain.knobs["expert_memory"] == 100
 

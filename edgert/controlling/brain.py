@@ -68,7 +68,8 @@ class Brain:
         return {
             # The signal is how many notches of the store are lacking to the reserve.
             "memory": {
-                "low": -3.0, "high": 0.0, "fast": _INERT, "slow": [store], "patience": 4, "dwell": 4, "drives": "slow",
+                "low": -1.5, "high": 0.0, "fast": _INERT, "slow": [store], "patience": 4, "dwell": 4, "slow_gain": 0.5,
+                "drives": "slow",
             },
             "heat": {
                 "low": b.temperature_low_celsius, "high": b.temperature_high_celsius, "lead": 4.0,

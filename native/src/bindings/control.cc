@@ -70,6 +70,7 @@ ControlSettings control_settings(const py::dict& given) {
       .field("blanking", out.blanking)
       .field("dwell", out.dwell)
       .field("relief", out.relief)
+      .field("slow_gain", out.slow_gain)
       .field("hysteresis", out.hysteresis)
       .field("lead", out.lead)
       .field("max_age", out.max_age)

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdlib>
 
 #include "control/baselines.h"
 #include "control/fast_slow.h"
@@ -48,6 +49,7 @@ void check(const ControlSettings& settings) {
   at_least("blanking", static_cast<double>(settings.blanking), 0);
   at_least("dwell", static_cast<double>(settings.dwell), static_cast<double>(settings.blanking));
   at_least("relief", static_cast<double>(settings.relief), 0);
+  at_least("slow_gain", settings.slow_gain, 0);
   at_least("hysteresis", settings.hysteresis, 1);
   at_least("lead", settings.lead, 0);
   if (!(settings.max_age > 0)) refuse("max_age", std::to_string(settings.max_age), "more than 0");
@@ -103,7 +105,7 @@ bool Positions::move_fast(std::int64_t units) noexcept {
   return add(settings_.fast, fast_, settings_.fast.step > 0 ? units : -units);
 }
 
-bool Positions::move_slow(std::int64_t direction) noexcept {
+bool Positions::move_slow(std::int64_t direction, double steps) noexcept {
   const auto& actuators = settings_.slow;
   const Actuator* turn = nullptr;
   for (std::size_t i = 0; i < slow_.size(); ++i) {
@@ -111,8 +113,12 @@ bool Positions::move_slow(std::int64_t direction) noexcept {
     if (turn == nullptr || (turn->stage - actuators[i].stage) * direction < 0) turn = &actuators[i];
   }
   if (turn == nullptr) return false;
-  for (std::size_t i = 0; i < slow_.size(); ++i)
-    if (actuators[i].stage == turn->stage) add(actuators[i], slow_[i], direction * actuators[i].step);
+  for (std::size_t i = 0; i < slow_.size(); ++i) {
+    if (actuators[i].stage != turn->stage) continue;
+    const double change = std::min(steps * static_cast<double>(std::abs(actuators[i].step)), 2.0 * kMost);
+    add(actuators[i], slow_[i],
+        (actuators[i].step > 0 ? direction : -direction) * static_cast<std::int64_t>(change));
+  }
   return true;
 }
 

@@ -85,6 +85,8 @@ struct ControlSettings {
   std::int64_t blanking = 1;  // windows after a slow move in which the signal is its own disturbance
   std::int64_t dwell = 4;     // windows between two slow moves, blanking included
   std::int64_t relief = 0;  // what a slow move gives the fast knob back, in its units, at most to its centre
+  double slow_gain =
+      0;  // steps of a slow move for each unit of the signal beyond the band; at least one step
   double hysteresis = 1.3;  // once out of the band, back is within the band's width divided by this
   double lead = 0;          // windows over which the slope of the signal is extended
   double max_age = std::numeric_limits<double>::infinity();  // seconds; an older signal is missing
@@ -119,8 +121,8 @@ class Positions {
   const std::vector<std::int64_t>& slow() const noexcept { return slow_; }
   // Moves the fast knob by this many units, to the open side where positive; false where it stood at its end.
   bool move_fast(std::int64_t units) noexcept;
-  // One step of the slow knobs of the stage whose turn it is; false where none could move.
-  bool move_slow(std::int64_t direction) noexcept;
+  // So many steps of the slow knobs of the stage whose turn it is; false where none could move.
+  bool move_slow(std::int64_t direction, double steps = 1) noexcept;
   // Each slow knob this many steps from its start.
   bool place_slow(std::int64_t steps) noexcept;
   bool at_rail(std::int64_t direction) const noexcept;
