@@ -61,28 +61,19 @@ class World:
         self.others.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
 
     def memory_limit(self, bytes_: int) -> None:
-        """Version 1 refuses one below what is in use: then a competitor holds what it would have taken."""
+        """Version 1 refuses one below what is in use: then a competitor holds the rest, until the limit rises again."""
         for path in self.groups.paths:
             for name in ("memory.limit_in_bytes", "memory.max"):
                 if (path / name).exists():
                     try:
                         (path / name).write_text(str(bytes_))
                     except OSError:
-                        now = int((path / name).read_text())
-                        more = (
-                            (now - bytes_) // MIB
-                            - self.lowered
-                            + (0 if self.lowered else self._free(path, now))
-                        )
-                        self.lowered += more
-                        self.take(more, 4)
+                        lacking = (int((path / name).read_text()) - bytes_) // MIB - self.lowered
+                        self.lowered += lacking
+                        self.take(lacking, 4)
                     else:
                         self.lowered = 0
                         self.release()
-
-    @staticmethod
-    def _free(path: Path, limit: int) -> int:
-        return max(0, limit - int((path / "memory.usage_in_bytes").read_text())) // MIB
 
     def disk_limit(self, bytes_a_second: int | None) -> None:
         for path in self.groups.paths:

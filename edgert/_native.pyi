@@ -529,6 +529,12 @@ class Controller:
         positions (fast, slow), action (hold | fast | slow | recentre), reason, direction (+1 opened, -1 tightened), and
         the state after it (at_open_rail, at_tight_rail, reversals, blanking, dwell, fast_step)."""
 
+    def state(self) -> list[float]:
+        """What it goes on from; restore() of it in a controller of the same kind and settings goes on alike."""
+
+    def restore(self, numbers: Seq[float]) -> None:
+        """InvalidArgumentError for numbers that state() cannot have given."""
+
 class Plant:
     """A simulated signal that follows knobs through a curve (linear, exponential, inert, table), a delay and a lag."""
 

@@ -220,6 +220,27 @@ def test_decisions_follow_from_settings_and_signals(law: Settings, signal: list[
     assert repr([one.step(**w) for w in signal]) == repr([other.step(**w) for w in signal])
 
 
+@settings(max_examples=60, deadline=None)
+@given(laws(), signals, signals, st.sampled_from(["fast-slow", "fixed", "aimd", "pi"]))
+def test_a_state_goes_on_as_it_would_have(
+    law: Settings, past: list[Settings], future: list[Settings], kind: str
+) -> None:
+    one, other = Controller(kind, **law), Controller(kind, **law)
+    for window in past:
+        one.step(**window)
+    other.restore(json.loads(json.dumps(one.state())))
+    assert repr([one.step(**w) for w in future]) == repr([other.step(**w) for w in future])
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda s: s[:-1], lambda s: [*s, 0.0], lambda s: [math.nan, *s[1:]], lambda s: [0.5, *s[1:]]]
+)
+def test_numbers_that_are_no_state_are_refused(spoil: Callable[[list[float]], list[float]]) -> None:
+    law = Controller("fast-slow", **CAMERA)
+    with pytest.raises(InvalidArgumentError, match="state"):
+        law.restore(spoil(law.state()))
+
+
 def test_safety_needs_no_patience_and_ignores_a_dwell() -> None:
     law = Controller("fast-slow", **CAMERA)
     for photoreceptor in (114, 109, 104):

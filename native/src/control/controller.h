@@ -15,6 +15,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace edgert {
@@ -98,11 +99,34 @@ struct ControlSettings {
   double integral = 0.2;        // pi: the same, added each window
 };
 
+// What a controller goes on from, as numbers in an order of its own: written out, or read back.
+class State {
+ public:
+  State() = default;                                                                          // to be filled
+  explicit State(std::vector<double> numbers) : numbers_(std::move(numbers)), read_(true) {}  // to be read
+  void operator()(double& field);
+  void operator()(std::int64_t& field);
+  void operator()(std::uint64_t& field);
+  const std::vector<double>& numbers() const noexcept { return numbers_; }
+  void done() const;  // every number was read
+
+ private:
+  std::vector<double> numbers_;
+  bool read_ = false;
+  std::size_t at_ = 0;
+};
+
 class Controller {
  public:
   virtual ~Controller() = default;
   virtual Decision step(const Signal& signal) = 0;
   virtual const ControlSettings& settings() const noexcept = 0;
+  // Error{invalid_argument} where the numbers are not those of such a controller with these settings.
+  std::vector<double> state();
+  void restore(std::vector<double> numbers);
+
+ private:
+  virtual void exchange(State& state) = 0;
 };
 
 // kind: "fast-slow", "published", "fixed", "aimd", "pi". Error{invalid_argument} by field.
@@ -127,6 +151,7 @@ class Positions {
   bool place_slow(std::int64_t steps) noexcept;
   bool at_rail(std::int64_t direction) const noexcept;
   std::int64_t from_centre() const noexcept;  // in units, positive on the open side
+  void exchange(State& state);
 
  private:
   const ControlSettings& settings_;

@@ -69,6 +69,14 @@ Decision PublishedLaw::step(const Signal& signal) {
   return decided;
 }
 
+void PublishedLaw::exchange(State& state) {
+  state(last_.window);
+  state(last_.fast);
+  for (std::int64_t& place : last_.slow) state(place);
+  state(last_.at_open_rail);
+  state(last_.at_tight_rail);
+}
+
 // --- repaired -----------------------------------------------------------------------------------------
 
 FastSlow::FastSlow(ControlSettings settings)
@@ -245,6 +253,22 @@ FastSlow::Outcome FastSlow::slow(std::int64_t direction, Reason reason, double b
   forget_rails();
   forget_hunt();
   return {Action::slow, reason, direction};
+}
+
+void FastSlow::exchange(State& state) {
+  positions_.exchange(state);
+  state(window_);
+  for (std::int64_t* field :
+       {&at_rail_[0], &at_rail_[1], &blanking_, &dwell_, &relief_, &fast_step_, &acting_, &fringe_,
+        &last_direction_, &same_direction_, &turns_, &reversals_, &rested_, &pause_, &hunt_windows_})
+    state(*field);
+  state(hunt_sum_);
+  std::int64_t seen = previous_.has_value();
+  double previous = previous_.value_or(0);
+  state(seen);
+  state(previous);
+  previous_ = seen != 0 ? std::optional(previous) : std::nullopt;
+  fast_step_ = std::clamp<std::int64_t>(fast_step_, 1, slew());
 }
 
 void FastSlow::forget_hunt() noexcept {

@@ -18,6 +18,8 @@ class PublishedLaw final : public Controller {
   const ControlSettings& settings() const noexcept override { return settings_; }
 
  private:
+  void exchange(State& state) override;
+
   const ControlSettings settings_;
   Decision last_;
 };
@@ -38,6 +40,7 @@ class FastSlow final : public Controller {
     Reason reason;
     std::int64_t direction = 0;
   };
+  void exchange(State& state) override;
   Outcome decide(const Signal& signal);
   Outcome shrink();            // safety
   Outcome blank();             // the window after a slow move
