@@ -1,10 +1,11 @@
 """What control costs: python benchmarks/control_cost.py
 
-Prints microseconds a decision, the least of several rounds, for the law and the baselines (the bound is 50); then those of the
-processor that the loop takes beside a model for all laws' decisions, for a window with its sensors, and for a look at the memory,
-and the share of time that these are (the bound is 0.1 %).
+Prints microseconds a decision, the least of several rounds, for the law and the baselines; then those of the processor that the
+loop takes beside a model: for its sensors, for all laws' decisions, for a whole window (the bound is 50) and with a record, and
+for a look at the memory between two windows; and the share of time that these are (the bound is 0.1 %).
 """
 
+import os
 import random
 import time
 from collections.abc import Callable
@@ -36,25 +37,32 @@ def main() -> None:
 
 
 def loop() -> None:
-    now = 0.0
     with edgert.load(context=256) as model:
         model.generate("A file", max_tokens=50)
         bounds = bounds_from(resemble(), {})
-        control = Control(model, bounds, clock=lambda: now)
+        length = bounds.window_ms / 1000
+        now = 0.0
 
-        def step(seconds: float) -> None:
+        def advance(control: Control, seconds: float) -> None:
             nonlocal now
             now += seconds
             control.tick()
 
-        length = bounds.window_ms / 1000
-        window, tick = _cost(lambda: step(2 * length)), _cost(lambda: step(1e-6))
+        control = Control(model, bounds, clock=lambda: now)
+        recorded = Control(model, bounds, clock=lambda: now, log=os.devnull)
+        window = _cost(lambda: advance(control, 2 * length))
+        tick = _cost(lambda: advance(control, 1e-6))
         signals = control.state()["signals"]
-        decisions = _cost(lambda: control._brain.window(signals))
+        for name, cost in (
+            ("sensors", _cost(control._sensors.read)),
+            ("decisions", _cost(lambda: control._brain.window(signals))),
+            ("a window", window),
+            ("a window with a record", _cost(lambda: advance(recorded, 2 * length))),
+            ("a look at the memory", tick),
+        ):
+            print(f"{name:24} {cost:5.1f} us")
         share = (window + (length / _TICK_S - 1) * tick) / 1e6 / length
-        print(
-            f"the loop   {decisions:.1f} us decisions, {window:.0f} us a window, {tick:.0f} us a tick: {share:.3%} of the time"
-        )
+        print(f"{share:.3%} of the time of a processor")
 
 
 def _cost(work: Callable[[], object]) -> float:

@@ -22,7 +22,7 @@ _ALLOCATE = (
     "    blocks.append(bytearray(b'x')*(mib<<20))\n    time.sleep(float(sys.argv[2]))\ntime.sleep(99)\n"
 )
 _SPIN = "while True: pass"
-_AMBIENT, _TRIP = 40.0, 80.0
+_AMBIENT, _TRIP, _CONSTANT = 40.0, 80.0, 0.4
 _PERIOD_US = 5000  # short: as if the frequency were lower
 
 
@@ -36,8 +36,10 @@ class World:
     budget: int  # of them the model's
     disk: str | None  # MAJOR:MINOR
     root: Path  # of the sensors that the worker looks at
+    seconds: float = 5.0  # of the script
     others: list[subprocess.Popen[bytes]] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
+    lowered: int = 0  # MiB that a competitor holds in place of a limit
 
     def take(self, mib: int, pieces: int = 8, pause: float = 0.03) -> None:
         """A competitor in the same cgroup takes memory piece by piece."""
@@ -59,19 +61,19 @@ class World:
         self.others.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
 
     def memory_limit(self, bytes_: int) -> None:
-        """Version 1 refuses one below what is in use: then a competitor takes what it would have taken."""
+        """Version 1 refuses one below what is in use: then a competitor holds the rest, until the limit rises again."""
         for path in self.groups.paths:
             for name in ("memory.limit_in_bytes", "memory.max"):
                 if (path / name).exists():
                     try:
                         (path / name).write_text(str(bytes_))
                     except OSError:
-                        now = int((path / name).read_text())
-                        self.take(max(1, (now - bytes_) // MIB) + self._free(path, now), 4)
-
-    @staticmethod
-    def _free(path: Path, limit: int) -> int:
-        return max(0, limit - int((path / "memory.usage_in_bytes").read_text())) // MIB
+                        lacking = (int((path / name).read_text()) - bytes_) // MIB - self.lowered
+                        self.lowered += lacking
+                        self.take(lacking, 4)
+                    else:
+                        self.lowered = 0
+                        self.release()
 
     def disk_limit(self, bytes_a_second: int | None) -> None:
         for path in self.groups.paths:
@@ -88,7 +90,9 @@ class World:
 
     # --- a chip that warms up as it works, and is slowed down when it is too hot ------------------------
 
-    def heat(self, degrees_a_core: float, constant_s: float = 2.0) -> None:
+    def heat(self, degrees_a_core: float) -> None:
+        """The time constant is a share of the script, as all its times are."""
+        constant_s = _CONSTANT * self.seconds
         threading.Thread(target=self._heat, args=(degrees_a_core, constant_s), daemon=True).start()
 
     def _heat(self, degrees_a_core: float, constant_s: float) -> None:

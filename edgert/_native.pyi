@@ -514,6 +514,7 @@ class Controller:
         blanking: int = 1,
         dwell: int = 4,
         relief: int = 0,
+        slow_gain: float = 0.0,
         hysteresis: float = 1.3,
         lead: float = 0.0,
         max_age: float = ...,
@@ -535,6 +536,12 @@ class Controller:
         """The decision on one window: the sample (window, t, value, age, quality: exact | at-least | missing, urgent), the
         positions (fast, slow), action (hold | fast | slow | recentre), reason, direction (+1 opened, -1 tightened), and
         the state after it (at_open_rail, at_tight_rail, reversals, blanking, dwell, fast_step)."""
+
+    def state(self) -> list[float]:
+        """What it goes on from; restore() of it in a controller of the same kind and settings goes on alike."""
+
+    def restore(self, numbers: Seq[float]) -> None:
+        """InvalidArgumentError for numbers that state() cannot have given."""
 
 class Plant:
     """A simulated signal that follows knobs through a curve (linear, exponential, inert, table), a delay and a lag."""

@@ -39,7 +39,7 @@ def examine(root: str | os.PathLike[str] = "/", bundles: Path | None = None) -> 
 
 
 def _text(path: Path) -> str:
-    return (File(path).read() or "").strip()
+    return File(path).word()
 
 
 def _is_raspberry_pi(root: Path) -> bool:

@@ -2,13 +2,15 @@
 
 Every source is optional. A number that is out of all range, goes backwards or stands still where it cannot is missing; where
 one of several sources of a signal has gone, what is left is only a lower bound of the load ("at-least"). The files are opened
-once and read anew in every window. `root` is where /proc and /sys are looked up, for tests.
+once and read anew in every window; what changes slowly is read seldom, and its age says so. `root` is where /proc and /sys
+are looked up, for tests.
 """
 
 import math
 import os
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from edgert import _native
 EXACT, AT_LEAST, MISSING = "exact", "at-least", "missing"
 _CHUNK = 4096  # of a file: what is needed stands at its beginning
 _PLAUSIBLE_CELSIUS = (-30.0, 125.0)
+_BATTERY_S, _FREQUENCY_S = 5.0, 1.0  # between two readings: a driver may take milliseconds to answer
+_ABSENT_READS = 20  # a file that is not there is looked for again after so many
 _STUCK_AFTER = 240  # readings: a temperature that shows no change for so long is not measured any more
 
 
@@ -42,42 +46,52 @@ class File:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor: int | None = None
+        self._absent = 0  # reads left until it is looked for again
 
-    def read(self) -> str | None:
+    def read(self) -> bytes | None:
+        if self._absent:
+            self._absent -= 1
+            return None
         try:
             if self._descriptor is None:
                 self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            return os.pread(self._descriptor, _CHUNK, 0).decode("ascii", "replace")
+            return os.pread(self._descriptor, _CHUNK, 0)
+        except FileNotFoundError:
+            self._absent = _ABSENT_READS
+            return None
         except OSError:
             self.close()
             return None
 
+    def word(self) -> str:
+        return (self.read() or b"").decode("ascii", "replace").strip()
+
     def number(self) -> float | None:
         text = self.read()
         try:
-            value = None if text is None else float(text.split()[0])
-        except (ValueError, IndexError):
+            value = None if text is None else float(text)
+        except ValueError:
             return None
         return value if value is not None and math.isfinite(value) else None
-
-    def field(self, key: str) -> float | None:
-        """The number behind `key` in lines of "key value" or "key: value"."""
-        text = self.read()
-        if text is None:
-            return None
-        for line in text.splitlines():
-            words = line.split()
-            if len(words) >= 2 and words[0].rstrip(":") == key:
-                try:
-                    return float(words[1])
-                except ValueError:
-                    return None
-        return None
 
     def close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def field(text: bytes | None, key: bytes) -> float | None:
+    """The number behind `key` in lines of "key value" or "key: value"."""
+    if text is None:
+        return None
+    at = 0 if text.startswith(key) else text.find(b"\n" + key) + 1
+    end = at + len(key)
+    if (at == 0 and not text.startswith(key)) or text[end : end + 1] not in (b":", b" "):
+        return None
+    try:
+        return float(text[end + 1 : end + 40].split(None, 1)[0])
+    except (ValueError, IndexError):
+        return None
 
 
 class Counter:
@@ -104,12 +118,13 @@ class Memory:
 
     def __init__(self, root: Path) -> None:
         self._meminfo = File(root / "proc/meminfo")
-        self._groups = [_Group(version, Path(path)) for version, path in _groups(root)]
+        self._groups = [_Group(version, path) for version, path in _groups(root)]
         self._seen: set[int] = set()
         self._bound = math.inf
 
     def read(self) -> Reading:
-        kib, total = self._meminfo.field("MemAvailable"), self._meminfo.field("MemTotal") or math.inf
+        text = self._meminfo.read()
+        kib, total = field(text, b"MemAvailable"), field(text, b"MemTotal") or math.inf
         found: list[float | None] = [kib * 1024 if kib is not None and 0 <= kib <= total else None]
         limits = [total * 1024]
         for group in self._groups:
@@ -129,43 +144,58 @@ class Memory:
         return self._bound
 
 
+class _Limit:
+    """A file with a number of bytes, or with a word where there is no limit; what it said last is not parsed again."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = File(path)
+        self._text: bytes | None = None
+        self._value = math.inf
+
+    def read(self) -> float | None:
+        text = self._file.read()
+        if text is not None and text != self._text:
+            self._text, self._value = text, _limit(text)
+        return None if text is None else self._value
+
+
 class _Group:
     """A memory cgroup of version 1 or 2."""
 
     def __init__(self, version: int, path: Path) -> None:
         first = version == 1
-        self._limits = [File(path / "memory.limit_in_bytes")] if first else [
-            File(path / "memory.max"), File(path / "memory.high"),
-        ]  # fmt: skip
+        names = ["memory.limit_in_bytes"] if first else ["memory.max", "memory.high"]
+        self._limits = [_Limit(path / name) for name in names]
         self._usage = File(path / ("memory.usage_in_bytes" if first else "memory.current"))
         self._stat = File(path / "memory.stat")
-        self._cache = "total_inactive_file" if first else "inactive_file"
+        self._cache = b"total_inactive_file" if first else b"inactive_file"
 
     def read(self) -> tuple[float, float | None]:
         """(limit, bytes left below it): infinite without a limit, none where it cannot be read."""
-        texts = [file.read() for file in self._limits]
-        if all(text is None for text in texts):
+        found = [limit for file in self._limits if (limit := file.read()) is not None]
+        if not found:
             return math.inf, None
-        limit = min((_limit(text) for text in texts if text), default=math.inf)
-        if not math.isfinite(limit):
+        limit = min(found)
+        if limit == math.inf:
             return limit, math.inf
         usage = self._usage.number()
         if usage is None or usage < 0:
             return limit, None
-        cache = self._stat.field(self._cache) or 0.0
+        cache = field(self._stat.read(), self._cache) or 0.0
         return limit, max(0.0, limit - (usage - min(usage, max(0.0, cache))))
 
 
-def _limit(text: str) -> float:
+def _limit(text: bytes) -> float:
     try:
-        value = float(text.split(maxsplit=1)[0])
-    except (ValueError, IndexError):
+        value = float(text)
+    except ValueError:
         return math.inf  # "max"
     return value if 0 <= value < 1 << 60 else math.inf
 
 
-def _groups(root: Path) -> Iterable[tuple[int, str]]:
-    return _native.cgroup_directories("memory", str(root))
+def _groups(root: Path, controller: str = "memory") -> list[tuple[int, Path]]:
+    """(version, directory) of every group above this process."""
+    return [(version, Path(path)) for version, path in _native.cgroup_directories(controller, str(root))]
 
 
 @dataclass
@@ -224,10 +254,9 @@ def _sensors(root: Path) -> Iterator[_Sensor]:
 
 def _trip(kind: Path) -> float:
     """Of a passive trip point, in degrees Celsius; infinite for others."""
-    word = (File(kind).read() or "").strip()
     value = File(kind.with_name(kind.name.replace("_type", "_temp"))).number()
     plausible = value is not None and 20_000 <= value <= 130_000
-    return value / 1000 if value is not None and plausible and word == "passive" else math.inf
+    return value / 1000 if value is not None and plausible and File(kind).word() == "passive" else math.inf
 
 
 class Power:
@@ -235,14 +264,12 @@ class Power:
 
     def __init__(self, root: Path) -> None:
         supplies = sorted((root / "sys/class/power_supply").glob("*"))
-        self._batteries = [
-            path for path in supplies if (File(path / "type").read() or "").strip() == "Battery"
-        ]
-        self._status = [File(path / "status") for path in self._batteries]
-        self._capacity = [File(path / "capacity") for path in self._batteries]
+        batteries = [path for path in supplies if File(path / "type").word() == "Battery"]
+        self._status = [File(path / "status") for path in batteries]
+        self._capacity = [File(path / "capacity") for path in batteries]
 
     def read(self) -> tuple[Reading, Reading]:
-        words = [text.strip() for file in self._status if (text := file.read())]
+        words = [word for file in self._status if (word := file.word())]
         shares = [value / 100 for file in self._capacity if (value := file.number()) is not None]
         shares = [share for share in shares if 0 <= share <= 1]
         discharging = Reading(float("Discharging" in words), 0.0, EXACT) if words else NOTHING
@@ -265,6 +292,62 @@ class Frequencies:
         ]
         shares = [share for share in shares if 0 < share < 2]
         return Reading(max(shares), 0.0, EXACT) if shares else NOTHING
+
+
+class Cores:
+    """That this process may use: its affinity, and whole cores of what every cgroup above it grants."""
+
+    def __init__(self, root: Path) -> None:
+        self._quotas = [
+            _Quota(
+                [path / "cpu.cfs_quota_us", path / "cpu.cfs_period_us"]
+                if version == 1
+                else [path / "cpu.max"]
+            )
+            for version, path in _groups(root, "cpu")
+        ]
+
+    def read(self) -> int:
+        return min([len(os.sched_getaffinity(0)), *(quota.read() for quota in self._quotas)])
+
+
+class _Quota:
+    """Microseconds of the processor in a period; a pool that is throttled in mid-job is worse than one core fewer."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._files = [File(path) for path in paths]
+        self._text = b""
+        self._cores = sys.maxsize
+
+    def read(self) -> int:
+        text = b" ".join([file.read() or b"" for file in self._files])
+        if text != self._text:
+            self._text, self._cores = text, _quota(text)
+        return self._cores
+
+
+def _quota(text: bytes) -> int:
+    try:
+        quota, period = map(int, text.split())
+    except ValueError:
+        return sys.maxsize  # "max 100000"
+    return max(1, quota // period) if quota > 0 and period > 0 else sys.maxsize
+
+
+class Seldom:
+    """What is read at most once in so many seconds, and grows older in between."""
+
+    def __init__(self, read: Callable[[], tuple[Reading, ...]], every_s: float) -> None:
+        self._read, self._every_s = read, every_s
+        self._last: tuple[Reading, ...] = ()
+        self._at = -math.inf
+
+    def read(self, now: float) -> tuple[Reading, ...]:
+        age = now - self._at
+        if not 0 <= age < self._every_s:
+            self._last, self._at = self._read(), now
+            return self._last
+        return tuple([Reading(last.value, last.age + age, last.quality) for last in self._last])
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +382,10 @@ class Sensors:
         ]
         self._faults = Counter(_major_faults(self._root / "proc/self/stat"))
         self.temperatures = Temperatures(self._root)
-        self._frequencies, self._power = Frequencies(self._root), Power(self._root)
+        frequencies, power = Frequencies(self._root), Power(self._root)
+        self._frequency = Seldom(lambda: (frequencies.read(),), _FREQUENCY_S)
+        self._power = Seldom(power.read, _BATTERY_S)
+        self._cores = Cores(self._root)
 
     def available(self) -> Reading:
         """The signal that must be known soonest, alone."""
@@ -310,10 +396,11 @@ class Sensors:
         available = self.memory.read()
         memory, io, cpu = (counter.read(now) for counter in self._pressures)
         temperature, headroom = self.temperatures.read()
-        on_battery, charge = self._power.read()
+        on_battery, charge = self._power.read(now)
+        (frequency,) = self._frequency.read(now)
         return Machine(
             now, available, memory, io, cpu, self._faults.read(now), temperature, headroom,
-            self._frequencies.read(), on_battery, charge, _native.usable_cores(str(self._root)),
+            frequency, on_battery, charge, self._cores.read(),
         )  # fmt: skip
 
 
@@ -323,10 +410,10 @@ def _pressure(path: Path) -> Callable[[], float | None]:
 
     def total() -> float | None:
         text = file.read()
-        if text is None or not text.startswith("some"):
+        if text is None or not text.startswith(b"some"):
             return None
-        try:
-            return float(text.split("total=", 1)[1].split()[0]) / 1e6
+        try:  # of the first line: the second says when every task waited
+            return float(text[text.index(b"total=") + 6 :].split(None, 1)[0]) / 1e6
         except (IndexError, ValueError):
             return None
 
@@ -339,7 +426,7 @@ def _major_faults(path: Path) -> Callable[[], float | None]:
     def total() -> float | None:
         text = file.read()
         try:  # behind the name in brackets, which may hold spaces
-            return None if text is None else float(text.rpartition(")")[2].split()[9])
+            return None if text is None else float(text.rpartition(b")")[2].split(None, 10)[9])
         except (IndexError, ValueError):
             return None
 

@@ -107,6 +107,7 @@ def laws(draw: st.DrawFn) -> Settings:
         "blanking": blanking,
         "dwell": blanking + draw(st.integers(0, 5)),
         "relief": draw(st.integers(0, 15)),
+        "slow_gain": draw(st.sampled_from([0.0, 0.5, 4.0, 1e9])),
         "lead": draw(st.sampled_from([0.0, 1.0, 5.0])),
         "max_age": 2.0,
     }
@@ -135,6 +136,18 @@ def opened(law: Settings, before: Decision, after: Decision) -> int:
     knobs = [law["fast"], *law["slow"]]
     places = zip(knobs, [before["fast"], *before["slow"]], [after["fast"], *after["slow"]], strict=True)
     return sum(((b - a) * knob["step"] > 0) - ((b - a) * knob["step"] < 0) for knob, a, b in places)
+
+
+def steps_moved(law: Settings, before: Decision, after: Decision) -> float:
+    """Of the slow knob that moved the most."""
+    places = zip(law["slow"], before["slow"], after["slow"], strict=True)
+    return max(float(abs(b - a) / abs(knob["step"])) for knob, a, b in places)
+
+
+def most_steps(law: Settings, window: Settings, made: Decision) -> float:
+    """One, or with a gain as many as the signal is far from the band."""
+    beyond = max(law["low"] - window["value"], window["value"] - law["high"])
+    return float(max(1, law["slow_gain"] * beyond)) if made["reason"] == "rail" else 1
 
 
 @settings(max_examples=150, deadline=None)
@@ -168,6 +181,7 @@ def test_promises(law: Settings, signal: list[Settings]) -> None:
                     )
             else:
                 assert window["urgent"]
+            assert steps_moved(law, before, made) <= most_steps(law, window, made)
             last_slow = i
         stale = window["age"] > law["max_age"] or not math.isfinite(window["value"])
         if window["quality"] != "exact" or stale:  # missing data never loosens
@@ -206,11 +220,45 @@ def test_decisions_follow_from_settings_and_signals(law: Settings, signal: list[
     assert repr([one.step(**w) for w in signal]) == repr([other.step(**w) for w in signal])
 
 
+@settings(max_examples=60, deadline=None)
+@given(laws(), signals, signals, st.sampled_from(["fast-slow", "fixed", "aimd", "pi"]))
+def test_a_state_goes_on_as_it_would_have(
+    law: Settings, past: list[Settings], future: list[Settings], kind: str
+) -> None:
+    one, other = Controller(kind, **law), Controller(kind, **law)
+    for window in past:
+        one.step(**window)
+    other.restore(json.loads(json.dumps(one.state())))
+    assert repr([one.step(**w) for w in future]) == repr([other.step(**w) for w in future])
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda s: s[:-1], lambda s: [*s, 0.0], lambda s: [math.nan, *s[1:]], lambda s: [0.5, *s[1:]]]
+)
+def test_numbers_that_are_no_state_are_refused(spoil: Callable[[list[float]], list[float]]) -> None:
+    law = Controller("fast-slow", **CAMERA)
+    with pytest.raises(InvalidArgumentError, match="state"):
+        law.restore(spoil(law.state()))
+
+
 def test_safety_needs_no_patience_and_ignores_a_dwell() -> None:
     law = Controller("fast-slow", **CAMERA)
     for photoreceptor in (114, 109, 104):
         made = law.step(1e6, urgent=True)
         assert (made["action"], made["reason"], made["slow"][0]) == ("slow", "safety", photoreceptor)
+
+
+def test_a_slow_move_is_as_long_as_the_signal_is_far_where_that_is_wanted() -> None:
+    store = {"name": "store", "minimum": 0, "maximum": 16, "start": 0, "step": 1}
+    fast = {"name": "none", "minimum": 0, "maximum": 0, "start": 0, "step": 1}
+    law = Controller(
+        "fast-slow", low=-1.5, high=0, fast=fast, slow=[store], patience=1, blanking=0, dwell=0, slow_gain=0.5
+    )
+    free, places = 12.0, list[int]()  # what the store takes is free no more
+    for _ in range(8):
+        before = places[-1] if places else 0
+        places.append(law.step(before - free)["slow"][0])
+    assert places == [5, 7, 8, 9, 10, 11, 11, 11]
 
 
 def test_slow_knobs_move_by_stage_and_come_back_in_reverse() -> None:

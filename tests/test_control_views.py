@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from shell import Shell
 
+from edgert.cli import monitor
+from edgert.controlling.record import Record
+
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -45,9 +48,30 @@ def test_a_line_that_is_being_written_is_waited_for(edgert: Shell, record: Path,
     assert "layer 0" in edgert("monitor", cut, "--once").stdout
 
 
+def test_the_monitor_goes_on_with_the_next_part_of_a_record(tmp_path: Path) -> None:
+    log = tmp_path / "run.jsonl"
+    written = Record(log, {}, {"pid": os.getpid()}, most_bytes=4 * 150)  # the head, and a line or two
+    followed, times = monitor._Record(log), []
+    for window in range(20):
+        written.write({"kind": "urgent", "t": float(window)}, dict)
+        lines, more = followed.poll()
+        assert more
+        times += [line["t"] for line in lines]
+    assert times == list(range(20))
+    assert (tmp_path / "run.jsonl.3").exists()
+    written.close()
+    followed.close()
+
+
 def test_what_is_no_record_is_refused(edgert: Shell, tmp_path: Path) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text('{"format": "something"}\n')
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text('{"format": "edgert-control"}\n{"signals": {"t": 1}}\n')
+    assert "not what a control loop tells" in edgert("monitor", empty, "--once").stderr
+    assert "--model" in edgert("monitor", empty, "--model", "x").stderr
+    for where in ("https://localhost", "http://", "http://localhost:99999", "http://localhost/x"):
+        assert "allowed is http://HOST:PORT" in edgert("monitor", where).stderr
     for command in ("monitor", "report"):
         assert "line 1" in edgert(command, other).stderr
         assert "no such file" in edgert(command, tmp_path / "none").stderr

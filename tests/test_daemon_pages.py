@@ -14,6 +14,7 @@ import httpx
 import pytest
 from daemons import Daemon, running, wait_until
 from peft_directories import lora
+from shell import Shell
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ASK = {"model": "tiny", "prompt": [1, 2, 3, 4], "max_tokens": 12, "temperature": 0, "ignore_eos": True}
@@ -72,6 +73,35 @@ def test_metrics_are_prometheus_text_that_grows_with_work(daemon: Daemon) -> Non
     assert after["edgert_server_budget_bytes"] == 128 << 20
     for name in ("adapters", "adapter_bytes", "kv_blocks_free"):  # they fall, too
         assert f"edgert_{name}{tiny}" in after
+
+
+def test_the_monitor_shows_a_model_of_the_daemon(daemon: Daemon, tmp_path: Path) -> None:
+    tokens(daemon)
+    wait_until(lambda: daemon.stats()["models"][0]["control"]["decisions"])
+    shell = Shell(tmp_path)
+    shown = shell("monitor", daemon.url, "--once").stdout
+    for words in ("tiny, process", "p95", "bound", "hits", "threads", "layer 0"):
+        assert words in shown
+    by_port = shell("monitor", "--port", daemon.port, "--model", "tiny", "--once")
+    assert "■" in by_port.stdout
+    assert "'none' is not loaded" in shell("monitor", daemon.url, "--model", "none").stderr
+    nobody = shell("monitor", "http://127.0.0.1:1", "--once")
+    assert "no daemon at 127.0.0.1:1" in nobody.stderr
+
+
+def test_the_monitor_ends_with_the_daemon(tmp_path: Path) -> None:
+    with running(tmp_path, "docs-moe", "--memory", "64MiB", "--control", "auto") as daemon:
+        daemon.ready()
+        wait_until(lambda: daemon.stats()["models"][0]["control"]["decisions"])
+        shell = Shell(tmp_path)
+        watching = subprocess.Popen(
+            shell.command("monitor", daemon.url), env=shell.environment, stdout=subprocess.PIPE, text=True
+        )
+        assert watching.stdout is not None
+        assert "docs-moe, process" in watching.stdout.readline()
+        daemon.stop()
+        assert "layer 0" in watching.communicate()[0]
+        assert watching.returncode == 0
 
 
 def test_the_control_loop_tells_what_it_senses_and_decides(daemon: Daemon) -> None:

@@ -1,6 +1,7 @@
 """The disturbance benchmark's own parts: how it judges, and a real competitor in a cgroup where one can be made."""
 
 import contextlib
+import errno
 from argparse import Namespace
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def test_the_table_has_every_setting_and_says_who_was_killed() -> None:
     rows = [
         {"model": "m", "script": script.name, "setting": setting.name, "normal_ms": 10.0, "violations": 3, "windows": 16,
          "tokens_per_s": 9.5, "slow_moves": 2, "killed": setting.law == "none", "failed": False}
-        for script in SCRIPTS for setting in disturbances.grid(2)
+        for script in SCRIPTS for setting in disturbances.grid([1, 2])
     ]  # fmt: skip
     text = disturbances.table(rows)
     assert "3 of 16 k" in text
@@ -59,6 +60,27 @@ def test_sensors_of_a_script_can_be_written(tmp_path: Path) -> None:
     assert (tmp_path / "sys/class/thermal/thermal_zone0/temp").read_text() == "71500\n"
     world.lose_sensors()
     assert (tmp_path / "sys/class/thermal/thermal_zone0/temp").read_text() == ""
+
+
+def test_a_limit_that_the_kernel_refuses_is_held_by_a_competitor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = tmp_path / "memory.limit_in_bytes"
+    limit.write_text(str(1000 * MIB))
+    write, taken = Path.write_text, list[int]()
+
+    def refuse(path: Path, text: str) -> int:
+        if path == limit and int(text) < 900 * MIB:  # what is in use
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return write(path, text)
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(World, "take", lambda self, mib, pieces: taken.append(mib))
+    world = World(limiter.Groups((tmp_path,)), 0, 0, 0, None, tmp_path)
+    for mib in (800, 600, 1000, 700):
+        world.memory_limit(mib * MIB)
+    assert taken == [200, 200, 300]  # and after the third it ended
+    assert limit.read_text() == str(1000 * MIB)
 
 
 def test_a_competitor_in_the_same_cgroup_shrinks_the_store_and_nothing_is_killed() -> None:

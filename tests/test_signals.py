@@ -1,6 +1,7 @@
 """What is sensed of a machine, and that what is gone or lies is told from what is known."""
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,51 @@ def test_memory_of_which_a_source_has_gone_may_be_less_than_what_is_left_says(ma
     machine.write("proc/meminfo", "MemTotal: 100 kB\nMemAvailable: 99999999 kB")  # more than there is
     found = sensors.read().available_bytes
     assert (found.value, found.quality) == (3 * GIB, "at-least")
+
+
+def test_what_changes_slowly_is_read_seldom_and_says_how_old_it_is(machine: FakeMachine) -> None:
+    ticks = Ticks()
+    sensors = Sensors(machine.root, ticks)
+    assert (sensors.read().charge.value, sensors.read().charge.age) == (0.9, 1.0)
+    machine.battery("Discharging", 40)
+    ages = []
+    while (found := sensors.read()).charge.value == 0.9:
+        assert (found.on_battery.value, found.on_battery.age) == (0, found.charge.age)
+        ages.append(found.charge.age)
+    assert ages == [2.0, 3.0, 4.0]
+    assert (found.on_battery.value, found.charge.value, found.charge.age) == (1, 0.4, 0)
+    machine.remove("sys/class/power_supply/BAT0")
+    later = Sensors(machine.root, ticks).read()
+    assert not later.charge.there
+
+
+@pytest.mark.parametrize(
+    ("quota", "most"), [("250000 100000", 2), ("50000 100000", 1), ("max 100000", 10**6)]
+)
+def test_whole_cores_of_a_quota_as_it_changes(machine: FakeMachine, quota: str, most: int) -> None:
+    if machine.cgroup == 1:
+        machine.write("proc/self/cgroup", "4:cpu:/box/app\n")
+        machine.write("proc/self/mountinfo", "30 1 0:1 / /sys/fs/cgroup rw - cgroup cgroup rw,cpu\n")
+
+    def grant(words: str) -> None:
+        of_first = words.replace("max", "-1").split()
+        machine.write("sys/fs/cgroup/box/cpu.cfs_quota_us", of_first[0])
+        machine.write("sys/fs/cgroup/box/cpu.cfs_period_us", of_first[1])
+        machine.write("sys/fs/cgroup/box/cpu.max", words)
+
+    grant("max 100000")
+    sensors = Sensors(machine.root)
+    all_of_them = sensors.read().cores
+    assert all_of_them == len(os.sched_getaffinity(0))
+    grant(quota)
+    assert sensors.read().cores == min(all_of_them, most)
+    grant("max 100000")
+    assert sensors.read().cores == all_of_them
+
+
+def test_a_file_that_appears_later_is_found(machine: FakeMachine) -> None:
+    machine.remove("proc/meminfo")
+    sensors = Sensors(machine.root)
+    machine.group("box", None, GIB)
+    machine.meminfo(2 * GIB)
+    assert [sensors.available().there for _ in range(30)][-1]

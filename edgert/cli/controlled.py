@@ -29,7 +29,7 @@ def add_control(parser: argparse.ArgumentParser) -> None:
         "--control-log",
         metavar="FILE",
         type=Path,
-        help="record every decision, for monitor, report and replay",
+        help="record every decision, for monitor, report and replay; older parts are FILE.1 to FILE.3",
     )
     group.add_argument(
         "--allow-lossy",
@@ -56,6 +56,14 @@ def control_bounds(args: argparse.Namespace) -> "Bounds | None":
     return bounds_from(device, stated, allow_lossy=args.allow_lossy)
 
 
+def log_bytes(args: argparse.Namespace) -> int:
+    """The bound of the record with its older parts."""
+    from edgert.controlling.bounds import LOG_SIZE
+
+    found = Layers.read().value(LOG_SIZE, args.control_log_size)
+    return int(LOG_SIZE.default if found is None else found)
+
+
 @contextmanager
 def controlled(model: "Model", args: argparse.Namespace) -> "Iterator[Control | None]":
     """Within it the model is controlled, if that is wanted."""
@@ -65,5 +73,5 @@ def controlled(model: "Model", args: argparse.Namespace) -> "Iterator[Control | 
         return
     from edgert.controlling import Control
 
-    with Control.start(model, bounds, log=args.control_log) as control:
+    with Control.start(model, bounds, log=args.control_log, log_bytes=log_bytes(args)) as control:
         yield control

@@ -2,20 +2,27 @@
 
 import argparse
 import json
+import math
+import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
+from urllib.parse import urlsplit
 
-from edgert.cli.options import Subparsers
+from edgert.cli.options import Subparsers, add_settings
 from edgert.cli.terminal import clean, say
-from edgert.errors import CorruptError, NotFoundError
+from edgert.errors import CorruptError, InvalidArgumentError, NotFoundError, StorageError
+from edgert.processes import DAEMON, ask_daemon
+from edgert.settings import Layers
 from edgert.units import format_bytes
 
-_POLL_S = 0.1
 _LONGEST_LINE = 1 << 20
+_PATIENCE = 3  # times that a daemon does not answer
+_MOST_SHOWN = 4096  # experts, one by one
 _SHADES = " ░▒▓█"
 _DIM, _BLUE, _RED, _BOLD, _PLAIN = "\x1b[2m", "\x1b[38;5;74m", "\x1b[38;5;203m", "\x1b[1m", "\x1b[0m"
 _HOME, _CLEAR_REST, _CLEAR_BELOW, _HIDE_CURSOR, _SHOW_CURSOR = (
@@ -31,48 +38,178 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "monitor",
         help="watch a running model's control loop",
-        description="Show what a model under --control auto --control-log FILE senses and does, as it runs; ends with it.",
+        description="Show what a model under --control auto senses and does, as it runs; ends with it. Without a FILE it is a "
+        "model of the daemon.",
     )
-    parser.add_argument("file", metavar="FILE", type=Path, help="the record that is being written")
+    parser.add_argument(
+        "where",
+        metavar="FILE|URL",
+        nargs="?",
+        help="the record that is being written (--control-log), or a daemon, such as http://127.0.0.1:8343",
+    )
+    parser.add_argument(
+        "--model", metavar="NAME", help="which of the daemon's models (the first that is controlled)"
+    )
     parser.add_argument("--once", action="store_true", help="show the state that was recorded last, and end")
+    add_settings(parser, DAEMON)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    if not args.file.is_file():
-        raise NotFoundError(f"{args.file}: there is no such file; --control-log writes one")
-    with args.file.open(encoding="utf-8") as file:
-        head = _parse(file.readline(_LONGEST_LINE))
-        if head is None or head.get("format") != "edgert-control":
-            raise CorruptError(f"{args.file}, line 1: not the head of a control record")
-        if args.once:
-            last = None
-            for line in _lines(file):
-                last = line if line.get("kind") == "window" else last
-            say("\n".join(screen(head, last or {}, [], colours=False)))
-            return 0
-        _follow(file, head)
+    at_daemon = args.where is None or args.where.startswith(("http://", "https://"))
+    if args.model is not None and not at_daemon:
+        raise InvalidArgumentError("--model: is of a daemon; a record is of one model")
+    with closing(_daemon(args) if at_daemon else _Record(Path(args.where))) as source:
+        try:
+            if args.once:
+                lines, _ = source.poll()
+                windows = [line for line in lines if line.get("signals")]
+                say("\n".join(screen(source.head, windows[-1] if windows else {}, [], colours=False)))
+            else:
+                _follow(source)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptError(f"{source.name}: not what a control loop tells: {error!r:.200}") from error
     return 0
 
 
-def _follow(file: IO[str], head: Mapping[str, Any]) -> None:
+class _Source(Protocol):
+    """Where the loop's lines come from."""
+
+    name: str
+    pause_s: float  # from poll to poll
+    head: Mapping[str, Any]
+
+    def poll(self) -> tuple[list[dict[str, Any]], bool]:
+        """What has come since, and whether more can come."""
+
+    def close(self) -> None: ...
+
+
+class _Record:
+    """A file that is being written, in parts: FILE is the latest."""
+
+    pause_s = 0.1
+
+    def __init__(self, path: Path) -> None:
+        self.name, self._path = str(path), path
+        if not path.is_file():
+            raise NotFoundError(f"{path}: there is no such file; --control-log writes one")
+        self._open()
+
+    def _open(self) -> None:
+        self._file = self._path.open(encoding="utf-8")
+        head = _parse(self._file.readline(_LONGEST_LINE))
+        if head is None or head.get("format") != "edgert-control":
+            self._file.close()
+            raise CorruptError(f"{self._path}, line 1: not the head of a control record")
+        self.head: Mapping[str, Any] = head
+
+    def poll(self) -> tuple[list[dict[str, Any]], bool]:
+        runs = _runs(self.head["about"]["pid"])
+        anew = self._is_anew()
+        lines = list(_lines(self._file))
+        if anew:
+            self.close()
+            self._open()
+            lines += _lines(self._file)
+        return lines, runs
+
+    def _is_anew(self) -> bool:
+        try:
+            return not os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        except FileNotFoundError:  # between two parts
+            return False
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Daemon:
+    """A model of a daemon, by /stats."""
+
+    pause_s = 0.25
+
+    def __init__(self, host: str, port: int, key_file: str | None, model: str | None) -> None:
+        self.name, self._address, self._model = f"{host}:{port}", (host, port, key_file), model
+        self._last_t, self._silent = -math.inf, 0
+        stats = ask_daemon(*self._address)
+        if stats is None:
+            raise NotFoundError(
+                f"no daemon at {self.name}; `edgert serve --control auto` is one, FILE names a record"
+            )
+        self._next: dict[str, Any] | None = self._found(stats)
+        self.head: Mapping[str, Any] = self._next
+
+    def _found(self, stats: Mapping[str, Any]) -> dict[str, Any]:
+        """The state of the model's loop, and its store."""
+        for model in stats["models"]:
+            if self._model not in (None, model["name"]) or "control" not in model:
+                continue
+            rows = [bytes.fromhex(row) for row in model.get("store", [])]
+            store = ["".join(str(code) for code in row) for row in rows]
+            return {**model["control"], **({"store": store} if sum(map(len, store)) <= _MOST_SHOWN else {})}
+        which = "no model is" if self._model is None else f"{self._model!r:.80} is not"
+        raise NotFoundError(f"{self.name}: {which} loaded and controlled (edgert serve --control auto)")
+
+    def poll(self) -> tuple[list[dict[str, Any]], bool]:
+        state, self._next = self._next, None
+        if state is None:
+            try:
+                stats = ask_daemon(*self._address)
+                if stats is None:
+                    return [], False
+                state = self._found(stats)
+            except NotFoundError:  # until it is loaded again
+                return [], True
+            except StorageError:  # it is about to end, or at its limit
+                self._silent += 1
+                if self._silent >= _PATIENCE:
+                    raise
+                return [], True
+            self._silent = 0
+        if state.get("t", self._last_t) == self._last_t:
+            return [], True
+        self._last_t = state["t"]
+        return [state], True
+
+    def close(self) -> None:
+        pass
+
+
+def _daemon(args: argparse.Namespace) -> _Daemon:
+    layers = Layers.read()
+    found = {s.name: layers.value(s, getattr(args, s.name)) for s in DAEMON}
+    host, port, key_file = (found[s.name] if found[s.name] is not None else s.default for s in DAEMON)
+    if args.where is not None:
+        parts = urlsplit(args.where)
+        try:
+            host, port = parts.hostname, parts.port or port
+        except ValueError:
+            host = None
+        if parts.scheme != "http" or not host or parts.path not in ("", "/"):
+            raise InvalidArgumentError(f"{args.where!r:.200}: allowed is http://HOST:PORT, or a file")
+    return _Daemon(host, port, key_file, args.model)
+
+
+def _follow(source: _Source) -> None:
     moves: list[str] = []
     live = sys.stdout.isatty()
     sys.stdout.write(_HIDE_CURSOR + "\x1b[2J" if live else "")
     try:
         while True:
             shown = None
-            for line in _lines(file):
+            lines, more = source.poll()
+            for line in lines:
                 moves = [*moves, *_moved(line)][-6:]
-                shown = line if line.get("kind") == "window" else shown
+                shown = line if line.get("signals") else shown
             if shown is not None:
-                lines = screen(head, shown, moves, colours=live)
-                text = "".join(f"{line}{_CLEAR_REST}\n" for line in lines)
-                sys.stdout.write(_HOME + text + _CLEAR_BELOW if live else "\n".join(lines) + "\n\n")
+                picture = screen(source.head, shown, moves, colours=live)
+                text = "".join(f"{line}{_CLEAR_REST}\n" for line in picture)
+                sys.stdout.write(_HOME + text + _CLEAR_BELOW if live else "\n".join(picture) + "\n\n")
                 sys.stdout.flush()
-            if not _runs(head["about"]["pid"]):
+            if not more:
                 return
-            time.sleep(_POLL_S)
+            time.sleep(source.pause_s)
     finally:
         sys.stdout.write(_SHOW_CURSOR if live else "")
         sys.stdout.flush()
@@ -108,7 +245,7 @@ def screen(head: Mapping[str, Any], line: Mapping[str, Any], moves: list[str], *
     paint = (lambda colour, text: f"{colour}{text}{_PLAIN}") if colours else (lambda _, text: text)
     about, bounds = head["about"], head["settings"]["bounds"]
     lines = [paint(_BOLD, clean(f"{about['model']}, process {about['pid']}")), ""]
-    if not line:
+    if not line.get("signals"):
         return [*lines, "no window has been recorded yet"]
     s, counted, knobs = line["signals"], line["counted"], line["knobs"]
     used = counted["expert_hits"] + counted["expert_prefetch_hits"]

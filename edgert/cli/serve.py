@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from edgert.cli.controlled import add_control, control_bounds
+from edgert.cli.controlled import add_control, control_bounds, log_bytes
 from edgert.cli.options import Subparsers, add_knobs, add_settings, knob_flags
 from edgert.cli.terminal import note
 from edgert.errors import InvalidArgumentError
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from edgert.server.run import run as serve
 
     opening.check_sources(configuration)
-    return serve(configuration, knobs, bounds, args.control_log)
+    return serve(configuration, knobs, bounds, args.control_log, log_bytes(args))
 
 
 def configured(args: argparse.Namespace) -> "tuple[Configuration, dict[str, Any]]":

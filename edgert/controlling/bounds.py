@@ -40,6 +40,10 @@ BOUNDS = (
     Setting("control_window_ms", "float", "time between decisions", None, 20, 60_000),
 )
 
+LOG_SIZE = Setting(
+    "control_log_size", "bytes", "bound of the record with its older parts", 256 << 20, 64 << 10, 1 << 50
+)
+
 CONTROL = (
     Setting(
         "control",
@@ -49,6 +53,7 @@ CONTROL = (
         choices=("off", "auto"),
     ),
     *BOUNDS,
+    LOG_SIZE,
 )
 
 

@@ -22,6 +22,7 @@ LOSSY_KNOBS = ("low_precision_misses", "skip_absent_experts")  # what costs leas
 _MOST_LOSSY = {"low_precision_misses": 0.5, "skip_absent_experts": 0.15}
 _TIGHT_PRESSURE = 0.2  # share of time that tasks wait for memory, from which on the store shrinks
 _INERT = {"name": "none", "minimum": 0, "maximum": 0, "start": 0, "step": 1}
+_STATE = ("_threads", "_notch", "_heat", "_speed", "_saved", "_saving", "_usual_ms", "_lossy")
 
 Signals = Mapping[str, Any]
 Decisions = dict[str, Any]
@@ -57,7 +58,7 @@ class Brain:
         self.laws = {name: Controller(law, **settings) for name, settings in self._settings().items()}
 
     def _settings(self) -> dict[str, dict[str, Any]]:
-        b, slew = self._bounds, max(1, self._top // 4)
+        b = self._bounds
         effort = {"name": "effort", "minimum": 0, "maximum": self._top, "start": self._top}
         store = {"name": "store", "minimum": 0, "maximum": NOTCHES, "start": NOTCHES, "step": 1}
         lossy = [
@@ -68,13 +69,14 @@ class Brain:
         return {
             # The signal is how many notches of the store are lacking to the reserve.
             "memory": {
-                "low": -3.0, "high": 0.0, "fast": _INERT, "slow": [store], "patience": 4, "dwell": 4, "drives": "slow",
+                "low": -1.5, "high": 0.0, "fast": _INERT, "slow": [store], "patience": 4, "dwell": 4, "slow_gain": 0.5,
+                "drives": "slow",
             },
             "heat": {
                 "low": b.temperature_low_celsius, "high": b.temperature_high_celsius, "lead": 4.0,
-                "fast": {**effort, "step": slew},
+                "fast": {**effort, "step": max(1, self._top // 8)},
             },
-            "speed": {"low": b.token_time_low_ms, "high": high, "fast": {**effort, "step": -slew}},
+            "speed": {"low": b.token_time_low_ms, "high": high, "fast": {**effort, "step": -max(1, self._top // 4)}},
             "quality": {
                 "low": 0.6 * high, "high": high, "fast": _INERT, "slow": lossy, "patience": 4, "dwell": 8,
                 "drives": "slow",
@@ -168,6 +170,25 @@ class Brain:
                 knobs[name] = _MOST_LOSSY[name] * notch / _LOSSY_NOTCHES
         return knobs
 
+    def state(self) -> dict[str, Any]:
+        """What it goes on from; restore() of it in a brain of the same settings goes on alike."""
+        return {
+            "laws": {name: law.state() for name, law in self.laws.items()},
+            "trial": self._trial.state(),
+            "own": {name: getattr(self, name) for name in _STATE},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Raises KeyError, TypeError and ValueError for what state() cannot have given."""
+        for name, law in self.laws.items():
+            law.restore(state["laws"][name])
+        self._trial.restore(state["trial"])
+        for name in _STATE:
+            before, value = getattr(self, name), state["own"][name]
+            if type(value) is not type(before):
+                raise TypeError(f"{name} is {value!r:.60}")
+            setattr(self, name, value)
+
     def settings(self) -> dict[str, Any]:
         """What a record needs to make this brain again."""
         return {"bounds": asdict(self._bounds), "plant": asdict(self._plant), "law": self._law}
@@ -181,5 +202,5 @@ def _step(
     law: Controller, t: float, value: float | None, quality: str = "exact", **more: Any
 ) -> dict[str, Any]:
     if value is None:
-        value, quality = math.nan, "missing"
+        return {**law.step(math.nan, t, quality="missing", **more), "value": None}
     return law.step(value, t, quality=quality, **more)

@@ -5,12 +5,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from edgert.controlling.bounds import Bounds
 from edgert.controlling.brain import Brain, Plant
-from edgert.controlling.record import Record, plain
+from edgert.controlling.record import DEFAULT_BYTES, Record, plain
 from edgert.errors import EdgertError, UnsupportedError
 from edgert.signals import MISSING, Machine, Reading, Sensors
 
@@ -43,6 +44,7 @@ class Control:
         bounds: Bounds,
         *,
         log: str | os.PathLike[str] | None = None,
+        log_bytes: int = DEFAULT_BYTES,
         sensors: Sensors | None = None,
         law: str = "fast-slow",
         clock: Callable[[], float] = time.monotonic,
@@ -68,7 +70,7 @@ class Control:
             "unix_time": time.time(), "budget_bytes": model.stats()["budget_bytes"],
         }  # fmt: skip
         self._about = about
-        self._record = None if log is None else Record(Path(log), self._brain.settings(), about)
+        self._record = None if log is None else Record(Path(log), self._brain.settings(), about, log_bytes)
         self._applied: dict[str, Any] = {}
         self._counts = native.statistics()
         self._steps = native.step_times(1 << 62)[0]
@@ -81,7 +83,7 @@ class Control:
 
     @classmethod
     def start(cls, model: "Model", bounds: Bounds, **options: Any) -> "Control":
-        """`options`: log (a file for the record), sensors, law (a baseline to compare with). Raises UnsupportedError where the engine has no live knobs."""
+        """`options`: log (a file for the record), log_bytes (its bound), sensors, law (a baseline to compare with). Raises UnsupportedError where the engine has no live knobs."""
         control = cls(model, bounds, **options)
         with _running_lock:
             _running.add(control)
@@ -95,9 +97,7 @@ class Control:
             _running.discard(self)
         if self._thread.is_alive():
             self._thread.join()
-        if self._record is not None:
-            self._record.close()
-            self._record = None
+        self._close_record()
         if not self._model.closed:
             self._apply({name: self._knobs[name] for name in self._applied})
 
@@ -153,8 +153,23 @@ class Control:
         line["decisions"], line["knobs"] = decisions, self._brain.knobs
         line["refused"] = self._apply(line["knobs"])
         if self._record is not None:
-            self._record.write(line)
+            self._write(line)
         self._last = {**self._last, **line}
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        """A disk that is full ends the record, not the control."""
+        assert self._record is not None
+        try:
+            self._record.write(line, self._brain.state)
+        except OSError as error:
+            self._close_record()
+            self._last["record_error"] = str(error)
+
+    def _close_record(self) -> None:
+        record, self._record = self._record, None
+        if record is not None:
+            with suppress(OSError):
+                record.close()
 
     def _signals(self, now: float) -> tuple[Machine, dict[str, Any], dict[str, Any]]:
         native = self._model.native

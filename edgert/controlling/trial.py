@@ -6,6 +6,8 @@ start, when the cores, their load or the time of a token have changed, and every
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 _GAIN = 0.95  # of the time of a token, for a change to count
 _CHANGED = 1.25  # times as slow or as fast
@@ -20,6 +22,7 @@ class ThreadTrial:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads  # that won
+        self._tried = threads  # last
         self._direction = -1
         self._phase = "rest"  # rest -> other -> back
         self._rested, self._due, self._tries = 0, True, 0
@@ -29,7 +32,6 @@ class ThreadTrial:
 
     def window(self, tokens: int, mean_ms: float, load: float | None, most: int) -> int:
         """The threads to compute with in the window to come; at most `most` (cores, heat)."""
-        self.threads = max(1, self.threads)
         at = min(self.threads, most)
         if tokens < _LEAST_TOKENS or not mean_ms > 0:
             self._phase = "rest"
@@ -38,14 +40,30 @@ class ThreadTrial:
             self._other, self._phase = mean_ms, "back"
             return at
         if self._phase == "back":
-            self._judge(mean_ms, most)
+            self._judge(mean_ms)
             return min(self.threads, most)
         return self._rest(mean_ms, load, most, at)
 
-    def _judge(self, mean_ms: float, most: int) -> None:
+    def state(self) -> dict[str, Any]:
+        """For records; restore() of it goes on alike."""
+        return dict(vars(self))
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Numbers that there are none of yet come as None from a record."""
+        for name, before in vars(self).items():
+            value = state[name]
+            if value is None and name != "_load":
+                value = math.nan
+            if not isinstance(value, bool | int | float | str | None) or isinstance(
+                before, str
+            ) != isinstance(value, str):
+                raise TypeError(f"{name} is {value!r:.60}")
+            setattr(self, name, value)
+
+    def _judge(self, mean_ms: float) -> None:
         self._phase = "rest"
         if self._other < _GAIN * min(self._before, mean_ms):
-            self.threads = min(self.threads, most) + self._direction
+            self.threads = self._tried
             self._usual, self._tries, self._due = self._other, 0, True
         else:
             self._usual = min(self._before, mean_ms)
@@ -68,7 +86,8 @@ class ThreadTrial:
             self._usual = mean_ms
             return at
         self._before, self._phase, self._load = mean_ms, "other", load
-        return at + self._direction
+        self._tried = at + self._direction
+        return self._tried
 
     def _changed(self, mean_ms: float, load: float | None) -> bool:
         if math.isnan(self._usual):

@@ -28,6 +28,7 @@ class Loading:
     queue: int
     bounds: "Bounds | None" = None
     control_log: Path | None = None
+    control_log_bytes: int = 0
 
     def opener(self) -> Opener:
         return Opener(self.needs, self.open)
@@ -74,7 +75,7 @@ class Loading:
             return None
         from edgert.controlling import Control
 
-        return Control.start(model, self.bounds, log=self.control_log)
+        return Control.start(model, self.bounds, log=self.control_log, log_bytes=self.control_log_bytes)
 
 
 def resolved(source: str) -> str:

@@ -41,13 +41,14 @@ def run(
     knobs: dict[str, Any],
     bounds: "Bounds | None" = None,
     control_log: Path | None = None,
+    control_log_bytes: int = 0,
 ) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. With `bounds` models are controlled while they are loaded.
 
     Raises StorageError where the address cannot be had, and what loading the only model raises."""
     share_one_heap()
     sockets = notify.activation_sockets() or [listen(configuration.host, configuration.port)]
-    loading = Loading(knobs, configuration.queue, bounds, control_log)
+    loading = Loading(knobs, configuration.queue, bounds, control_log, control_log_bytes)
     return asyncio.run(Daemon(configuration, loading).serve(sockets))
 
 

@@ -124,7 +124,8 @@ def _control(opened: Opened) -> dict[str, Any]:
     if opened.control is None:
         return {}
     state = opened.control.state()
-    return {"control": {name: state.get(name, {}) for name in ("signals", "decisions", "knobs")}}
+    state.pop("store", None)  # the model's own says the same
+    return {"control": {"signals": {}, "decisions": {}, "knobs": {}, **state}}
 
 
 def text(state: ServerState) -> str:

@@ -1,7 +1,10 @@
 // Knobs that change while steps run: results stay the same bits, memory follows, nothing waits for ever.
 #include <atomic>
+#include <map>
 #include <random>
+#include <set>
 #include <thread>
+#include <vector>
 
 #include "engine/model.h"
 #include "model_support.h"
@@ -28,6 +31,27 @@ TEST_CASE("a smaller store evicts at once what nobody holds, and gives its charg
   CHECK(f.store.statistics().capacity_bytes == 2 * f.slot);
   CHECK(f.budget->used_bytes() == before - 3 * f.slot);
   CHECK(f.take_all(0, {0, 1, 2, 3, 4}) == std::set{0, 1, 2, 3, 4});  // through the two that are left
+}
+
+TEST_CASE("what stays in a smaller store moves together, and keeps its bytes") {
+  StoreFixture f(6);
+  f.take_all(0, {0, 1, 2, 3, 4, 5});
+  std::map<int, std::vector<std::byte>> bytes;
+  const auto places = [&](const std::vector<int>& experts) {
+    std::set<const std::byte*> found;
+    const auto request = f.store.acquire(0, experts, f.cancelled);
+    while (auto lease = request->next_ready()) {
+      found.insert(lease->data());
+      std::vector<std::byte> read(lease->data(), lease->data() + f.slot);
+      const auto& known = bytes.try_emplace(lease->expert(), read).first->second;
+      CHECK(read == known);
+    }
+    return found;
+  };
+  const auto before = places({0, 1, 2, 3, 4, 5});
+  places({3, 5});  // used last: they stay
+  f.store.resize(2 * f.slot);
+  CHECK(places({3, 5}) == std::set(before.begin(), std::next(before.begin(), 2)));
 }
 
 TEST_CASE("what is leased outlives a smaller capacity, and goes when it is given back") {

@@ -70,6 +70,7 @@ ControlSettings control_settings(const py::dict& given) {
       .field("blanking", out.blanking)
       .field("dwell", out.dwell)
       .field("relief", out.relief)
+      .field("slow_gain", out.slow_gain)
       .field("hysteresis", out.hysteresis)
       .field("lead", out.lead)
       .field("max_age", out.max_age)
@@ -142,7 +143,9 @@ void bind_control(py::module_& module) {
                 {.t = t, .value = value, .age = age, .quality = signal_quality(quality), .urgent = urgent}));
           },
           py::arg("value"), py::arg("t") = 0.0, py::kw_only(), py::arg("age") = 0.0,
-          py::arg("quality") = "exact", py::arg("urgent") = false);
+          py::arg("quality") = "exact", py::arg("urgent") = false)
+      .def("state", &Controller::state)
+      .def("restore", &Controller::restore, py::arg("numbers"));
   py::class_<Plant>(module, "Plant")
       .def(py::init([](const py::kwargs& settings) { return Plant(plant_settings(settings)); }))
       .def("step", &Plant::step, py::arg("fast"), py::arg("slow") = std::vector<double>{}, py::kw_only(),

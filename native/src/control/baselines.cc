@@ -103,4 +103,21 @@ Decision Pi::step(const Signal& signal) {
   return place(settings_, positions_, wanted, std::move(decision));
 }
 
+void Fixed::exchange(State& state) {
+  positions_.exchange(state);
+  state(window_);
+}
+
+void Aimd::exchange(State& state) {
+  positions_.exchange(state);
+  state(window_);
+  state(coordinate_);
+}
+
+void Pi::exchange(State& state) {
+  positions_.exchange(state);
+  state(window_);
+  state(integral_);
+}
+
 }  // namespace edgert

@@ -13,6 +13,8 @@ class Fixed final : public Controller {
   const ControlSettings& settings() const noexcept override { return settings_; }
 
  private:
+  void exchange(State& state) override;
+
   const ControlSettings settings_;
   Positions positions_;
   std::uint64_t window_ = 0;
@@ -27,6 +29,8 @@ class Aimd final : public Controller {
   const ControlSettings& settings() const noexcept override { return settings_; }
 
  private:
+  void exchange(State& state) override;
+
   const ControlSettings settings_;
   Positions positions_;
   std::uint64_t window_ = 0;
@@ -44,6 +48,8 @@ class Pi final : public Controller {
   const ControlSettings& settings() const noexcept override { return settings_; }
 
  private:
+  void exchange(State& state) override;
+
   const ControlSettings settings_;
   Positions positions_;
   std::uint64_t window_ = 0;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdlib>
 
 #include "control/baselines.h"
 #include "control/fast_slow.h"
@@ -48,6 +49,7 @@ void check(const ControlSettings& settings) {
   at_least("blanking", static_cast<double>(settings.blanking), 0);
   at_least("dwell", static_cast<double>(settings.dwell), static_cast<double>(settings.blanking));
   at_least("relief", static_cast<double>(settings.relief), 0);
+  at_least("slow_gain", settings.slow_gain, 0);
   at_least("hysteresis", settings.hysteresis, 1);
   at_least("lead", settings.lead, 0);
   if (!(settings.max_age > 0)) refuse("max_age", std::to_string(settings.max_age), "more than 0");
@@ -95,6 +97,48 @@ SignalQuality signal_quality(std::string_view word) {
   return static_cast<SignalQuality>(found - kQualities.begin());
 }
 
+void State::operator()(double& field) {
+  if (!read_) {
+    numbers_.push_back(field);
+    return;
+  }
+  if (at_ == numbers_.size() || !std::isfinite(numbers_[at_]))
+    refuse("state, number " + std::to_string(at_), at_ == numbers_.size() ? "none" : "no finite one",
+           "what state() gave");
+  field = numbers_[at_++];
+}
+
+void State::operator()(std::int64_t& field) {
+  auto number = static_cast<double>(field);
+  (*this)(number);
+  if (std::abs(number) > 16.0 * kMost || number != std::trunc(number))
+    refuse("state, number " + std::to_string(at_ - 1), std::to_string(number), "a whole one up to 2^52");
+  field = static_cast<std::int64_t>(number);
+}
+
+void State::operator()(std::uint64_t& field) {
+  auto number = static_cast<std::int64_t>(field);
+  (*this)(number);
+  field = static_cast<std::uint64_t>(std::max<std::int64_t>(0, number));
+}
+
+void State::done() const {
+  if (at_ != numbers_.size())
+    refuse("state", std::to_string(numbers_.size()) + " numbers", std::to_string(at_));
+}
+
+std::vector<double> Controller::state() {
+  State state;
+  exchange(state);
+  return state.numbers();
+}
+
+void Controller::restore(std::vector<double> numbers) {
+  State state(std::move(numbers));
+  exchange(state);
+  state.done();
+}
+
 Positions::Positions(const ControlSettings& settings) : settings_(settings), fast_(settings.fast.start) {
   for (const Actuator& actuator : settings.slow) slow_.push_back(actuator.start);
 }
@@ -103,7 +147,7 @@ bool Positions::move_fast(std::int64_t units) noexcept {
   return add(settings_.fast, fast_, settings_.fast.step > 0 ? units : -units);
 }
 
-bool Positions::move_slow(std::int64_t direction) noexcept {
+bool Positions::move_slow(std::int64_t direction, double steps) noexcept {
   const auto& actuators = settings_.slow;
   const Actuator* turn = nullptr;
   for (std::size_t i = 0; i < slow_.size(); ++i) {
@@ -111,8 +155,12 @@ bool Positions::move_slow(std::int64_t direction) noexcept {
     if (turn == nullptr || (turn->stage - actuators[i].stage) * direction < 0) turn = &actuators[i];
   }
   if (turn == nullptr) return false;
-  for (std::size_t i = 0; i < slow_.size(); ++i)
-    if (actuators[i].stage == turn->stage) add(actuators[i], slow_[i], direction * actuators[i].step);
+  for (std::size_t i = 0; i < slow_.size(); ++i) {
+    if (actuators[i].stage != turn->stage) continue;
+    const double change = std::min(steps * static_cast<double>(std::abs(actuators[i].step)), 2.0 * kMost);
+    add(actuators[i], slow_[i],
+        (actuators[i].step > 0 ? direction : -direction) * static_cast<std::int64_t>(change));
+  }
   return true;
 }
 
@@ -132,6 +180,15 @@ bool Positions::place_slow(std::int64_t steps) noexcept {
 
 bool Positions::at_rail(std::int64_t direction) const noexcept {
   return !can_move(settings_.fast, fast_, direction);
+}
+
+void Positions::exchange(State& state) {
+  const auto place = [&](const Actuator& actuator, std::int64_t& position) {
+    state(position);
+    position = std::clamp(position, actuator.minimum, actuator.maximum);
+  };
+  place(settings_.fast, fast_);
+  for (std::size_t i = 0; i < slow_.size(); ++i) place(settings_.slow[i], slow_[i]);
 }
 
 std::int64_t Positions::from_centre() const noexcept {

@@ -15,6 +15,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace edgert {
@@ -85,6 +86,8 @@ struct ControlSettings {
   std::int64_t blanking = 1;  // windows after a slow move in which the signal is its own disturbance
   std::int64_t dwell = 4;     // windows between two slow moves, blanking included
   std::int64_t relief = 0;  // what a slow move gives the fast knob back, in its units, at most to its centre
+  double slow_gain =
+      0;  // steps of a slow move for each unit of the signal beyond the band; at least one step
   double hysteresis = 1.3;  // once out of the band, back is within the band's width divided by this
   double lead = 0;          // windows over which the slope of the signal is extended
   double max_age = std::numeric_limits<double>::infinity();  // seconds; an older signal is missing
@@ -96,11 +99,34 @@ struct ControlSettings {
   double integral = 0.2;        // pi: the same, added each window
 };
 
+// What a controller goes on from, as numbers in an order of its own: written out, or read back.
+class State {
+ public:
+  State() = default;                                                                          // to be filled
+  explicit State(std::vector<double> numbers) : numbers_(std::move(numbers)), read_(true) {}  // to be read
+  void operator()(double& field);
+  void operator()(std::int64_t& field);
+  void operator()(std::uint64_t& field);
+  const std::vector<double>& numbers() const noexcept { return numbers_; }
+  void done() const;  // every number was read
+
+ private:
+  std::vector<double> numbers_;
+  bool read_ = false;
+  std::size_t at_ = 0;
+};
+
 class Controller {
  public:
   virtual ~Controller() = default;
   virtual Decision step(const Signal& signal) = 0;
   virtual const ControlSettings& settings() const noexcept = 0;
+  // Error{invalid_argument} where the numbers are not those of such a controller with these settings.
+  std::vector<double> state();
+  void restore(std::vector<double> numbers);
+
+ private:
+  virtual void exchange(State& state) = 0;
 };
 
 // kind: "fast-slow", "published", "fixed", "aimd", "pi". Error{invalid_argument} by field.
@@ -119,12 +145,13 @@ class Positions {
   const std::vector<std::int64_t>& slow() const noexcept { return slow_; }
   // Moves the fast knob by this many units, to the open side where positive; false where it stood at its end.
   bool move_fast(std::int64_t units) noexcept;
-  // One step of the slow knobs of the stage whose turn it is; false where none could move.
-  bool move_slow(std::int64_t direction) noexcept;
+  // So many steps of the slow knobs of the stage whose turn it is; false where none could move.
+  bool move_slow(std::int64_t direction, double steps = 1) noexcept;
   // Each slow knob this many steps from its start.
   bool place_slow(std::int64_t steps) noexcept;
   bool at_rail(std::int64_t direction) const noexcept;
   std::int64_t from_centre() const noexcept;  // in units, positive on the open side
+  void exchange(State& state);
 
  private:
   const ControlSettings& settings_;

@@ -69,6 +69,14 @@ Decision PublishedLaw::step(const Signal& signal) {
   return decided;
 }
 
+void PublishedLaw::exchange(State& state) {
+  state(last_.window);
+  state(last_.fast);
+  for (std::int64_t& place : last_.slow) state(place);
+  state(last_.at_open_rail);
+  state(last_.at_tight_rail);
+}
+
 // --- repaired -----------------------------------------------------------------------------------------
 
 FastSlow::FastSlow(ControlSettings settings)
@@ -198,7 +206,9 @@ FastSlow::Outcome FastSlow::act(std::int64_t direction, double value) {
     std::int64_t& count = at_rail_[direction > 0];
     at_rail_[direction < 0] = 0;
     count = outside ? std::min(count + 1, settings_.patience) : 0;
-    return count >= settings_.patience ? slow(direction, Reason::rail) : Outcome{Action::hold, reason};
+    const double beyond = direction > 0 ? settings_.low - value : value - settings_.high;
+    return count >= settings_.patience ? slow(direction, Reason::rail, beyond)
+                                       : Outcome{Action::hold, reason};
   }
   forget_rails();
   if (last_direction_ == -direction) {
@@ -221,7 +231,7 @@ FastSlow::Outcome FastSlow::hunted(std::int64_t direction) {
   const double mean = hunt_windows_ > 0 ? hunt_sum_ / static_cast<double>(hunt_windows_) : 0;
   const std::int64_t needed = hunt_windows_ > 0 ? side(mean, settings_.low, settings_.high) : 0;
   if (needed != 0) {
-    const Outcome outcome = slow(needed, Reason::hunting);
+    const Outcome outcome = slow(needed, Reason::hunting, 0);
     if (outcome.reason != Reason::exhausted) return outcome;
   }
   const std::int64_t units = direction < 0 ? fast_step_ : 0;  // waits on the tight side
@@ -232,9 +242,10 @@ FastSlow::Outcome FastSlow::hunted(std::int64_t direction) {
   return {Action::fast, Reason::hunting, -1};
 }
 
-FastSlow::Outcome FastSlow::slow(std::int64_t direction, Reason reason) {
+FastSlow::Outcome FastSlow::slow(std::int64_t direction, Reason reason, double beyond) {
   if (dwell_ > 0) return {Action::hold, Reason::dwell};
-  if (!positions_.move_slow(direction)) return {Action::hold, Reason::exhausted};
+  const double steps = std::max(1.0, std::floor(settings_.slow_gain * beyond));
+  if (!positions_.move_slow(direction, steps)) return {Action::hold, Reason::exhausted};
   blanking_ = settings_.blanking;
   dwell_ = settings_.dwell;
   relief_ = -direction * std::clamp<std::int64_t>(positions_.from_centre() * direction, 0, settings_.relief);
@@ -242,6 +253,22 @@ FastSlow::Outcome FastSlow::slow(std::int64_t direction, Reason reason) {
   forget_rails();
   forget_hunt();
   return {Action::slow, reason, direction};
+}
+
+void FastSlow::exchange(State& state) {
+  positions_.exchange(state);
+  state(window_);
+  for (std::int64_t* field :
+       {&at_rail_[0], &at_rail_[1], &blanking_, &dwell_, &relief_, &fast_step_, &acting_, &fringe_,
+        &last_direction_, &same_direction_, &turns_, &reversals_, &rested_, &pause_, &hunt_windows_})
+    state(*field);
+  state(hunt_sum_);
+  std::int64_t seen = previous_.has_value();
+  double previous = previous_.value_or(0);
+  state(seen);
+  state(previous);
+  previous_ = seen != 0 ? std::optional(previous) : std::nullopt;
+  fast_step_ = std::clamp<std::int64_t>(fast_step_, 1, slew());
 }
 
 void FastSlow::forget_hunt() noexcept {

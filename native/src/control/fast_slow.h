@@ -18,6 +18,8 @@ class PublishedLaw final : public Controller {
   const ControlSettings& settings() const noexcept override { return settings_; }
 
  private:
+  void exchange(State& state) override;
+
   const ControlSettings settings_;
   Decision last_;
 };
@@ -38,6 +40,7 @@ class FastSlow final : public Controller {
     Reason reason;
     std::int64_t direction = 0;
   };
+  void exchange(State& state) override;
   Outcome decide(const Signal& signal);
   Outcome shrink();            // safety
   Outcome blank();             // the window after a slow move
@@ -45,7 +48,7 @@ class FastSlow final : public Controller {
   Outcome recentre(double value);
   Outcome act(std::int64_t direction, double value);  // outside of it
   Outcome hunted(std::int64_t direction);
-  Outcome slow(std::int64_t direction, Reason reason);
+  Outcome slow(std::int64_t direction, Reason reason, double beyond);  // how far beyond the band
   std::int64_t wanted(double value) const noexcept;  // the direction back into the band, 0 within
   double fringe_width() const noexcept;              // between the band and its inner part
   void forget_rails() noexcept { at_rail_[0] = at_rail_[1] = 0; }

@@ -1,6 +1,9 @@
 // A capacity that changes while steps run.
 #include <algorithm>
+#include <cstring>
+#include <functional>
 #include <string>
+#include <utility>
 
 #include "experts/store.h"
 #include "platform/error.h"
@@ -8,9 +11,9 @@
 namespace edgert {
 namespace {
 
-// Evicted in one go: giving a slot's pages back takes the system up to a millisecond, and steps wait
-// meanwhile.
-constexpr int kBatch = 4;
+// Evicted in one go: to move an expert and to give a slot's pages back takes up to two milliseconds, and
+// steps wait meanwhile.
+constexpr int kBatch = 2;
 
 }  // namespace
 
@@ -64,11 +67,28 @@ bool ExpertStore::trim(int most) noexcept {
     const int index = policy_->victim(admitted);
     if (index < 0) break;
     evict(index);
-    drop_slot(entries_[static_cast<std::size_t>(index)].slot);
+    give_back(std::move(entries_[static_cast<std::size_t>(index)].slot));
     ++evicted;
   }
   settle_charge();
   return evicted == most && statistics_.slot_bytes > capacity_;
+}
+
+// The expert in the last place moves into the one that is free: so the system gets whole huge pages, and what
+// is left keeps its own.
+void ExpertStore::give_back(SlotPool::Slot slot) noexcept {
+  Entry* last = nullptr;
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    Entry& entry = entries_[i];
+    if (entry.slot.size() != slot.size() || !evictable(static_cast<int>(i))) continue;
+    const std::byte* place = last == nullptr ? slot.data() : last->slot.data();
+    if (std::less<>{}(place, entry.slot.data())) last = &entry;
+  }
+  if (last != nullptr) {
+    std::memcpy(slot.data(), last->slot.data(), slot.size());
+    std::swap(slot, last->slot);
+  }
+  drop_slot(slot);
 }
 
 void ExpertStore::settle_charge() noexcept {

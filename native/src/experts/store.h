@@ -247,6 +247,7 @@ class ExpertStore {
   bool evictable(int entry) const noexcept;
   // Evicts at most so many of what is beyond the capacity; true where there may be more to evict.
   bool trim(int most) noexcept;
+  void give_back(SlotPool::Slot slot) noexcept;
   void settle_charge() noexcept;
   void choose_policy();
   void drop_slot(SlotPool::Slot& slot) noexcept;
