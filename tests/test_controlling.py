@@ -176,6 +176,15 @@ def test_what_is_known_only_as_a_lower_bound_never_loosens(values: list[float]) 
         assert brain.effort <= effort
 
 
+@pytest.mark.parametrize("law", ["aimd", "pi"])
+def test_a_baseline_does_not_slow_down_what_need_not_save_power(law: str) -> None:
+    brain = Brain(BOUNDS, PLANT, law)
+    after(brain, 40, p95_ms=5.0, mean_ms=5.0)
+    assert brain._speed == brain._top
+    after(brain, 40, p95_ms=5.0, mean_ms=5.0, on_battery=1.0)
+    assert brain._speed < brain._top
+
+
 # --- threads ----------------------------------------------------------------------------------------
 
 

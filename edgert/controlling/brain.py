@@ -70,7 +70,7 @@ class Brain:
             # The signal is how many notches of the store are lacking to the reserve.
             "memory": {
                 "low": -1.5, "high": 0.0, "fast": _INERT, "slow": [store], "patience": 4, "dwell": 4, "slow_gain": 0.5,
-                "drives": "slow",
+                "drives": "slow", "integral": 0.5,
             },
             "heat": {
                 "low": b.temperature_low_celsius, "high": b.temperature_high_celsius, "lead": 4.0,
@@ -127,8 +127,9 @@ class Brain:
         seen = s["p95_ms"]
         if seen is not None:
             seen = max(seen, self.knobs["token_interval_ms"])
-            if not self._saving:
-                seen = max(seen, self._bounds.token_time_low_ms)
+            if not self._saving and seen <= self._bounds.token_time_high_ms:
+                # Fast enough: a baseline would slow down to its aim within the band.
+                seen = max(seen, self._bounds.token_time_low_ms) if self._law == "fast-slow" else None
         decision = _step(self.laws["speed"], t, seen)
         self._speed = decision["fast"]
         return decision
