@@ -43,6 +43,9 @@ def test_the_table_has_every_setting_and_says_who_was_killed() -> None:
     ]  # fmt: skip
     text = disturbances.table(rows)
     assert "3 of 16 k" in text
+    assert (
+        "Best fixed setting: 100%, 1 thread. fast-slow has 1.00 times its violations and 100% of its" in text
+    )
     assert f"| **violations** | {' | '.join([str(3 * len(SCRIPTS))] * 9)} |" in text
 
 
