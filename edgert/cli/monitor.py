@@ -43,9 +43,9 @@ def register(subparsers: Subparsers) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "where",
-        metavar="FILE|URL",
+        metavar="WHERE",
         nargs="?",
-        help="the record that is being written (--control-log), or a daemon, such as http://127.0.0.1:8343",
+        help="a file, the record that is being written (--control-log), or a daemon, such as http://127.0.0.1:8343",
     )
     parser.add_argument(
         "--model", metavar="NAME", help="which of the daemon's models (the first that is controlled)"
