@@ -40,11 +40,25 @@ LADDER = tuple(
     for fine in range(1 if coarse == 7 else _LEAST_FINE, 256)
 )
 _CURRENTS = [bias.picoamperes for bias in LADDER]
+HIGHEST_LEVEL = round(1000 * math.log(_CURRENTS[-1] / _CURRENTS[0]))
+
+
+def level(bias: Bias) -> int:
+    """The logarithm of its current over the least, in thousandths: 1000 more are e times the current."""
+    return round(1000 * math.log(max(check(bias).picoamperes, _CURRENTS[0]) / _CURRENTS[0]))
+
+
+def at_level(place: int) -> Bias:
+    """The bias whose current is nearest."""
+    return LADDER[_nearest(_CURRENTS[0] * math.exp(place / 1000))]
 
 
 def rung(bias: Bias) -> int:
     """The place on the ladder whose current is nearest."""
-    current = check(bias).picoamperes
+    return _nearest(check(bias).picoamperes)
+
+
+def _nearest(current: float) -> int:
     above = min(bisect_left(_CURRENTS, current), len(LADDER) - 1)
     below = max(above - 1, 0)
     return below if current - _CURRENTS[below] < _CURRENTS[above] - current else above
