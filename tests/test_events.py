@@ -276,6 +276,12 @@ def test_the_fast_bias_is_nearly_inert_at_the_cameras_own_coarse_value() -> None
     assert rate(biases=refractory(6, 4)) < 0.7 * rate(biases=refractory(6, 57))
 
 
+def test_biases_that_ran_out_are_slow_and_not_more() -> None:
+    names = ("photoreceptor", "follower", "off_threshold", "refractory")
+    empty = replace(DAVIS346, **{n: Bias(getattr(DAVIS346, n).coarse, 0) for n in names})
+    assert rate(biases=empty) < 0.1 * rate()
+
+
 def test_a_dead_pixel_stays_silent_and_then_refers_to_what_it_sees() -> None:
     camera = SimulatedCamera(
         Corridor(5, length_m=4, rows=32), size=(32, 32), speed_m_per_s=2.0, biases=refractory(6, 4)

@@ -206,7 +206,7 @@ def _run(args: argparse.Namespace) -> int:
     else:
         label = "; simulated" if simulated else ""
         say(
-            f"{len(decisions)} windows, {inside} in {band[0]:g} to {band[1]:g} events/s, {moves} slow moves{label}"
+            f"{len(decisions)} windows, {inside} in {band[0]:.4g} to {band[1]:.4g} events/s, slow moves: {moves}{label}"
         )
     return 0
 
