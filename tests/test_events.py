@@ -26,10 +26,11 @@ from edgert.events import (
     open_source,
     rate_windows,
     run,
+    tune,
     vpr,
 )
 from edgert.events import camera as cameras
-from edgert.events.biases import LADDER, Bias, rung
+from edgert.events.biases import LADDER, Bias, at_level, level, rung
 from edgert.events.camera import Reading
 from edgert.events.files import save_events
 from edgert.events.stream import events_of
@@ -54,6 +55,8 @@ def test_the_ladder_grows_and_carries_fine_into_coarse() -> None:
     currents = [bias.picoamperes for bias in LADDER]
     assert all(a < b for a, b in pairwise(currents))
     assert LADDER[rung(Bias(6, 255)) + 1] == Bias(5, 32)
+    assert all(at_level(level(bias)) == bias for bias in LADDER)
+    assert level(Bias(4, 200)) - level(Bias(4, 100)) == pytest.approx(693, abs=1)
     assert all(LADDER[rung(bias)] == bias for bias in (Bias(6, 119), Bias(7, 32), Bias(1, 63), Bias(5, 168)))
 
 
@@ -96,12 +99,12 @@ def test_the_published_law_moves_the_published_biases() -> None:
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.floats(0, 1e7), max_size=80))
 def test_the_repaired_law_carries_and_stays_in_its_reach(rates: list[float]) -> None:
-    law, before = FastSlow(reach=20), DAVIS346
+    law, before = FastSlow(reach=500, slow_step=90), DAVIS346
     for rate in rates:
         biases = law.step(rate)
         assert abs(biases.refractory.fine - before.refractory.fine) <= 8
         for name in ("photoreceptor", "follower", "on_threshold", "off_threshold"):
-            assert abs(rung(getattr(biases, name)) - rung(getattr(DAVIS346, name))) <= 20
+            assert abs(level(getattr(biases, name)) - level(getattr(DAVIS346, name))) <= 520
         before = biases
 
 
@@ -273,6 +276,12 @@ def test_the_fast_bias_is_nearly_inert_at_the_cameras_own_coarse_value() -> None
     assert rate(biases=refractory(6, 4)) < 0.7 * rate(biases=refractory(6, 57))
 
 
+def test_biases_that_ran_out_are_slow_and_not_more() -> None:
+    names = ("photoreceptor", "follower", "off_threshold", "refractory")
+    empty = replace(DAVIS346, **{n: Bias(getattr(DAVIS346, n).coarse, 0) for n in names})
+    assert rate(biases=empty) < 0.1 * rate()
+
+
 def test_a_dead_pixel_stays_silent_and_then_refers_to_what_it_sees() -> None:
     camera = SimulatedCamera(
         Corridor(5, length_m=4, rows=32), size=(32, 32), speed_m_per_s=2.0, biases=refractory(6, 4)
@@ -352,9 +361,36 @@ def test_simulate_vpr_run_replay_and_tune(tmp_path: Path, capsys: pytest.Capture
     assert "7 decisions" in capsys.readouterr().out
     assert main(["events", "tune", str(day), "--window", "0.2", "--json"]) == 0
     tuned = json.loads(capsys.readouterr().out)
-    assert tuned["band"][0] < tuned["rate"] < tuned["band"][1] and tuned["response"] == []
+    assert tuned["band"][0] < tuned["rate"] < tuned["band"][1] and "response" not in tuned
     assert main(["events", "tune", "simulated:3", "--window", "0.03", "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["response"]) == 5
+    tuned = json.loads(capsys.readouterr().out)
+    assert len(tuned["response"]) == 5
+    least, change, most = tuned["change"]
+    assert least < change < most
+    assert tuned["authority"] in ("inert", "unclear") and tuned["slew"] is None
+
+
+def test_tuning_tells_an_inert_bias_from_a_scene_that_changes() -> None:
+    scene = np.random.default_rng(0)
+
+    class Tuned(FakeCamera):
+        def __init__(self, gain: float, spread: float) -> None:
+            super().__init__()
+            self._gain, self._spread = gain, spread
+
+        def read(self, seconds: float) -> Reading | None:
+            share = (self.now.refractory.fine - 4) / 53
+            rate = 1e4 * (1 + self._gain * share) * float(np.exp(scene.normal(0, self._spread)))
+            return Reading(0.0, np.zeros(round(rate * seconds), EVENT))
+
+    def authority(gain: float, spread: float) -> str:
+        return tune.fast_response(Tuned(gain, spread), DAVIS346, 1.0).authority
+
+    assert authority(0.01, 0.02) == "inert"
+    assert authority(0.8, 0.1) == "some"
+    assert authority(0.01, 0.6) == "unclear"
+    steep = tune.fast_response(Tuned(1.0, 0.0), DAVIS346, 1.0)
+    assert steep.rates[57] == pytest.approx(2e4) and steep.steepest == pytest.approx(1e4 / 53, rel=0.01)
 
 
 def test_what_the_command_cannot_do_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -364,9 +400,21 @@ def test_what_the_command_cannot_do_is_said(tmp_path: Path, capsys: pytest.Captu
         "no such file": ["events", "run", str(tmp_path / "missing.es")],
         "--length": ["events", "vpr", str(tmp_path / "a.es"), str(tmp_path / "a.es")],
         "--window": ["events", "run", str(tmp_path / "a.es"), "--window", "0"],
+        "--windows": ["events", "run", "simulated:3", "--windows", "0"],
+        "number of a world": ["events", "run", "simulated:x"],
+        "as in simulated:3": ["events", "tune", "simulated:-3"],
+        "--slew": ["events", "run", "simulated:3", "--slew", "-5"],
+        "--light": ["events", "simulate", str(tmp_path / "b.es"), "--light", "nan"],
+        "--speed": ["events", "simulate", str(tmp_path / "b.es"), "--speed", "-1"],
+        "--seconds": ["events", "simulate", str(tmp_path / "b.es"), "--seconds", "inf"],
+        "--world": ["events", "simulate", str(tmp_path / "b.es"), "--world", "-1"],
+        "--noise": ["events", "simulate", str(tmp_path / "b.es"), "--noise", "-1"],
+        "--metres": ["events", "vpr", "a.es", "a.es", "--metres", "nan"],
     }
     for said, arguments in cases.items():
         assert main(arguments) == 1
-        assert said.split(":", 1)[0] in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert said.split(":", 1)[0] in error and "internal" not in error
+    assert not (tmp_path / "b.es").exists()
     with pytest.raises(UnsupportedError):
         cameras.FileSource(tmp_path / "a.es").set_biases(DAVIS346)

@@ -4,7 +4,6 @@ import argparse
 import json
 import math
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from edgert.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from edgert.events.camera import EventSource
+    from edgert.events.tune import Response
 
 _LAWS = ("fast-slow", "published", "fast-only", "slow-only", "fixed", "aimd", "pi")
 _SPREAD = 5**0.5  # of a calibrated band, to either side: as wide as the published one
@@ -61,7 +61,11 @@ def _add_run(actions: Any) -> None:
     _source(parser)
     parser.add_argument("--law", choices=_LAWS, default="fast-slow")
     parser.add_argument(
-        "--band", nargs=2, type=float, metavar=("LOW", "HIGH"), help="events a second (5e5 2.5e6)"
+        "--band",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="events a second (5e5 2.5e6 for 346 x 260 pixels, in proportion for others)",
     )
     parser.add_argument(
         "--slew", type=int, default=8, metavar="UNITS", help="most that the fast bias moves in a window (8)"
@@ -140,10 +144,17 @@ def _add_tune(actions: Any) -> None:
 def _open(args: argparse.Namespace) -> "EventSource":
     from edgert.events.camera import open_source
 
-    if not 1e-3 <= args.window <= 3600:
-        raise InvalidArgumentError(f"--window: found {args.window}, allowed is 0.001 to 3600 seconds")
+    _check("--window", args.window, 1e-3, 3600, " seconds")
+    if args.windows is not None:
+        _check("--windows", args.windows, 1, math.inf)
     is_file = Path(args.source).exists() or ":" not in args.source
     return open_source(f"file:{args.source}" if is_file else args.source)
+
+
+def _check(flag: str, found: float, least: float, most: float, unit: str = "") -> None:
+    if not (math.isfinite(found) and least <= found <= most):
+        allowed = f"{least:g} to {most:g}" if math.isfinite(most) else f"{least:g} or more"
+        raise InvalidArgumentError(f"{flag}: found {found:g}, allowed is {allowed}{unit}")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -153,6 +164,7 @@ def _run(args: argparse.Namespace) -> int:
     from edgert.events import FastSlow
     from edgert.events import camera as cameras
 
+    _check("--slew", args.slew, 1, 53)
     source = _open(args)
     band = (args.band[0], args.band[1]) if args.band else _scaled_band(source.size)
     law = FastSlow(args.law, band=band, slew=args.slew)
@@ -194,7 +206,7 @@ def _run(args: argparse.Namespace) -> int:
     else:
         label = "; simulated" if simulated else ""
         say(
-            f"{len(decisions)} windows, {inside} in {band[0]:g} to {band[1]:g} events/s, {moves} slow moves{label}"
+            f"{len(decisions)} windows, {inside} in {band[0]:.4g} to {band[1]:.4g} events/s, slow moves: {moves}{label}"
         )
     return 0
 
@@ -221,6 +233,8 @@ def _simulate(args: argparse.Namespace) -> int:
     from edgert.events.files import save_events
     from edgert.events.stream import EVENT
 
+    for flag, least, most in (("world", 0, math.inf), ("noise", 0, math.inf), ("light", 1e-6, 1e3), ("speed", 0, 100), ("seconds", 1e-3, 3600)):  # fmt: skip
+        _check(f"--{flag}", getattr(args, flag), least, most)
     camera = SimulatedCamera(
         Corridor(args.world), light=args.light, speed_m_per_s=args.speed, seed=args.noise
     )
@@ -250,7 +264,10 @@ def _simulate(args: argparse.Namespace) -> int:
     if args.json:
         print_json(result)
     else:
-        say(f"{args.out}: {len(events):,} simulated events in {camera.t:.2f} s, {camera.position_m:.2f} m")
+        end = "" if camera.t > args.seconds - 1e-6 else "; the corridor ends here"
+        say(
+            f"{args.out}: {len(events):,} simulated events in {camera.t:.2f} s, {camera.position_m:.2f} m{end}"
+        )
     return 0
 
 
@@ -276,6 +293,10 @@ def _vpr(args: argparse.Namespace) -> int:
     from edgert.events import vpr
     from edgert.events.frames import descriptors
 
+    for metres in args.metres:
+        _check("--metres", metres, 0, math.inf)
+    if args.length is not None:
+        _check("--length", args.length, 1e-3, math.inf)
     describe: Callable[[Any], Any] = vpr.network(args.network) if args.network else descriptors
     reference, reference_m = _frames(args.reference, args.length)
     query, query_m = _frames(args.query, args.length)
@@ -348,20 +369,47 @@ def _tune(args: argparse.Namespace) -> int:
         mean = sum(rates) / len(rates)
         band = (mean / _SPREAD, mean * _SPREAD)
         with restored_biases(source) as before:
-            response = [] if before is None else fast_response(source, before, args.window)
+            response = None if before is None else fast_response(source, before, args.window)
     finally:
         source.close()
-    steepest = max((abs(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(response)), default=0.0)
-    slew = max(1, min(53, math.floor((band[1] - band[0]) / 3 / steepest))) if steepest else None
-    inert = bool(response) and max(r for _, r in response) < 1.1 * min(r for _, r in response)
+    told = _told(response, band) if response else {}
     if args.json:
-        print_json({"rate": mean, "band": band, "response": response, "slew": slew, "inert": inert})
+        print_json({"rate": mean, "band": band} | told)
         return 0
     say(f"rate {mean:.4g} events/s; --band {band[0]:.3g} {band[1]:.3g}")
-    for fine, rate in response:
+    if response is None:
+        return 0
+    for fine, rate in response.rates.items():
         say(f"  refractory {fine:3}: {rate:.4g} events/s")
-    if inert:
-        say("the refractory bias changes the rate by less than 10 %: here only the slow biases help")
-    elif slew is not None:
-        say(f"--slew {slew}: at the steepest a third of the band")
+    change = f"{math.expm1(response.effect):+.0%}"
+    if not response.rates:
+        say("the source ended before the refractory bias was swept twice")
+    elif response.authority == "inert":
+        say(
+            f"the refractory bias changes the rate by {change} over its range: here only the slow biases help"
+        )
+    elif response.authority == "unclear":
+        least, most = (math.expm1(response.effect + side * response.error) for side in (-1, 1))
+        say(
+            f"the refractory bias changes the rate by {least:+.0%} to {most:+.0%} over its range, for the scene changes too: "
+            "hold the camera on one scene that moves, or measure with a longer --window"
+        )
+    else:
+        say(f"the refractory bias changes the rate by {change} over its range")
+        say(f"--slew {told['slew']}: at the steepest a third of the band")
     return 0
+
+
+def _told(response: "Response", band: tuple[float, float]) -> dict[str, Any]:
+    slew = None
+    if response.authority == "some" and response.steepest:
+        slew = max(1, min(53, math.floor((band[1] - band[0]) / 3 / response.steepest)))
+    interval = (
+        [math.expm1(response.effect + side * response.error) for side in (-1, 0, 1)] if response.rates else []
+    )
+    return {
+        "response": [list(pair) for pair in response.rates.items()],
+        "change": interval,
+        "authority": response.authority,
+        "slew": slew,
+    }

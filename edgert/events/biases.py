@@ -15,6 +15,7 @@ _TOP_PICOAMPERES = (11, 94, 756, 6054, 48437, 387_500, 3.1e6, 24.8e6)
 _LEAST_FINE = 32  # below it the next coarse value has the same current with eight times the resolution
 _REFRACTORY_COULOMB = 20e-15 * 0.8
 _THRESHOLD_VOLTS = 0.0714
+_LEAST_PICOAMPERES = 1e-3  # a fine value of 0 leaks
 _FOLLOWER_FARAD, _THERMAL_VOLT = 131e-15, 0.025
 
 
@@ -40,11 +41,25 @@ LADDER = tuple(
     for fine in range(1 if coarse == 7 else _LEAST_FINE, 256)
 )
 _CURRENTS = [bias.picoamperes for bias in LADDER]
+HIGHEST_LEVEL = round(1000 * math.log(_CURRENTS[-1] / _CURRENTS[0]))
+
+
+def level(bias: Bias) -> int:
+    """The logarithm of its current over the least, in thousandths: 1000 more are e times the current."""
+    return round(1000 * math.log(max(check(bias).picoamperes, _CURRENTS[0]) / _CURRENTS[0]))
+
+
+def at_level(place: int) -> Bias:
+    """The bias whose current is nearest."""
+    return LADDER[_nearest(_CURRENTS[0] * math.exp(place / 1000))]
 
 
 def rung(bias: Bias) -> int:
     """The place on the ladder whose current is nearest."""
-    current = check(bias).picoamperes
+    return _nearest(check(bias).picoamperes)
+
+
+def _nearest(current: float) -> int:
     above = min(bisect_left(_CURRENTS, current), len(LADDER) - 1)
     below = max(above - 1, 0)
     return below if current - _CURRENTS[below] < _CURRENTS[above] - current else above
@@ -63,21 +78,29 @@ class Biases:
 
     @property
     def refractory_s(self) -> float:
-        return _REFRACTORY_COULOMB / max(self.refractory.picoamperes * 1e-12, 1e-18)
+        return _REFRACTORY_COULOMB / (max(self.refractory.picoamperes, _LEAST_PICOAMPERES) * 1e-12)
 
     @property
     def follower_hz(self) -> float:
         """The source follower's bandwidth as jAER estimates it: I / (2 pi U_T C)."""
-        return self.follower.picoamperes * 1e-12 / (2 * math.pi * _THERMAL_VOLT * _FOLLOWER_FARAD)
+        return (
+            max(self.follower.picoamperes, _LEAST_PICOAMPERES)
+            * 1e-12
+            / (2 * math.pi * _THERMAL_VOLT * _FOLLOWER_FARAD)
+        )
 
     @property
     def theta_on(self) -> float:
         """In units of log intensity."""
-        return _THRESHOLD_VOLTS * math.log(max(self.on_threshold.picoamperes, 1e-3) / self.diff.picoamperes)
+        return _THRESHOLD_VOLTS * math.log(
+            max(self.on_threshold.picoamperes, _LEAST_PICOAMPERES) / self.diff.picoamperes
+        )
 
     @property
     def theta_off(self) -> float:
-        return -_THRESHOLD_VOLTS * math.log(max(self.off_threshold.picoamperes, 1e-3) / self.diff.picoamperes)
+        return -_THRESHOLD_VOLTS * math.log(
+            max(self.off_threshold.picoamperes, _LEAST_PICOAMPERES) / self.diff.picoamperes
+        )
 
     def as_dict(self) -> dict[str, list[int]]:
         return {name: list(bias) for name, bias in vars(self).items()}

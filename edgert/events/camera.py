@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgert.control import Record
-from edgert.errors import NotFoundError, UnsupportedError
+from edgert.errors import InvalidArgumentError, NotFoundError, UnsupportedError
 from edgert.events.biases import Biases
 from edgert.events.fast_slow import WINDOW_S, FastSlow
 from edgert.events.files import open_events
@@ -84,7 +84,11 @@ def open_source(name: str) -> EventSource:
 def _simulated(argument: str) -> EventSource:
     from edgert.events.simulator import Corridor, SimulatedCamera
 
-    return SimulatedCamera(Corridor(seed=int(argument or 0)))
+    if not (argument.isascii() and argument.isdecimal()):
+        raise InvalidArgumentError(
+            f"simulated:{argument}: needed is the number of a world, as in simulated:3"
+        )
+    return SimulatedCamera(Corridor(seed=int(argument)))
 
 
 @contextmanager

@@ -5,11 +5,11 @@ from typing import Any
 
 from edgert._native import Controller
 from edgert.errors import InvalidArgumentError
-from edgert.events.biases import DAVIS346, LADDER, Bias, Biases, rung
+from edgert.events.biases import DAVIS346, HIGHEST_LEVEL, Bias, Biases, at_level, level
 
 BAND = (5e5, 2.5e6)  # events a second of the whole sensor, as published
 WINDOW_S = 0.3
-STEP = 48  # rungs of a slow move, about half more events; as published 5 fine units
+STEP = 400  # of a slow move, in thousandths of the logarithm of a current; as published 5 fine units
 REFRACTORY = (4, 57)  # fine values
 _DEFAULTS = {"patience": 2, "blanking": 1, "dwell": 3, "relief": 8}
 KINDS = ("fast-slow", "published", "fast-only", "slow-only", "fixed", "aimd", "pi")
@@ -24,9 +24,9 @@ _SLOW = {
 class FastSlow:
     """`step(rate, t)` takes the events a second of a window and gives the biases from then on.
 
-    kind: fast-slow (the repaired law), published, fast-only, slow-only, fixed, aimd, pi. `band`: events a second. Slow biases move along the
-    ladder of currents, so a fine value that runs out is carried over into the coarse one, and end `reach` rungs from their
-    start. As published they are fine values without an end; what a sensor cannot hold is cut off on the way to it.
+    kind: fast-slow (the repaired law), published, fast-only, slow-only, fixed, aimd, pi. `band`: events a second. Slow biases move by a
+    ratio of their currents, `slow_step` thousandths of its logarithm, so a fine value that runs out is carried over into the
+    coarse one, and end `reach` thousandths from their start. As published they are fine values without an end; what a sensor cannot hold is cut off on the way to it.
     `settings`: those of docs/controllers.md. InvalidArgumentError by field.
     """
 
@@ -37,7 +37,7 @@ class FastSlow:
         start: Biases = DAVIS346,
         band: tuple[float, float] = BAND,
         slew: int = 8,
-        reach: int = 224,
+        reach: int = 2000,
         slow_step: int | None = None,
         **settings: Any,
     ) -> None:
@@ -70,8 +70,8 @@ class FastSlow:
                 "start": bias.fine,
                 "step": sign * self._slow_step,
             }
-        place = rung(bias)
-        least, most = max(0, place - reach), min(len(LADDER) - 1, place + reach)
+        place = level(bias)
+        least, most = max(0, place - reach), min(HIGHEST_LEVEL, place + reach)
         return {
             "name": name,
             "minimum": least,
@@ -89,7 +89,7 @@ class FastSlow:
             biases[name] = (
                 Bias(getattr(self._start, name).coarse, min(max(place, 0), 255))
                 if self._published
-                else LADDER[place]
+                else at_level(place)
             )
         self.decision, self.biases = made, Biases(**biases)
         return self.biases

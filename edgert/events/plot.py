@@ -34,7 +34,8 @@ def decisions_page(title: str, settings: Mapping[str, Any], decisions: Sequence[
     for d in decisions:
         reasons[d["reason"]] = reasons.get(d["reason"], 0) + 1
     inside = sum(settings["low"] <= v <= settings["high"] for v in values)
-    facts = f"{len(decisions)} windows, {inside} in the band, {len(moves)} slow moves (red). Reasons: "
+    moved = "1 slow move" if len(moves) == 1 else f"{len(moves)} slow moves"
+    facts = f"{len(decisions)} windows, {inside} in the band, {moved} (red); seconds from left to right. Reasons: "
     facts += ", ".join(f"{name} {count}" for name, count in sorted(reasons.items(), key=lambda r: -r[1]))
     return page(title, [f"<p>{html.escape(facts)}.</p>"] + [figure(*drawing) for drawing in drawings])
 

@@ -207,7 +207,7 @@ class SimulatedCamera:
 
     def _bandwidth(self, intensity: Floats) -> Floats:
         """Of the photoreceptor, in proportion to the light, and its follower in a row, taken as one pole."""
-        gain = self._biases.photoreceptor.picoamperes / DAVIS346.photoreceptor.picoamperes
+        gain = max(self._biases.photoreceptor.picoamperes / DAVIS346.photoreceptor.picoamperes, 1e-4)
         return np.asarray(
             1 / (_FULL_LIGHT / (intensity * gain * _BANDWIDTH_HZ) + 1 / self._biases.follower_hz), np.float32
         )
