@@ -10,7 +10,8 @@ from edgert.errors import CorruptError, InvalidArgumentError, UnsupportedError
 from .adapter_base import Base
 from .adapter_part import Part
 from .adapter_targets import LAYER, Targets
-from .peft_reader import Delta, FusedDelta, PeftAdapter
+from .fused_experts import expert_parts
+from .peft_reader import Delta, PeftAdapter
 from .stored_values import as_floats, values_of
 from .tensor import TensorInfo
 
@@ -20,14 +21,10 @@ if TYPE_CHECKING:
 
     Array = NDArray[numpy.float32]
 
-_EXPERTS = re.compile(r"(?:mlp|block_sparse_moe|feed_forward)[.]experts")
 
-# Whose tensors of all experts are [experts, inputs, outputs].
-_INPUTS_FIRST = ("gpt_oss", "llama4_text", "llama4")
 # Norms that adapters can change; and those whose weights the checkpoint has less one.
 _NORM = re.compile(r"final_norm|layers[.]\d+[.](?:attention|ffn)_norm")
 _ZERO_CENTRED = ("qwen3_next", "qwen3_5")
-_INTERLEAVED = ("gpt_oss",)  # gate and up by turns
 # Whose queries and keys a GGUF file has in another order of rows.
 _REORDERED = (
     "llama",
@@ -39,6 +36,23 @@ _REORDERED = (
     "ministral3",
     "mistral3",
 )
+
+
+_RESIZED = (
+    "resized vocabularies are not run by this version; convert a base whose vocabulary was resized alike (resize_token_embeddings, "
+    "save_pretrained, with the adapter's tokenizer) and give that"
+)
+# What rounding may make of the same weights in bf16, of each row's length.
+_ROUNDED = 2.0**-7
+
+
+def changed_rows(found: "Array", own: "Array", bits: int) -> "NDArray[numpy.int32]":
+    """The rows that differ by more than rounding to so many bits makes of the same weights."""
+    import numpy as np
+
+    apart = np.linalg.norm(found - own, axis=1)
+    allowed = max(_ROUNDED, 2.0 ** (2 - bits)) * np.linalg.norm(own, axis=1)
+    return np.flatnonzero(~(apart <= allowed)).astype(np.int32)
 
 
 def halves_by_turns(rows: int, dim: int) -> "NDArray[numpy.int64]":
@@ -56,12 +70,13 @@ def compile_adapter(adapter: PeftAdapter, path: Path, manifest: dict[str, Any]) 
     """
     compiler = _Compiler(adapter, Base(path, manifest))
     for module, info in adapter.base_weights.items():
-        compiler.check_base(module, info)
+        compiler.add_base(module, info)
     for delta in adapter.deltas:
         compiler.add(delta)
     compiler.add_prompt()
     for fused in adapter.fused:
-        compiler.add_fused(fused)
+        for part in expert_parts(adapter, compiler.base, compiler.targets, fused):
+            compiler.put(part, fused.module)
     return compiler.parts
 
 
@@ -96,48 +111,61 @@ class _Compiler:
 
     def put(self, part: Part, module: str) -> None:
         other = self.seen.get(part.target)
-        for one, more in ((other, part), (part, other)):
-            if one is not None and more is not None and one.shift is None and more.is_shift:
-                self.add_shift(one, more)  # a trained bias beside the rest
-                return
         if other is not None:
-            raise CorruptError(f"{self.adapter.path}: {module}: stands twice")
+            part = self.joined(other, part, module)
+            self.parts = [one for one in self.parts if one.target != part.target]
         self.seen[part.target] = part
         self.parts.append(part)
 
-    def add_shift(self, part: Part, bias: Part) -> None:
-        part.shift = bias.shift
-        self.seen[part.target] = part
-        self.parts = [one for one in self.parts if one.target != part.target] + [part]
+    def joined(self, one: Part, other: Part, module: str) -> Part:
+        """A trained bias, or rows that came along, beside the rest."""
+        for part, more in ((one, other), (other, one)):
+            if part.shift is None and more.is_shift:
+                part.shift = more.shift
+                return part
+            if part.weights is None and more.is_weights:
+                part.weights, part.weight_rows = more.weights, more.weight_rows
+                part.widen()
+                return part
+        raise CorruptError(f"{self.adapter.path}: {module}: stands twice")
 
-    def check_base(self, module: str, info: TensorInfo) -> None:
-        """Weights that came with the adapter are the base's own, as exactly as its format has them."""
+    def add_base(self, module: str, info: TensorInfo) -> None:
+        """Weights that came along: the base's own, but for some rows, those of added tokens."""
         import numpy as np
 
         sources = self.base.by_source.get(f"{module}.weight")
         target = "embedding" if sources == ["embedding"] else self.targets.of(module)
         name = "embedding" if target not in self.base.by_name else target  # a head that is tied
         tensor = self.base.by_name[name]
-        if list(info.shape) != tensor["shape"]:
+        rows, columns = tensor["shape"]
+        if len(info.shape) != 2 or info.shape[1] != columns or info.shape[0] > rows:
             raise UnsupportedError(
-                f"{info.path}: tensor {info.name!r}: shape {list(info.shape)}, the base's matrix is {tensor['shape']}: "
-                "resized vocabularies are not run by this version"
+                f"{info.path}: tensor {info.name!r}: shape {list(info.shape)}, the base's matrix is {[rows, columns]}: {_RESIZED}"
             )
-        own = self.base.weights(name)
-        error = float(np.linalg.norm(values_of(info) - own)) / max(float(np.linalg.norm(own)), 1e-30)
+        found, own = values_of(info), self.base.weights(name)[: info.shape[0]]
         bits = next(row["bits"] for row in _native.formats() if row["name"] == tensor["format"])
-        if not error < max(
-            0.05, 2.0 ** (1 - bits)
-        ):  # more than rounding to this format makes of the same weights
+        changed = changed_rows(found, own, bits)
+        if 2 * len(changed) > len(found):
+            error = float(np.linalg.norm(found - own)) / max(float(np.linalg.norm(own)), 1e-30)
             raise InvalidArgumentError(
                 f"{info.path}: tensor {info.name!r}: the weights are not the base's ({error:.1%} apart): the adapter is of another "
-                "model, or was saved with weights that were trained, which this version does not run"
+                "model, or was saved with weights that were trained, which modules_to_save must name"
             )
+        if not len(changed):
+            return
+        self.put(Part(target, weights=found[changed], weight_rows=changed), module)
+        tied = "output" not in self.base.by_name and len(self.adapter.base_weights) == 1
+        if target == "embedding" and tied:
+            self.put(Part("output", weights=found[changed], weight_rows=changed), module)
 
     def fit(self, part: Part, delta: Delta) -> None:
         """What depends on the size of the base's matrix."""
         import numpy as np
 
+        if part.target == "output" and part.b is not None:
+            name = "output" if "output" in self.base.by_name else "embedding"
+            missing = self.base.by_name[name]["shape"][0] - len(part.b)
+            part.b = np.pad(part.b, ((0, max(0, missing)), (0, 0)))  # the base has room for more tokens
         if delta.a_of is None and delta.flat is None:
             return
         tensor = self.base.by_name.get(part.target)
@@ -158,6 +186,8 @@ class _Compiler:
 
     def add_weights(self, delta: Delta, weights: "NDArray[Any]") -> None:
         """A module trained whole, or rows of one."""
+        import numpy as np
+
         sources = self.base.by_source.get(f"{delta.module}.weight") or []
         if weights.ndim == 1 and len(sources) == 1:
             self.add_norm(delta.module, sources[0], as_floats(weights))
@@ -171,17 +201,14 @@ class _Compiler:
             raise InvalidArgumentError(
                 f"{self.adapter.path}: {delta.module}: the weights are {list(weights.shape)}, the base's are {[rows, columns]}"
             )
-        found = weights.shape[0] if delta.weight_rows is None else int(delta.weight_rows[-1]) + 1
-        if rows is not None and (found > rows or (delta.weight_rows is None and found != rows)):
-            kind, what = (
-                (UnsupportedError, ": resized vocabularies are not run by this version")
-                if vocabulary
-                else (InvalidArgumentError, "")
-            )
-            raise kind(
-                f"{self.adapter.path}: {delta.module}: has weights of {found} rows, the base {rows}{what}"
-            )
-        part = Part(target, weights=weights, weight_rows=delta.weight_rows)
+        which = delta.weight_rows
+        if vocabulary and which is None and rows is not None and len(weights) < rows:
+            which = np.arange(len(weights), dtype=np.int32)  # the base has room for more tokens
+        found = weights.shape[0] if which is None else int(which[-1]) + 1
+        if rows is not None and (found > rows or (which is None and found != rows)):
+            where = f"{self.adapter.path}: {delta.module}: has weights of {found} rows, the base {rows}"
+            raise UnsupportedError(f"{where}: {_RESIZED}") if vocabulary else InvalidArgumentError(where)
+        part = Part(target, weights=weights, weight_rows=which)
         self.reorder(part)
         self.put(part, delta.module)
         tied = "output" not in self.base.by_name and "output" not in self.seen
@@ -319,74 +346,3 @@ class _Compiler:
             part.weights = part.weights[order]
         if part.rows is not None:
             part.rows = np.argsort(order).astype(np.int32)[part.rows]
-
-    def add_fused(self, fused: FusedDelta) -> None:
-        match = LAYER.fullmatch(fused.module)
-        if match is None or _EXPERTS.fullmatch(match[2]) is None:
-            self.targets.unknown(fused.module)
-        layer = int(match[1])
-        ffn = self.base.block(layer)["ffn"]
-        if ffn["kind"] != "moe":
-            self.targets.unknown(fused.module)
-        a, b = self.by_expert(fused, ffn)
-        scale = fused.scale(a.shape[1])
-        width = ffn["moe_intermediate_size"]
-        for e in range(ffn["num_experts"]):
-            prefix = f"layers.{layer}.experts.{e}."
-            if fused.parameter == "down_proj":
-                self.put(Part(prefix + "down", a[e], b[e], scale), fused.module)
-            elif self.base.architecture in _INTERLEAVED:
-                self.put(Part(prefix + "gate", a[e], b[e][0::2], scale), fused.module)
-                self.put(Part(prefix + "up", a[e], b[e][1::2], scale), fused.module)
-            else:
-                self.put(Part(prefix + "gate", a[e], b[e][:width], scale), fused.module)
-                self.put(Part(prefix + "up", a[e], b[e][width:], scale), fused.module)
-
-    def by_expert(self, fused: FusedDelta, ffn: dict[str, Any]) -> "tuple[NDArray[Any], NDArray[Any]]":
-        """a [experts, rank, inputs] and b [experts, outputs, rank]."""
-        experts, width, hidden = (
-            ffn["num_experts"],
-            ffn["moe_intermediate_size"],
-            self.base.recipe["hidden_size"],
-        )
-        outputs, inputs = (hidden, width) if fused.parameter == "down_proj" else (2 * width, hidden)
-        rank = fused.a.shape[0] // experts
-        if rank * experts != fused.a.shape[0] or fused.b.shape[1] != fused.a.shape[0]:
-            raise InvalidArgumentError(
-                f"{self.adapter.path}: {fused.module}: lora_A has {fused.a.shape[0]} rows; the base has {experts} experts"
-            )
-        a = fused.a.reshape(experts, rank, -1)
-        b = fused.b.reshape(fused.b.shape[0], rank, experts).transpose(2, 0, 1)
-        found = (fused.b.shape[0], fused.a.shape[1])
-        if found not in ((outputs, inputs), (inputs, outputs)):
-            raise InvalidArgumentError(
-                f"{self.adapter.path}: {fused.module}.{fused.parameter}: A and B make {list(found)}; the base's matrix is "
-                f"{[outputs, inputs]}"
-            )
-        if not self.is_direct(fused, ffn, outputs == inputs):
-            a, b = b.swapaxes(1, 2), a.swapaxes(1, 2)
-        return a, b
-
-    def is_direct(self, fused: FusedDelta, ffn: dict[str, Any], square: bool) -> bool:
-        """Whether A reads the experts' inputs. Where the matrix is square, the version says so: PEFT took the two dimensions
-        of [experts, outputs, inputs] the wrong way around before 0.19.1, and those of [experts, inputs, outputs] in 0.19.0;
-        and if no version is written, the other tensor of the experts."""
-        hidden, width = self.base.recipe["hidden_size"], ffn["moe_intermediate_size"]
-        inputs = width if fused.parameter == "down_proj" else hidden
-        if not square:
-            return bool(fused.a.shape[1] == inputs)
-        version = self.adapter.version
-        if version is not None:
-            inputs_first = self.base.architecture in _INPUTS_FIRST
-            if version >= (0, 19, 1):
-                return True
-            return inputs_first and version < (0, 19)
-        for other in self.adapter.fused:
-            if other.module == fused.module and other.parameter != fused.parameter:
-                reads = width if other.parameter == "down_proj" else hidden
-                if len(set(other.a.shape[1:] + other.b.shape[:1])) > 1:
-                    return bool(other.a.shape[1] == reads)
-        raise UnsupportedError(
-            f"{self.adapter.path}: {fused.module}.{fused.parameter}: the matrix is square and {self.adapter.path.name} states no "
-            "peft_version, so that nothing says which side is which"
-        )

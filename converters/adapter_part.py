@@ -63,6 +63,19 @@ class Part:
         others = (self.a, self.values, self.gain, self.weights)
         return self.shift is not None and all(array is None for array in others)
 
+    @property
+    def is_weights(self) -> bool:
+        others = (self.a, self.values, self.gain, self.shift)
+        return self.weights is not None and all(array is None for array in others)
+
+    def widen(self) -> None:
+        """Factors and weights as f32, where they are not of one type."""
+        stored = {array.dtype for array in (self.a, self.b, self.weights) if array is not None}
+        if len(stored) > 1:
+            self.a, self.b, self.weights = (
+                None if array is None else as_floats(array) for array in (self.a, self.b, self.weights)
+            )
+
     def factors(self) -> "tuple[Array, Array] | None":
         """A and B as f32, the scale in B."""
         import numpy as np

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     Array = NDArray[numpy.float32]
 
 _MAX_SOFT_PROMPT = 4096
+_COPIES = (".modules_to_save", ".original_module")
 _TIED = ("embed_tokens", "lm_head")
 _BASE_WEIGHT = ".base_layer.weight"
 
@@ -162,7 +163,12 @@ def saved_modules(reader: Reader) -> None:
     for name in sorted(reader.left):
         stem, _, ending = name.rpartition(".")
         module = name_of(stem)
+        if stem.endswith(_COPIES):  # beside it, where save_embedding_layers has been asked for
+            module = module.rpartition(".")[0]
         if not any(module == end or module.endswith(f".{end}") for end in wanted):
+            continue
+        if stem.endswith(_COPIES) and f"{stem.rpartition('.')[0]}.{ending}" in reader.tensors:
+            reader.left.discard(name)
             continue
         if ending == "weight":
             weights = reader.take(name, len(reader.tensors[name].shape), stored=True)

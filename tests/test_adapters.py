@@ -369,46 +369,47 @@ def test_an_adapter_that_is_not_there(edgert: Shell, tiny_bundle: Path, tmp_path
     )
 
 
-def test_an_adapter_file_says_what_it_is(
-    tiny_bundle: Path, directories: dict[str, Path], tmp_path: Path
-) -> None:
+def written(directory: Path, bundle: Path, file: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A PEFT directory as an adapter file: what the file tells of itself, and its tensors."""
     from safetensors import safe_open
 
     from edgert.adapter_sources import read_parts
     from edgert.converters.adapter_file import write_adapter
 
+    manifest = manifest_of(bundle)
+    write_adapter(file, *read_parts(directory, bundle, manifest), manifest)
+    with safe_open(file, "np") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        return json.loads(opened.metadata()["edgert.adapter"]), tensors
+
+
+def test_an_adapter_file_says_what_it_is(
+    tiny_bundle: Path, directories: dict[str, Path], tmp_path: Path
+) -> None:
+    from edgert.adapter_sources import read_parts
+    from edgert.converters.adapter_file import write_adapter
+
+    about, tensors = written(directories["sparse"], tiny_bundle, tmp_path / "a.adapter")
+    assert (about["version"], about["kind"]) == (2, "SHIRA")
+    assert "final_norm" in about["base"] and "layers.2.router" in about["base"]
+    assert tensors["layers.0.attention.q.shira_rows"].shape == (90,)
+    content = (tmp_path / "a.adapter").read_bytes()
     manifest = manifest_of(tiny_bundle)
     kind, parts = read_parts(directories["sparse"], tiny_bundle, manifest)
-    write_adapter(tmp_path / "a.adapter", kind, parts, manifest)
-    with safe_open(tmp_path / "a.adapter", "np") as file:
-        about = json.loads(file.metadata()["edgert.adapter"])
-        assert (about["version"], about["kind"]) == (2, "SHIRA")
-        assert "final_norm" in about["base"] and "layers.2.router" in about["base"]
-        assert file.get_tensor("layers.0.attention.q.shira_rows").shape == (90,)
-    written = (tmp_path / "a.adapter").read_bytes()
     write_adapter(tmp_path / "b.adapter", kind, list(reversed(parts)), manifest)
-    assert (tmp_path / "b.adapter").read_bytes() == written
-    (tmp_path / "c.adapter").write_bytes(written[: len(written) // 2])
+    assert (tmp_path / "b.adapter").read_bytes() == content
+    (tmp_path / "c.adapter").write_bytes(content[: len(content) // 2])
     with pytest.raises(CorruptError):
         read_parts(tmp_path / "c.adapter", tiny_bundle, manifest)
-    assert len(written) < MIB
+    assert len(content) < MIB
 
 
 def test_files_of_version_1_stay_readable(
     tiny_bundle: Path, directories: dict[str, Path], tmp_path: Path
 ) -> None:
-    from safetensors import safe_open
     from safetensors.numpy import save_file
 
-    from edgert.adapter_sources import read_parts
-    from edgert.converters.adapter_file import write_adapter
-
-    manifest = manifest_of(tiny_bundle)
-    kind, parts = read_parts(directories["sparse"], tiny_bundle, manifest)
-    write_adapter(tmp_path / "new.adapter", kind, parts, manifest)
-    with safe_open(tmp_path / "new.adapter", "np") as file:
-        about = json.loads(file.metadata()["edgert.adapter"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    about, tensors = written(directories["sparse"], tiny_bundle, tmp_path / "new.adapter")
     old = {"version": 1, "kind": about["kind"], "base": about["base"]}
     save_file(tensors, tmp_path / "old.adapter", {"edgert.adapter": json.dumps(old)})
     outputs = []

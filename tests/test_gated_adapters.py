@@ -31,9 +31,8 @@ def gated(made: Adapter, seed: int) -> Adapter:
     }
     for module in sorted(modules):
         inputs = base[f"{module}.weight"].shape[1]
-        made.tensors[f"{PREFIX}{module}.gate_vector"] = (rng.standard_normal(inputs) * 3 + 1).astype(
-            np.float32
-        )
+        gate = np.asarray(rng.standard_normal(inputs) * 3 + 1, np.float32)
+        made.tensors[f"{PREFIX}{module}.gate_vector"] = gate
     return made
 
 
@@ -66,7 +65,10 @@ def reference(
 
     def share(module: str, x: Any) -> dict[str, Any]:
         there = [name for name, (one, _) in made.items() if f"{PREFIX}{module}.gate_vector" in one.tensors]
-        norm = lambda v: torch.nn.functional.layer_norm(v, v.shape[-1:])  # noqa: E731
+
+        def norm(v: Any) -> Any:
+            return torch.nn.functional.layer_norm(v, v.shape[-1:])
+
         gates = [torch.tensor(made[name][0].tensors[f"{PREFIX}{module}.gate_vector"]) for name in there]
         scores = torch.stack([norm(x) @ norm(gate) for gate in gates], -1) / x.shape[-1] ** 0.5
         kept, which = scores.topk(min(top_k, len(there)), -1)
@@ -82,7 +84,10 @@ def reference(
         return total
 
     def hook(module: str) -> Any:
-        return lambda _, given, out: out + added(module, given[0])
+        def hooked(_: Any, given: Any, out: Any) -> Any:
+            return out + added(module, given[0])
+
+        return hooked
 
     for layer in range(network.config.num_hidden_layers):
         for part in ("q_proj", "k_proj", "v_proj", "o_proj"):

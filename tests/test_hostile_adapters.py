@@ -182,7 +182,7 @@ CASES: dict[str, tuple[Callable[[], Adapter], Change, type[EdgertError], str]] =
     "a layer trained whole of another size": (lora, saved("model.layers.0.mlp.gate.weight", (64, 70)), InvalidArgumentError, "the weights are [64, 70], the base's are [8, 72]"),
     "a layer trained whole that nobody names": (lora, lambda made: made.tensors.update({f"{PREFIX}model.layers.0.mlp.gate.weight": np.zeros((8, 72), np.float32)}), UnsupportedError, "gate.weight': has no place in a LORA adapter"),
     "a resized vocabulary": (lora, saved("model.embed_tokens.weight", (330, 72)), UnsupportedError, "model.embed_tokens: has weights of 330 rows, the base 320: resized vocabularies"),
-    "a resized head": (lora, saved("lm_head.weight", (319, 72)), UnsupportedError, "lm_head: has weights of 319 rows, the base 320: resized vocabularies"),
+    "a resized head": (lora, saved("lm_head.weight", (321, 72)), UnsupportedError, "lm_head: has weights of 321 rows, the base 320: resized vocabularies"),
     "an embedding that is not the base's": (lora, lambda made: made.tensors.update({f"{PREFIX}model.embed_tokens.weight": np.ones((320, 72), np.float32)}), InvalidArgumentError, "the weights are not the base's"),
     "a norm of another size": (lora, saved("model.layers.0.input_layernorm.weight", (70,)), InvalidArgumentError, "the weights are [70], the base's are [72]"),
     "a norm inside attention": (lora, saved("model.layers.0.self_attn.q_norm.weight", (16,)), UnsupportedError, "changed weights of layers.0.attention.q_norm are not run"),
