@@ -9,8 +9,8 @@ import pytest
 from edgert.converters.schemes import read_scheme
 from edgert.errors import UnsupportedError
 
-GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
-WEIGHTS = {
+GPTQ: dict[str, Any] = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
+WEIGHTS: dict[str, Any] = {
     "actorder": None, "block_structure": None, "dynamic": False, "group_size": 128, "num_bits": 4, "observer": "minmax",
     "observer_kwargs": {}, "strategy": "group", "symmetric": True, "type": "int",
 }  # fmt: skip
