@@ -75,7 +75,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             f"{directory}: no such directory; give a Hugging Face checkpoint directory or a GGUF file"
         )
     if not os.path.lexists(directory / "config.json"):
-        raise NotFoundError(f"{directory / 'config.json'}: missing; a checkpoint directory has one")
+        _explain_missing_config(directory)
     config = read_json_object(resolve(directory, "config.json"), max_bytes=_MAX_CONFIG_BYTES)
     if os.path.lexists(directory / _INDEX):
         tensors, files = _read_shards(directory)
@@ -165,6 +165,20 @@ def _check_shard_name(index_path: Path, tensor: str, shard: object) -> None:
             f"{index_path}: weight_map: {tensor!r}: {shard[:200]!r}; "
             "the plain name of a .safetensors file in the same directory is allowed"
         )
+
+
+def _explain_missing_config(directory: Path) -> NoReturn:
+    names = sorted(os.listdir(directory))
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if ggufs:
+        raise NotFoundError(
+            f"{directory}: holds GGUF files; name one of them, such as {directory / ggufs[0]}"
+        )
+    if "manifest.json" in names:
+        raise NotFoundError(
+            f"{directory}: is a bundle already; a checkpoint is needed, which has a config.json"
+        )
+    raise NotFoundError(f"{directory / 'config.json'}: missing; a checkpoint directory has one")
 
 
 def _explain_missing_weights(directory: Path) -> NoReturn:

@@ -13,9 +13,10 @@ from typing import Any
 from edgert.errors import CorruptError, UnsupportedError
 
 from .checkpoint import Checkpoint
-from .gguf import GgufFile, GgufTensor, merged_tensors, read_parts
+from .gguf import GgufFile, merged_tensors, read_parts
 from .gguf_architectures import ARCHITECTURES, architecture
 from .gguf_names import CONVOLUTIONS, ROWS, Architecture
+from .gguf_parser import GgufTensor
 from .tensor import BlockTensor, TensorInfo
 
 _MAX_NAME_BYTES = 256

@@ -173,7 +173,7 @@ def test_the_model_can_be_changed(edgert: Shell, tiny_bundle: Path, other_bundle
     first, second = [line for line in done.stdout.splitlines() if "budget" in line and "context" in line]
     assert first.startswith("tiny:") and second.startswith("other:")
     assert "nosuch: no such path" in done.stderr
-    assert "the smallest that works" in done.stdout and "expert look-ups" in done.stdout
+    assert "the smallest to load it in" in done.stdout and "expert look-ups" in done.stdout
 
 
 def test_errors_end_no_conversation(edgert: Shell, tiny_bundle: Path) -> None:

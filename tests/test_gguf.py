@@ -24,6 +24,7 @@ from ggufs import (
 from test_bundle_format import assert_engine_agrees
 
 from edgert import _native
+from edgert.errors import NotFoundError
 
 
 @pytest.mark.parametrize("pair", MODELS, ids=lambda pair: pair.variant.name)
@@ -126,6 +127,19 @@ def test_a_link_to_a_file_is_the_file(tmp_path: Path) -> None:
     assert (linked / experts).read_bytes()[32:] == (plain / experts).read_bytes()[32:]
 
 
+def test_a_folder_of_files_asks_for_one(tmp_path: Path) -> None:
+    quantised(tmp_path / "model.gguf")
+    with pytest.raises(NotFoundError, match=r"name one of them, such as .*/model\.gguf"):
+        convert(tmp_path, tmp_path.with_name("model.edgert"))
+
+
+def test_a_bundle_is_no_checkpoint(tmp_path: Path) -> None:
+    quantised(tmp_path / "model.gguf")
+    bundle = convert(tmp_path / "model.gguf", tmp_path / "model.edgert")
+    with pytest.raises(NotFoundError, match="is a bundle already"):
+        convert(bundle, tmp_path / "again.edgert")
+
+
 def test_version_2_and_another_alignment(tmp_path: Path) -> None:
     tensors = quantised(tmp_path / "model.gguf")
     first = contents(convert(tmp_path / "model.gguf", tmp_path / "a.edgert"))
@@ -207,7 +221,7 @@ def test_load_makes_a_bundle_once_and_anew_when_the_file_changes(tmp_path: Path,
 
 def test_a_file_that_cannot_be_converted_leaves_nothing(tmp_path: Path, home: Path) -> None:
     import edgert
-    from edgert.errors import CorruptError, NotFoundError
+    from edgert.errors import CorruptError
 
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")
     with pytest.raises(CorruptError, match=r"bad\.gguf"):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from bundles import convert
 from quantised import CONFIG, Parts, Scheme, quantised_parts, write_quantised
-from test_quantised_sources import SCHEMES
+from quantised_schemes import SCHEMES
 
 from edgert.converters.checkpoint import open_checkpoint
 from edgert.converters.registry import read_decoder

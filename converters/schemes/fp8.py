@@ -21,7 +21,7 @@ from .parts import SCALES, Parts, check_part, need_part
 
 KEYS_WITHOUT_EFFECT = frozenset({
     "quant_method", "activation_scheme", "modules_to_not_convert", "modules_to_convert", "scale_fmt", "dequantize",
-    "kv_cache_scheme", "ignored_layers",
+    "kv_cache_scheme", "ignored_layers", "activation_scale_ub",
 })  # fmt: skip
 
 _MAX_BLOCK = 1 << 20

@@ -30,6 +30,7 @@ KEYS_WITHOUT_EFFECT = frozenset({
     "iters", "nsamples", "seqlen", "enable_quanted_input", "autoround_version", "modules_to_not_convert",
     "v2", "v2_alpha", "mock_quantization", "hyb_act", "lr", "minmax_lr", "enable_minmax_tuning", "data_type",
     "low_gpu_mem_usage", "gradient_accumulate_steps", "not_use_best_mse", "train_bs", "amp", "to_quant_block_names",
+    "provider", "packing_format", "scale_dtype",
 })  # fmt: skip
 """`desc_act` is seen from g_idx; what is quantised, and to how many bits, from the tensors."""
 
@@ -85,6 +86,7 @@ def read(settings: Config, tensors: Mapping[str, TensorInfo]) -> dict[str, Tenso
         settings.fail("group_size", "0; -1 (one group a column) or a positive number is allowed")
     settings.flag("sym", True)  # zeros are stored in either case
     settings.choice("pack_dtype", "int32", ("int32",))
+    settings.choice("method", "gptq", ("gptq",))
     if settings.flag("is_marlin_format", False):
         settings.fail("is_marlin_format", "true; the weights are laid out for one kernel; save them as gptq")
     formats = [settings.choice(key, "gptq", ("gptq", "gptq_v2")) for key in ("checkpoint_format", "format")]

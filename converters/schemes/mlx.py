@@ -92,7 +92,7 @@ class _Modes:
     def __init__(self, settings: Config) -> None:
         self._settings = settings
         self._default = _mode(settings) if settings.get("bits") is not None else None
-        for layer in filter(lambda key: "." in key, settings.keys()):
+        for layer in filter(lambda key: "." in key or key == "lm_head", settings.keys()):
             settings.get(layer)  # without effect where the layer has no scales
 
     def of(self, layer: str) -> _Mode:

@@ -170,7 +170,7 @@ def _memory(conversation: "Conversation", rest: str) -> None:
         if key in stats:
             rows.append((name, format_bytes(stats[key])))
     if model.minimum_bytes:
-        rows.append(("the smallest that works", format_bytes(model.minimum_bytes)))
+        rows.append(("the smallest to load it in", format_bytes(model.minimum_bytes)))
     rows.append(("experts", "all in memory" if model.resident else "read as they are needed"))
     say(table(rows))
 
