@@ -42,7 +42,9 @@ def rope_from(
     if kind == "linear":
         factor = _f32(scaling.number("factor", minimum=1.0, maximum=1e6))
         frequencies = [_f32(frequency / factor) for frequency in frequencies]
-    elif kind == "dynamic":  # changes frequencies only past max_position_embeddings, which no sequence exceeds
+    elif (
+        kind == "dynamic"
+    ):  # changes frequencies only past max_position_embeddings, which no sequence exceeds
         scaling.number("factor", minimum=1.0, maximum=1e6)
     elif kind == "llama3":
         frequencies = _llama3(config, scaling, frequencies)

@@ -100,7 +100,11 @@ def _joined(index: int, message: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(content, list | tuple):
         return message
     for number, part in enumerate(content):
-        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        if (
+            not isinstance(part, Mapping)
+            or part.get("type") != "text"
+            or not isinstance(part.get("text"), str)
+        ):
             found = part.get("type") if isinstance(part, Mapping) else type(part).__name__
             raise InvalidArgumentError(
                 f"messages[{index}].content[{number}]: found {found!r:.60}, allowed are parts of type 'text'"

@@ -61,7 +61,8 @@ def test_the_text_half(
 def test_mistral3_embeddings_are_tied_where_the_head_is_left_out(tmp_path: Path, tied: bool) -> None:
     """transformers writes `tie_word_embeddings` true beside a text_config that says false."""
     source = make_checkpoint(
-        tmp_path / "checkpoint", Variant("mistral", "mistral", {"intermediate_size": 100, "tie_word_embeddings": tied})
+        tmp_path / "checkpoint",
+        Variant("mistral", "mistral", {"intermediate_size": 100, "tie_word_embeddings": tied}),
     )
     wrapped(source, "mistral3", {"": "language_model."}, "vision_tower.patch.weight")
     config = json.loads((source / "config.json").read_text())
