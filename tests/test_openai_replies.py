@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +18,14 @@ from edgert.chat import ChatTemplate
 from edgert.generation import Piece
 from edgert.loading import load
 from edgert.model import Model
+from edgert.sampling import Sampling
+from edgert.server.metrics import Metrics
 from edgert.server.openai_chat import Answer
 from edgert.server.openai_logprobs import CompletionLogprobs, entry
 from edgert.server.openai_requests import RESPONSE
 from edgert.server.openai_response_events import ResponseEvents
 from edgert.server.openai_responses import as_chat
+from edgert.server.openai_work import Jobs, Work
 from edgert.structured import Delta, ReplyParser
 
 
@@ -233,6 +238,33 @@ def test_an_adapter_is_chosen_by_name_or_by_number(tiny_bundle: Path, tmp_path: 
         first = daemon.post("/v1/completions", {**scored, "model": "tiny:one"}).json()
         other = daemon.post("/v1/completions", {**scored, "model": "tiny"}).json()
         assert first["choices"][0]["logprobs"] != other["choices"][0]["logprobs"]
+
+
+def test_a_client_that_leaves_while_its_adapter_is_read_ends_what_begins_then() -> None:
+    reading, begun, cancelled = threading.Event(), threading.Event(), threading.Event()
+
+    def submit(*_: Any, **__: Any) -> Any:
+        reading.set()
+        assert begun.wait(30)
+        return SimpleNamespace(cancel=cancelled.set)
+
+    loaded: Any = SimpleNamespace(
+        engine=SimpleNamespace(submit=submit), model=SimpleNamespace(name="tiny"), adapters=("one",)
+    )
+
+    async def work() -> None:
+        jobs = Jobs(loaded, "one", [Work([3], Sampling())], Metrics())
+        entering = asyncio.ensure_future(jobs.__aenter__())
+        while not reading.is_set():
+            await asyncio.sleep(0)
+        entering.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await entering
+        begun.set()
+        while not cancelled.is_set():
+            await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(work(), 30))
 
 
 def _tokens(daemon: Daemon, model: str, **others: Any) -> list[str]:

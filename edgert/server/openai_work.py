@@ -162,6 +162,7 @@ class Jobs:
         self._engine = loaded.engine
         self._model = loaded.model.name
         self._adapter = adapter
+        self._reads = bool(loaded.adapters)  # submit() may read one, and wait for a step
         self._waiting = deque(enumerate(works))
         self._works = works
         self._jobs: dict[int, Job] = {}  # those that run
@@ -216,15 +217,7 @@ class Jobs:
             if work.constraint is not None:
                 constraint = await on_thread(work.constraint)
             try:
-                self._jobs[index] = self._engine.submit(
-                    work.tokens,
-                    work.sampling,
-                    functools.partial(self._deliver, index),
-                    adapter=self._adapter,
-                    constraint=constraint,
-                    primed=work.primed,
-                    stream=work.stream,
-                )
+                self._jobs[index] = await self._begin(index, work, constraint)
             except QueueFullError:
                 if self._jobs:
                     return  # again when one of ours has ended
@@ -234,6 +227,26 @@ class Jobs:
                 continue
             self._taken = True
             self._waiting.popleft()
+
+    async def _begin(self, index: int, work: Work, constraint: "Constraint | None") -> "Job":
+        submit = functools.partial(
+            self._engine.submit,
+            work.tokens,
+            work.sampling,
+            functools.partial(self._deliver, index),
+            adapter=self._adapter,
+            constraint=constraint,
+            primed=work.primed,
+            stream=work.stream,
+        )
+        if not self._reads:
+            return submit()
+        begun = asyncio.ensure_future(on_thread(submit))
+        try:
+            return await asyncio.shield(begun)
+        except asyncio.CancelledError:  # the client has left meanwhile
+            begun.add_done_callback(_cancel)
+            raise
 
     def _deliver(self, index: int, piece: Piece) -> None:
         """On the engine's thread."""
@@ -278,6 +291,11 @@ class Jobs:
         metrics.finished.add(1, self._model, reason)
         summarise(prompt_tokens=known["prompt_tokens"], generated_tokens=known["generated_tokens"])
         return job
+
+
+def _cancel(begun: "asyncio.Future[Job]") -> None:
+    if not begun.cancelled() and begun.exception() is None:
+        begun.result().cancel()
 
 
 def constraint_maker(
