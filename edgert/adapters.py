@@ -74,7 +74,10 @@ class AdapterSet:
 
     def __init__(self, bundle: Bundle, limit_bytes: int = 0) -> None:
         self._bundle = bundle
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # never held while a step is waited for, but where memory is short
+        self._switching = (
+            threading.Lock()
+        )  # taken before the other: held until weights are as they were asked for
         self._limit_bytes = limit_bytes
         self._entries: dict[str, _Entry] = {}
         self._on: dict[str, float] = {}
@@ -106,17 +109,19 @@ class AdapterSet:
 
     def remove(self, native: _native.Model, name: str) -> None:
         """Its memory is free once the sequences that use it are closed."""
-        with self._lock:
-            adapter = self._known(name).native
-            del self._entries[name]
-            if adapter is not None:
-                self._sets.forget(native, adapter)
-            if self._on.pop(name, None) is not None and self._runs.top_k == 0:
-                self._runs = Decision(None)
-                if all(
-                    self._entries[other].native is not None for other in self._on
-                ):  # none is read for this
-                    self._runs = self._decide(native, self._on, "auto", rescaled=False)
+        with self._switching:
+            with self._lock:
+                adapter = self._known(name).native
+                del self._entries[name]
+                dropped = [] if adapter is None else self._sets.forget(adapter)
+                if self._on.pop(name, None) is not None and self._runs.top_k == 0:
+                    self._runs = Decision(None)
+                    if all(
+                        self._entries[other].native is not None for other in self._on
+                    ):  # none is read for this
+                        self._runs = self._decide(native, self._on, "auto", rescaled=False)
+            for patches in dropped:
+                native.remove_patches(patches)
         native.trim_adapters()
         native.return_to_experts()
 
@@ -127,18 +132,19 @@ class AdapterSet:
         check_mode(mode)
         if type(top_k) is not int or top_k < 1:
             raise InvalidArgumentError(f"top_k: found {top_k!r:.40}, allowed is a whole number from 1")
-        with self._lock:
-            on = {name: scale for name, scale in self._scales(choice).items() if scale != 0}
-            rescaled = self._enabled and same_adapters(on, self._on)
-            self._runs = self._decide(native, on, mode, rescaled=rescaled, top_k=top_k)
-            self._on = on
-            self._enabled = True
-            native.use_patches(self._runs.patches)
-            if self._runs.patches is None or mode == "patch":
+        with self._switching:
+            with self._lock:
+                on = {name: scale for name, scale in self._scales(choice).items() if scale != 0}
+                rescaled = self._enabled and same_adapters(on, self._on)
+                runs = self._decide(native, on, mode, rescaled=rescaled, top_k=top_k)
+                self._runs, self._on, self._enabled = runs, on, True
+            native.use_patches(runs.patches)  # sequences that begin meanwhile have them anyway
+            if runs.patches is None or mode == "patch":
                 return
-            loss = float(self._runs.patches.counts()["loss"])  # of the dense matrices at these scales
+            loss = float(runs.patches.counts()["loss"])  # of the dense matrices at these scales
             if loss > MAX_LOSS:
-                self._runs = too_much(loss)
+                with self._lock:
+                    self._runs = too_much(loss)
                 native.use_patches(None)
 
     def _decide(
@@ -168,9 +174,11 @@ class AdapterSet:
         )  # fmt: skip
 
     def enable(self, native: _native.Model, on: bool) -> None:
-        with self._lock:
-            self._enabled = on
-            native.use_patches(self._runs.patches if on else None)
+        with self._switching:
+            with self._lock:
+                self._enabled = on
+                patches = self._runs.patches if on else None
+            native.use_patches(patches)
 
     def check(self, choice: AdapterChoice) -> None:
         """Refuse names that are not there and scales that are none."""

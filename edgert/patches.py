@@ -74,11 +74,10 @@ class PatchSets:
                 return True
         return False
 
-    def forget(self, native: _native.Model, adapter: _native.Adapter) -> None:
-        """Drop the sets that it is in."""
-        for key, (mix, _) in list(self._sets.items()):
-            if any(one is adapter for one, _ in mix):
-                self._drop(native, key)
+    def forget(self, adapter: _native.Adapter) -> list[_native.Patches]:
+        """The sets that it is in, to be removed from the weights: no longer kept."""
+        keys = [key for key, (mix, _) in self._sets.items() if any(one is adapter for one, _ in mix)]
+        return [self._sets.pop(key)[1] for key in keys]
 
     def clear(self) -> None:
         self._sets.clear()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from peft_directories import Adapter, lora, shira
 
 import edgert
 from edgert.adapter_sources import read_parts
+from edgert.backends.native import NativeModel
 from edgert.bundle import Bundle
 from edgert.converters.adapter_file import write_adapter
 from edgert.engine import Engine
@@ -246,3 +249,35 @@ def test_threads_may_share_the_pool(
         for thread in threads:
             thread.join()
     assert not wrong
+
+
+def test_a_switch_that_waits_for_a_step_holds_nobody_else_up(tiny_bundle: Path, files: list[Path]) -> None:
+    class Waiting:
+        """A native model whose weights change only once another thread has looked at the adapters and begun with them."""
+
+        def __init__(self, native: Any, other: Callable[[], Any]) -> None:
+            self.native, self.other = native, other
+            self.seen: list[Any] = []
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.native, name)
+
+        def use_patches(self, patches: Any) -> None:
+            with ThreadPoolExecutor(1) as pool:
+                self.seen.append(pool.submit(self.other).result(timeout=60))
+            self.native.use_patches(patches)
+
+    with edgert.load(tiny_bundle, memory="64MiB", threads=1) as model:
+        assert isinstance(model, NativeModel)
+        adapters = model._adapter_set
+        for number in (0, 1):
+            model.load_adapter(files[number], str(number))
+
+        def other() -> tuple[int, dict[str, float]]:
+            adapters.sequence(model.native, None, lambda mix, patches: len(mix))
+            return adapters.statistics()["adapters"], {one.name: one.scale for one in adapters.all()}
+
+        native: Any = Waiting(model.native, other)
+        adapters.set(native, {"0": 0.5, "1": 1.0})
+        adapters.enable(native, on=False)
+        assert native.seen == [(2, {"0": 0.5, "1": 1.0}), (2, {"0": 0.0, "1": 0.0})]

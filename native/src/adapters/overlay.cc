@@ -210,7 +210,7 @@ void Overlay::add_task(const Product& product, const Active& active) {
   work_ += task.count * (part->rows * (1 + part->rank) + part->weight_count * part->cols +
                          (sparse ? part->first[tiles(part->rows)] : 0));
   if (part->rank == 0) return;
-  MatMul& a = all_.emplace_back();
+  Product& a = all_.emplace_back();
   a.format = part->format;
   a.weights = part->a;
   a.rows = part->rank;

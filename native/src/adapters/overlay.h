@@ -21,13 +21,15 @@
 
 namespace edgert {
 
+class PatchSet;
+struct Repatch;
+
 // A product whose matrix is one of the model's targets.
 struct Product : MatMul {
   int target = -1;                           // none
   const std::int32_t* batch_rows = nullptr;  // of its rows; null: those of `gather`, or the row itself
+  Repatch* repatch = nullptr;                // of its weights, on the way; null: none
 };
-
-class PatchSet;
 
 // The adapters of a sequence, each with its scale.
 struct AdapterMix {
@@ -67,7 +69,7 @@ class Overlay {
   // False where no row's adapter changes any of these; else all() is to be computed in their place, and add()
   // called then. The products must live until it returns.
   bool prepare(std::span<const Product> products);
-  std::span<const MatMul> all() const noexcept { return all_; }
+  std::span<const Product> all() const noexcept { return all_; }
   void add(ThreadPool& pool, const KernelTable& kernels);
 
  private:
@@ -134,7 +136,7 @@ class Overlay {
   std::vector<std::size_t> top_k_;  // by batch row; empty where no row's mix is gated
   std::vector<float> scores_;       // of one row
   const PatchSet* patch_ = nullptr;
-  std::vector<MatMul> all_;
+  std::vector<Product> all_;
   std::vector<Task> tasks_;
   std::vector<Unit> units_;
 };

@@ -21,13 +21,16 @@
 
 namespace edgert {
 
-// A byte of the tile is changed by `bits`, `gap` after the one before it: one pass from its beginning to its
-// end. Wider gaps take several entries, all but the last without bits.
+// A byte of the tile is changed by `bits`, `step` - kBack bytes after the one before it: one pass from its
+// beginning to its end, but to and fro within the 64 bytes of a vector, so that nothing needs to be sorted.
+// Longer ways take several entries, all but the last without bits.
 struct PatchEntry {
-  std::uint8_t gap = 0;
+  static constexpr int kBack = 63;
+  std::uint8_t step = kBack;
   std::uint8_t bits = 0;
 };
 inline constexpr std::size_t kMostPatchCols = std::size_t{1} << 27;  // places have 32 bits
+inline constexpr std::size_t kMostTogether = 64;                     // deltas of a tile
 
 // The most entries that patches take: so many a tile, and so many a code that they change.
 struct PatchRoom {
@@ -69,9 +72,10 @@ struct TileDelta {
 bool takes_patches(const Format& format) noexcept;
 
 // Changes the tile's codes and writes the patch to `entries`, which have room for the most that it takes;
-// returns how many it took. REQUIRES a format that takes patches, and places inside the tile.
+// returns how many it took. REQUIRES a format that takes patches, places inside the tile, and at most
+// kMostTogether deltas.
 std::size_t compile_patch(const Format& format, std::size_t cols, std::span<const TileDelta> deltas,
-                          std::byte* tile, PatchEntry* entries, PatchCounts& counts);
+                          std::byte* tile, PatchEntry* entries, PatchCounts& counts) noexcept;
 
 // Puts a patch on, or takes it off again.
 void apply_patch(std::span<const PatchEntry> entries, std::byte* tile) noexcept;

@@ -5,8 +5,6 @@
 namespace edgert {
 namespace {
 
-constexpr std::size_t kMostTogether = 64;
-
 std::size_t at(int index) { return static_cast<std::size_t>(index); }
 
 }  // namespace
@@ -43,11 +41,11 @@ PatchSet::PatchSet(const Targets& targets, const FormatOf& format_of, const Adap
   }
   lists_bytes_ = matrices_.capacity() * sizeof(Matrix) + index_.size() * sizeof(std::int32_t);
   lists_ = std::make_unique<Charge>(budget, lists_bytes_, "patches");
-  memory_ = Buffer(std::move(budget),
-                   std::max<std::size_t>(1, tiles * sizeof(std::uint32_t) + entries * sizeof(PatchEntry)),
-                   "patches of adapters");
-  used_ = memory_.as<std::uint32_t>();
-  entries_ = reinterpret_cast<PatchEntry*>(used_ + tiles);
+  memory_ =
+      Buffer(std::move(budget), std::max<std::size_t>(1, tiles * sizeof(Tile) + entries * sizeof(PatchEntry)),
+             "patches of adapters");
+  tiles_ = memory_.as<Tile>();
+  entries_ = reinterpret_cast<PatchEntry*>(tiles_ + tiles);
 }
 
 bool PatchSet::is_of(const std::vector<AdapterMix::Entry>& entries) const noexcept {
@@ -59,41 +57,38 @@ bool PatchSet::is_of(const std::vector<AdapterMix::Entry>& entries) const noexce
   return entries.size() == mix_.size() && std::all_of(entries.begin(), entries.end(), has);
 }
 
-std::size_t PatchSet::room_before(const Matrix& m, int target, std::size_t tile) const noexcept {
-  std::size_t codes = 0;
-  for (const AdapterMix::Entry& entry : mix_) {
-    const Adapter::Part* part = entry.adapter->part(target);
-    if (part != nullptr && part->first != nullptr) codes += part->first[tile];
+void PatchSet::apply(int target, std::size_t begin, std::size_t end, std::byte* codes) noexcept {
+  const Matrix& m = matrix(target);
+  if (!m.compiled) return compile(m, target, begin, end, codes);
+  const std::size_t bytes = tile_bytes(format(m.format), m.cols);
+  for (std::size_t tile = begin; tile < end; ++tile) {
+    const Tile& of = tiles_[m.tile + tile];
+    apply_patch({entries_ + m.entry + of.first, of.count}, codes + tile * bytes);
   }
-  return patch_room(format(m.format), m.cols).entries(tile, codes);
 }
 
-void PatchSet::apply(int target, std::size_t begin, std::size_t end, std::byte* codes) {
-  const Matrix& m = matrix(target);
+void PatchSet::compile(const Matrix& m, int target, std::size_t begin, std::size_t end,
+                       std::byte* codes) noexcept {
   const Format& as = format(m.format);
   const std::size_t bytes = tile_bytes(as, m.cols);
+  const PatchRoom room = patch_room(as, m.cols);
   PatchCounts counts;
   for (std::size_t tile = begin; tile < end; ++tile) {
-    std::byte* const of_tile = codes + tile * bytes;
-    std::uint32_t& used = used_[m.tile + tile];
-    PatchEntry* const entries = entries_ + m.entry + room_before(m, target, tile);
-    if (m.compiled) {
-      apply_patch({entries, used}, of_tile);
-      continue;
-    }
     TileDelta deltas[kMostTogether];
-    std::size_t together = 0;
+    std::size_t together = 0, before = 0;
     for (const AdapterMix::Entry& entry : mix_) {
       const Adapter::Part* part = entry.adapter->part(target);
       if (part == nullptr || part->first == nullptr) continue;
       const std::uint32_t first = part->first[tile], count = part->first[tile + 1] - first;
+      before += first;
       deltas[together++] = {
           {part->places + first, count}, part->values + first, part->remainders + first, entry.scale};
     }
-    used =
-        static_cast<std::uint32_t>(compile_patch(as, m.cols, {deltas, together}, of_tile, entries, counts));
+    Tile& of = tiles_[m.tile + tile];
+    of.first = room.entries(tile, before);
+    of.count = compile_patch(as, m.cols, {deltas, together}, codes + tile * bytes,
+                             entries_ + m.entry + of.first, counts);
   }
-  if (m.compiled) return;
   const std::lock_guard lock(mutex_);
   counts_.add(counts);
 }
@@ -101,6 +96,19 @@ void PatchSet::apply(int target, std::size_t begin, std::size_t end, std::byte* 
 PatchCounts PatchSet::counts() const {
   const std::lock_guard lock(mutex_);
   return counts_;
+}
+
+// Of each tile the one, then the other, while it is in the cache.
+void Repatch::tiles(std::size_t begin, std::size_t end) const noexcept {
+  for (std::size_t tile = begin; tile < end; ++tile) {
+    if (off != nullptr) off->apply(target, tile, tile + 1, codes);
+    if (on != nullptr) on->apply(target, tile, tile + 1, codes);
+  }
+}
+
+void Repatch::finish() noexcept {
+  if (on != nullptr) on->compiled(target);
+  done = true;
 }
 
 }  // namespace edgert

@@ -42,7 +42,7 @@ class PatchSet {
   // Of a matrix that is covered.
   std::size_t tiles(int target) const noexcept { return (matrix(target).rows + kTileRows - 1) / kTileRows; }
   // Puts the patch of tiles [begin, end) on, or takes it off; `codes` is the packed matrix.
-  void apply(int target, std::size_t begin, std::size_t end, std::byte* codes);
+  void apply(int target, std::size_t begin, std::size_t end, std::byte* codes) noexcept;
   void compiled(int target) noexcept {
     matrices_[static_cast<std::size_t>(index_[static_cast<std::size_t>(target)])].compiled = true;
   }
@@ -55,13 +55,18 @@ class PatchSet {
     bool compiled = false;
     std::size_t rows;
     std::size_t cols;
-    std::size_t tile;   // of counts_
+    std::size_t tile;   // of tiles_
     std::size_t entry;  // of entries_
+  };
+  struct Tile {
+    std::uint64_t first = 0;  // of its entries, among the matrix' own
+    std::uint64_t count = 0;
   };
   const Matrix& matrix(int target) const noexcept {
     return matrices_[static_cast<std::size_t>(index_[static_cast<std::size_t>(target)])];
   }
-  std::size_t room_before(const Matrix& matrix, int target, std::size_t tile) const noexcept;  // of entries
+  void compile(const Matrix& matrix, int target, std::size_t begin, std::size_t end,
+               std::byte* codes) noexcept;
 
   std::vector<AdapterMix::Entry> mix_;  // in the order in which they add
   std::vector<Matrix> matrices_;
@@ -70,10 +75,25 @@ class PatchSet {
   std::size_t lists_bytes_ = 0;
   std::unique_ptr<Charge> lists_;
   Buffer memory_;
-  std::uint32_t* used_ = nullptr;  // by tile: entries
+  Tile* tiles_ = nullptr;
   PatchEntry* entries_ = nullptr;
   mutable std::mutex mutex_;
   PatchCounts counts_;
+};
+
+// A packed matrix that is to lose one set's patch and to get another's, each null where there is none; the
+// sets cover it. It may be done tile by tile, each once, by the product that reads the tiles next: `done`
+// says that all of them were.
+struct Repatch {
+  PatchSet* off;
+  PatchSet* on;
+  int target;
+  std::byte* codes;
+  bool done = false;
+
+  std::size_t tiles() const noexcept { return (on != nullptr ? on : off)->tiles(target); }
+  void tiles(std::size_t begin, std::size_t end) const noexcept;  // from any thread
+  void finish() noexcept;                                         // once all tiles were
 };
 
 }  // namespace edgert

@@ -137,8 +137,9 @@ class Decoder {
     std::size_t count;  // of its rows
     std::size_t row;    // of its rows in gate and up
   };
-  void patch_experts(int layer, std::span<ExpertWork> group);
-  void run_experts(int layer, std::span<const ExpertWork> group, std::size_t rows, const Activations& in);
+  std::unique_ptr<PatchedWeights::Pending> patch_experts(int layer, std::span<ExpertWork> group);
+  void run_experts(int layer, std::span<const ExpertWork> group, std::size_t rows, const Activations& in,
+                   PatchedWeights::Pending* patches);
   void weigh_inner(std::span<const ExpertWork> group, std::size_t width);
   void observe_experts(int layer, Site site, std::span<const ExpertWork> group, const Activations& in);
   void observe_output(std::size_t rows);

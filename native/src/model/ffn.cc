@@ -206,18 +206,19 @@ void Decoder::routed_experts(int layer, Activations& in, const StepControl& cont
     while (rows < s_.group_rows && add(request->next_ready())) {
     }
     control.check();
-    patch_experts(layer, group);
-    run_experts(layer, group, rows, in);
+    const auto patches_of_group = patch_experts(layer, group);
+    run_experts(layer, group, rows, in, patches_of_group.get());
   }
 }
 
-void Decoder::patch_experts(int layer, std::span<ExpertWork> group) {
-  if (patched_ == nullptr) return;
+// Those that carry other patches than the ones that are on.
+std::unique_ptr<PatchedWeights::Pending> Decoder::patch_experts(int layer, std::span<ExpertWork> group) {
+  if (patched_ == nullptr) return nullptr;
   std::vector<ExpertStore::Lease*> stale;
   for (ExpertWork& work : group) {
     if (work.lease.change() != patched_->current()) stale.push_back(&work.lease);
   }
-  if (!stale.empty()) patched_->prepare(layer, stale);
+  return stale.empty() ? nullptr : std::make_unique<PatchedWeights::Pending>(*patched_, layer, stale);
 }
 
 // Rows that use most experts of this layer will use most of the next one's: storage need not idle until its
@@ -244,7 +245,7 @@ void Decoder::look_ahead_of(int layer, std::span<const std::int32_t> experts) {
 // Each expert's down(activation(gate(in), up(in))) into its rows of expert_out, in three parallel regions for
 // all.
 void Decoder::run_experts(int layer, std::span<const ExpertWork> group, std::size_t rows,
-                          const Activations& in) {
+                          const Activations& in, PatchedWeights::Pending* patches) {
   const FfnRecipe& recipe = recipe_.block(layer).ffn;
   if (observer_ != nullptr) observe_experts(layer, Site::expert_input, group, in);
   const auto width = static_cast<std::size_t>(recipe.intermediate_size);
@@ -270,6 +271,7 @@ void Decoder::run_experts(int layer, std::span<const ExpertWork> group, std::siz
                       product(up, in, s_.up + work.row * width, width, bias_of(work, layout, width))}) {
       p.gather = s_.grouped_rows + work.first;
       p.m = work.count;
+      if (patches != nullptr) p.repatch = patches->of(p.target);
       products.push_back(p);
     }
     integer = integer || any_integer({layout.formats.down});
@@ -287,6 +289,7 @@ void Decoder::run_experts(int layer, std::span<const ExpertWork> group, std::siz
                                                s_.expert_out + work.first * hidden(), hidden(),
                                                bias_of(work, layout, 2 * width)));
     p.batch_rows = s_.grouped_rows + work.first;
+    if (patches != nullptr) p.repatch = patches->of(p.target);
   }
   multiply(machine_, products);
 }

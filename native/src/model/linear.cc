@@ -2,16 +2,32 @@
 
 #include <algorithm>
 
+#include "adapters/patch_set.h"
+
 namespace edgert {
 namespace {
 
 std::size_t tiles(const MatMul& work) { return (work.rows + kTileRows - 1) / kTileRows; }
 
-template <typename Work>  // MatMul or Product
-void run(const Machine& machine, std::span<const Work> products) {
+// Tiles of one product, its weights' patch first, a few tiles at a time, so that they are still in the cache.
+void run(const KernelTable& kernels, Product work, std::size_t begin, std::size_t end) {
+  if (work.repatch == nullptr) return kernels.matmul(work, begin, end);
+  constexpr std::size_t kCached = 128 << 10;
+  const std::size_t bytes = tile_bytes(format(work.format), work.cols);
+  const std::size_t few = std::max<std::size_t>(2, kCached / bytes / 2 * 2);  // kernels take tiles in pairs
+  const std::byte* const after = work.after;
+  for (std::size_t next; begin < end; begin = next) {
+    next = std::min(end, begin + few);
+    work.repatch->tiles(begin, next);
+    work.after = next < end ? work.weights + next * bytes : after;
+    kernels.matmul(work, begin, next);
+  }
+}
+
+void run(const Machine& machine, std::span<const Product> products) {
   std::size_t total = 0;
   bool alike = true;  // in the work of a tile
-  for (const Work& work : products) {
+  for (const Product& work : products) {
     total += tiles(work);
     alike = alike && work.m == products.front().m;
   }
@@ -25,17 +41,20 @@ void run(const Machine& machine, std::span<const Work> products) {
     const std::size_t to = static_cast<std::size_t>(end);
     std::size_t first = 0;  // index of this product's first tile among all
     for (std::size_t i = 0; i < products.size() && from < to; ++i) {
-      MatMul work = products[i];
+      Product work = products[i];
       const std::size_t last = first + tiles(work);
       if (from < last) {
         const std::size_t stop = std::min(to, last);
         if (stop < to) work.after = products[i + 1].weights;
-        machine.kernels.matmul(work, from - first, stop - first);
+        run(machine.kernels, work, from - first, stop - first);
         from = stop;
       }
       first = last;
     }
   });
+  for (const Product& work : products) {
+    if (work.repatch != nullptr) work.repatch->finish();
+  }
 }
 
 }  // namespace

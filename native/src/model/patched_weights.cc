@@ -37,7 +37,7 @@ std::shared_ptr<PatchSet> PatchedWeights::make(const AdapterMix& mix, std::share
 
 void PatchedWeights::use(const std::shared_ptr<PatchSet>& set) {
   if (set == current_) return;
-  std::vector<Patched> work;
+  std::vector<Repatch> work;
   for (int target = 0; target < weights_.dense_targets(); ++target) {
     if (std::byte* codes = weights_.codes(target)) add(work, current_.get(), set.get(), target, codes);
   }
@@ -58,7 +58,7 @@ void PatchedWeights::remove(const std::shared_ptr<PatchSet>& set) {
 
 void PatchedWeights::take_off(const ExpertStore::Change& change_of, const ExpertStore::Expert& expert,
                               std::span<std::byte> bytes) const {
-  std::vector<Patched> work;
+  std::vector<Repatch> work;
   add_expert(work, set_of(change_of), nullptr, expert, bytes.data());
   change(work);
 }
@@ -88,17 +88,25 @@ std::size_t PatchedWeights::check() {
   return checked;
 }
 
-void PatchedWeights::prepare(int layer, std::span<ExpertStore::Lease* const> leases) {
-  std::vector<Patched> work;
-  for (ExpertStore::Lease* lease : leases) {
-    if (lease->change() == current_) continue;
-    add_expert(work, set_of(lease->change()), current_.get(), {layer, lease->expert(), lease->formats()},
-               lease->bytes());
+PatchedWeights::Pending::Pending(const PatchedWeights& weights, int layer,
+                                 std::span<ExpertStore::Lease* const> leases)
+    : weights_(&weights), leases_(leases.begin(), leases.end()) {
+  for (ExpertStore::Lease* lease : leases_) {
+    weights.add_expert(work_, set_of(lease->change()), weights.current_.get(),
+                       {layer, lease->expert(), lease->formats()}, lease->bytes());
   }
-  change(work);
-  for (ExpertStore::Lease* lease : leases) {
-    if (lease->change() != current_) lease->set_change(current_);
-  }
+}
+
+PatchedWeights::Pending::~Pending() {
+  if (leases_.empty()) return;
+  weights_->change(work_);
+  for (ExpertStore::Lease* lease : leases_) lease->set_change(weights_->current_);
+}
+
+Repatch* PatchedWeights::Pending::of(int target) noexcept {
+  const auto found = std::find_if(work_.begin(), work_.end(),
+                                  [&](const Repatch& matrix) { return matrix.target == target; });
+  return found == work_.end() ? nullptr : &*found;
 }
 
 ExpertStore::Change PatchedWeights::page_in(const ExpertStore::Expert& expert, std::span<std::byte> bytes) {
@@ -108,24 +116,24 @@ ExpertStore::Change PatchedWeights::page_in(const ExpertStore::Expert& expert, s
     set = current_;
   }
   if (set == nullptr) return nullptr;
-  std::vector<Patched> work;
+  std::vector<Repatch> work;
   add_expert(work, nullptr, set.get(), expert, bytes.data());
-  for (const Patched& matrix : work) {
-    change(matrix, 0, matrix.tiles);
-    set->compiled(matrix.target);
+  for (Repatch& matrix : work) {
+    matrix.tiles(0, matrix.tiles());
+    matrix.finish();
   }
   return set;
 }
 
-void PatchedWeights::add(std::vector<Patched>& work, PatchSet* off, PatchSet* on, int target,
+void PatchedWeights::add(std::vector<Repatch>& work, PatchSet* off, PatchSet* on, int target,
                          std::byte* codes) const {
   if (off != nullptr && !off->covers(target)) off = nullptr;
   if (on != nullptr && !on->covers(target)) on = nullptr;
   if (off == nullptr && on == nullptr) return;
-  work.push_back({off, on, target, codes, (on != nullptr ? on : off)->tiles(target)});
+  work.push_back({off, on, target, codes});
 }
 
-void PatchedWeights::add_expert(std::vector<Patched>& work, PatchSet* off, PatchSet* on,
+void PatchedWeights::add_expert(std::vector<Repatch>& work, PatchSet* off, PatchSet* on,
                                 const ExpertStore::Expert& expert, std::byte* bytes) const {
   const ExpertLayout layout = expert_layout(bundle_.manifest().expert_formats[expert.formats],
                                             at(recipe_.hidden_size), recipe_.block(expert.layer).ffn);
@@ -137,29 +145,22 @@ void PatchedWeights::add_expert(std::vector<Patched>& work, PatchSet* off, Patch
   part(ExpertPart::down, layout.down_offset);
 }
 
-// Of each tile the one, then the other, while it is in the cache.
-void PatchedWeights::change(const Patched& matrix, std::size_t begin, std::size_t end) {
-  for (std::size_t tile = begin; tile < end; ++tile) {
-    if (matrix.off != nullptr) matrix.off->apply(matrix.target, tile, tile + 1, matrix.codes);
-    if (matrix.on != nullptr) matrix.on->apply(matrix.target, tile, tile + 1, matrix.codes);
-  }
-}
-
-void PatchedWeights::change(std::span<const Patched> work) const {
+void PatchedWeights::change(std::span<Repatch> work) const {
   constexpr int kGrain = 16;
   std::size_t tiles = 0;
-  for (const Patched& matrix : work) tiles += matrix.tiles;
+  for (const Repatch& matrix : work) tiles += matrix.done ? 0 : matrix.tiles();
   if (tiles == 0) return;
   pool_.run(static_cast<int>(tiles), kGrain, [&](int begin, int end, int) {
     std::size_t first = 0;
-    for (const Patched& matrix : work) {
-      const std::size_t from = std::max(at(begin), first), to = std::min(at(end), first + matrix.tiles);
-      if (from < to) change(matrix, from - first, to - first);
-      first += matrix.tiles;
+    for (const Repatch& matrix : work) {
+      if (matrix.done) continue;
+      const std::size_t from = std::max(at(begin), first), to = std::min(at(end), first + matrix.tiles());
+      if (from < to) matrix.tiles(from - first, to - first);
+      first += matrix.tiles();
     }
   });
-  for (const Patched& matrix : work) {
-    if (matrix.on != nullptr) matrix.on->compiled(matrix.target);
+  for (Repatch& matrix : work) {
+    if (!matrix.done) matrix.finish();
   }
 }
 

@@ -5,7 +5,7 @@
 // them with its bytes; nothing is ever written back.
 //
 // Threads: page_in() runs on reader's threads, beside steps; the others are for the thread that steps,
-// between steps but for prepare(). Ownership: borrows weights, store and pool; a set lives as long as weights
+// between steps but for Pending. Ownership: borrows weights, store and pool; a set lives as long as weights
 // carry it.
 #pragma once
 
@@ -37,8 +37,22 @@ class PatchedWeights {
   // Takes the set off all that carries it.
   void remove(const std::shared_ptr<PatchSet>& set);
 
-  // Before leased experts of a layer are computed with.
-  void prepare(int layer, std::span<ExpertStore::Lease* const> leases);
+  // Leased experts of a layer on their way from the set that they carry to the one that is on. Products take
+  // the matrices over by of(); what none has taken is done as this goes. REQUIRES leases that outlive it.
+  class Pending {
+   public:
+    Pending() = default;
+    Pending(const PatchedWeights& weights, int layer, std::span<ExpertStore::Lease* const> leases);
+    ~Pending();
+    Pending(const Pending&) = delete;
+    Pending& operator=(const Pending&) = delete;
+    Repatch* of(int target) noexcept;  // null where the matrix stays
+
+   private:
+    const PatchedWeights* weights_ = nullptr;
+    std::vector<ExpertStore::Lease*> leases_;
+    std::vector<Repatch> work_;
+  };
   ExpertStore::Change page_in(const ExpertStore::Expert& expert, std::span<std::byte> bytes);
 
   // Takes every patch off and compares what is resident with the bundle's checksums, but for experts that are
@@ -46,20 +60,12 @@ class PatchedWeights {
   std::size_t check();
 
  private:
-  struct Patched {  // a matrix that is to lose one set's patch and to get another's
-    PatchSet* off;
-    PatchSet* on;
-    int target;
-    std::byte* codes;
-    std::size_t tiles;
-  };
-  void add(std::vector<Patched>& work, PatchSet* off, PatchSet* on, int target, std::byte* codes) const;
-  void add_expert(std::vector<Patched>& work, PatchSet* off, PatchSet* on, const ExpertStore::Expert& expert,
+  void add(std::vector<Repatch>& work, PatchSet* off, PatchSet* on, int target, std::byte* codes) const;
+  void add_expert(std::vector<Repatch>& work, PatchSet* off, PatchSet* on, const ExpertStore::Expert& expert,
                   std::byte* bytes) const;
   void take_off(const ExpertStore::Change& change, const ExpertStore::Expert& expert,
                 std::span<std::byte> bytes) const;
-  static void change(const Patched& matrix, std::size_t begin, std::size_t end);
-  void change(std::span<const Patched> work) const;  // all of it, on every thread
+  void change(std::span<Repatch> work) const;  // what is not done, on every thread
 
   const Bundle& bundle_;
   const Recipe& recipe_;
