@@ -37,8 +37,9 @@ class Batches:
             if number is None:
                 return False
             self._jobs[number] = job
-        scheduler = self._scheduler
-        job.on_cancel = lambda: scheduler.cancel(number)
+            scheduler = self._scheduler
+            job.on_cancel = lambda: scheduler.cancel(number)
+            job.on_ready = lambda: scheduler.proceed(number)
         if job.cancelled:
             job.on_cancel()
         return True
@@ -67,9 +68,7 @@ class Batches:
             more = job.take(event.sample)
             if event.finish_reason is not None:
                 job.end(event.finish_reason)  # nothing where the job had ended by itself, as it should
-            elif more:
-                self._scheduler.proceed(event.request)
-            else:
+            elif not more:
                 self._scheduler.cancel(event.request)
         elif event.finish_reason == "error":
             try:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 Deliver = Callable[[Piece], None]
 
 
+def _nothing() -> None:
+    pass
+
+
 class Job:
     """A request under way. `done` is set after the last piece was delivered; `error` says why it ended with "error"."""
 
@@ -46,8 +50,9 @@ class Job:
         if constraint is not None:
             self.sampler.allow(constraint.mask())
         self.cancelled = False
-        self.on_cancel: Callable[[], None] = lambda: None
-        self.on_done: Callable[[], None] = lambda: None
+        self.on_cancel: Callable[[], None] = _nothing
+        self.on_ready: Callable[[], None] = _nothing  # the sampler knows which tokens may come next
+        self.on_done: Callable[[], None] = _nothing
         self.cached_tokens = 0
         self.queue_s: float | None = None
         self._deliver = deliver
@@ -90,6 +95,7 @@ class Job:
             piece = self.reply.take(sample, last=complete)
             if piece.finish_reason is None and self.constraint is not None:
                 self.sampler.allow(self.constraint.mask())
+                self.on_ready()
         except Exception as error:  # noqa: BLE001 - whatever the form met, it is this request's
             self.fail(error)
             return False
@@ -115,8 +121,10 @@ class Job:
             self.error, last = error, True
         if last:
             self._ended = now
+            self.constraint = None  # large, and looked for by nobody before cycles are
             self.done.set()
             self.on_done()
+            self.on_cancel = self.on_ready = self.on_done = _nothing
 
 
 class Runner(Protocol):

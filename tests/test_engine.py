@@ -192,6 +192,7 @@ def test_a_form_holds_a_reply_and_no_other(model: Model, engine: Engine) -> None
     assert held.tokens() == [9, 8, 7]
     assert held.reason() == "stop"
     assert other.tokens() == free
+    assert held.job.constraint is None  # its memory is free again
 
 
 class Broken(OneOf):

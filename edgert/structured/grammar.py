@@ -1,11 +1,11 @@
 """Grammars compiled for a vocabulary, and the masks that they give. The work is llguidance's (extra `serve`)."""
 
+import array
 import json
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from edgert.allocator import return_free_memory
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 _KEPT_GRAMMARS = 16  # a vocabulary; of about 100 KB
 _KEPT_CHARACTERS = 1 << 20
 _STACK_BYTES = 32 << 20  # the compiler recurses: limits.MAX_TOTAL_DEPTH levels, of up to 10 KB
-# Tokens whose masks are looked up where they all fit: short texts without what ends or escapes JSON's strings. Of the
-# library's own four, this one keeps strings of bounded length cheap, at half the memory.
-_SLICE = r'[^"\\\x00-\x1F\x7F]{1,30}'
+# Tokens whose masks are looked up where they all fit: short texts without what ends or escapes JSON's strings. Hardly a
+# token is longer, and strings of bounded length stay cheap until so much of them is left; a second slice is memory.
+_SLICE = r'[^"\\\x00-\x1F\x7F]{1,16}'
 _WHERE = "the reply's form"
 _LIMITS = {
     "max_items_in_row": 2000,
@@ -36,32 +36,50 @@ _LIMITS = {
 }
 
 
+class _NoPanic:
+    """A panic of the library, which is no Exception, as an error of ours."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if kind is not None and kind.__name__ == "PanicException":
+            raise UnsupportedError(f"{self._where}: {_shortened(str(error))}") from None
+
+
 class GrammarConstraint:
     """A Constraint: one reply that follows a grammar."""
 
-    def __init__(self, matcher: "LLMatcher", mask_bytes: int, numbers: NumberGuard | None) -> None:
+    _no_panic = _NoPanic(_WHERE)
+
+    def __init__(self, matcher: "LLMatcher", words: int, numbers: NumberGuard | None) -> None:
         self._matcher = matcher
-        self._mask_bytes = mask_bytes
         self._numbers = numbers
+        mask = array.array("I", bytes(4 * words))
+        self._mask = memoryview(mask).cast("B")  # filled anew by each call
+        self._mask_at = mask.buffer_info()[0]
 
     def mask(self) -> memoryview:
-        with _no_panic(_WHERE):
-            mask = self._matcher.compute_bitmask()
-        self._raise_error()
-        allowed = memoryview(mask)[: self._mask_bytes]
-        return allowed if self._numbers is None else self._numbers.narrowed(allowed)
+        with self._no_panic:
+            self._matcher.unsafe_compute_mask_ptr(self._mask_at, len(self._mask))
+        if self._matcher.is_error():
+            self._raise_error()
+        return self._mask if self._numbers is None else self._numbers.narrowed(self._mask)
 
     def accept(self, token: int) -> bool:
-        with _no_panic(_WHERE):
-            self._matcher.consume_token(token)
-        self._raise_error()
+        with self._no_panic:
+            good = self._matcher.consume_token(token)
+        if not good:
+            self._raise_error()
         if self._numbers is not None:
             self._numbers.accept(token)
         return not self._matcher.is_stopped()
 
     def _raise_error(self) -> None:
-        if self._matcher.is_error():
-            raise UnsupportedError(f"{_WHERE}: {_shortened(self._matcher.get_error())}")
+        raise UnsupportedError(f"{_WHERE}: {_shortened(self._matcher.get_error())}")
 
 
 class Vocabulary:
@@ -81,7 +99,7 @@ class Vocabulary:
         self._digits = Digits(encoder.tokens, {*encoder.special_token_ids, *end_tokens})
         wrapper.tokens = encoder.tokens = []  # the library has them now
         return_free_memory()
-        self._mask_bytes = (vocab_size + 31) // 32 * 4
+        self._words = (vocab_size + 31) // 32
         self._limits = self._library.LLParserLimits(**_LIMITS)
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
@@ -97,7 +115,7 @@ class Vocabulary:
         with self._lock:
             self._keep(lark, matcher)
             numbers = NumberGuard(self._digits) if json else None
-            return GrammarConstraint(matcher.deep_copy(), self._mask_bytes, numbers)
+            return GrammarConstraint(matcher.deep_copy(), self._words, numbers)
 
     def _keep(self, lark: str, matcher: "LLMatcher") -> None:
         self._kept[lark] = matcher
@@ -107,7 +125,7 @@ class Vocabulary:
 
     def _compiled(self, lark: str, where: str) -> "LLMatcher":
         def compile_it() -> None:
-            with _no_panic(where):
+            with _NoPanic(where):
                 matcher = self._library.LLMatcher(
                     self._tokens,
                     self._library.LLMatcher.grammar_from_lark(lark),
@@ -205,17 +223,6 @@ def _with_deep_stack(work: Callable[[], None]) -> None:
 
 
 _stack_lock = threading.Lock()
-
-
-@contextmanager
-def _no_panic(where: str) -> Iterator[None]:
-    """A panic of the library, which is no Exception, as an error of ours."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise UnsupportedError(f"{where}: {_shortened(str(error))}") from None
 
 
 def _kind_of(message: str) -> type[EdgertError]:

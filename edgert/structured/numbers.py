@@ -63,6 +63,8 @@ class NumberGuard:
     def narrowed(self, mask: memoryview) -> memoryview:
         """Without the tokens that would give a number too many digits. A string, where a quotation mark may follow, and
         digits that cannot end yet are left alone."""
+        if not self._tail:
+            return mask
         found = _PART.search(self._tail)
         if found is None or found.lastgroup is None:
             return mask

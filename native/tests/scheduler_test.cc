@@ -266,6 +266,46 @@ TEST_CASE("a paced request waits for the word before each token but the first; o
   CHECK(outcomes.at(1).finish == Finish::length);
 }
 
+TEST_CASE("a paced request that the others did not wait for draws what it draws alone") {
+  Served f;
+  const Drawn expected = alone(f.reference, request(1, 8));
+  Scheduler scheduler(f.model(4), 64);
+  Request paced = request(1, 8);
+  paced.paced = true;
+  scheduler.submit(std::move(paced));
+  for (int i = 2; i < 5; ++i) scheduler.submit(request(i, 40));
+  int running = 3;
+  int since = 0;  // tokens of the others, while it waits for the word
+  bool waits = false;
+  const auto outcomes = wait(scheduler, 4, [&](const RequestEvent& event) {
+    if (event.request == 1) {
+      waits = true;
+      since = 0;
+    } else {
+      running -= event.finish != Finish::none;
+      ++since;
+    }
+    if (waits && (since >= 12 || running == 0)) {
+      waits = false;
+      scheduler.proceed(1);
+    }
+  });
+  CHECK(outcomes.at(1).drawn == expected);
+  CHECK(outcomes.at(1).finish == Finish::length);
+}
+
+TEST_CASE("a paced request that is cancelled while its step waits ends") {
+  Served f;
+  Scheduler scheduler(f.model(1), 64);
+  Request paced = request(1, 8);
+  paced.paced = true;
+  scheduler.submit(std::move(paced));
+  const Outcome outcome =
+      wait(scheduler, 1, [&](const RequestEvent& event) { scheduler.cancel(event.request); }).at(1);
+  CHECK(outcome.finish == Finish::cancelled);
+  CHECK(outcome.drawn.size() == 1);
+}
+
 TEST_CASE("an end token ends a request") {
   Served f;
   const Drawn expected = alone(f.reference, request(1));

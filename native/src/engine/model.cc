@@ -313,7 +313,13 @@ std::vector<std::optional<Sample>> Model::sample(std::span<const SampleRow> rows
       spans,
       [&](std::size_t row, std::size_t, std::span<float> logits) {
         try {
-          samples[row] = rows[row].sampler->sample(logits, ends[row], space);
+          const SampleRow& asked = rows[row];
+          if (asked.ready) {
+            if (!asked.ready()) return;
+            asked.sampler->check(recipe_.vocab_size,
+                                 "row " + std::to_string(row));  // what it may be told by then
+          }
+          samples[row] = asked.sampler->sample(logits, ends[row], space);
         } catch (...) {
           if (!failed) throw;
           failed(row, std::current_exception());

@@ -100,7 +100,8 @@ using StepSink = std::function<void(std::size_t row, std::size_t token, std::spa
 struct SampleRow {
   KvSequence* sequence = nullptr;
   std::span<const std::int32_t> tokens;
-  Sampler* sampler = nullptr;  // null: no token is drawn
+  Sampler* sampler = nullptr;     // null: no token is drawn
+  std::function<bool()> ready{};  // asked before the draw, which it may hold up; false: none is drawn
 };
 
 struct ModelStatistics {

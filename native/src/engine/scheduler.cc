@@ -38,12 +38,14 @@ struct Scheduler::Job {
   std::int64_t drawn = 0;
   bool begun = false;
   bool ended = false;
+  bool late = false;  // could not draw when a step was ready to
   std::int64_t cached = 0;
   Clock::time_point submitted;
   double queue_s = 0;
 
   std::int64_t length() const { return static_cast<std::int64_t>(tokens.size()); }
   std::int64_t left() const { return length() - sequence->length(); }  // to be run
+  bool may_run() const { return may_draw || !late; }
   bool prefills() const { return left() > 1; }
 };
 
@@ -256,7 +258,7 @@ std::vector<Scheduler::Span> Scheduler::plan() const {
     const std::span<const std::int32_t> all(job->tokens);
     if (job->prefills())
       ++prompts;
-    else if (job->may_draw)
+    else if (job->may_run())
       spans.push_back({job, all.last(static_cast<std::size_t>(job->left())), true});
   }
   if (prompts == 0) return spans;
@@ -272,11 +274,12 @@ std::vector<Scheduler::Span> Scheduler::plan() const {
         std::max<std::int64_t>(room / prompts--, std::min<std::int64_t>(room, kFewestRows));
     std::int64_t count = std::min(share, job->left());
     const bool whole = count == job->left();
-    if (whole && !job->may_draw) --count;  // its last token waits for the word
+    const bool draws = whole && job->may_run();
+    if (whole && !draws) --count;  // its last token waits for the word
     const auto from = static_cast<std::size_t>(job->sequence->length());
     spans.push_back(
         {job, std::span<const std::int32_t>(job->tokens).subspan(from, static_cast<std::size_t>(count)),
-         whole && job->may_draw});
+         draws});
     room -= count;
   }
   return spans;
@@ -328,12 +331,20 @@ void Scheduler::step(const std::vector<Span>& spans) {
 }
 
 void Scheduler::attempt(const std::vector<Span>& spans) {
+  const auto start = Clock::now();
+  std::optional<Clock::time_point> patience;  // of those who draw beside others: the step twice as long
+  const auto until = [&]() -> const std::optional<Clock::time_point>& {
+    if (!patience && spans.size() > 1) patience = Clock::now() + (Clock::now() - start);
+    return patience;
+  };
   std::vector<SampleRow> rows;
   double count = 0;
   for (const Span& span : spans) {
-    if (span.draws) span.job->may_draw = !span.job->given.paced;
-    rows.push_back(
-        {span.job->sequence.get(), span.tokens, span.draws ? span.job->given.sampler.get() : nullptr});
+    SampleRow& row = rows.emplace_back(SampleRow{span.job->sequence.get(), span.tokens});
+    if (span.draws) {
+      row.sampler = span.job->given.sampler.get();
+      row.ready = [&] { return may_draw(*span.job, until()); };
+    }
     count += static_cast<double>(span.tokens.size());
   }
   std::vector<std::exception_ptr> errors(spans.size());
@@ -342,32 +353,46 @@ void Scheduler::attempt(const std::vector<Span>& spans) {
         spans, [](const Span& span) { return span.tokens.size() > 1 && span.job->cancelled; });
     if (closing_ || useless) throw Error(ErrorKind::cancelled, "cancelled");
   };
-  const auto start = Clock::now();
-  std::vector<std::optional<Sample>> samples;
-  try {
-    samples =
-        model_->sample(rows, poll, [&](std::size_t row, std::exception_ptr error) { errors[row] = error; });
-  } catch (...) {
-    for (const Span& span : spans) {
-      if (span.draws) span.job->may_draw = true;
-    }
-    throw;
-  }
+  const std::vector<std::optional<Sample>> samples =
+      model_->sample(rows, poll, [&](std::size_t row, std::exception_ptr error) { errors[row] = error; });
   cost_.add(count, std::chrono::duration<double>(Clock::now() - start).count());
   for (std::size_t i = 0; i < spans.size(); ++i) {
     if (errors[i]) {
       end(*spans[i].job, Finish::error, errors[i]);
     } else if (samples[i]) {
-      drew(*spans[i].job, std::move(*samples[i]));
+      drew(*spans[i].job, *samples[i]);
+    } else if (spans[i].draws) {
+      put_off(*spans[i].job);
     }
   }
   const std::lock_guard lock(mutex_);
   ++statistics_.steps;
 }
 
+// Waits for proceed(), which came while the step ran or is to come soon; `until` then, or for ever.
+bool Scheduler::may_draw(const Job& job, const std::optional<Clock::time_point>& until) {
+  if (job.may_draw) return true;
+  std::unique_lock lock(mutex_);
+  const auto told = [&] { return job.may_draw || job.cancelled || closing_; };
+  if (until) {
+    changed_.wait_until(lock, *until, told);
+  } else {
+    changed_.wait(lock, told);
+  }
+  return job.may_draw;
+}
+
+// Its token did not come to be drawn: the step leaves it as it was, and it sits out until it may draw.
+void Scheduler::put_off(Job& job) {
+  job.late = true;
+  job.sequence->rewind(job.sequence->length() - 1);
+}
+
 void Scheduler::drew(Job& job, Sample sample) {
   job.tokens.push_back(sample.token);
   ++job.drawn;
+  job.late = false;
+  job.may_draw = !job.given.paced;
   const bool last = std::ranges::find(job.given.ends, sample.token) != job.given.ends.end();
   RequestEvent event{job.number, std::move(sample), Finish::none, nullptr, job.cached, job.queue_s};
   if (last || job.drawn == job.given.max_tokens) event.finish = last ? Finish::stop : Finish::length;

@@ -4,7 +4,9 @@
 // pieces beside them, so short that those who stream hardly wait, each prompt its share. Requests are begun
 // in order of arrival, as far as the KV cache holds them; where it runs dry later, the youngest gives its
 // blocks back and is computed anew when there is room: by law 1 nobody can tell. One whose prompt begins as
-// another's that is being run waits for that beginning. An error ends the request that met it and no other.
+// another's that is being run waits for that beginning. What a paced request's next token may be is worked
+// out while the step runs that it is drawn from; beside others it is waited for as long as the step took, and
+// later it sits out until it may draw. An error ends the request that met it and no other.
 //
 // Threads: everything may be called from any thread; events() by one at a time. Ownership: keeps the model.
 #pragma once
@@ -33,7 +35,7 @@ struct Request {
   std::shared_ptr<Sampler> sampler;  // which knows the prompt
   std::int64_t max_tokens = 0;       // at least 1
   std::vector<std::int32_t> ends;    // tokens after which nothing follows
-  bool paced = false;                // after each token it waits for proceed()
+  bool paced = false;                // each draw after the first waits for proceed()
 };
 
 enum class Finish { none, stop, length, cancelled, error };
@@ -102,6 +104,8 @@ class Scheduler {
   bool preempt_after(const Job& job, std::vector<Span>& spans);
   void step(const std::vector<Span>& spans);
   void attempt(const std::vector<Span>& spans);
+  bool may_draw(const Job& job, const std::optional<Clock::time_point>& until);
+  void put_off(Job& job);
   void drew(Job& job, Sample sample);
   void end(Job& job, Finish finish, std::exception_ptr error = nullptr) noexcept;
   void emit(RequestEvent event) noexcept;
