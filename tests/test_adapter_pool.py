@@ -274,7 +274,7 @@ def test_a_switch_that_waits_for_a_step_holds_nobody_else_up(tiny_bundle: Path, 
             model.load_adapter(files[number], str(number))
 
         def other() -> tuple[int, dict[str, float]]:
-            adapters.sequence(model.native, None, lambda mix, patches: len(mix))
+            adapters.sequence(model.native, None, lambda mix, patches, top_k: len(mix))
             return adapters.statistics()["adapters"], {one.name: one.scale for one in adapters.all()}
 
         native: Any = Waiting(model.native, other)
