@@ -292,7 +292,8 @@ TEST_CASE("a query head's attention has the same bits alone and in any group") {
 TEST_CASE("a row's attention has the same bits alone and with the rows that follow it") {
   Random random(6);
   KvType type{};
-  int group = 1;  // one row a query: rows that are computed together may lie further apart than a window is long
+  int group =
+      1;  // one row a query: rows that are computed together may lie further apart than a window is long
   SUBCASE("f16") { type = KvType::f16; }
   SUBCASE("int8") { type = KvType::int8; }
   SUBCASE("f32, groups") { group = 3; }
@@ -310,8 +311,8 @@ TEST_CASE("a row's attention has the same bits alone and with the rows that foll
     struct Window {
       std::int64_t begin, end;
     };
-    for (Window window : {Window{0, 1}, Window{0, 14}, Window{0, 60}, Window{13, 14}, Window{13, 15},
-                          Window{30, 70}}) {
+    for (Window window :
+         {Window{0, 1}, Window{0, 14}, Window{0, 60}, Window{13, 14}, Window{13, 15}, Window{30, 70}}) {
       CAPTURE(window.end);
       const auto all = attend(table, cache, queries, group, window.begin, window.end, kRows);
       for (int row = 0; row < kRows; ++row) {
