@@ -61,6 +61,8 @@ def locate(
         hint = ""
         if os.path.exists(path / "config.json"):
             hint = f": it is a checkpoint; `edgert convert {path} NAME.edgert` makes a bundle of it"
+        elif files := sorted(path.glob("*.gguf")):
+            hint = f": it holds GGUF files; name one of them, such as {files[0]}"
         raise NotFoundError(f"{path}: no bundle (there is no manifest.json){hint}")
     if gguf.is_gguf(path):
         return gguf.bundle_of(path, progress)
@@ -72,9 +74,12 @@ def locate(
         packaged = embedded()
         if name == EMBEDDED and packaged is not None:
             return packaged
-        raise NotFoundError(
-            f"{name}: no such path, and no bundle of this name in {models_dir()} (see `edgert list`)"
-        )
+        if not path.exists():
+            raise NotFoundError(
+                f"{name}: no such path, and no bundle of this name in {models_dir()} (see `edgert list`)"
+            )
+    if path.exists():
+        raise NotFoundError(f"{path}: neither a bundle, which is a directory, nor a GGUF file")
     raise NotFoundError(f"{path}: no such bundle")
 
 

@@ -81,6 +81,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rope_theta": None,
     },
     "mistral": BASE,
+    "mistral3": {
+        "text_config": BASE | {"model_type": "mistral"},
+        "vision_config": {"model_type": "pixtral"},
+        "vision_feature_layer": -1,
+    },
     "phimoe": BASE | {"num_local_experts": 8, "num_experts_per_tok": 2},
     "qwen2": BASE,
     "llama4": {"text_config": BASE | LLAMA4, "vision_config": {"hidden_size": 3}},

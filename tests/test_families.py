@@ -334,6 +334,7 @@ REFUSED: list[tuple[str, dict[str, Any], type[EdgertError], str]] = [
     ("llama4", {"text_config": None}, CorruptError, "text_config"),
     ("mistral", {"attention_bias": True}, UnsupportedError, "attention_bias"),
     ("granite", {"mlp_bias": True}, UnsupportedError, "mlp_bias"),
+    ("mistral3", {"text_config": {"model_type": "pixtral"}}, UnsupportedError, "pixtral"),
     ("ministral3", {"sliding_window": 8}, UnsupportedError, "sliding_window"),
 ]  # fmt: skip
 

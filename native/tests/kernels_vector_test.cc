@@ -292,8 +292,7 @@ TEST_CASE("a query head's attention has the same bits alone and in any group") {
 TEST_CASE("a row's attention has the same bits alone and with the rows that follow it") {
   Random random(6);
   KvType type{};
-  int group =
-      1;  // one row a query: rows that are computed together may lie further apart than a window is long
+  int group = 1;  // one row a query: rows computed together may lie further apart than a window is long
   SUBCASE("f16") { type = KvType::f16; }
   SUBCASE("int8") { type = KvType::int8; }
   SUBCASE("f32, groups") { group = 3; }
