@@ -389,6 +389,9 @@ def test_tuning_tells_an_inert_bias_from_a_scene_that_changes() -> None:
     assert authority(0.01, 0.02) == "inert"
     assert authority(0.8, 0.1) == "some"
     assert authority(0.01, 0.6) == "unclear"
+    short = Corridor(5, length_m=2, rows=32)
+    cut = tune.fast_response(SimulatedCamera(short, size=(32, 32)), DAVIS346, 0.1)
+    assert cut.rates == {} and cut.authority == "unclear"
     steep = tune.fast_response(Tuned(1.0, 0.0), DAVIS346, 1.0)
     assert steep.rates[57] == pytest.approx(2e4) and steep.steepest == pytest.approx(1e4 / 53, rel=0.01)
 

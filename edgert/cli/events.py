@@ -383,7 +383,7 @@ def _tune(args: argparse.Namespace) -> int:
         say(f"  refractory {fine:3}: {rate:.4g} events/s")
     change = f"{math.expm1(response.effect):+.0%}"
     if not response.rates:
-        say("the source ended before the refractory bias was swept twice")
+        say("the source ended before the refractory bias was swept often enough to tell what it does")
     elif response.authority == "inert":
         say(
             f"the refractory bias changes the rate by {change} over its range: here only the slow biases help"

@@ -11,6 +11,7 @@ from edgert.events.camera import EventSource
 from edgert.events.fast_slow import REFRACTORY
 
 _PLACES, _SWEEPS = 5, 8
+_SURE = 2.36  # standard errors of so many sweeps, by Student
 INERT = math.log(1.1)  # changes of the rate below a tenth
 
 
@@ -18,7 +19,7 @@ INERT = math.log(1.1)  # changes of the rate below a tenth
 class Response:
     rates: dict[int, float]  # events a second by fine refractory value, means of the sweeps
     effect: float  # logarithm of the rate at the open end over that at the tight one
-    error: float  # two standard errors of it: the scene changes from window to window too
+    error: float  # to either side, 95 % sure: the scene changes from window to window too
 
     @property
     def authority(self) -> str:
@@ -38,8 +39,8 @@ class Response:
 
 
 def fast_response(source: EventSource, before: Biases, seconds: float) -> Response:
-    """Sweeps along the range, there and back, so that what is compared was measured soon after one another; fewer where
-    the source ends. Leaves the last bias set."""
+    """Sweeps along the range, there and back, so that what is compared was measured soon after one another; no rates where
+    the source ends before. Leaves the last bias set."""
     low, high = REFRACTORY
     places = [low + (high - low) * i // (_PLACES - 1) for i in range(_PLACES)]
     sweeps: list[dict[int, float]] = []
@@ -56,9 +57,9 @@ def fast_response(source: EventSource, before: Biases, seconds: float) -> Respon
 
 
 def _response(sweeps: list[dict[int, float]]) -> Response:
-    if len(sweeps) < 2:
+    if len(sweeps) < _SWEEPS:
         return Response({}, 0.0, math.inf)
     rates = {fine: float(np.mean([sweep[fine] for sweep in sweeps])) for fine in sweeps[0]}
     low, high = REFRACTORY
     ratios = np.array([math.log(max(s[high], 1.0) / max(s[low], 1.0)) for s in sweeps])
-    return Response(rates, float(ratios.mean()), float(2 * ratios.std(ddof=1) / math.sqrt(len(ratios))))
+    return Response(rates, float(ratios.mean()), float(_SURE * ratios.std(ddof=1) / math.sqrt(len(ratios))))
