@@ -74,6 +74,7 @@ class Brain:
             },
             "heat": {
                 "low": b.temperature_low_celsius, "high": b.temperature_high_celsius, "lead": 4.0,
+                "proportional": 3.0, "integral": 0.35,
                 "fast": {**effort, "step": max(1, self._top // 8)},
             },
             "speed": {"low": b.token_time_low_ms, "high": high, "fast": {**effort, "step": -max(1, self._top // 4)}},
