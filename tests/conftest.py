@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import pytest
 from bundles import F32, answer, convert, minimum_bytes, open_model
 from checkpoints import tiny_checkpoint
 from shell import Shell
+
+from edgert.loading import load
+from edgert.model import Model
 
 # Small matrices: more threads than this only make the reference slower, and change its sums.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -46,6 +50,13 @@ def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another model of the same sizes; read only."""
     directory = tmp_path_factory.mktemp("other")
     return convert(tiny_checkpoint(directory / "checkpoint", seed=9), directory / "other.edgert")
+
+
+@pytest.fixture(scope="module")
+def docs_moe() -> Iterator[Model]:
+    """The package's own model."""
+    with load("docs-moe", memory="64MiB", threads=1, context=512) as model:
+        yield model
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ _TIME = (
     "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\\.[0-9]{1,9})?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
 )
 _EXACT = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
+_WIDEST = (1 << 63) - 1024  # of the integers that a double holds, the largest that 64 bits hold too
 _VALUES = ("const", "enum", "default", "examples")  # hold no schemas
 
 
@@ -39,12 +40,20 @@ def schema_form(schema: object, where: str, *, lenient: bool = False) -> str:
 
 
 def _exact(value: Any) -> Any:
-    """A schema with patterns in place of those formats that the library takes too widely."""
+    """A schema as the library takes it at its word: with patterns in place of formats that it takes too widely, without
+    what says nothing, and with constants told apart."""
     if isinstance(value, list | tuple):
         return [_exact(item) for item in value]
     if not isinstance(value, Mapping):
         return value
     made = {key: item if key in _VALUES else _exact(item) for key, item in value.items()}
+    for key, limit in (("minimum", -_WIDEST), ("maximum", _WIDEST)):
+        if isinstance(made.get(key), int) and abs(made[key]) > _WIDEST:
+            made[key] = limit  # tighter; only such bounds come here
+    if made.get("uniqueItems") is False:
+        del made["uniqueItems"]
+    if "anyOf" not in made and _are_distinct_constants(made.get("oneOf")):
+        made["anyOf"] = made.pop("oneOf")
     kind = made.get("format")
     if isinstance(kind, str) and kind in _EXACT:
         del made["format"]
@@ -53,6 +62,19 @@ def _exact(value: Any) -> Any:
         else:
             made["pattern"] = _EXACT[kind]
     return made
+
+
+def _are_distinct_constants(branches: object) -> bool:
+    """Branches of oneOf, each of a constant or some, none of which two have."""
+    if not isinstance(branches, list | tuple):
+        return False
+    seen: list[Any] = []
+    for branch in branches:
+        if not isinstance(branch, Mapping) or not ("const" in branch or isinstance(branch.get("enum"), list)):
+            return False
+        seen += [branch["const"]] if "const" in branch else branch["enum"]
+    texts = [json.dumps(value, sort_keys=True) for value in seen if not isinstance(value, float)]
+    return len(texts) == len(seen) == len(set(texts))
 
 
 def choice_form(choices: object, where: str) -> str:

@@ -5,8 +5,11 @@ quadratic in the length of a pattern.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from edgert.errors import InvalidArgumentError, UnsupportedError
@@ -17,7 +20,11 @@ MAX_TOTAL_DEPTH = 1000  # summed over what is referred to: how deep a chain of r
 MAX_LARK_CHARACTERS = 16 << 10
 MAX_PATTERN_CHARACTERS = 2048
 MAX_CHOICES = 1000
+MAX_MULTIPLE = 100_000  # of all multipleOf together: the compiler makes a state of each remainder
+MAX_EXACT_INTEGER = 1 << 53  # the compiler reads bounds as doubles
+MIN_BOUND = 1e-15  # of no more digits than it writes
 
+_BOUND_KEYS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _PATTERN_KEYS = ("pattern", "whitespace_pattern")
 _STRING_OR_PATTERN = re.compile(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)*/|//[^\n]*|(?<![^\s])#[^\n]*')
 
@@ -67,8 +74,10 @@ def _depth(value: object) -> int:
 
 
 def _check_references(schema: Mapping[str, Any] | bool, where: str) -> None:
-    """References stay inside the document, and cannot chain up without bound; patterns are short."""
+    """References stay inside the document, and cannot chain up without bound; patterns are short, numbers have bounds
+    that hold."""
     total, targets = _depth(schema), set()
+    multiples: list[Decimal] = []
     todo: list[Any] = [schema]
     while todo:
         value = todo.pop()
@@ -86,6 +95,11 @@ def _check_references(schema: Mapping[str, Any] | bool, where: str) -> None:
             if target not in targets:
                 targets.add(target)
                 total += 1 + _depth(_resolved(schema, target))
+        for key in _BOUND_KEYS:
+            if _is_number(value.get(key)):
+                _check_bound(key, value[key], where)
+        if _is_number(value.get("multipleOf")):
+            multiples.append(_checked_multiple(value["multipleOf"], where))
         for key in _PATTERN_KEYS:
             if isinstance(value.get(key), str):
                 check_pattern(value[key], f"{where}: {key}")
@@ -94,6 +108,46 @@ def _check_references(schema: Mapping[str, Any] | bool, where: str) -> None:
                 check_pattern(str(pattern), f"{where}: patternProperties")
     if total > MAX_TOTAL_DEPTH:
         raise UnsupportedError(f"{where}: references lead deeper than {MAX_TOTAL_DEPTH}")
+    if (together := _common_multiple(multiples)) > MAX_MULTIPLE:
+        raise UnsupportedError(
+            f"{where}: multipleOf: all together lead to {together}, allowed is {MAX_MULTIPLE} (times a power of ten)"
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_bound(key: str, bound: float, where: str) -> None:
+    """Bounds that the compiler takes at their word."""
+    if 0 < abs(bound) < MIN_BOUND:
+        raise UnsupportedError(f"{where}: {key}: found {bound!r}, allowed are 0, and {MIN_BOUND!r} or more")
+    if abs(bound) < MAX_EXACT_INTEGER:
+        return
+    # Between them and what 64 bits hold, those that a double holds; past it the bound holds by itself.
+    loose = bound >= (1 << 63) - 1 if key == "maximum" else bound <= -(1 << 63)
+    exact = abs(bound) < 1 << 63 and float(bound) == bound
+    if key.startswith("exclusive") or not (exact or loose):
+        raise UnsupportedError(f"{where}: {key}: found {bound!r}, allowed is less than 2^53")
+
+
+def _checked_multiple(value: float, where: str) -> Decimal:
+    if value <= 0:
+        raise InvalidArgumentError(f"{where}: multipleOf: found {value!r}, allowed is more than 0")
+    return Decimal(repr(value))
+
+
+def _common_multiple(multiples: list[Decimal]) -> int:
+    """In units of the smallest decimal place there is, less powers of ten; of the first ones, where it is too large."""
+    place = min((int(one.as_tuple().exponent) for one in multiples), default=0)
+    together = reduced = 1
+    for one in multiples:
+        together = reduced = math.lcm(together, int(Fraction(one) / Fraction(10) ** place))
+        while reduced % 10 == 0:
+            reduced //= 10
+        if reduced > MAX_MULTIPLE:
+            break
+    return reduced
 
 
 def _resolved(schema: object, pointer: str) -> object:

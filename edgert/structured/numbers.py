@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 MAX_INTEGER_DIGITS = 19  # as many as 64 bits need
 MAX_FRACTION_DIGITS = 17  # as many as tell any two doubles apart
-MAX_EXPONENT_DIGITS = 3
+MAX_EXPONENT_DIGITS = 2  # with those before the point: never more than a double holds
 
 _KEPT = 64  # bytes of the reply's end: more than the digits of any part
 _PART = re.compile(

@@ -44,36 +44,39 @@ def _call(
     return None if body[place:].strip() or text is None else Call(name, text)
 
 
-QWEN_CODER = CallFormat(
-    "qwen3_coder",
-    ("<tool_call>",),
-    ("</tool_call>",),
-    Syntax(
-        "<tool_call>\n<function=",
-        ">\n",
-        "</function>\n</tool_call>",
+def _between_tags(
+    name: str, before: str, between: str, after: str, element: tuple[str, str, str], parse: Parse
+) -> CallFormat:
+    """Each call between <tool_call> and </tool_call>, on lines of its own."""
+    syntax = Syntax(
+        f"<tool_call>{before}",
+        between,
+        f"{after}</tool_call>",
         separator="\n",
         arguments="elements",
-        element=("<parameter=", ">\n", "\n</parameter>\n"),
-    ),
+        element=element,
+    )
+    return CallFormat(name, ("<tool_call>",), ("</tool_call>",), syntax, parse)
+
+
+QWEN_CODER = _between_tags(
+    "qwen3_coder",
+    "\n<function=",
+    ">\n",
+    "</function>\n",
+    ("<parameter=", ">\n", "\n</parameter>\n"),
     _parser(
         r"<tool_call>\s*<function=(?P<name>[^>\n]+)>(?P<body>.*?)</function>\s*</tool_call>",
         r"<parameter=(?P<key>[^>\n]+)>(?P<value>.*?)</parameter>",
         newlines=True,
     ),
 )
-GLM = CallFormat(
+GLM = _between_tags(
     "glm45",
-    ("<tool_call>",),
-    ("</tool_call>",),
-    Syntax(
-        "<tool_call>",
-        "\n",
-        "</tool_call>",
-        separator="\n",
-        arguments="elements",
-        element=("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n"),
-    ),
+    "",
+    "\n",
+    "",
+    ("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n"),
     _parser(
         r"<tool_call>(?P<name>[^<\n]+)(?P<body>.*?)</tool_call>",
         r"<arg_key>(?P<key>[^<]+)</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>",
