@@ -120,8 +120,9 @@ class AdapterSet:
                         self._entries[other].native is not None for other in self._on
                     ):  # none is read for this
                         self._runs = self._decide(native, self._on, "auto", rescaled=False)
-            for patches in dropped:
-                native.remove_patches(patches)
+            while dropped:
+                native.remove_patches(dropped.pop())
+            del adapter  # or its memory would stay
         native.trim_adapters()
         native.return_to_experts()
 
@@ -238,7 +239,7 @@ class AdapterSet:
             self._sets.clear()
             self._runs = Decision(None)
 
-    # --- memory; the lock is held, but for _with_room() ---------------------------------------------
+    # --- memory; the lock is held, but for make_way() and _with_room() ---------------------------------------------
 
     def _bring(
         self, native: _native.Model, name: str, entry: _Entry, keep: Collection[str]
@@ -266,6 +267,18 @@ class AdapterSet:
         while self._limit_bytes and self._resident_bytes() + more_bytes > self._limit_bytes:
             if not self._evict(native, keep):
                 return
+
+    def make_way(self, native: _native.Model, work: Callable[[], None]) -> None:
+        """Do `work`. Where it raises BudgetError, adapters that are neither on nor in use leave the memory for it."""
+        while True:
+            try:
+                return work()
+            except BudgetError:
+                with self._lock:
+                    evicted = self._evict(native, self._on.keys())
+                if not evicted:
+                    native.trim_adapters()
+                    return work()
 
     def _with_room(self, make: Callable[[], _Made], native: _native.Model, keep: Collection[str]) -> _Made:
         """What `make` makes. Where it raises BudgetError, adapters that are not in use go, and then experts."""

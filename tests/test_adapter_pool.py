@@ -152,9 +152,29 @@ def test_where_experts_take_the_rest_adapters_take_of_theirs_and_give_it_back(
             assert model.knobs()["expert_memory"] == whole
         model.load_adapter(files[0])
         model.logits(TOKENS, adapter="0")
+        model.set_knob("memory", least + (260 << 10))
+        model.unload_adapter("0")
+        assert model.knobs()["expert_memory"] == whole + (4 << 10)
+        model.load_adapter(files[0])
+        model.logits(TOKENS, adapter="0")
         model.set_knob("expert_memory", lower := model.knobs()["expert_memory"] - 1000)
         model.unload_adapter("0")
         assert model.knobs()["expert_memory"] == lower  # it was set since
+
+
+def test_idle_adapters_make_way_for_a_smaller_budget(tiny_bundle: Path, files: list[Path]) -> None:
+    with edgert.load(tiny_bundle, memory="64MiB", threads=1) as loaded:
+        model: Any = loaded
+        plain = model.stats()
+        least = plain["used_bytes"] - plain["slot_capacity_bytes"] + model.native.least_expert_bytes
+        for file in files:
+            model.load_adapter(file)
+            model.logits(TOKENS, adapter=file.stem)
+        model.set_adapter("3")
+        assert model.stats()["adapter_bytes"] > 128 << 10
+        model.set_knob("memory", least + (96 << 10))
+        assert model.stats()["used_bytes"] <= least + (96 << 10)
+        assert "3" in {info.name for info in model.adapters() if info.resident}
 
 
 def test_requests_with_different_adapters_run_together(

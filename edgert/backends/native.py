@@ -112,7 +112,8 @@ class NativeModel(Model):
     def _set_knob(self, name: str, value: Any) -> None:
         native, runtime = self.native, self._runtime
         if name == "memory":
-            native.set_memory(value or _native.available_memory_bytes())
+            size = value or _native.available_memory_bytes()
+            self._adapter_set.make_way(native, lambda: native.set_memory(size))
         elif name == "expert_memory":
             native.set_expert_memory(value or native.plan()["slots_bytes"])
         elif name == "threads":

@@ -27,9 +27,6 @@ ExpertStore::Join join_of(const Recipe& recipe, const Bundle& bundle) {
   };
 }
 
-// Taken from the expert slots at first where adapters lack memory; then twice as much each time.
-constexpr std::uint64_t kFirstTaken = std::uint64_t{256} << 10;
-
 // Says what to do where adapters do not fit.
 auto with_hint(const auto& make) {
   try {
@@ -96,41 +93,6 @@ void Model::trim_adapters() {
   decoder_.trim();
 }
 
-bool Model::take_from_experts(std::uint64_t bytes) {
-  const std::lock_guard lock(step_mutex_);  // no expert is leased
-  return take(bytes);
-}
-
-bool Model::take(std::uint64_t bytes) {
-  const std::uint64_t capacity = store_.statistics().capacity_bytes;
-  const std::uint64_t least = store_.least_bytes();
-  if (capacity <= least) return false;
-  if (capacity != capacity_left_) taken_bytes_ = 0;
-  capacity_left_ = std::max(least, capacity - std::min(bytes, capacity));
-  store_.resize(capacity_left_);
-  taken_bytes_ += capacity - capacity_left_;
-  return true;
-}
-
-void Model::return_to_experts() {
-  const std::lock_guard lock(step_mutex_);
-  give_back();
-}
-
-void Model::give_back() {
-  const std::uint64_t capacity = store_.statistics().capacity_bytes;
-  if (capacity != capacity_left_) taken_bytes_ = 0;
-  const std::uint64_t more = std::min(taken_bytes_, runtime_->budget()->available_bytes());
-  if (more == 0) return;
-  try {
-    set_expert_bytes(capacity + more);
-  } catch (const Error&) {  // it has been taken meanwhile
-    return;
-  }
-  capacity_left_ = store_.statistics().capacity_bytes;
-  taken_bytes_ -= more;
-}
-
 // Tokens past the vocabulary that an adapter gives rows of the embedding.
 std::vector<std::int32_t> Model::soft_prompt(const AdapterMix& mix) const {
   std::vector<std::int32_t> tokens;
@@ -149,22 +111,6 @@ std::vector<std::int32_t> Model::soft_prompt(const AdapterMix& mix) const {
   return tokens;
 }
 
-// Scratch for the sequence's adapters. With the step mutex held.
-void Model::reserve_for(const std::shared_ptr<const AdapterMix>& mix) {
-  for (std::uint64_t bytes = kFirstTaken;; bytes *= 2) {
-    try {
-      decoder_.reserve(mix);
-      break;
-    } catch (const Error& error) {
-      if (error.kind() != ErrorKind::budget) throw;
-      if (take(bytes)) continue;
-      give_back();
-      throw;
-    }
-  }
-  give_back();  // more was taken than it needed
-}
-
 std::shared_ptr<KvSequence> Model::sequence(AdapterMix mix, std::span<const std::int32_t> prompt) {
   check(mix);
   std::shared_ptr<const AdapterMix> shared;
@@ -176,7 +122,7 @@ std::shared_ptr<KvSequence> Model::sequence(AdapterMix mix, std::span<const std:
     root = mix.fingerprint();
     const std::lock_guard lock(step_mutex_);
     shared = std::make_shared<const AdapterMix>(std::move(mix));
-    with_hint([&] { reserve_for(shared); });
+    with_hint([&] { reserve(shared); });
   }
   auto sequence = std::make_shared<KvSequence>(kv_, std::move(shared), root);
   sequence->begin_with(prompt);
@@ -437,26 +383,6 @@ void Model::set_lossy(const LossyModes& modes) {
 LossyModes Model::lossy() const {
   const std::lock_guard lock(step_mutex_);
   return decoder_.lossy();
-}
-
-void Model::set_memory(std::uint64_t bytes) {
-  Budget& budget = *runtime_->budget();
-  const std::uint64_t used = budget.used_bytes();
-  const std::uint64_t others = used - std::min(used, store_.statistics().capacity_bytes);
-  if (bytes < others + store_.least_bytes()) {
-    throw Error(ErrorKind::budget, "memory: a budget of " + std::to_string(bytes) +
-                                       " bytes is too small; the smallest that works is " +
-                                       std::to_string(others + store_.least_bytes()) + " bytes");
-  }
-  const bool lower = bytes < budget.limit_bytes();
-  if (!lower) budget.set_limit(bytes);
-  set_expert_bytes(bytes - others);
-  if (lower) budget.set_limit(bytes);
-}
-
-void Model::set_expert_bytes(std::uint64_t bytes) {
-  store_.resize(std::min(bytes, plan_.expert_bytes));
-  if (bytes >= plan_.expert_bytes) fill_ = true;
 }
 
 void Model::set_prefetch_depth(int reads) {

@@ -220,8 +220,7 @@ class Model {
   void decide_sharing() noexcept;
   // With the step mutex held:
   bool take(std::uint64_t bytes);  // as take_from_experts()
-  void give_back();                // as return_to_experts()
-  void reserve_for(const std::shared_ptr<const AdapterMix>& mix);
+  void reserve(const std::shared_ptr<const AdapterMix>& mix);
   std::vector<KvSequence::Hold> hold(std::span<const StepRow> rows) const;
   void run(std::span<const StepRow> rows, const StepSink& sink, const StepControl& control);
   // Of those rows whose weights these are.
@@ -248,6 +247,7 @@ class Model {
 
   mutable FairMutex step_mutex_;
   std::atomic<bool> cancelled_{false};
+  std::mutex taken_mutex_;           // locked after step_mutex_
   std::uint64_t taken_bytes_ = 0;    // of the expert slots, by adapters
   std::uint64_t capacity_left_ = 0;  // of the expert slots, when that was last so
   bool imposed_ = false;             // the choice of experts
