@@ -113,7 +113,7 @@ for t in ("integer", "number"):
         {"minimum": 0, "multipleOf": 0.25, "maximum": 2},
     ):
         add({"type": t, **k})
-for k in (
+for options in (
     {"minLength": 3, "maxLength": 3},
     {"maxLength": 0},
     {"minLength": 0, "maxLength": 1},
@@ -161,7 +161,7 @@ for k in (
     {"minLength": 1.5},
     {"maxLength": "3"},
 ):
-    add(st(**k))
+    add(st(**options))
 for f in (
     "date",
     "time",
@@ -391,6 +391,7 @@ add(
     },
     obj(
         {"ui": {"$ref": "#/$defs/ui"}},
+        None,
         **{
             "$defs": {
                 "ui": obj(
