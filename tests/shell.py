@@ -70,7 +70,8 @@ def on_a_terminal(
     nothing follows is typed once more, as people do: Python sees none between the prompt and its wait for a key."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    owning_it = ["setsid", "--ctty", *command]  # so that Ctrl-C reaches it
+    # Ctrl-C reaches it, also where these tests are run in the background, deaf to it.
+    owning_it = ["env", "--default-signal=INT", "setsid", "--ctty", *command]
     process = subprocess.Popen(owning_it, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     shown, answered, keys, last = b"", 0, list(typed), ""
