@@ -40,6 +40,7 @@ class World:
     others: list[subprocess.Popen[bytes]] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
     lowered: int = 0  # MiB that a competitor holds in place of a limit
+    heating: threading.Thread | None = None
 
     def take(self, mib: int, pieces: int = 8, pause: float = 0.03) -> None:
         """A competitor in the same cgroup takes memory piece by piece."""
@@ -93,7 +94,8 @@ class World:
     def heat(self, degrees_a_core: float) -> None:
         """The time constant is a share of the script, as all its times are."""
         constant_s = _CONSTANT * self.seconds
-        threading.Thread(target=self._heat, args=(degrees_a_core, constant_s), daemon=True).start()
+        self.heating = threading.Thread(target=self._heat, args=(degrees_a_core, constant_s), daemon=True)
+        self.heating.start()
 
     def _heat(self, degrees_a_core: float, constant_s: float) -> None:
         celsius, before, then = 60.0, self._work(), time.monotonic()
@@ -132,6 +134,8 @@ class World:
 
     def end(self) -> None:
         self.ended.set()
+        if self.heating is not None:  # it writes files that go now
+            self.heating.join()
         self.release()
 
 
