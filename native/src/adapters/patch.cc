@@ -158,13 +158,21 @@ std::size_t compile_patch(const Format& format, std::size_t cols, std::span<cons
   return used;
 }
 
-void apply_patch(std::span<const PatchEntry> entries, std::byte* tile) noexcept {
+void apply_patch(std::span<const PatchEntry> entries, std::byte* tile,
+                 std::span<const std::byte> ahead) noexcept {
+  constexpr std::size_t kLine = 64;
   std::byte* at = tile;
-  for (const PatchEntry entry : entries) {
+  const auto change = [&](PatchEntry entry) {
     at += entry.step;
     at -= PatchEntry::kBack;
     *at ^= static_cast<std::byte>(entry.bits);
+  };
+  const std::size_t asked = std::min(entries.size(), ahead.size() / kLine);
+  for (std::size_t i = 0; i < asked; ++i) {
+    __builtin_prefetch(&ahead[i * kLine], 1);
+    change(entries[i]);
   }
+  for (const PatchEntry entry : entries.subspan(asked)) change(entry);
 }
 
 }  // namespace edgert

@@ -77,8 +77,10 @@ bool takes_patches(const Format& format) noexcept;
 std::size_t compile_patch(const Format& format, std::size_t cols, std::span<const TileDelta> deltas,
                           std::byte* tile, PatchEntry* entries, PatchCounts& counts) noexcept;
 
-// Puts a patch on, or takes it off again.
-void apply_patch(std::span<const PatchEntry> entries, std::byte* tile) noexcept;
+// Puts a patch on, or takes it off again. Of `ahead`, what will be changed next, a line is asked for with
+// every entry: a patch of 1% has about one a line, and waits for memory otherwise.
+void apply_patch(std::span<const PatchEntry> entries, std::byte* tile,
+                 std::span<const std::byte> ahead = {}) noexcept;
 
 // Of one packed matrix: what a patch makes of sparse values, each at another element. REQUIRES a format that
 // takes patches, as many numbers of each, and Error{invalid_argument} names an element outside the matrix.

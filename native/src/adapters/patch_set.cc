@@ -57,38 +57,32 @@ bool PatchSet::is_of(const std::vector<AdapterMix::Entry>& entries) const noexce
   return entries.size() == mix_.size() && std::all_of(entries.begin(), entries.end(), has);
 }
 
-void PatchSet::apply(int target, std::size_t begin, std::size_t end, std::byte* codes) noexcept {
+void PatchSet::apply(int target, std::size_t tile, std::byte* codes, bool ask_ahead) noexcept {
   const Matrix& m = matrix(target);
-  if (!m.compiled) return compile(m, target, begin, end, codes);
   const std::size_t bytes = tile_bytes(format(m.format), m.cols);
-  for (std::size_t tile = begin; tile < end; ++tile) {
-    const Tile& of = tiles_[m.tile + tile];
-    apply_patch({entries_ + m.entry + of.first, of.count}, codes + tile * bytes);
-  }
+  std::byte* const of_tile = codes + tile * bytes;
+  if (!m.compiled) return compile(m, target, tile, of_tile);
+  const Tile& of = tiles_[m.tile + tile];
+  const bool more = ask_ahead && (tile + 1) * kTileRows < m.rows;
+  apply_patch({entries_ + m.entry + of.first, of.count}, of_tile, {of_tile + bytes, more ? bytes : 0});
 }
 
-void PatchSet::compile(const Matrix& m, int target, std::size_t begin, std::size_t end,
-                       std::byte* codes) noexcept {
+void PatchSet::compile(const Matrix& m, int target, std::size_t tile, std::byte* of_tile) noexcept {
   const Format& as = format(m.format);
-  const std::size_t bytes = tile_bytes(as, m.cols);
-  const PatchRoom room = patch_room(as, m.cols);
-  PatchCounts counts;
-  for (std::size_t tile = begin; tile < end; ++tile) {
-    TileDelta deltas[kMostTogether];
-    std::size_t together = 0, before = 0;
-    for (const AdapterMix::Entry& entry : mix_) {
-      const Adapter::Part* part = entry.adapter->part(target);
-      if (part == nullptr || part->first == nullptr) continue;
-      const std::uint32_t first = part->first[tile], count = part->first[tile + 1] - first;
-      before += first;
-      deltas[together++] = {
-          {part->places + first, count}, part->values + first, part->remainders + first, entry.scale};
-    }
-    Tile& of = tiles_[m.tile + tile];
-    of.first = room.entries(tile, before);
-    of.count = compile_patch(as, m.cols, {deltas, together}, codes + tile * bytes,
-                             entries_ + m.entry + of.first, counts);
+  TileDelta deltas[kMostTogether];
+  std::size_t together = 0, before = 0;
+  for (const AdapterMix::Entry& entry : mix_) {
+    const Adapter::Part* part = entry.adapter->part(target);
+    if (part == nullptr || part->first == nullptr) continue;
+    const std::uint32_t first = part->first[tile], count = part->first[tile + 1] - first;
+    before += first;
+    deltas[together++] = {
+        {part->places + first, count}, part->values + first, part->remainders + first, entry.scale};
   }
+  PatchCounts counts;
+  Tile& of = tiles_[m.tile + tile];
+  of.first = patch_room(as, m.cols).entries(tile, before);
+  of.count = compile_patch(as, m.cols, {deltas, together}, of_tile, entries_ + m.entry + of.first, counts);
   const std::lock_guard lock(mutex_);
   counts_.add(counts);
 }
@@ -101,8 +95,8 @@ PatchCounts PatchSet::counts() const {
 // Of each tile the one, then the other, while it is in the cache.
 void Repatch::tiles(std::size_t begin, std::size_t end) const noexcept {
   for (std::size_t tile = begin; tile < end; ++tile) {
-    if (off != nullptr) off->apply(target, tile, tile + 1, codes);
-    if (on != nullptr) on->apply(target, tile, tile + 1, codes);
+    if (off != nullptr) off->apply(target, tile, codes, true);
+    if (on != nullptr) on->apply(target, tile, codes, off == nullptr);
   }
 }
 

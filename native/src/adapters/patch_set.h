@@ -41,8 +41,9 @@ class PatchSet {
 
   // Of a matrix that is covered.
   std::size_t tiles(int target) const noexcept { return (matrix(target).rows + kTileRows - 1) / kTileRows; }
-  // Puts the patch of tiles [begin, end) on, or takes it off; `codes` is the packed matrix.
-  void apply(int target, std::size_t begin, std::size_t end, std::byte* codes) noexcept;
+  // Puts the patch of a tile on, or takes it off; `codes` is the packed matrix, whose next tile may be asked
+  // for.
+  void apply(int target, std::size_t tile, std::byte* codes, bool ask_ahead) noexcept;
   void compiled(int target) noexcept {
     matrices_[static_cast<std::size_t>(index_[static_cast<std::size_t>(target)])].compiled = true;
   }
@@ -65,8 +66,7 @@ class PatchSet {
   const Matrix& matrix(int target) const noexcept {
     return matrices_[static_cast<std::size_t>(index_[static_cast<std::size_t>(target)])];
   }
-  void compile(const Matrix& matrix, int target, std::size_t begin, std::size_t end,
-               std::byte* codes) noexcept;
+  void compile(const Matrix& matrix, int target, std::size_t tile, std::byte* of_tile) noexcept;
 
   std::vector<AdapterMix::Entry> mix_;  // in the order in which they add
   std::vector<Matrix> matrices_;

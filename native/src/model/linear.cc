@@ -9,17 +9,16 @@ namespace {
 
 std::size_t tiles(const MatMul& work) { return (work.rows + kTileRows - 1) / kTileRows; }
 
-// Tiles of one product, its weights' patch first, a few tiles at a time, so that they are still in the cache.
+// Tiles of one product, their patch first, a pair at a time (as kernels take them), while they are in the
+// cache. Patching a tile asks for the next one; the product asks for the one after that.
 void run(const KernelTable& kernels, Product work, std::size_t begin, std::size_t end) {
   if (work.repatch == nullptr) return kernels.matmul(work, begin, end);
-  constexpr std::size_t kCached = 128 << 10;
   const std::size_t bytes = tile_bytes(format(work.format), work.cols);
-  const std::size_t few = std::max<std::size_t>(2, kCached / bytes / 2 * 2);  // kernels take tiles in pairs
   const std::byte* const after = work.after;
   for (std::size_t next; begin < end; begin = next) {
-    next = std::min(end, begin + few);
+    next = std::min(end, begin + 2);
     work.repatch->tiles(begin, next);
-    work.after = next < end ? work.weights + next * bytes : after;
+    work.after = next + 1 < end ? work.weights + (next + 1) * bytes : after;
     kernels.matmul(work, begin, next);
   }
 }
