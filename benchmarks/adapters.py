@@ -11,18 +11,18 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from random_adapters import random_lora
+from timing import timed
 
 import edgert
 from edgert._native import Sampler, SamplerOptions
 from edgert.bundle import Bundle, locate
 from edgert.cli.terminal import markdown_table
 from edgert.converters.adapter_file import write_adapter
-from edgert.converters.adapter_part import Part
 from edgert.shapes import SHAPES, shape_bundle
 from edgert.units import format_bytes
 
@@ -115,27 +115,6 @@ def many(model: edgert.Model, file: Path, args: argparse.Namespace) -> list[tupl
 
 
 PARTS = {"one": one, "many": many}
-
-
-def random_lora(bundle: Bundle, rank: int) -> list[Part]:
-    rng = np.random.default_rng(0)
-    parts = []
-    for tensor in bundle.manifest["tensors"]:
-        if ".attention." not in tensor["name"] or len(tensor["shape"]) != 2:
-            continue
-        rows, cols = tensor["shape"]
-        a, b = (
-            (rng.standard_normal(shape, np.float32) * np.float32(0.01)).astype(np.float16)
-            for shape in ((rank, cols), (rows, rank))
-        )
-        parts.append(Part(tensor["name"], a, b))
-    return parts
-
-
-def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = call()
-    return time.perf_counter() - start, result
 
 
 def decode_speed(model: edgert.Model, name: str, tokens: int) -> float:

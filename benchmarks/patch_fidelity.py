@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from patches import random_sparse
+from random_adapters import random_sparse
 
 import edgert
 from edgert.bundle import Bundle

@@ -15,22 +15,20 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import adapters
 import numpy as np
-import patches
 import peers
+from random_adapters import random_lora, sparse_files, sparse_part
+from timing import against, ms, switch_seconds, token_seconds
 
 import edgert
 from edgert import settings
 from edgert.bundle import Bundle
 from edgert.cli.terminal import markdown_table
 from edgert.converters.adapter_file import write_adapter
-from edgert.patches import AdapterMode
 from edgert.shapes import SHAPES, shape_bundle
 
 SHARE, RANK = 0.01, 16
@@ -65,12 +63,12 @@ def of_edgert(args: argparse.Namespace, path: Path, directory: Path) -> dict[str
     bundle = Bundle.open(path)
     files = sparse_adapters(bundle, directory)
     lora = directory / "lora.adapter"
-    write_adapter(lora, "LORA", adapters.random_lora(bundle, RANK), bundle.manifest)
+    write_adapter(lora, "LORA", random_lora(bundle, RANK), bundle.manifest)
     with edgert.load(path, memory=args.memory, threads=args.threads) as model:
         for file in (*files, lora):
             model.load_adapter(file)
         found = switches(model, args)
-        found["lora_switch"] = statistics.median(put_on(model, name) for name in ["lora", None] * 50)
+        found["lora_switch"] = statistics.median(switch_seconds(model, name) for name in ["lora", None] * 50)
         model.disable_adapters()
         for name in ("one", "two", "matrix"):
             model.unload_adapter(name)
@@ -78,45 +76,39 @@ def of_edgert(args: argparse.Namespace, path: Path, directory: Path) -> dict[str
         for _ in range(args.rounds + 1):
             for which, of_which in speeds.items():
                 model.set_adapter("lora" if which == "with" else None)
-                of_which.append(1 / statistics.median(patches.decode(model, args.tokens)[1:]))
+                of_which.append(1 / statistics.median(token_seconds(model, args.tokens)[1:]))
     return found | {which: statistics.median(one[1:]) for which, one in speeds.items()}
 
 
 def sparse_adapters(bundle: Bundle, directory: Path) -> list[Path]:
     """Two of all matrices, and one of one."""
-    both = patches.adapters(bundle, SHARE, directory)
+    both = sparse_files(bundle, SHARE, directory)
     one = directory / "matrix.adapter"
     hidden = bundle.recipe["hidden_size"]
     rng = np.random.default_rng(3)
-    part = patches.sparse_part(rng, "layers.0.attention.q", hidden, hidden, SHARE)
+    part = sparse_part(rng, "layers.0.attention.q", hidden, hidden, SHARE)
     write_adapter(one, "SHIRA", [part], bundle.manifest)
     return [*both, one]
 
 
 def switches(model: edgert.Model, args: argparse.Namespace) -> dict[str, float]:
     for _ in range(2):  # every expert is read
-        patches.decode(model, 3 * args.tokens)
+        token_seconds(model, 3 * args.tokens)
     found: list[tuple[float, float, float, float]] = []
     for turn in range(2 * (args.rounds + 1)):
         name = ("one", "two")[turn % 2]
-        switch = put_on(model, name, "patch")
-        times = patches.decode(model, args.tokens + 1)
-        after = statistics.median(patches.decode(model, args.tokens)[1:])
+        switch = switch_seconds(model, name, "patch")
+        times = token_seconds(model, args.tokens + 1)
+        after = statistics.median(token_seconds(model, args.tokens)[1:])
         found.append((switch, times[0], after, switch + sum(times) - after * len(times)))
     switch, first, after, whole = (statistics.median(column) for column in zip(*found[2:], strict=True))
     model.set_adapter(None)
     times = []
     for _ in range(10 * args.rounds):
-        times.append(put_on(model, "matrix", "patch"))
+        times.append(switch_seconds(model, "matrix", "patch"))
         model.set_adapter(None)
     matrix = statistics.median(times[1:])
     return {"switch": switch, "first": first, "token": after, "whole": whole, "matrix": matrix}
-
-
-def put_on(model: edgert.Model, name: str | None, mode: AdapterMode = "auto") -> float:
-    start = time.perf_counter()
-    model.set_adapter(name, mode=mode)
-    return time.perf_counter() - start
 
 
 def of_peft(args: argparse.Namespace, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,7 +139,7 @@ def switch_rows(mine: Mapping[str, float], peft: Mapping[str, Any], tokens: int)
     shira, lora = peft["shira"], peft["lora"]
 
     def row(label: str, seconds: float, name: str) -> tuple[str, ...]:
-        return (label, ms(seconds), *(factor(one[name], seconds) for one in (shira, lora)))
+        return (label, ms(seconds), *(against(one[name], seconds) for one in (shira, lora)))
 
     return [
         ("", "edgert, patches", "PEFT, SHiRA merged", "PEFT, LoRA merged"),
@@ -171,14 +163,6 @@ def lora_rows(mine: Mapping[str, float], llama: Mapping[str, float]) -> list[tup
         speeds = f"{found['without']:.1f} tokens/s", f"{found['with']:.1f} ({change:+.1%})"
         rows.append((name, f"{switch * 1e3:.3f} ms", *speeds))
     return rows
-
-
-def ms(seconds: float) -> str:
-    return f"{seconds * 1e3:,.2f} ms"
-
-
-def factor(seconds: float, of: float) -> str:
-    return f"{ms(seconds)} ({seconds / of:,.1f}x)"
 
 
 if __name__ == "__main__":
