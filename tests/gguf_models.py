@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from checkpoints import Variant, make_checkpoint
 from ggufs import interleave, metadata, write_gguf
+from variants import Variant, make_checkpoint
 
 from edgert.converters.gguf_architectures import architecture
 

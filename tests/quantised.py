@@ -14,14 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from checkpoints import (
-    TINY_CONFIG,
-    encode,
-    qwen3_moe_shapes,
-    random_weights,
-    write_tokenizer,
-    write_weights,
-)
+from checkpoints import TINY_CONFIG, encode, qwen3_moe_shapes, random_weights, write_tokenizer, write_weights
 
 Array = np.ndarray[Any, Any]
 Part = tuple[str, Array]  # dtype as safetensors spells it, and elements

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import F32, convert, draw, open_model
-from checkpoints import VARIANTS, Variant, by_name, make_checkpoint, prompt_tokens
+from checkpoints import prompt_tokens
 from reference import Reference, assert_close, compared, near_ties
+from variants import VARIANTS, Variant, by_name, make_checkpoint
 
 LENGTH = 64
 GENERATED = 48

@@ -10,8 +10,9 @@ import oracle
 import oracle_formats
 import pytest
 from bundles import F32, convert, open_model, read_manifest, runnable_isas
-from checkpoints import TINY_CONFIG, VARIANTS, Variant, by_name, make_checkpoint, prompt_tokens
+from checkpoints import TINY_CONFIG, prompt_tokens
 from reference import Reference, assert_close, compared, near_ties
+from variants import VARIANTS, Variant, by_name, make_checkpoint
 
 from edgert import _native
 

@@ -12,9 +12,10 @@ import xxhash
 from bundles import F32, answer, convert, edit_manifest, open_model, read_manifest
 from calibration_oracle import Seen, statistics
 from calibrations import calibration
-from checkpoints import TINY_CONFIG, VARIANTS, by_name, make_checkpoint, prompt_tokens, tiny_checkpoint
+from checkpoints import TINY_CONFIG, prompt_tokens, tiny_checkpoint
 from reference import Reference
 from shell import Shell, assert_fails
+from variants import VARIANTS, by_name, make_checkpoint
 
 import edgert as edgert_package
 from edgert.bundle import Bundle

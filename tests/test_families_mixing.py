@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import F32, convert, read_manifest
-from checkpoints import VARIANTS, by_name, encode, make_checkpoint, write_weights
+from checkpoints import encode, write_weights
 from families import Requests, describe, ffns, mixers
+from variants import VARIANTS, by_name, make_checkpoint
 
 from edgert.converters.derived import Mapped, PickedRows, TransposedHeads
 from edgert.converters.tensor import TensorInfo

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import F32, convert, open_model
-from checkpoints import Variant, make_checkpoint, prompt_tokens
+from checkpoints import prompt_tokens
 from ggufs import QWEN3_MOE, gguf_arrays, interleave, metadata, qwen3_moe_arrays, write_gguf
+from variants import Variant, make_checkpoint
 
 from edgert.errors import CorruptError, UnsupportedError
 

@@ -24,9 +24,10 @@ from bundles import (
     runnable_isas,
     transcript,
 )
-from checkpoints import TINY_CONFIG, VARIANTS, by_name, make_checkpoint, prompt_tokens, tiny_checkpoint
+from checkpoints import TINY_CONFIG, prompt_tokens, tiny_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from variants import VARIANTS, by_name, make_checkpoint
 
 VOCAB = TINY_CONFIG["vocab_size"]
 PROMPT = prompt_tokens(37, VOCAB)

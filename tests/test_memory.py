@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from bundles import F32, MIB, convert, minimum_bytes, open_model
-from checkpoints import Variant, make_checkpoint, tiny_checkpoint
+from checkpoints import tiny_checkpoint
+from variants import Variant, make_checkpoint
 
 PAGE = mmap.PAGESIZE
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import F32, convert, open_model, read_manifest
-from checkpoints import VARIANTS, by_name, make_checkpoint, prompt_tokens, write_weights
+from checkpoints import prompt_tokens, write_weights
 from quantised import (
     CONFIG,
     Array,
@@ -30,6 +30,7 @@ from quantised import (
 )
 from quantised_schemes import FP8, SCHEMES, gptq_scheme, mlx_scheme, packed_scheme
 from reference import Reference, assert_close, near_ties
+from variants import VARIANTS, by_name, make_checkpoint
 
 from edgert import _native
 from edgert.converters.checkpoint import open_checkpoint

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import MIB, bits, convert, minimum_bytes, open_model, runnable_isas, transcript
-from checkpoints import VARIANTS, by_name, make_checkpoint, prompt_tokens
+from checkpoints import prompt_tokens
+from variants import VARIANTS, by_name, make_checkpoint
 
 from edgert.errors import BudgetError, CancelledError
 

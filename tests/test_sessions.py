@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import MIB, bits, convert, open_model, transcript
-from checkpoints import VARIANTS, by_name, make_checkpoint, prompt_tokens
+from checkpoints import prompt_tokens
 from peft_directories import lora
 from shell import Shell
+from variants import VARIANTS, by_name, make_checkpoint
 
 import edgert
 from edgert.errors import (

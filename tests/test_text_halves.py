@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import read_manifest
-from checkpoints import VARIANTS, Variant, by_name, make_checkpoint, write_safetensors
+from checkpoints import write_safetensors
+from variants import VARIANTS, Variant, by_name, make_checkpoint
 
 from edgert.converters.convert import convert
 
