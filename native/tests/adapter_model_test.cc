@@ -9,6 +9,7 @@
 #include "support.h"
 
 using namespace edgert;
+using test::all_logits;
 using test::contains;
 using test::error_of;
 using test::make_runtime;
@@ -47,16 +48,6 @@ std::shared_ptr<const Adapter> some_adapter(const Model& model, const SmallModel
   return model.adapter("some", sources);
 }
 
-std::vector<float> logits(Model& model, const std::vector<std::int32_t>& tokens, AdapterMix mix) {
-  std::vector<float> out;
-  const auto sequence = model.sequence(std::move(mix));
-  const StepRow row{sequence.get(), tokens, Wanted::all};
-  model.step(std::span(&row, 1),
-             [&](std::size_t, std::size_t, std::span<float> l) { out.insert(out.end(), l.begin(), l.end()); },
-             {});
-  return out;
-}
-
 }  // namespace
 
 TEST_CASE("with an adapter, logits are the same bits at every budget, thread count and chunk size") {
@@ -65,18 +56,18 @@ TEST_CASE("with an adapter, logits are the same bits at every budget, thread cou
   const auto path = test::write_small_bundle(directory.path(), small);
   const auto tokens = some_tokens(40, small.vocab);
   Model whole(make_runtime(), path, {});
-  const auto plain = logits(whole, tokens, {});
-  const auto expected = logits(whole, tokens, {{{some_adapter(whole, small), 0.5F}}});
+  const auto plain = all_logits(whole, tokens, {});
+  const auto expected = all_logits(whole, tokens, {{{some_adapter(whole, small), 0.5F}}});
   CHECK(expected != plain);
-  CHECK(logits(whole, tokens, {}) == plain);
+  CHECK(all_logits(whole, tokens, {}) == plain);
   for (const int chunk : {1, 7, 64}) {
     for (const int threads : {1, 3}) {
       ModelOptions options{0, 1, chunk, std::nullopt};
       options.adapter_bytes = kRoom;
       Model model(make_runtime(minimum(path, options, threads), threads), path, options);
       CHECK_FALSE(model.plan().resident());
-      CHECK(logits(model, tokens, {{{some_adapter(model, small), 0.5F}}}) == expected);
-      CHECK(logits(model, tokens, {}) == plain);
+      CHECK(all_logits(model, tokens, {{{some_adapter(model, small), 0.5F}}}) == expected);
+      CHECK(all_logits(model, tokens, {}) == plain);
     }
   }
 }
@@ -88,22 +79,7 @@ TEST_CASE("sequences with different adapters share a step and do not notice") {
   const auto one = some_adapter(model, small, 1);
   const auto two = some_adapter(model, small, 2);
   const std::vector<AdapterMix> mixes = {{}, {{{one, 1}}}, {{{two, 1}}}, {{{two, 0.5F}, {one, -1}}}};
-  std::vector<std::vector<std::int32_t>> tokens;
-  std::vector<std::vector<float>> alone, together(mixes.size());
-  std::vector<std::shared_ptr<KvSequence>> sequences;
-  std::vector<StepRow> rows;
-  for (std::size_t i = 0; i < mixes.size(); ++i) {
-    tokens.push_back(some_tokens(5 + static_cast<int>(i), small.vocab, static_cast<int>(i)));
-    alone.push_back(logits(model, tokens[i], mixes[i]));
-    sequences.push_back(model.sequence(mixes[i]));
-  }
-  for (std::size_t i = 0; i < mixes.size(); ++i) rows.push_back({sequences[i].get(), tokens[i], Wanted::all});
-  model.step(rows,
-             [&](std::size_t row, std::size_t, std::span<float> l) {
-               together[row].insert(together[row].end(), l.begin(), l.end());
-             },
-             {});
-  for (std::size_t i = 0; i < mixes.size(); ++i) CHECK(together[i] == alone[i]);
+  test::check_shared_step(model, mixes, small.vocab);
 }
 
 TEST_CASE("an adapter belongs to its model, stands once in a mix and has a finite scale") {
@@ -140,15 +116,10 @@ TEST_CASE("an adapter may be let go while a sequence uses it") {
   const auto runtime = make_runtime();
   Model model(runtime, test::write_small_bundle(directory.path(), small), {});
   const auto tokens = some_tokens(9, small.vocab);
-  const auto expected = logits(model, tokens, {{{some_adapter(model, small), 1}}});
+  const auto expected = all_logits(model, tokens, {{{some_adapter(model, small), 1}}});
   const std::uint64_t before = runtime->budget()->used_bytes();
   auto sequence = model.sequence({{{some_adapter(model, small), 1}}});  // which alone holds it
-  std::vector<float> out;
-  const StepRow row{sequence.get(), tokens, Wanted::all};
-  model.step(std::span(&row, 1),
-             [&](std::size_t, std::size_t, std::span<float> l) { out.insert(out.end(), l.begin(), l.end()); },
-             {});
-  CHECK(out == expected);
+  CHECK(all_logits(model, *sequence, tokens) == expected);
   CHECK(runtime->budget()->used_bytes() > before);
   sequence.reset();
   CHECK(runtime->budget()->used_bytes() == before);

@@ -9,10 +9,12 @@
 
 #include "engine/model.h"
 #include "model/router.h"
+#include "model_support.h"
 #include "small_bundle.h"
 #include "support.h"
 
 using namespace edgert;
+using test::make_runtime;
 
 namespace {
 
@@ -163,14 +165,6 @@ TEST_CASE("light experts are left out, the heaviest never") {
 
 namespace {
 
-std::shared_ptr<Runtime> make_runtime(std::uint64_t memory, int threads = 1) {
-  RuntimeOptions options;
-  options.memory_bytes = memory;
-  options.threads = threads;
-  options.io_threads = 2;
-  return std::make_shared<Runtime>(options);
-}
-
 constexpr std::uint64_t kEverything = 1 << 30;
 
 test::SmallModel some_model() {
@@ -180,22 +174,7 @@ test::SmallModel some_model() {
   return small;
 }
 
-std::vector<std::int32_t> some_tokens() {
-  std::vector<std::int32_t> tokens;
-  for (int i = 0; i < 50; ++i) tokens.push_back((37 + i * i * 11 + i * 5) % 67);
-  return tokens;
-}
-
-std::vector<float> all_logits(Model& model) {
-  const auto tokens = some_tokens();
-  std::vector<float> out;
-  const auto sequence = model.sequence();
-  const StepRow row{sequence.get(), tokens, Wanted::all};
-  model.step(std::span(&row, 1),
-             [&](std::size_t, std::size_t, std::span<float> l) { out.insert(out.end(), l.begin(), l.end()); },
-             {});
-  return out;
-}
+std::vector<float> all_logits(Model& model) { return test::all_logits(model, test::some_tokens(50, 67)); }
 
 ModelOptions options(const LossyModes& modes, int chunk = 1) {
   ModelOptions out;

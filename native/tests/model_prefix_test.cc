@@ -21,12 +21,7 @@ struct Prefixes {
 
 // The logits of the tokens from `first` on, of which those before are in.
 std::vector<float> run(Model& model, KvSequence& sequence, std::span<const std::int32_t> tokens) {
-  std::vector<float> out;
-  const StepRow row{&sequence, tokens.subspan(static_cast<std::size_t>(sequence.length())), Wanted::all};
-  model.step(std::span(&row, 1),
-             [&](std::size_t, std::size_t, std::span<float> l) { out.insert(out.end(), l.begin(), l.end()); },
-             {});
-  return out;
+  return test::all_logits(model, sequence, tokens.subspan(static_cast<std::size_t>(sequence.length())));
 }
 
 // Of the tokens from `first` on, computed without anything remembered.

@@ -10,6 +10,7 @@
 #include "support.h"
 
 using namespace edgert;
+using test::all_logits;
 using test::contains;
 using test::error_of;
 using test::make_runtime;
@@ -69,16 +70,6 @@ AdapterMix patched(Model& model, std::vector<AdapterMix::Entry> entries) {
   return mix;
 }
 
-std::vector<float> logits(Model& model, const std::vector<std::int32_t>& tokens, AdapterMix mix) {
-  std::vector<float> out;
-  const auto sequence = model.sequence(std::move(mix));
-  const StepRow row{sequence.get(), tokens, Wanted::all};
-  model.step(std::span(&row, 1),
-             [&](std::size_t, std::size_t, std::span<float> l) { out.insert(out.end(), l.begin(), l.end()); },
-             {});
-  return out;
-}
-
 SmallModel with_formats(std::vector<std::string> experts, const std::string& dense) {
   SmallModel small;
   small.expert_formats = std::move(experts);
@@ -114,7 +105,7 @@ TEST_CASE(
     std::vector<std::vector<float>> fresh;
     for (const auto& scales : kScales) {
       Model model(make_runtime(), path, {});
-      fresh.push_back(logits(model, tokens, mix_of(model, adapters_of(model), scales)));
+      fresh.push_back(all_logits(model, tokens, mix_of(model, adapters_of(model), scales)));
       CHECK(std::count(fresh.begin(), fresh.end(), fresh.back()) == 1);
     }
     ModelOptions options;
@@ -141,11 +132,11 @@ TEST_CASE(
             mixes[i] = mix_of(*model, adapters, kScales[i]);
             break;
           default:
-            CHECK(logits(*model, tokens, mixes[i]) == fresh[i]);
+            CHECK(all_logits(*model, tokens, mixes[i]) == fresh[i]);
         }
       }
       CHECK(model->check_weights() > 10);
-      for (std::size_t i = 0; i < mixes.size(); ++i) CHECK(logits(*model, tokens, mixes[i]) == fresh[i]);
+      for (std::size_t i = 0; i < mixes.size(); ++i) CHECK(all_logits(*model, tokens, mixes[i]) == fresh[i]);
       model->check_weights();
       if (model == &paged) CHECK(model->statistics().experts.evictions > 100);
     }
@@ -159,22 +150,7 @@ TEST_CASE("sequences of several sets share a step, and each has its own weights"
   const auto one = sparse_adapter(model, small, 1), two = sparse_adapter(model, small, 2);
   const std::vector<AdapterMix> mixes = {
       {}, patched(model, {{one, 1}}), patched(model, {{two, 1}}), {{{one, 1}}, nullptr}};
-  std::vector<std::vector<float>> alone, together(mixes.size());
-  std::vector<std::shared_ptr<KvSequence>> sequences;
-  std::vector<std::vector<std::int32_t>> tokens;
-  std::vector<StepRow> rows;
-  for (std::size_t i = 0; i < mixes.size(); ++i) {
-    tokens.push_back(some_tokens(5 + static_cast<int>(i), small.vocab, static_cast<int>(i)));
-    alone.push_back(logits(model, tokens[i], mixes[i]));
-    sequences.push_back(model.sequence(mixes[i]));
-  }
-  for (std::size_t i = 0; i < mixes.size(); ++i) rows.push_back({sequences[i].get(), tokens[i], Wanted::all});
-  model.step(rows,
-             [&](std::size_t row, std::size_t, std::span<float> l) {
-               together[row].insert(together[row].end(), l.begin(), l.end());
-             },
-             {});
-  for (std::size_t i = 0; i < mixes.size(); ++i) CHECK(together[i] == alone[i]);
+  test::check_shared_step(model, mixes, small.vocab);
   CHECK(mixes[1].fingerprint() != mixes[3].fingerprint());
 }
 
@@ -186,12 +162,12 @@ TEST_CASE("what no patch covers is added to products: other formats, and values 
   const AdapterMix floats = patched(model, {{sparse_adapter(model, small, 1), 1}});
   CHECK(floats.patch->covered() == 0);
   CHECK(floats.patch->left() > 0);
-  CHECK(logits(model, tokens, floats) == logits(model, tokens, {floats.entries, nullptr}));
+  CHECK(all_logits(model, tokens, floats) == all_logits(model, tokens, {floats.entries, nullptr}));
   const SmallModel integers;
   Model other(make_runtime(), test::write_small_bundle(directory.path(), integers), {});
   const AdapterMix unknown = patched(other, {{sparse_adapter(other, integers, 1, false), 1}});
   CHECK(unknown.patch->covered() == 0);
-  CHECK(logits(other, tokens, unknown) == logits(other, tokens, {unknown.entries, nullptr}));
+  CHECK(all_logits(other, tokens, unknown) == all_logits(other, tokens, {unknown.entries, nullptr}));
 }
 
 TEST_CASE(
@@ -201,26 +177,21 @@ TEST_CASE(
   const auto runtime = make_runtime();
   Model model(runtime, test::write_small_bundle(directory.path(), small), {});
   const auto tokens = some_tokens(9, small.vocab);
-  const auto plain = logits(model, tokens, {});
+  const auto plain = all_logits(model, tokens, {});
   const auto adapter = sparse_adapter(model, small, 1);
-  logits(model, tokens, {{{adapter, 1}}});  // which takes scratch
+  all_logits(model, tokens, {{{adapter, 1}}});  // which takes scratch
   const std::uint64_t before = runtime->budget()->used_bytes();
   AdapterMix mix = patched(model, {{adapter, 1}});
   CHECK(runtime->budget()->used_bytes() >= before + mix.patch->bytes());
-  const auto expected = logits(model, tokens, mix);
+  const auto expected = all_logits(model, tokens, mix);
   auto sequence = model.sequence(mix);
   model.remove(mix.patch);
   mix = {};
-  std::vector<float> out;
-  const StepRow row{sequence.get(), tokens, Wanted::all};
-  model.step(std::span(&row, 1),
-             [&](std::size_t, std::size_t, std::span<float> l) { out.insert(out.end(), l.begin(), l.end()); },
-             {});
-  CHECK(out == expected);
+  CHECK(all_logits(model, *sequence, tokens) == expected);
   model.remove(sequence->mix()->patch);
   sequence.reset();
   CHECK(runtime->budget()->used_bytes() == before);
-  CHECK(logits(model, tokens, {}) == plain);
+  CHECK(all_logits(model, tokens, {}) == plain);
 }
 
 TEST_CASE("a patch belongs to its adapters at their scales") {

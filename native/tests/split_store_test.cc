@@ -7,9 +7,11 @@
 #include "bundle/xxhash.h"
 #include "engine/model.h"
 #include "model/split_expert.h"
+#include "model_support.h"
 #include "store_support.h"
 
 using namespace edgert;
+using test::make_runtime;
 using test::SmallModel;
 using test::TemporaryDirectory;
 
@@ -209,25 +211,7 @@ TEST_CASE("what joining takes is charged") {
 
 namespace {
 
-std::shared_ptr<Runtime> make_runtime(std::uint64_t memory, int threads = 1) {
-  RuntimeOptions options;
-  options.memory_bytes = memory;
-  options.threads = threads;
-  options.io_threads = 3;
-  return std::make_shared<Runtime>(options);
-}
-
-std::vector<float> all_logits(Model& model) {
-  std::vector<std::int32_t> tokens;
-  for (int i = 0; i < 50; ++i) tokens.push_back((37 + i * i * 11 + i * 5) % 67);
-  std::vector<float> out;
-  const auto sequence = model.sequence();
-  const StepRow row{sequence.get(), tokens, Wanted::all};
-  model.step(std::span(&row, 1),
-             [&](std::size_t, std::size_t, std::span<float> l) { out.insert(out.end(), l.begin(), l.end()); },
-             {});
-  return out;
-}
+std::vector<float> all_logits(Model& model) { return test::all_logits(model, test::some_tokens(50, 67)); }
 
 ModelOptions options(int chunk, const LossyModes& modes = {}) {
   ModelOptions out;
