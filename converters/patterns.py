@@ -1,5 +1,7 @@
 """Regular expressions of other people's files, matched in bounded time: Python's own engine can take for ever."""
 
+# Not google-re2: whoever reads adapters would need it built, and its syntax is not quite that of Python's re, which PEFT uses ([[:alpha:]]).
+
 from collections.abc import Callable, Iterable
 
 from edgert.errors import UnsupportedError
