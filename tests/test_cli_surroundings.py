@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,15 @@ PROMPT = "The module reads the file"
 INTERRUPTED = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever was inherited
-from edgert.cli import main, run
+from edgert.__main__ import main
+from edgert.cli import run
 calls = []
 def interrupted(*args, **options):
     calls.append(args)
     if len(calls) == {call}:
         os.kill(os.getpid(), signal.SIGINT)
 run.{function} = interrupted
-sys.exit(main.main(sys.argv[1:]))
+sys.exit(main())
 """
 
 
@@ -46,6 +48,34 @@ def test_ctrl_c_before_the_first_token(edgert: Shell, tiny_bundle: Path) -> None
     done = interrupted_in(edgert, "describe", 1, "run", tiny_bundle, "-p", PROMPT)
     assert done.returncode == 130
     assert done.stderr.splitlines()[-1] == "edgert: interrupted"
+
+
+# An import in the midst of the command line's is as far as it gets.
+WHILE_IMPORTING = """
+import sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "edgert.cli.run":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupting())
+"""
+
+
+@pytest.mark.parametrize("way", ["module", "script"])
+def test_ctrl_c_while_the_command_line_is_imported(edgert: Shell, tmp_path: Path, way: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(WHILE_IMPORTING)
+    command = edgert.command("--version")
+    if way == "script":  # as pip installs it
+        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+        module, function = project["project"]["scripts"]["edgert"].split(":")
+        command = [
+            sys.executable,
+            "-c",
+            f"import sys; from {module} import {function}; sys.exit({function}())",
+        ]
+    environment = edgert.environment | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "edgert: interrupted\n")
 
 
 def test_a_reader_that_went_away_is_no_error(edgert: Shell, tiny_bundle: Path) -> None:

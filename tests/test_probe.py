@@ -106,13 +106,13 @@ import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever was inherited
 from pathlib import Path
 from edgert import probe
-from edgert.cli.main import main
+from edgert.__main__ import main
 write = probe._write
 def interrupted(*arguments):
     write(*arguments)
     os.kill(os.getpid(), signal.SIGINT)
 probe._write = interrupted
-sys.exit(main(["devices", "probe", "--path", sys.argv[1]]))
+sys.exit(main())
 """
 
 
@@ -120,7 +120,7 @@ def test_ctrl_c_leaves_neither_the_file_nor_a_profile(tmp_path: Path) -> None:
     storage = tmp_path / "storage"
     storage.mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, str(storage)],
+        [sys.executable, "-c", INTERRUPTED, "devices", "probe", "--path", str(storage)],
         env={**os.environ, "EDGERT_HOME": str(tmp_path / "home")},
         capture_output=True,
         text=True,

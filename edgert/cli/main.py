@@ -1,6 +1,6 @@
-"""The entry point: parses, dispatches, and turns errors into one line and an exit status.
+"""The command line: parses, dispatches, and turns errors into one line and an exit status.
 
-Status: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C), 141 the reader of the output went away.
+Status: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C: edgert.__main__), 141 the reader of the output went away.
 """
 
 import argparse
@@ -73,7 +73,7 @@ _EXTRAS = {"ray": "ray", "starlette": "serve", "uvicorn": "serve", "onnxruntime"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
+    """Run the command line and return its exit status. Raises KeyboardInterrupt."""
     _open_closed_streams()
     terminal.show_what_can_be_shown()
     args = make_parser().parse_args(arguments)
@@ -82,9 +82,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = args.run(args)
         sys.stdout.flush()
         return status
-    except KeyboardInterrupt:
-        terminal.note("edgert: interrupted")
-        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit succeeds
         return 141
