@@ -124,6 +124,11 @@ class Bundle:
         return self.manifest.get("component")
 
     @property
+    def splits_experts(self) -> bool:
+        """Whether some expert is stored as base and refinement."""
+        return any(len(extent) > 5 for layer in self.manifest["experts"] for extent in layer["extents"])
+
+    @property
     def recipe(self) -> dict[str, Any]:
         """Raises UnsupportedError where the bundle holds a component."""
         if self.component is not None:

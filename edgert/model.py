@@ -39,6 +39,7 @@ class Model(Prompts, Adapters, ABC):
     """
 
     backend: ClassVar[str]
+    splits_experts = False  # whether experts are stored as base and refinement, as low_precision_misses needs
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """What the control loop decides: its guards whatever the signals say, and how many threads are fastest."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -102,6 +103,13 @@ def test_quality_is_given_up_only_where_that_is_allowed_and_comes_back_first() -
     assert after(allowed, 5, tokens=0, p95_ms=None, mean_ms=None) == allowed.knobs
     calm = after(allowed, 400, p95_ms=100.0)
     assert (calm["low_precision_misses"], calm["skip_absent_experts"]) == (0, 0)
+
+
+def test_a_mode_that_has_nothing_to_work_on_is_left_out() -> None:
+    whole = replace(PLANT, splits_experts=False)
+    brain = Brain(Bounds(**{**vars_of(BOUNDS), "allow_lossy": True}), whole)
+    lossy = after(brain, 50, p95_ms=900.0)
+    assert lossy["skip_absent_experts"] > 0 and "low_precision_misses" not in lossy
 
 
 def vars_of(bounds: Bounds) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def test_nothing_is_lossy_unless_asked_for(tiny_bundle: Path, config: Path) -> N
         assert model.generate("The file", max_tokens=4).statistics["experts_skipped"] == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*low_precision_misses changes nothing")
 @pytest.mark.parametrize(
     "name", ["cache_aware_routing", "skip_experts", "skip_absent_experts", "low_precision_misses"]
 )
@@ -207,6 +208,23 @@ def test_low_precision_reads_less(split_bundle: Path) -> None:
     assert counts["expert_bytes_read"] < exact.statistics()["expert_bytes_read"]
     low.set_lossy({})
     assert np.array_equal(logits(low), logits(exact))
+
+
+def test_an_unsplit_bundle_says_that_low_precision_changes_nothing(
+    split_bundle: Path, tiny_bundle: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    with edgert.load(split_bundle, memory="64MiB", low_precision_misses=0.5) as model:
+        model.set_knob("low_precision_misses", 0.25)
+    with edgert.load(tiny_bundle, memory="64MiB") as model:
+        model.set_knob("skip_experts", 0.1)
+        model.set_knob("low_precision_misses", 0)
+        assert not recwarn.list
+        with pytest.warns(
+            RuntimeWarning, match="tiny.*low_precision_misses changes nothing.*--split-experts"
+        ):
+            model.set_knob("low_precision_misses", 0.5)
+    with pytest.warns(RuntimeWarning, match="low_precision_misses changes nothing"):
+        edgert.load(tiny_bundle, memory="64MiB", low_precision_misses=0.5).close()
 
 
 def test_a_split_bundle_is_reproducible_and_says_what_it_is(

@@ -53,6 +53,7 @@ class NativeModel(Model):
         self._pid = os.getpid()
         lossy = {name: stated[name] for name in names() if name in stated}
         self._bundle = bundle
+        self.splits_experts = bundle.splits_experts
         self._adapter_set: AdapterSet = AdapterSet(bundle, stated.get("adapter_memory", 0))
         native = _native.Model(self._runtime, str(bundle.path), lossy=lossy, moments=moments, **for_model)
         self._native: _native.Model | None = native
@@ -69,6 +70,7 @@ class NativeModel(Model):
         for knob in _SET_AFTER_LOADING:
             if knob in stated:
                 self.set_knob(knob, stated[knob])
+        self._warn_of(lossy, stacklevel=5)
         plan = native.plan()
         if plan["slots_bytes"] < min(plan["token_bytes"], plan["expert_bytes"]):
             warnings.warn(
@@ -126,6 +128,17 @@ class NativeModel(Model):
             native.token_interval_ms = value
         else:
             native.set_lossy({**native.lossy(), name: value})
+            self._warn_of({name: value}, stacklevel=4)
+
+    def _warn_of(self, lossy: Mapping[str, float], stacklevel: int) -> None:
+        """Where a mode has nothing to work on."""
+        if lossy.get("low_precision_misses", 0) > 0 and not self.splits_experts:
+            warnings.warn(
+                f"{self.name}: low_precision_misses changes nothing: the bundle's experts are not split (edgert convert "
+                "--split-experts)",
+                RuntimeWarning,
+                stacklevel=stacklevel,
+            )
 
     def sequence(self, adapter: AdapterChoice = None, prompt: Sequence[int] = ()) -> _native.Sequence:
         native = self.native

@@ -18,7 +18,10 @@ _PACES = 8  # rungs below one thread
 _SLOWER = 1.25  # each of them, times the time from token to token
 _CHANGED = 1.25  # of a token's time, for the rungs to follow
 _LOSSY_NOTCHES = 8
-LOSSY_KNOBS = ("low_precision_misses", "skip_absent_experts")  # what costs least first
+LOSSY_KNOBS = (
+    "low_precision_misses",
+    "skip_absent_experts",
+)  # what costs least first, which needs split experts
 _MOST_LOSSY = {"low_precision_misses": 0.5, "skip_absent_experts": 0.15}
 _TIGHT_PRESSURE = 0.2  # share of time that tasks wait for memory, from which on the store shrinks
 _INERT = {"name": "none", "minimum": 0, "maximum": 0, "start": 0, "step": 1}
@@ -36,6 +39,7 @@ class Plant:
     least_bytes: int  # of expert slots
     most_bytes: int
     token_interval_ms: float = 0.0  # stated by the user: never less
+    splits_experts: bool = True
 
     @property
     def notch_bytes(self) -> int:
@@ -54,7 +58,8 @@ class Brain:
         self._saved = self._top  # what the battery allows
         self._saving = bounds.save_power == "always"
         self._usual_ms = 0.0  # to compute a token, without what pacing adds
-        self._lossy = [0] * len(LOSSY_KNOBS)
+        self._lossy_knobs = LOSSY_KNOBS if plant.splits_experts else LOSSY_KNOBS[1:]
+        self._lossy = [0] * len(self._lossy_knobs)
         self.laws = {name: Controller(law, **settings) for name, settings in self._settings().items()}
 
     def _settings(self) -> dict[str, dict[str, Any]]:
@@ -63,7 +68,7 @@ class Brain:
         store = {"name": "store", "minimum": 0, "maximum": NOTCHES, "start": NOTCHES, "step": 1}
         lossy = [
             {"name": name, "minimum": 0, "maximum": _LOSSY_NOTCHES, "start": 0, "step": -1, "stage": stage}
-            for stage, name in enumerate(LOSSY_KNOBS)
+            for stage, name in enumerate(self._lossy_knobs)
         ]
         high = b.token_time_high_ms
         return {
@@ -168,7 +173,7 @@ class Brain:
             ),
         }
         if self._bounds.allow_lossy:
-            for name, notch in zip(LOSSY_KNOBS, self._lossy, strict=True):
+            for name, notch in zip(self._lossy_knobs, self._lossy, strict=True):
                 knobs[name] = _MOST_LOSSY[name] * notch / _LOSSY_NOTCHES
         return knobs
 

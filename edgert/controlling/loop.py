@@ -63,6 +63,7 @@ class Control:
             min(native.least_expert_bytes, most),
             most,
             self._knobs["token_interval_ms"],
+            model.splits_experts,
         )
         self._brain = Brain(bounds, self._plant, law)
         about = {
