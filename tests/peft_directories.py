@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,17 @@ def write_peft(directory: Path, tensors: Tensors, **config: Any) -> Path:
     save_file(tensors, directory / "adapter_model.safetensors")
     (directory / "adapter_config.json").write_text(json.dumps(config))
     return directory
+
+
+@contextmanager
+def loaded(bundle: Path, directories: Mapping[str, Path], **knobs: Any) -> Iterator[Any]:
+    """A model with these adapters loaded, by name; none is on."""
+    import edgert
+
+    with edgert.load(bundle, **{"memory": "64MiB", "threads": 1, **knobs}) as model:
+        for name, path in directories.items():
+            model.load_adapter(path, name)
+        yield model
 
 
 def base_weights(**overrides: Any) -> Tensors:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import F32, MIB, bits, convert
-from peft_directories import KINDS, fused_lora, head, lora, shira
+from peft_directories import KINDS, fused_lora, head, loaded, lora, shira
 from shell import Shell, assert_fails
 
 import edgert
@@ -38,9 +38,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def model(tiny_bundle: Path, directories: dict[str, Path]) -> Any:
-    with edgert.load(tiny_bundle, memory="64MiB", threads=1) as model:
-        for name, path in directories.items():
-            model.load_adapter(path, name)
+    with loaded(tiny_bundle, directories) as model:
         yield model
 
 
@@ -226,16 +224,11 @@ def test_a_file_is_for_every_bundle_of_its_checkpoint_and_for_no_other(
 def test_fused_adapters_add_what_they_add_together(
     edgert: Shell, tiny_f32_bundle: Path, directories: dict[str, Path], tmp_path: Path
 ) -> None:
-    from edgert import load
-
     file = tmp_path / "both.adapter"
     given = (f"{directories['one']}:0.8", f"{directories['two']}:-0.5", f"{directories['sparse']}:2")
     made = edgert.json("adapter", "fuse", *given, "-o", file, "--base", tiny_f32_bundle)
     assert made["kind"] == "LORA+SHIRA"
-    with load(tiny_f32_bundle, memory="64MiB", threads=1) as model:
-        model.load_adapter(file, "both")
-        for name, path in directories.items():
-            model.load_adapter(path, name)
+    with loaded(tiny_f32_bundle, {"both": file, **directories}) as model:
         together = model.logits(TOKENS, adapter={"one": 0.8, "two": -0.5, "sparse": 2})
         fused = model.logits(TOKENS, adapter="both")
     assert np.abs(fused - together).max() < 1e-4 * np.abs(together).max()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import bits
-from peft_directories import PREFIX, Adapter, lora, shira
+from peft_directories import PREFIX, Adapter, base_weights, loaded, lora, shira
 
 import edgert
 from edgert.errors import InvalidArgumentError
@@ -20,8 +20,6 @@ NAMES = ("one", "two", "three")
 def gated(made: Adapter, seed: int) -> Adapter:
     """With a gate of each module that it changes."""
     rng = np.random.default_rng(seed)
-    from peft_directories import base_weights
-
     base = base_weights()
     modules = {
         name.removeprefix(PREFIX).rpartition(".lora_A")[0] for name in made.tensors if ".lora_A" in name
@@ -45,9 +43,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def model(tiny_f32_bundle: Path, directories: dict[str, Path]) -> Any:
-    with edgert.load(tiny_f32_bundle, memory="64MiB", threads=1) as model:
-        for name, path in directories.items():
-            model.load_adapter(path, name)
+    with loaded(tiny_f32_bundle, directories) as model:
         yield model
 
 
@@ -57,7 +53,6 @@ def reference(
     """Logits of transformers, with the mixture computed by hooks in PyTorch."""
     import torch
     from checkpoints import tiny_checkpoint
-    from peft_directories import base_weights
     from reference import Reference
 
     base = base_weights()
@@ -142,10 +137,8 @@ def test_experts_in_storage_threads_and_chunks_change_no_bit(
     room: dict[str, Any] = {"adapter_memory": "2MiB", "chunk": 8, "threads": 2}
     with edgert.load(tiny_f32_bundle, memory="64MiB", **room) as resident:
         least = resident.minimum_bytes
-    with edgert.load(tiny_f32_bundle, memory=least, **room) as paged:
+    with loaded(tiny_f32_bundle, directories, memory=least, **room) as paged:
         assert not paged.resident
-        for name, path in directories.items():
-            paged.load_adapter(path, name)
         paged.set_adapter(NAMES, mode="gated")
         np.testing.assert_array_equal(bits(paged.logits(TOKENS)), expected)
 
@@ -160,9 +153,7 @@ def test_requests_of_one_batch_get_what_they_get_alone(
 
     prompts = [TOKENS[:n] for n in (5, 9, 14, 7)]
     choices = (None, None, None, "two")  # what is on, and one beside it
-    with edgert.load(tiny_f32_bundle, memory="64MiB", threads=1, context=256, parallel=4) as model:
-        for name, path in directories.items():
-            model.load_adapter(path, name)
+    with loaded(tiny_f32_bundle, directories, context=256, parallel=4) as model:
         model.set_adapter(NAMES, mode="gated")
         alone = [
             model.generate(prompt, adapter=choice, max_tokens=6, ignore_eos=True).tokens
