@@ -235,7 +235,7 @@ class _Compiler:
     def add_bias(self, module: str, target: str, bias: "Array") -> None:
         if f"{target}_bias" not in self.base.by_name:
             self.targets.unknown(f"{module}.bias")
-        own = self.base.vector(f"{target}_bias")
+        own = self.as_checkpoint(target, self.base.vector(f"{target}_bias"))
         if own.shape != bias.shape:
             raise InvalidArgumentError(
                 f"{self.adapter.path}: {module}.bias: is {list(bias.shape)}, the base's is {list(own.shape)}"
@@ -294,7 +294,7 @@ class _Compiler:
             raise UnsupportedError(
                 f"{self.adapter.path}: {delta.module}: DoRA of experts is not run by this version"
             )
-        weights = self.base.weights(part.target)
+        weights = self.as_checkpoint(part.target, self.base.weights(part.target))
         if weights.shape != (b.shape[0], a.shape[1]) or delta.magnitude.shape != weights.shape[:1]:
             raise InvalidArgumentError(
                 f"{self.adapter.path}: {delta.module}: A and B make {[b.shape[0], a.shape[1]]}, the base's matrix "
@@ -323,16 +323,30 @@ class _Compiler:
             )
         self.put(Part(target.removesuffix("down") + "up", gain=delta.input_gain), delta.module)
 
-    def reorder(self, part: Part) -> None:
-        """Rows of queries and keys as a GGUF file of some architectures has them: a head's halves by turns."""
+    def row_order(self, target: str) -> "NDArray[numpy.int64] | None":
+        """Which of the checkpoint's rows stands at each place, where a GGUF file of some architectures has a head's halves of
+        queries and keys by turns."""
+        match = re.fullmatch(r"layers[.](\d+)[.]attention[.]([qk])", target)
+        if match is None or not self.base.from_gguf or self.base.architecture not in _REORDERED:
+            return None
+        dim = self.base.block(int(match[1]))["mixer"]["head_dim"]
+        return halves_by_turns(self.base.by_name[target]["shape"][0], dim)
+
+    def as_checkpoint(self, target: str, own: "Array") -> "Array":
+        """The base's rows in the order in which the adapter has its own."""
         import numpy as np
 
-        match = re.fullmatch(r"layers[.](\d+)[.]attention[.]([qk])", part.target)
-        if match is None or not self.base.from_gguf or self.base.architecture not in _REORDERED:
+        order = self.row_order(target)
+        return own if order is None else own[np.argsort(order)]
+
+    def reorder(self, part: Part) -> None:
+        """Into the order of the base's rows."""
+        import numpy as np
+
+        order = self.row_order(part.target)
+        if order is None:
             return
-        dim = self.base.block(int(match[1]))["mixer"]["head_dim"]
-        rows = self.base.by_name[part.target]["shape"][0]
-        order = halves_by_turns(rows, dim)
+        rows = len(order)
         lengths = {len(array) for array in (part.b, part.gain, part.shift, part.weights) if array is not None}
         if lengths - {rows} or (part.rows is not None and part.rows.max() >= rows):
             return  # refused by what comes next

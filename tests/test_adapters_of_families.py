@@ -73,3 +73,33 @@ def test_modules_in_parts_are_refused(tmp_path: Path, family: str) -> None:
         UnsupportedError, match=rf"{IN_PARTS[family][0]}: the bundle has its weights in several matrices"
     ):
         logits(bundle, adapter)
+
+
+def test_magnitudes_and_biases_follow_the_order_of_rows(tmp_path: Path) -> None:
+    """DoRA reads the base's rows, and trained biases take the place of its own: in a GGUF file's order."""
+    from safetensors.numpy import load_file, save_file
+
+    pair = next(pair for pair in MODELS if pair.variant.name == "llama-bias")
+    source, gguf = write_pair(tmp_path, pair)
+    rng = np.random.default_rng(0)
+    weights = load_file(source / "model.safetensors")
+    tensors: dict[str, np.ndarray] = {}
+    for name in [name for name in weights if name.endswith(("q_proj.weight", "k_proj.weight"))]:
+        module, own = name.removesuffix(".weight"), weights[name]
+        (rows, cols), scale = own.shape, np.float32(0.2)
+        a, b = (rng.standard_normal(shape, np.float32) * scale for shape in ((2, cols), (rows, 2)))
+        magnitude = (np.linalg.norm(own, axis=1) * rng.uniform(0.5, 1.5, rows)).astype(np.float32)
+        bias = weights[f"{module}.bias"] + rng.standard_normal(rows, np.float32) * scale
+        tensors |= {f"{PREFIX}{module}.lora_A.weight": a, f"{PREFIX}{module}.lora_B.weight": b}
+        tensors |= {f"{PREFIX}{module}.lora_magnitude_vector": magnitude, f"{PREFIX}{module}.bias": bias}
+        changed = own + b @ a
+        weights[name] = changed * (magnitude / np.linalg.norm(changed, axis=1))[:, np.newaxis]
+        weights[f"{module}.bias"] = bias
+    shutil.copytree(source, tmp_path / "merged")
+    save_file(weights, tmp_path / "merged" / "model.safetensors")
+    options: dict[str, Any] = {"peft_type": "LORA", "lora_alpha": 2, "r": 2, "use_dora": True, "bias": "all"}
+    adapter = write_peft(tmp_path / "adapter", tensors, **options)
+    expected = logits(convert(tmp_path / "merged", tmp_path / "merged.edgert", **F32))
+    for path in (source, gguf):
+        bundle = convert(path, tmp_path / f"{path.stem}.edgert", **F32)
+        assert np.abs(logits(bundle, adapter) - expected).max() < 1e-4 * np.abs(expected).max(), path.name
