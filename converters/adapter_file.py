@@ -4,6 +4,7 @@ docs/adapters.md defines it. It belongs to a checkpoint, not to one bundle of it
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,15 +19,17 @@ from .files import InputFile
 from .safetensors import read_header_and_metadata
 from .safetensors_writer import write_safetensors
 from .signs import Coded, SignsHeader, decode
+from .stored_patches import COUNTS, PackedPatches
 from .stored_values import stored_values_of
 from .strict_json import parse_json_object
 from .tensor import TensorInfo
 
-VERSION = 2
+VERSION = 3
 _METADATA = "edgert.adapter"
 _OF_BUNDLE = ("shira_remainder", "shira_patch_error")  # which hold for the codes of one bundle alone
 _FLOATS = ("F32", "F16", "BF16")
 _SIGNS = "signs"  # in place of a dtype: an array as signs.py codes it
+_PATCH = "patch"  # behind all others, and not in their checksum: each has its own
 _MAX_RANK = 4096
 _MAX_DECODED = 1 << 28  # elements of a factor
 
@@ -81,8 +84,10 @@ def write_adapter(
     parts: Sequence[Part],
     manifest: Mapping[str, Any],
     signs: Mapping[str, Coded] | None = None,
+    patches: PackedPatches | None = None,
 ) -> None:
-    """`signs`: arrays in place of parts', by their names in the file. Raises StorageError."""
+    """`signs`: arrays in place of parts', by their names in the file; `patches`: of these parts, for the manifest's bundle.
+    Raises StorageError."""
     import numpy as np
 
     tensors: dict[str, Any] = {}
@@ -100,7 +105,7 @@ def write_adapter(
     tensors |= {name: np.frombuffer(one.data, np.uint8) for name, one in sorted(coded.items())}
     data = b"".join(array.tobytes() for array in tensors.values())
     about: dict[str, Any] = {
-        "version": VERSION,
+        "version": 2 if patches is None else VERSION,
         "kind": kind,
         "base": fingerprint(manifest),
         "checksum": _native.xxh64(data),
@@ -109,7 +114,46 @@ def write_adapter(
         about["codes"] = manifest["bundle_id"]
     if coded:
         about["signs"] = {name: asdict(one.header) for name, one in coded.items()}
+    if patches is not None:
+        about["patches"] = {"fingerprint": f"{patches.fingerprint:016x}", "counts": dict(patches.counts)}
+        tensors |= {
+            f"{target}.{_PATCH}": np.frombuffer(packed, np.uint8) for target, packed in patches.packed.items()
+        }
     write_safetensors(path, tensors, {_METADATA: json.dumps(about, sort_keys=True)})
+
+
+@dataclass(frozen=True)
+class StoredPatches:
+    """Where a file has patches of this bundle's codes: target, offset and bytes of each; see PackedPatches."""
+
+    places: tuple[tuple[str, int, int], ...]
+    counts: Mapping[str, float]
+    fingerprint: int
+
+    @classmethod
+    def of(cls, about: Any, infos: Sequence[TensorInfo], where: str) -> "StoredPatches":
+        """Raises CorruptError for numbers that cannot be."""
+        about = about if isinstance(about, dict) else {}
+        named, counts = about.get("fingerprint"), about.get("counts")
+        if not isinstance(named, str) or not re.fullmatch("[0-9a-f]{16}", named):
+            raise CorruptError(
+                f"{where}: patches: fingerprint: found {named!r:.40}, allowed are 16 hex digits"
+            )
+        if not isinstance(counts, dict) or not all(_is_count(name, counts.get(name)) for name in COUNTS):
+            raise CorruptError(
+                f"{where}: patches: counts: found {counts!r:.200}, needed are {', '.join(COUNTS)}"
+            )
+        for info in infos:
+            if info.dtype != "U8" or len(info.shape) != 1:
+                raise CorruptError(f"{where}: tensor {info.name!r} {list(info.shape)}: bytes are needed")
+        places = tuple((info.name.rpartition(".")[0], info.begin, info.end - info.begin) for info in infos)
+        return cls(places, {name: counts[name] for name in COUNTS}, int(named, 16))
+
+
+def _is_count(name: str, found: object) -> bool:
+    if name in COUNTS[:3]:
+        return type(found) is int and 0 <= found < 2**63
+    return isinstance(found, int | float) and 0 <= found < math.inf
 
 
 @dataclass(frozen=True)
@@ -118,10 +162,11 @@ class AdapterFile:
 
     path: Path
     kind: str
-    checksum: str | None  # of everything behind the header; none in files of version 1
-    infos: tuple[TensorInfo, ...]
+    checksum: str | None  # of the numbers; none in files of version 1
+    infos: tuple[TensorInfo, ...]  # of the numbers
     signs: Mapping[str, SignsHeader]  # of those that are coded, by name
     of_bundle: bool  # its remainders are of this bundle's codes
+    patches: StoredPatches | None  # of this bundle's codes
 
     @classmethod
     def open(cls, path: Path, manifest: Mapping[str, Any]) -> "AdapterFile":
@@ -152,8 +197,20 @@ class AdapterFile:
             raise CorruptError(f"{path}: {_METADATA}: signs are of tensors that are there")
         headers = {name: SignsHeader.of(one, f"{path}: {name}") for name, one in signs.items()}
         of_bundle = about.get("codes") == manifest["bundle_id"]
-        file = cls(path, kind, checksum if version > 1 else None, tuple(infos), headers, of_bundle)
+        numbers = tuple(info for info in infos if not info.name.endswith(f".{_PATCH}"))
+        packed = infos[len(numbers) :]
+        patches = None
+        if packed or "patches" in about:
+            if version < 3 or not all(info.name.endswith(f".{_PATCH}") for info in packed):
+                raise CorruptError(f"{path}: patches stand behind all numbers, from version 3 on")
+            patches = StoredPatches.of(about.get("patches"), packed, str(path))
+        file = cls(
+            path, kind, checksum if version > 1 else None, numbers, headers, of_bundle,
+            patches if of_bundle else None,
+        )  # fmt: skip
         file._check()
+        if patches is not None:
+            file._check_patches(patches)
         return file
 
     @property
@@ -216,6 +273,16 @@ class AdapterFile:
                 raise CorruptError(
                     f"{where}: lora_A has rank {a.shape[0]}, lora_B {b.shape[1]}; they must agree"
                 )
+
+    def _check_patches(self, patches: StoredPatches) -> None:
+        """That they carry all that there is."""
+        patched = sorted(target for target, _, _ in patches.places)
+        others = {info.name for info in self.infos if ".shira_" not in info.name} | set(self.signs)
+        if patched != self.targets or others:
+            raise CorruptError(
+                f"{self.path}: patches are of all matrices, and of sparse values alone; these are of {len(patched)} of "
+                f"{len(self.targets)}"
+            )
 
     def check_shapes(self, shape_of: Callable[[str], tuple[int, int]]) -> None:
         """Against those of the model's matrices; shape_of raises InvalidArgumentError for an unknown one."""

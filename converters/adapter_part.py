@@ -64,6 +64,11 @@ class Part:
         return self.shift is not None and all(array is None for array in others)
 
     @property
+    def is_sparse(self) -> bool:
+        others = (self.a, self.gain, self.shift, self.weights, self.gate)
+        return self.values is not None and all(array is None for array in others)
+
+    @property
     def is_weights(self) -> bool:
         others = (self.a, self.values, self.gain, self.shift)
         return self.weights is not None and all(array is None for array in others)

@@ -137,14 +137,14 @@ def _check_near(weights: Path, parts: Sequence[Part]) -> None:
 def _patch_error(part: Part, matrix: PackedMatrix) -> "NDArray[numpy.float32]":
     import numpy as np
 
-    counts = patch_counts(part, matrix)
+    _, counts = matrix_patch(part, matrix)
     return np.array([counts["apart"], counts["beside"]], np.float32)
 
 
-def patch_counts(part: Part, matrix: PackedMatrix) -> dict[str, Any]:
-    """See _native.count_patch."""
+def matrix_patch(part: Part, matrix: PackedMatrix) -> tuple[bytes, dict[str, Any]]:
+    """See _native.matrix_patch."""
     data = part.native()
-    return _native.count_patch(
+    return _native.matrix_patch(
         matrix.format,
         matrix.read(),
         matrix.shape,
@@ -253,7 +253,7 @@ def patch_report(parts: Sequence[Part], path: Path, manifest: Mapping[str, Any])
             if why not in row["not"]:
                 row["not"].append(why)
             continue
-        counts = patch_counts(part, matrix)
+        _, counts = matrix_patch(part, matrix)
         row["patched"] += 1
         for name in ("unchanged", "clamped", "error", "intended", "apart", "beside"):
             row[name] += counts[name]

@@ -229,7 +229,7 @@ class Patches:
         """Of what has been compiled: values, unchanged, clamped; sums of squares intended, error, apart and beside; fidelity and loss.
         See native/src/adapters/patch.h."""
 
-def count_patch(
+def matrix_patch(
     format: str,
     packed: Buffer,
     shape: tuple[int, int],
@@ -237,8 +237,12 @@ def count_patch(
     cols: Buffer,
     values: Buffer,
     remainders: Buffer | None,
-) -> dict[str, Any]:
-    """What a patch makes of sparse f32 values at int32 (rows, cols) of a packed matrix; see Patches.counts()."""
+) -> tuple[bytes, dict[str, Any]]:
+    """The patch that sparse f32 values at int32 (rows, cols) make of a packed matrix, as an adapter file has it; and what
+    became of them, see Patches.counts(). UnsupportedError for a format that takes no patches."""
+
+def adapter_fingerprint(parts: Seq[dict[str, Any]]) -> int:
+    """What Adapter.fingerprint is of these."""
 
 def remainders(
     format: str, packed: Buffer, shape: tuple[int, int], rows: Buffer, cols: Buffer, floats: Buffer
@@ -306,6 +310,18 @@ class Model:
         """Give adapters' scratch back if no sequence needs it."""
     def patches(self, adapters: Seq[tuple[Adapter, float]]) -> Patches:
         """InvalidArgumentError for an adapter of another model; BudgetError."""
+    def stored_adapter(self, name: str, order: int, fingerprint: int) -> Adapter:
+        """One of which nothing is in memory, for stored_patches()."""
+    def stored_patches(
+        self,
+        adapter: Adapter,
+        path: str,
+        places: Seq[tuple[str, int, int]],
+        counts: Mapping[str, float],
+        keep: bool,
+    ) -> Patches:
+        """Patches of it at scale 1 in the file at `path`: target, offset and bytes of each. They are read as they are used; those of
+        experts stay then, or are read every time. CorruptError and StorageError, also from use_patches() and steps; BudgetError."""
     def use_patches(self, patches: Patches | None) -> None:
         """Make the weights those of these patches, of None the bundle's: dense matrices now, experts as they are used.
         Steps do so by themselves for their sequences."""

@@ -1,7 +1,7 @@
 """Where a model's adapters are read from: adapter files and PEFT directories."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -9,6 +9,7 @@ from edgert.errors import NotFoundError
 from edgert.patches import PatchEstimate
 
 if TYPE_CHECKING:
+    from edgert.converters.adapter_file import StoredPatches
     from edgert.converters.adapter_part import Part
 
 
@@ -23,6 +24,10 @@ class Source(Protocol):
     def targets(self) -> list[str]: ...
     @property
     def bytes(self) -> int: ...
+    @property
+    def patches(self) -> "StoredPatches | None":
+        """Of the model's codes, to be read in place of all else."""
+
     def check_shapes(self, shape_of: Callable[[str], tuple[int, int]]) -> None:
         """Against the model's, as far as can be told without reading."""
 
@@ -31,6 +36,8 @@ class Source(Protocol):
 
 class PeftDirectory:
     """A PEFT adapter as it is, compiled for a bundle whenever it is read."""
+
+    patches = None
 
     def __init__(self, path: Path, bundle_path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
@@ -82,6 +89,11 @@ def estimate_of(parts: "Sequence[Part]") -> PatchEstimate:
             beside += float(part.patch_error[1])
             lost += float(part.patch_error[0] - part.patch_error[1])
     return PatchEstimate(carried, beside, max(0.0, lost), sparse)
+
+
+def estimate_of_counts(counts: Mapping[str, float]) -> PatchEstimate:
+    intended, beside = counts["intended"], counts["beside"]
+    return PatchEstimate(intended, beside, max(0.0, counts["apart"] - beside), intended)
 
 
 def read_parts(

@@ -11,9 +11,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgert import _native
-from edgert.adapter_sources import PeftDirectory, Source, estimate_of
+from edgert.adapter_sources import PeftDirectory, Source, estimate_of, estimate_of_counts
 from edgert.bundle import Bundle, locate_adapter
-from edgert.errors import BudgetError, CorruptError, InvalidArgumentError, NotFoundError, UnsupportedError
+from edgert.errors import (
+    BudgetError,
+    CorruptError,
+    EdgertError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnsupportedError,
+)
 from edgert.patches import (
     MAX_LOSS,
     AdapterMode,
@@ -23,6 +30,8 @@ from edgert.patches import (
     PatchSets,
     check_mode,
     decide,
+    decide_stored,
+    expected_loss,
     same_adapters,
     too_much,
 )
@@ -59,6 +68,7 @@ class _Entry:
     matrices: int
     bytes: int
     native: _native.Adapter | None = None  # while it is in memory
+    stored: _native.Adapter | None = None  # once it ran as patches of its file: nothing but what it is called
     fingerprint: int | None = None  # once it was
     estimate: PatchEstimate = field(default_factory=PatchEstimate)  # once it was
     used: int = 0  # when last
@@ -111,9 +121,14 @@ class AdapterSet:
         """Its memory is free once the sequences that use it are closed."""
         with self._switching:
             with self._lock:
-                adapter = self._known(name).native
+                entry = self._known(name)
                 del self._entries[name]
-                dropped = [] if adapter is None else self._sets.forget(adapter)
+                dropped = [
+                    patches
+                    for adapter in (entry.native, entry.stored)
+                    if adapter is not None
+                    for patches in self._sets.forget(adapter)
+                ]
                 if self._on.pop(name, None) is not None and self._runs.top_k == 0:
                     self._runs = Decision(None)
                     if all(
@@ -122,7 +137,7 @@ class AdapterSet:
                         self._runs = self._decide(native, self._on, "auto", rescaled=False)
             while dropped:
                 native.remove_patches(dropped.pop())
-            del adapter  # or its memory would stay
+            entry.native = entry.stored = None  # or its memory would stay
         native.trim_adapters()
         native.return_to_experts()
 
@@ -138,8 +153,14 @@ class AdapterSet:
                 on = {name: scale for name, scale in self._scales(choice).items() if scale != 0}
                 rescaled = self._enabled and same_adapters(on, self._on)
                 runs = self._decide(native, on, mode, rescaled=rescaled, top_k=top_k)
+                before = self._runs, self._on, self._enabled
                 self._runs, self._on, self._enabled = runs, on, True
-            native.use_patches(runs.patches)  # sequences that begin meanwhile have them anyway
+            try:
+                native.use_patches(runs.patches)  # sequences that begin meanwhile have them anyway
+            except EdgertError:  # of reading them
+                with self._lock:
+                    self._runs, self._on, self._enabled = before
+                raise
             if runs.patches is None or mode == "patch":
                 return
             loss = float(runs.patches.counts()["loss"])  # of the dense matrices at these scales
@@ -160,6 +181,9 @@ class AdapterSet:
         """Brings those that are to be on into memory: what patches would make of them is not known before."""
         if mode == "overlay":
             return Decision(None, "asked for" if on else "")
+        stored = None if mode == "gated" else self._stored(native, on, mode)
+        if stored is not None:
+            return stored
         mix = self._mix_of(native, on)
         if mode == "gated":
             for adapter, _ in mix:
@@ -173,6 +197,38 @@ class AdapterSet:
             native, self._sets, mix, estimates, mode,
             rescaled=rescaled, make_room=lambda: self._evict(native, on.keys()),
         )  # fmt: skip
+
+    def _stored(self, native: _native.Model, on: Mapping[str, float], mode: AdapterMode) -> Decision | None:
+        """By patches that a file has, of one adapter as it is: nothing else of it is read. None where that cannot be."""
+        (name, scale), *others = on.items() or [("", 0.0)]
+        entry = self._entries.get(name)
+        patches = None if entry is None else entry.source.patches
+        if entry is None or patches is None or others or scale != 1:
+            return None
+        estimate = estimate_of_counts(patches.counts)
+        loss = expected_loss([scale], [estimate])
+        if mode == "auto" and (loss is None or loss > MAX_LOSS):
+            return None
+        entry.used, entry.estimate = next(self._clock), estimate
+        path = os.path.realpath(entry.source.path)
+
+        def spare(make: Callable[[], _Made]) -> _Made:
+            return self._with_room(make, native, keep=on.keys())
+
+        try:
+            adapter = entry.stored or spare(
+                lambda: native.stored_adapter(name, entry.order, patches.fingerprint)
+            )
+            entry.stored = adapter
+            return decide_stored(
+                native, self._sets, adapter,
+                lambda keep: native.stored_patches(adapter, path, patches.places, patches.counts, keep),
+                spare=spare,
+            )  # fmt: skip
+        except BudgetError:
+            if mode == "patch":
+                raise
+            return None
 
     def enable(self, native: _native.Model, on: bool) -> None:
         with self._switching:
@@ -194,18 +250,18 @@ class AdapterSet:
     ) -> _Made:
         """What `make` makes of the chosen adapters, in memory, and their scales, of their patches, and of how many a token
         takes: those that are on as they are on, others beside the weights. Where it raises BudgetError, adapters that are not in use make room."""
-        patches, top_k = None, 0
+        runs = Decision(None)
         with self._lock:
             if choice is not None:
                 scales = self._scales(choice)
             elif self._enabled:
-                scales, patches, top_k = self._on, self._runs.patches, self._runs.top_k
+                scales, runs = self._on, self._runs
             else:
                 scales = {}
             scales = {name: scale for name, scale in scales.items() if scale != 0}
-            mix = self._mix_of(native, scales)
+            mix = list(runs.mix) or self._mix_of(native, scales)
         return self._with_room(
-            lambda: make(mix, patches, top_k), native, keep=scales.keys()
+            lambda: make(mix, runs.patches, runs.top_k), native, keep=scales.keys()
         )  # may wait for a step
 
     def _mix_of(self, native: _native.Model, scales: Mapping[str, float]) -> Mix:
@@ -328,9 +384,9 @@ class AdapterSet:
         counts = patches.counts() if patches is not None and scale else {}
         beside = "gated" if self._runs.top_k else "overlay"
         mode, why = ("patch" if patched else beside, self._runs.why) if scale else ("", "")
+        resident = entry.native is not None or (scale != 0 and bool(self._runs.mix))
         return AdapterInfo(
-            name, source.kind, source.path, entry.bytes, entry.matrices, scale, entry.native is not None,
-            mode, why, counts,
+            name, source.kind, source.path, entry.bytes, entry.matrices, scale, resident, mode, why, counts,
         )  # fmt: skip
 
     def _scales(self, choice: AdapterChoice) -> dict[str, float]:

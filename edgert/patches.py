@@ -1,5 +1,6 @@
 """When a set of adapters runs as patches of packed codes, and the patches of those used last."""
 
+import contextlib
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,9 @@ class Decision:
     patches: _native.Patches | None
     why: str = ""
     top_k: int = 0
+    mix: tuple[
+        tuple[_native.Adapter, float], ...
+    ] = ()  # of patches that a file has; else of those that are on
 
 
 class PatchSets:
@@ -45,23 +49,31 @@ class PatchSets:
     def __init__(self) -> None:
         self._sets: OrderedDict[tuple[tuple[int, float], ...], tuple[Mix, _native.Patches]] = OrderedDict()
 
-    def get(self, native: _native.Model, mix: Mix, make_room: Callable[[], bool]) -> _native.Patches:
-        """Raises BudgetError once make_room() gives nothing more."""
+    def get(
+        self,
+        native: _native.Model,
+        mix: Mix,
+        make: Callable[[], _native.Patches],
+        make_room: Callable[[], bool],
+    ) -> _native.Patches:
+        """Those of `mix`, or else what `make` makes. Raises BudgetError once make_room() gives nothing more."""
         key = _key(mix)
         if key not in self._sets:
             while len(self._sets) >= _KEPT:
                 self._drop(native, next(iter(self._sets)))
-            self._sets[key] = (mix, self._make(native, mix, make_room))
+            self._sets[key] = (mix, self._made(native, make, make_room))
         self._sets.move_to_end(key)
         return self._sets[key][1]
 
     def has(self, mix: Mix) -> bool:
         return _key(mix) in self._sets
 
-    def _make(self, native: _native.Model, mix: Mix, make_room: Callable[[], bool]) -> _native.Patches:
+    def _made(
+        self, native: _native.Model, make: Callable[[], _native.Patches], make_room: Callable[[], bool]
+    ) -> _native.Patches:
         while True:
             try:
-                return native.patches(mix)
+                return make()
             except BudgetError:
                 if not self.drop_oldest(native) and not make_room():
                     raise
@@ -116,12 +128,29 @@ def decide(
     if mode == "auto" and loss > MAX_LOSS:
         return too_much(loss)
     try:
-        patches = sets.get(native, mix, make_room)
+        patches = sets.get(native, mix, lambda: native.patches(mix), make_room)
     except BudgetError as failure:
         if mode == "patch":
             raise
         return Decision(None, str(failure))
     return Decision(patches) if patches.covered else _refused(mode, "no matrix takes patches")
+
+
+def decide_stored(
+    native: _native.Model,
+    sets: PatchSets,
+    adapter: _native.Adapter,
+    make: Callable[[bool], _native.Patches],
+    *,
+    spare: Callable[[Callable[[], _native.Patches]], _native.Patches],
+) -> Decision:
+    """Patches that a file has. `make`: of them, those of experts to stay in memory once read, as experts do; or to be read
+    every time, which takes little memory, for which `spare` finds the room. Raises BudgetError."""
+    mix = ((adapter, 1.0),)
+    if native.resident:
+        with contextlib.suppress(BudgetError):
+            return Decision(sets.get(native, list(mix), lambda: make(True), lambda: False), mix=mix)
+    return Decision(sets.get(native, list(mix), lambda: spare(lambda: make(False)), lambda: False), mix=mix)
 
 
 def _refused(mode: AdapterMode, why: str) -> Decision:

@@ -233,3 +233,23 @@ KINDS: dict[str, Callable[[], Adapter]] = {
     "LoRA of fused experts": fused_lora,
     "LoRA of the head": head,
 }
+
+
+def faithful_shira(seed: int = 0, size: float = 0.3) -> Adapter:
+    """SHiRA of attention and of every expert, with values of several steps of a code."""
+    rng = np.random.default_rng(seed)
+    base = base_weights()
+    made = Adapter({"peft_type": "SHIRA", "r": 4})
+    for name, weights in base.items():
+        if "_proj" not in name:
+            continue
+        places = rng.permutation(weights.size)[: weights.size // 50]
+        rows, cols = np.unravel_index(places, weights.shape)
+        values = (rng.standard_normal(len(places)) * weights.std() * size).astype(np.float32)
+        module = "base_model.model." + name.removesuffix(".weight")
+        made.tensors[f"{module}.shira_weight"] = values
+        made.tensors[f"{module}.shira_indices"] = np.stack([rows, cols]).astype(np.int32)
+        changed = weights.copy()
+        changed[rows, cols] += values
+        made.weights[name] = changed
+    return made

@@ -323,7 +323,7 @@ def coded(
 
 ROWS = "layers.0.attention.q.shira_rows"
 FILE_CASES: dict[str, tuple[Callable[[dict[str, Any], dict[str, np.ndarray]], Any], type[EdgertError], str]] = {
-    "a newer format": (lambda about, _: about.update(version=3), UnsupportedError, "format version 3, this edgert reads up to 2"),
+    "a newer format": (lambda about, _: about.update(version=4), UnsupportedError, "format version 4, this edgert reads up to 3"),
     "no version": (lambda about, _: about.pop("version"), CorruptError, "version, kind and base are needed"),
     "another base": (lambda about, _: about["base"].update(final_norm="0" * 16), InvalidArgumentError, "made for another model"),
     "no checksum": (lambda about, _: about.pop("checksum"), CorruptError, "checksum is needed"),

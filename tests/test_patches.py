@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from bundles import bits, convert
 from checkpoints import TINY_CONFIG, qwen3_moe_shapes, random_weights, tiny_checkpoint, write_weights
-from peft_directories import Adapter, base_weights, lora, shira
+from peft_directories import faithful_shira as faithful
+from peft_directories import lora, shira
 from shell import Shell, assert_fails
 
 import edgert
@@ -19,26 +20,6 @@ from edgert.errors import BudgetError, CorruptError, InvalidArgumentError, Unsup
 
 TOKENS = list(range(3, 33))
 INTEGERS: dict[str, Any] = {"dense_format": "int8", "expert_format": "int4"}
-
-
-def faithful(seed: int = 0, size: float = 0.3) -> Adapter:
-    """SHiRA of attention and of every expert, with values of several steps of a code."""
-    rng = np.random.default_rng(seed)
-    base = base_weights()
-    made = Adapter({"peft_type": "SHIRA", "r": 4})
-    for name, weights in base.items():
-        if "_proj" not in name:
-            continue
-        places = rng.permutation(weights.size)[: weights.size // 50]
-        rows, cols = np.unravel_index(places, weights.shape)
-        values = (rng.standard_normal(len(places)) * weights.std() * size).astype(np.float32)
-        module = "base_model.model." + name.removesuffix(".weight")
-        made.tensors[f"{module}.shira_weight"] = values
-        made.tensors[f"{module}.shira_indices"] = np.stack([rows, cols]).astype(np.int32)
-        changed = weights.copy()
-        changed[rows, cols] += values
-        made.weights[name] = changed
-    return made
 
 
 @pytest.fixture
@@ -277,14 +258,14 @@ def test_a_patch_on_paged_experts_is_the_same_as_on_resident_ones(keeping: Path,
     np.testing.assert_array_equal(outputs[0], outputs[1])
 
 
-def test_count_patch_refuses_what_does_not_fit() -> None:
+def test_matrix_patch_refuses_what_does_not_fit() -> None:
     packed = bytearray(_native.packed_bytes("int4", 16, 64))
     index, value = np.zeros(1, np.int32).data, np.ones(1, np.float32).data
     outside = np.full(1, 16, np.int32).data
     with pytest.raises(InvalidArgumentError, match="outside the matrix"):
-        _native.count_patch("int4", packed, (16, 64), outside, index, value, None)
+        _native.matrix_patch("int4", packed, (16, 64), outside, index, value, None)
     with pytest.raises(InvalidArgumentError, match="do not fit together"):
-        _native.count_patch("int4", packed, (16, 65), index, index, value[:0], None)
+        _native.matrix_patch("int4", packed, (16, 65), index, index, value[:0], None)
     with pytest.raises(UnsupportedError, match="not evenly spaced"):
         _native.remainders("nl4", packed, (16, 64), index, index, value)
 

@@ -146,8 +146,10 @@ def _read(path: Path, base: str | None, weights: Path | None = None) -> "tuple[s
 
 def _write(args: argparse.Namespace, kind: str, parts: "Sequence[Part]", bundle: "Bundle") -> None:
     from edgert.converters.adapter_file import write_adapter
+    from edgert.converters.stored_patches import pack_patches
 
-    write_adapter(args.output, kind, parts, bundle.manifest)
+    patches = pack_patches(parts, bundle.path, bundle.manifest)
+    write_adapter(args.output, kind, parts, bundle.manifest, patches=patches)
     _report(args, kind, parts, bundle, {"path": str(args.output), "bytes": args.output.stat().st_size})
 
 

@@ -1,5 +1,5 @@
 // Patches that a product takes over on the way are those that would have been put on before it.
-#include "adapters/patch_set.h"
+#include "adapters/compiled_patches.h"
 
 #include <doctest/doctest.h>
 
@@ -48,9 +48,9 @@ TEST_CASE("patches that a product takes over change what patches before it do") 
     const Format& as = format(name);
     std::vector<std::byte> bundle(packed_bytes(as, kRows, kCols));
     pack_matrix(as, SourceType::f32, std::as_bytes(std::span(weights)), kRows, kCols, bundle, {}, 1);
-    const auto set_of = [&](unsigned first) {
+    const auto set_of = [&](unsigned first) -> std::shared_ptr<PatchSet> {
       const AdapterMix mix{{{sparse(targets, budget, first), 1}}};
-      return std::make_shared<PatchSet>(*targets, [&](int) { return as.id; }, mix, budget);
+      return std::make_shared<CompiledPatches>(*targets, [&](int) { return as.id; }, mix, budget);
     };
     for (const int threads : {1, 3}) {
       CAPTURE(name);

@@ -223,7 +223,7 @@ Adapter::Part lay_out(const AdapterSource& source, Targets::Shape shape, Room& r
   return part;
 }
 
-std::uint64_t fingerprint_of(const AdapterSource& source) {
+std::uint64_t fingerprint_of_one(const AdapterSource& source) {
   Xxh64 hash;
   // Lengths too, so that nothing can move from one array into the next.
   const auto add = [&](std::span<const std::byte> bytes) {
@@ -293,8 +293,22 @@ Adapter::Adapter(std::shared_ptr<const Targets> targets, std::span<const Adapter
     parts_.push_back(lay_out(source, shape_of(source), room, false));
 }
 
-void Adapter::check_targets(std::span<const AdapterSource> sources) {
+Adapter::Adapter(std::shared_ptr<const Targets> targets, std::uint64_t fingerprint,
+                 std::shared_ptr<Budget> budget, const std::string& name, std::uint64_t order)
+    : Adapter(std::move(targets), std::span<const AdapterSource>(), std::move(budget), name, order) {
+  fingerprint_ = fingerprint;
+}
+
+std::uint64_t Adapter::fingerprint_of(std::span<const AdapterSource> sources) {
   std::map<std::string_view, std::uint64_t> fingerprints;
+  for (const AdapterSource& source : sources)
+    fingerprints.emplace(source.target, fingerprint_of_one(source));
+  Xxh64 hash;
+  for (const auto& [target, one] : fingerprints) hash.update(std::as_bytes(std::span(&one, 1)));
+  return hash.digest();
+}
+
+void Adapter::check_targets(std::span<const AdapterSource> sources) {
   for (const AdapterSource& source : sources) {
     const int target = targets_->find(source.target);
     check(source, targets_->shape(target));
@@ -303,11 +317,8 @@ void Adapter::check_targets(std::span<const AdapterSource> sources) {
     index = static_cast<std::int32_t>(&source - sources.data());
     if (source.gate.empty()) ungated_ = source.target;
     max_rank_ = std::max(max_rank_, source.rank);
-    fingerprints.emplace(source.target, fingerprint_of(source));
   }
-  Xxh64 hash;
-  for (const auto& [target, one] : fingerprints) hash.update(std::as_bytes(std::span(&one, 1)));
-  fingerprint_ = hash.digest();
+  fingerprint_ = fingerprint_of(sources);
 }
 
 }  // namespace edgert

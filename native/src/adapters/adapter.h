@@ -80,6 +80,11 @@ class Adapter : public std::enable_shared_from_this<Adapter> {
   // that were made with 0 so far.
   Adapter(std::shared_ptr<const Targets> targets, std::span<const AdapterSource> sources,
           std::shared_ptr<Budget> budget, const std::string& name, std::uint64_t order = 0);
+  // One of which nothing is in memory, since patches carry all of it (stored_patches.h).
+  Adapter(std::shared_ptr<const Targets> targets, std::uint64_t fingerprint, std::shared_ptr<Budget> budget,
+          const std::string& name, std::uint64_t order);
+  // What fingerprint() is of these. REQUIRES targets that differ.
+  static std::uint64_t fingerprint_of(std::span<const AdapterSource> sources);
 
   bool belongs_to(const std::shared_ptr<const Targets>& targets) const noexcept {
     return targets_ == targets;

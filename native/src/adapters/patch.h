@@ -15,7 +15,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <vector>
 
 #include "quant/format.h"
 
@@ -28,6 +27,11 @@ struct PatchEntry {
   static constexpr int kBack = 63;
   std::uint8_t step = kBack;
   std::uint8_t bits = 0;
+};
+// Of a tile: so many of a matrix' entries, from one of them on.
+struct PatchTile {
+  std::uint32_t first = 0;
+  std::uint32_t count = 0;
 };
 inline constexpr std::size_t kMostPatchCols = std::size_t{1} << 27;  // places have 32 bits
 inline constexpr std::size_t kMostTogether = 64;                     // deltas of a tile
@@ -81,19 +85,6 @@ std::size_t compile_patch(const Format& format, std::size_t cols, std::span<cons
 // every entry: a patch of 1% has about one a line, and waits for memory otherwise.
 void apply_patch(std::span<const PatchEntry> entries, std::byte* tile,
                  std::span<const std::byte> ahead = {}) noexcept;
-
-// Of one packed matrix: what a patch makes of sparse values, each at another element. REQUIRES a format that
-// takes patches, as many numbers of each, and Error{invalid_argument} names an element outside the matrix.
-struct MatrixDelta {
-  std::span<const std::int32_t> rows;
-  std::span<const std::int32_t> cols;
-  std::span<const float> values;  // or the floats that the weights there were made of
-  std::span<const std::int8_t> remainders{};
-};
-PatchCounts count_patch(const Format& format, std::span<const std::byte> packed, std::size_t rows,
-                        std::size_t cols, const MatrixDelta& delta);
-std::vector<std::int8_t> matrix_remainders(const Format& format, std::span<const std::byte> packed,
-                                           std::size_t rows, std::size_t cols, const MatrixDelta& floats);
 
 // remainders[i] = (floats[i] - weight at places[i]) / scale in steps of 1/200, at most half a code: where the
 // code is further away, it was chosen so to make up for others' errors, and stays.

@@ -1,12 +1,12 @@
-// What a set of adapters at given scales makes of a model's packed codes, kept as patches.
+// What a set of adapters at given scales makes of a model's packed codes: patches, which are put on and taken
+// off by the same pass over one extent of entries.
 //
-// The patch of a matrix is made of its codes as the bundle has them, the first time that it is wanted, and
-// kept: from then on putting it on and taking it off are the same pass over one extent of entries. Of a
-// matrix that the set does not cover, sparse values are added to products (overlay.h), as what else its
-// adapters have is of any: where codes are no evenly spaced numbers, or remainders are missing.
+// They come from what the adapters add (compiled_patches.h) or from a file (stored_patches.h). Of a matrix
+// that the set does not cover, sparse values are added to products (overlay.h), as what else its adapters
+// have is of any.
 //
-// Threads: apply() of different tiles may run at once, others too while a matrix is not the same; whoever
-// applies a matrix for the first time, all of its tiles, calls compiled() before anybody else comes to it.
+// Threads: bring() and apply() of different matrices may run at once, and apply() of a matrix' tiles; whoever
+// applies a matrix for the first time, all of its tiles, calls finished() before anybody else comes to it.
 // counts() is for any thread. Ownership: memory is charged to the budget when the set is made.
 #pragma once
 
@@ -16,6 +16,8 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "adapters/overlay.h"
@@ -29,9 +31,9 @@ class PatchSet {
   // The format of a matrix; nullopt where its codes cannot be changed.
   using FormatOf = std::function<std::optional<FormatId>(int target)>;
 
-  // REQUIRES adapters of these targets, each once. Error{budget} where the memory is not there.
-  PatchSet(const Targets& targets, const FormatOf& format_of, const AdapterMix& mix,
-           std::shared_ptr<Budget> budget);
+  virtual ~PatchSet() = default;
+  PatchSet(const PatchSet&) = delete;
+  PatchSet& operator=(const PatchSet&) = delete;
 
   bool covers(int target) const noexcept { return index_[static_cast<std::size_t>(target)] >= 0; }
   bool is_of(const std::vector<AdapterMix::Entry>& entries) const noexcept;
@@ -39,51 +41,60 @@ class PatchSet {
   std::size_t left() const noexcept { return left_; }  // matrices with sparse values that it does not cover
   std::size_t bytes() const noexcept { return memory_.charged_bytes() + lists_bytes_; }
 
+  // Reads what apply() needs of these matrices, where they are covered and it is not there yet. The lock is to
+  // be held until they were applied.
+  [[nodiscard]] virtual std::unique_lock<std::mutex> bring(std::span<const int> targets);
+  // Whether all that was brought once stays there.
+  virtual bool keeps_all() const noexcept;
+
   // Of a matrix that is covered.
   std::size_t tiles(int target) const noexcept { return (matrix(target).rows + kTileRows - 1) / kTileRows; }
   // Puts the patch of a tile on, or takes it off; `codes` is the packed matrix, whose next tile may be asked
-  // for.
+  // for. REQUIRES bring().
   void apply(int target, std::size_t tile, std::byte* codes, bool ask_ahead) noexcept;
-  void compiled(int target) noexcept {
-    matrices_[static_cast<std::size_t>(index_[static_cast<std::size_t>(target)])].compiled = true;
-  }
+  void finished(int target) noexcept { matrices_[place(target)].there = true; }
 
-  PatchCounts counts() const;  // of what has been compiled
+  PatchCounts counts() const;  // of what has been made so far
 
- private:
+ protected:
   struct Matrix {
     FormatId format;
-    bool compiled = false;
     std::size_t rows;
     std::size_t cols;
-    std::size_t tile;   // of tiles_
-    std::size_t entry;  // of entries_
+    PatchTile* tiles = nullptr;
+    PatchEntry* entries = nullptr;
+    bool there = false;  // what those point to
   };
-  struct Tile {
-    std::uint64_t first = 0;  // of its entries, among the matrix' own
-    std::uint64_t count = 0;
-  };
-  const Matrix& matrix(int target) const noexcept {
-    return matrices_[static_cast<std::size_t>(index_[static_cast<std::size_t>(target)])];
+  PatchSet(const Targets& targets, const AdapterMix& mix);
+  void cover(int target, FormatId format, Targets::Shape shape);
+  void leave() noexcept { ++left_; }
+  void charge(std::shared_ptr<Budget> budget, std::size_t bytes);  // memory_ and lists, once all are covered
+  void count(const PatchCounts& more);
+
+  std::size_t place(int target) const noexcept {
+    return static_cast<std::size_t>(index_[static_cast<std::size_t>(target)]);
   }
-  void compile(const Matrix& matrix, int target, std::size_t tile, std::byte* of_tile) noexcept;
+  const Matrix& matrix(int target) const noexcept { return matrices_[place(target)]; }
 
   std::vector<AdapterMix::Entry> mix_;  // in the order in which they add
   std::vector<Matrix> matrices_;
+  Buffer memory_;
+
+ private:
+  // Makes the patch of a tile, and puts it on.
+  virtual void make(const Matrix& matrix, int target, std::size_t tile, std::byte* of_tile) noexcept;
+
   std::vector<std::int32_t> index_;  // by target
   std::size_t left_ = 0;
   std::size_t lists_bytes_ = 0;
   std::unique_ptr<Charge> lists_;
-  Buffer memory_;
-  Tile* tiles_ = nullptr;
-  PatchEntry* entries_ = nullptr;
   mutable std::mutex mutex_;
   PatchCounts counts_;
 };
 
 // A packed matrix that is to lose one set's patch and to get another's, each null where there is none; the
 // sets cover it. It may be done tile by tile, each once, by the product that reads the tiles next: `done`
-// says that all of them were.
+// says that all of them were. REQUIRES bring() of both.
 struct Repatch {
   PatchSet* off;
   PatchSet* on;

@@ -7,7 +7,8 @@
 #include <memory>
 #include <optional>
 
-#include "adapters/patch_set.h"
+#include "adapters/matrix_patch.h"
+#include "adapters/stored_patches.h"
 #include "bindings/bindings.h"
 #include "bindings/buffer.h"
 #include "engine/model.h"
@@ -78,15 +79,20 @@ struct LentDelta {
   std::optional<BorrowedBuffer> remainders;
 };
 
-py::dict count(const std::string& name, const py::object& packed, std::pair<std::size_t, std::size_t> shape,
-               const py::object& rows, const py::object& cols, const py::object& values,
-               const py::object& remainders) {
+py::bytes as_bytes(std::span<const std::byte> bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+py::tuple patch(const std::string& name, const py::object& packed, std::pair<std::size_t, std::size_t> shape,
+                const py::object& rows, const py::object& cols, const py::object& values,
+                const py::object& remainders) {
   const LentDelta lent(packed, rows, cols, values, remainders);
-  const auto counted = [&] {
+  PatchCounts counts;
+  const auto made = [&] {
     const py::gil_scoped_release released;
-    return count_patch(format(name), lent.packed.bytes(), shape.first, shape.second, lent.delta());
-  };
-  return describe(counted());
+    return matrix_patch(format(name), lent.packed.bytes(), shape.first, shape.second, lent.delta(), counts);
+  }();
+  return py::make_tuple(as_bytes(made), describe(counts));
 }
 
 py::bytes remainders(const std::string& name, const py::object& packed,
@@ -98,10 +104,32 @@ py::bytes remainders(const std::string& name, const py::object& packed,
     return matrix_remainders(format(name), lent.packed.bytes(), shape.first, shape.second, lent.delta());
   };
   const auto steps = found();
-  return {reinterpret_cast<const char*>(steps.data()), steps.size()};
+  return as_bytes(std::as_bytes(std::span(steps)));
 }
 
 }  // namespace
+
+std::shared_ptr<PatchSet> stored_patches(Model& model, const std::shared_ptr<Adapter>& adapter,
+                                         const std::string& path, const std::vector<StoredPlace>& places,
+                                         const py::dict& counts, bool keep) {
+  if (!adapter) throw Error(ErrorKind::invalid_argument, "adapter: found None");
+  PatchFile file;
+  const auto whole = [&](const char* key) { return counts[key].cast<std::uint64_t>(); };
+  const auto sum = [&](const char* key) { return counts[key].cast<double>(); };
+  file.counts = {whole("values"), whole("unchanged"), whole("clamped"), sum("intended"),
+                 sum("error"),    sum("apart"),       sum("beside")};
+  const py::gil_scoped_release released;
+  file.file = File::open(path, DirectIo::off);
+  for (const auto& [target, offset, bytes] : places) file.places.push_back({target, offset, bytes});
+  return model.patches(adapter, std::move(file), keep);
+}
+
+std::uint64_t adapter_fingerprint(const std::vector<py::dict>& parts) {
+  std::deque<BorrowedBuffer> lent;
+  std::vector<AdapterSource> sources;
+  for (const py::dict& part : parts) sources.push_back(source_of(part, lent));
+  return Adapter::fingerprint_of(sources);
+}
 
 std::shared_ptr<Adapter> make_adapter(const Model& model, const std::string& name,
                                       const std::vector<py::dict>& parts, std::uint64_t order) {
@@ -135,10 +163,11 @@ void bind_adapter(py::module_& module) {
       .def_property_readonly("covered", &PatchSet::covered)
       .def_property_readonly("left", &PatchSet::left)
       .def("counts", [](const PatchSet& set) { return describe(set.counts()); });
-  module.def("count_patch", &count, py::arg("format"), py::arg("packed"), py::arg("shape"), py::arg("rows"),
+  module.def("matrix_patch", &patch, py::arg("format"), py::arg("packed"), py::arg("shape"), py::arg("rows"),
              py::arg("cols"), py::arg("values"), py::arg("remainders"));
   module.def("remainders", &remainders, py::arg("format"), py::arg("packed"), py::arg("shape"),
              py::arg("rows"), py::arg("cols"), py::arg("floats"));
+  module.def("adapter_fingerprint", &adapter_fingerprint, py::arg("parts"));
 }
 
 }  // namespace edgert

@@ -310,6 +310,14 @@ void bind_model(py::module_& module) {
       .def_property_readonly("state_bytes",
                              [](const Model& m) { return m.kv().state_layout().floats * sizeof(float); })
       .def("patches", &patches, py::arg("adapters"))
+      .def(
+          "stored_adapter",
+          [](const Model& m, const std::string& name, std::uint64_t order, std::uint64_t fingerprint) {
+            return std::const_pointer_cast<Adapter>(m.stored_adapter(name, order, fingerprint));
+          },
+          py::arg("name"), py::arg("order"), py::arg("fingerprint"))
+      .def("stored_patches", &stored_patches, py::arg("adapter"), py::arg("path"), py::arg("places"),
+           py::arg("counts"), py::arg("keep"))
       .def("use_patches", &Model::use, py::arg("patches"), py::call_guard<py::gil_scoped_release>())
       .def("remove_patches", &Model::remove, py::arg("patches"), py::call_guard<py::gil_scoped_release>())
       .def("check_weights", &Model::check_weights, py::call_guard<py::gil_scoped_release>())

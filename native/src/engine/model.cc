@@ -83,6 +83,13 @@ std::shared_ptr<const Adapter> Model::adapter(const std::string& name, std::span
   });
 }
 
+std::shared_ptr<const Adapter> Model::stored_adapter(const std::string& name, std::uint64_t order,
+                                                     std::uint64_t fingerprint) const {
+  return with_hint([&] {
+    return std::make_shared<const Adapter>(weights_.targets(), fingerprint, runtime_->budget(), name, order);
+  });
+}
+
 Targets::Shape Model::target(std::string_view name) const {
   const Targets& targets = *weights_.targets();
   return targets.shape(targets.find(name));
@@ -171,6 +178,13 @@ void Model::check(const AdapterMix& mix) const {
 std::shared_ptr<PatchSet> Model::patches(const AdapterMix& mix) {
   check(mix);
   return with_hint([&] { return patched_.make(mix, runtime_->budget()); });
+}
+
+std::shared_ptr<PatchSet> Model::patches(const std::shared_ptr<const Adapter>& adapter, PatchFile file,
+                                         bool keep) {
+  const AdapterMix mix{{{adapter, 1}}};
+  check(mix);
+  return with_hint([&] { return patched_.stored(mix, std::move(file), keep, runtime_->budget()); });
 }
 
 void Model::use(const std::shared_ptr<PatchSet>& set) {

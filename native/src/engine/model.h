@@ -131,6 +131,9 @@ class Model {
   // Charged to the budget. See Adapter for errors.
   std::shared_ptr<const Adapter> adapter(const std::string& name, std::span<const AdapterSource> sources,
                                          std::uint64_t order = 0) const;
+  // One whose patches are in a file: nothing else of it is in memory.
+  std::shared_ptr<const Adapter> stored_adapter(const std::string& name, std::uint64_t order,
+                                                std::uint64_t fingerprint) const;
   // What an adapter can change by this name. Error{invalid_argument} where it is nothing.
   Targets::Shape target(std::string_view name) const;
   // Tokens past the vocabulary that sequences with this mix begin with; step() puts them before the first
@@ -152,6 +155,9 @@ class Model {
   // The patches that a mix makes of the weights, for AdapterMix::patch. Error{invalid_argument} as
   // sequence(), Error{budget} where they do not fit.
   std::shared_ptr<PatchSet> patches(const AdapterMix& mix);
+  // The same of an adapter that is stored, at scale 1. Where memory is short, not to `keep` what is read of
+  // experts' patches takes little of it. Error{corrupt} where the file is damaged, also when it is used.
+  std::shared_ptr<PatchSet> patches(const std::shared_ptr<const Adapter>& adapter, PatchFile file, bool keep);
   // Sequences of each set, or of none, get its weights when they run: what is to run next is made ready here,
   // the dense matrices at once and experts as they are used.
   void use(const std::shared_ptr<PatchSet>& set);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "adapters/compiled_patches.h"
 #include "bundle/xxhash.h"
 #include "platform/error.h"
 
@@ -15,7 +16,7 @@ PatchSet* set_of(const ExpertStore::Change& change) { return static_cast<PatchSe
 
 }  // namespace
 
-std::shared_ptr<PatchSet> PatchedWeights::make(const AdapterMix& mix, std::shared_ptr<Budget> budget) const {
+PatchSet::FormatOf PatchedWeights::formats() const {
   std::vector<std::optional<FormatId>> formats(at(weights_.targets()->count()));
   for (int target = 0; target < weights_.dense_targets(); ++target) {
     if (weights_.codes(target) != nullptr) formats[at(target)] = weights_.format_of(target);
@@ -31,16 +32,31 @@ std::shared_ptr<PatchSet> PatchedWeights::make(const AdapterMix& mix, std::share
       formats[target(ExpertPart::down)] = f.down;
     }
   }
-  return std::make_shared<PatchSet>(
-      *weights_.targets(), [&](int target) { return formats[at(target)]; }, mix, std::move(budget));
+  return [formats = std::move(formats)](int target) { return formats[at(target)]; };
+}
+
+std::shared_ptr<PatchSet> PatchedWeights::make(const AdapterMix& mix, std::shared_ptr<Budget> budget) const {
+  return std::make_shared<CompiledPatches>(*weights_.targets(), formats(), mix, std::move(budget));
+}
+
+std::shared_ptr<PatchSet> PatchedWeights::stored(const AdapterMix& mix, PatchFile file, bool keep,
+                                                 std::shared_ptr<Budget> budget) const {
+  const int kept = keep ? weights_.targets()->count() : weights_.dense_targets();
+  return std::make_shared<StoredPatches>(*weights_.targets(), formats(), mix, std::move(file), kept,
+                                         std::move(budget));
 }
 
 void PatchedWeights::use(const std::shared_ptr<PatchSet>& set) {
   if (set == current_) return;
   std::vector<Repatch> work;
+  std::vector<std::vector<int>> matrices;
   for (int target = 0; target < weights_.dense_targets(); ++target) {
-    if (std::byte* codes = weights_.codes(target)) add(work, current_.get(), set.get(), target, codes);
+    std::byte* const codes = weights_.codes(target);
+    if (codes == nullptr) continue;
+    add(work, current_.get(), set.get(), target, codes);
+    matrices.push_back({target});
   }
+  if (set != nullptr) bring(*set, matrices);
   change(work);
   const std::lock_guard lock(mutex_);
   current_ = set;
@@ -51,15 +67,16 @@ void PatchedWeights::remove(const std::shared_ptr<PatchSet>& set) {
   store_.visit([&](const ExpertStore::Expert& expert, std::span<std::byte> bytes,
                    const ExpertStore::Change& change) -> ExpertStore::Change {
     if (change != set) return change;
-    take_off(change, expert, bytes);
+    flip(set.get(), expert, bytes.data());
     return nullptr;
   });
 }
 
-void PatchedWeights::take_off(const ExpertStore::Change& change_of, const ExpertStore::Expert& expert,
-                              std::span<std::byte> bytes) const {
+void PatchedWeights::flip(PatchSet* set, const ExpertStore::Expert& expert, std::byte* bytes) const {
+  if (set == nullptr) return;
   std::vector<Repatch> work;
-  add_expert(work, set_of(change_of), nullptr, expert, bytes.data());
+  add_expert(work, nullptr, set, expert, bytes);
+  const auto held = set->bring(matrices_of(expert));
   change(work);
 }
 
@@ -69,7 +86,7 @@ std::size_t PatchedWeights::check() {
   std::string damaged;
   store_.visit([&](const ExpertStore::Expert& expert, std::span<std::byte> bytes,
                    const ExpertStore::Change& change) -> ExpertStore::Change {
-    take_off(change, expert, bytes);
+    flip(set_of(change), expert, bytes.data());
     const auto& layers = bundle_.manifest().experts;
     const auto row = std::find_if(layers.begin(), layers.end(),
                                   [&](const auto& layer) { return layer.layer == expert.layer; });
@@ -90,11 +107,25 @@ std::size_t PatchedWeights::check() {
 
 PatchedWeights::Pending::Pending(const PatchedWeights& weights, int layer,
                                  std::span<ExpertStore::Lease* const> leases)
-    : weights_(&weights), leases_(leases.begin(), leases.end()) {
-  for (ExpertStore::Lease* lease : leases_) {
-    weights.add_expert(work_, set_of(lease->change()), weights.current_.get(),
-                       {layer, lease->expert(), lease->formats()}, lease->bytes());
+    : weights_(&weights) {
+  PatchSet* const on = weights.current_.get();
+  const auto stays = [](PatchSet* set) { return set == nullptr || set->keeps_all(); };
+  std::vector<std::vector<int>> matrices;
+  for (ExpertStore::Lease* lease : leases) {
+    const ExpertStore::Expert expert{layer, lease->expert(), lease->formats()};
+    PatchSet* const off = set_of(lease->change());
+    if (stays(on) && stays(off)) {
+      leases_.push_back(lease);
+      matrices.push_back(weights.matrices_of(expert));
+      weights.add_expert(work_, off, on, expert, lease->bytes());
+      continue;
+    }  // else one after the other: there is room for the patches of one
+    weights.flip(off, expert, lease->bytes());
+    lease->set_change(nullptr);
+    weights.flip(on, expert, lease->bytes());
+    lease->set_change(weights.current_);
   }
+  if (on != nullptr) weights.bring(*on, matrices);
 }
 
 PatchedWeights::Pending::~Pending() {
@@ -118,11 +149,25 @@ ExpertStore::Change PatchedWeights::page_in(const ExpertStore::Expert& expert, s
   if (set == nullptr) return nullptr;
   std::vector<Repatch> work;
   add_expert(work, nullptr, set.get(), expert, bytes.data());
+  const auto held = set->bring(matrices_of(expert));
   for (Repatch& matrix : work) {
     matrix.tiles(0, matrix.tiles());
     matrix.finish();
   }
   return set;
+}
+
+void PatchedWeights::bring(PatchSet& set, std::span<const std::vector<int>> matrices) const {
+  pool_.run(static_cast<int>(matrices.size()), 1, [&](int begin, int end, int) {
+    for (int i = begin; i < end; ++i) (void)set.bring(matrices[at(i)]);
+  });
+}
+
+std::vector<int> PatchedWeights::matrices_of(const ExpertStore::Expert& expert) const {
+  const auto target = [&](ExpertPart part) {
+    return weights_.targets()->expert(expert.layer, expert.expert, part);
+  };
+  return {target(ExpertPart::gate), target(ExpertPart::up), target(ExpertPart::down)};
 }
 
 void PatchedWeights::add(std::vector<Repatch>& work, PatchSet* off, PatchSet* on, int target,

@@ -15,7 +15,7 @@
 #include <span>
 #include <vector>
 
-#include "adapters/patch_set.h"
+#include "adapters/stored_patches.h"
 #include "experts/store.h"
 #include "model/weights.h"
 #include "platform/thread_pool.h"
@@ -30,6 +30,9 @@ class PatchedWeights {
       : bundle_(bundle), recipe_(recipe), weights_(weights), store_(store), pool_(pool) {}
 
   std::shared_ptr<PatchSet> make(const AdapterMix& mix, std::shared_ptr<Budget> budget) const;
+  // Those of a file, whose patches of experts stay in memory once they were read, or do not.
+  std::shared_ptr<PatchSet> stored(const AdapterMix& mix, PatchFile file, bool keep,
+                                   std::shared_ptr<Budget> budget) const;
 
   // From now on weights are those of `set`; null: the bundle's.
   void use(const std::shared_ptr<PatchSet>& set);
@@ -60,11 +63,14 @@ class PatchedWeights {
   std::size_t check();
 
  private:
+  PatchSet::FormatOf formats() const;
+  void bring(PatchSet& set, std::span<const std::vector<int>> matrices) const;  // on every thread
+  std::vector<int> matrices_of(const ExpertStore::Expert& expert) const;
   void add(std::vector<Repatch>& work, PatchSet* off, PatchSet* on, int target, std::byte* codes) const;
   void add_expert(std::vector<Repatch>& work, PatchSet* off, PatchSet* on, const ExpertStore::Expert& expert,
                   std::byte* bytes) const;
-  void take_off(const ExpertStore::Change& change, const ExpertStore::Expert& expert,
-                std::span<std::byte> bytes) const;
+  // Puts on, or takes off, what an expert's bytes do not, or do, carry.
+  void flip(PatchSet* set, const ExpertStore::Expert& expert, std::byte* bytes) const;
   void change(std::span<Repatch> work) const;  // what is not done, on every thread
 
   const Bundle& bundle_;
