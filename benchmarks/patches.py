@@ -3,9 +3,11 @@
 python benchmarks/patches.py [MODEL] --share 0.01
 
 MODEL is a bundle (the embedded one). Two adapters have random values at a random --share of the elements of every matrix of attention,
-of every expert and of the head, and take turns. A sequence of one token begins after every switch; times are medians over --rounds.
-"cold" is the first switch to an adapter ever, which compiles its patches; its numbers have been read. Factors are over the tokens of
-the same round whose experts are patched already, since machines drift; plain tokens, without any adapter, come before and after all of it.
+of every expert and of the head, and take turns; their files have the patches, or, with --compile, the numbers alone. A sequence of
+one token begins after every switch; times are medians over --rounds. "cold" is the first switch to an adapter ever, which reads its
+patches, or compiles them of numbers that have been read. Factors are over the tokens of the same round whose experts are patched
+already, since machines drift: of means over their mean, of the first over their median. Plain tokens, without any adapter, come
+before and after all of it.
 """
 
 import argparse
@@ -14,19 +16,25 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from random_adapters import sparse_files
 from timing import against, ms, switch_seconds, timed, token_seconds
 
 import edgert
-from edgert.adapters import AdapterInfo
 from edgert.bundle import Bundle, locate
 from edgert.cli.terminal import markdown_table
 from edgert.units import format_bytes
 
-Times = tuple[
-    float, float, float, float
-]  # of the switch, the first token, the mean of the next, and after them
+
+class Round(NamedTuple):
+    """Seconds of a switch, of the first token after it, and of the next ones; and of as many once all is in place."""
+
+    switch: float
+    first: float
+    following: float
+    after: float
+    after_mean: float
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,54 +51,51 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--adapters", metavar="DIRECTORY", type=Path, help="where the adapters are kept, or made"
     )
     parser.add_argument("--make", action="store_true", help="make them and do no more")
+    parser.add_argument("--compile", action="store_true", help="of files without patches")
     parser.add_argument("--overlay", action="store_true", help="also time the overlay")
     args = parser.parse_args(arguments)
     bundle = Bundle.open(locate(args.model))
     rows = [("", "")]
     with tempfile.TemporaryDirectory() as directory:
-        paths = sparse_files(bundle, args.share, args.adapters or Path(directory))
+        paths = sparse_files(
+            bundle, args.share, args.adapters or Path(directory), with_patches=not args.compile
+        )
         if args.make:
             return
         with edgert.load(args.model, memory=args.memory, threads=args.threads or "auto") as model:
             for path in paths:
-                seconds, info = timed(partial(read, model, path))
-                rows.append(
-                    (f"read {info.name}, {info.matrices} matrices, {format_bytes(info.bytes)}", ms(seconds))
-                )
+                seconds, info = timed(partial(model.load_adapter, path))
+                rows.append((f"load {info.name}, {info.matrices} matrices", ms(seconds)))
+                if args.compile:
+                    seconds, _ = timed(partial(read, model, info.name))
+                    rows.append((f"read {info.name}, {format_bytes(info.bytes)}", ms(seconds)))
             rows += switches(model, args)
     print(markdown_table(rows, right=(1,)))
 
 
-def read(model: edgert.Model, path: Path) -> AdapterInfo:
-    name = model.load_adapter(path).name
-    model.session(adapter=name).close()  # reads its numbers
-    return next(one for one in model.adapters() if one.name == name)
+def read(model: edgert.Model, name: str) -> None:
+    model.session(adapter=name).close()
 
 
 def switches(model: edgert.Model, args: argparse.Namespace) -> list[tuple[str, str]]:
     for _ in range(2):  # every expert is read, or as many as fit
         plain = token_seconds(model, 3 * args.tokens)
-    token = statistics.median(plain[1:])
-    rows = [("a plain token, first", ms(token))]
-    cold: list[Times] = []
-    warm: list[Times] = []
-    for turn in range(2 * (args.rounds + 1)):
-        name = ("one", "two")[turn % 2]
-        switch = switch_seconds(model, name, "patch")
-        times = token_seconds(model, args.tokens + 1)
-        after = token_seconds(model, args.tokens)
-        (cold if turn < 2 else warm).append(
-            (switch, times[0], statistics.mean(times[1:]), statistics.median(after[1:]))
-        )
-    for label, found in (("cold: ", cold), ("", warm)):
-        switch, first, following, after_it = (
-            statistics.median(column) for column in zip(*found, strict=True)
-        )
+    rows = [("a plain token, first", ms(statistics.median(plain[1:])))]
+    cold = [one_round(model, name, args.tokens) for name in ("one", "two")]
+    by_turns: list[Round] = []
+    from_base: list[Round] = []
+    for _ in range(args.rounds):
+        by_turns += [one_round(model, name, args.tokens) for name in ("one", "two")]
+        model.set_adapter(None)
+        token_seconds(model, args.tokens + 1)  # of as many experts the patches are off
+        from_base.append(one_round(model, "two", args.tokens))
+    for label, rounds in (("cold: ", cold), ("from the other: ", by_turns), ("from none: ", from_base)):
+        found = Round(*(statistics.median(column) for column in zip(*rounds, strict=True)))
         rows += [
-            (f"{label}set_adapter", ms(switch)),
-            (f"{label}the first token", against(first, after_it)),
-            (f"{label}the mean of the next {args.tokens}", against(following, after_it)),
-            (f"{label}the median of {args.tokens} after them", ms(after_it)),
+            (f"{label}set_adapter", ms(found.switch)),
+            (f"{label}the first token", against(found.first, found.after)),
+            (f"{label}the mean of the next {args.tokens}", against(found.following, found.after_mean)),
+            (f"{label}{args.tokens} after them, the mean", ms(found.after_mean)),
         ]
     model.set_adapter(None)
     model.unload_adapter("one")
@@ -101,6 +106,18 @@ def switches(model: edgert.Model, args: argparse.Namespace) -> list[tuple[str, s
     model.set_adapter(None)
     rows.append(("a plain token, last", ms(statistics.median(token_seconds(model, args.tokens)[1:]))))
     return rows
+
+
+def one_round(model: edgert.Model, name: str, tokens: int) -> Round:
+    switch = switch_seconds(model, name, "patch")
+    times, after = token_seconds(model, tokens + 1), token_seconds(model, tokens + 1)
+    return Round(
+        switch,
+        times[0],
+        statistics.mean(times[1:]),
+        statistics.median(after[1:]),
+        statistics.mean(after[1:]),
+    )
 
 
 if __name__ == "__main__":

@@ -8,15 +8,21 @@ import numpy as np
 from edgert.bundle import Bundle
 from edgert.converters.adapter_file import write_adapter
 from edgert.converters.adapter_part import Part
+from edgert.converters.stored_patches import pack_patches
 
 
-def sparse_files(bundle: Bundle, share: float, directory: Path) -> list[Path]:
-    """Two, `one` and `two`, of every matrix that can be patched; those that `directory` has already are taken as they are."""
+def sparse_files(bundle: Bundle, share: float, directory: Path, *, with_patches: bool = True) -> list[Path]:
+    """Two, `one` and `two`, of every matrix that can be patched, with the patches or the numbers alone; those that `directory`
+    has already are taken as they are."""
     directory.mkdir(parents=True, exist_ok=True)
-    paths = [directory / f"{name}.adapter" for name in ("one", "two")]
+    kept = directory if with_patches else directory / "numbers"
+    kept.mkdir(exist_ok=True)
+    paths = [kept / f"{name}.adapter" for name in ("one", "two")]
     for seed, path in enumerate(paths):
         if not path.exists():
-            write_adapter(path, "SHIRA", list(random_sparse(bundle, share, seed)), bundle.manifest)
+            parts = list(random_sparse(bundle, share, seed))
+            patches = pack_patches(parts, bundle.path, bundle.manifest) if with_patches else None
+            write_adapter(path, "SHIRA", parts, bundle.manifest, patches=patches)
     return paths
 
 

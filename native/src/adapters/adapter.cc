@@ -301,8 +301,7 @@ Adapter::Adapter(std::shared_ptr<const Targets> targets, std::uint64_t fingerpri
 
 std::uint64_t Adapter::fingerprint_of(std::span<const AdapterSource> sources) {
   std::map<std::string_view, std::uint64_t> fingerprints;
-  for (const AdapterSource& source : sources)
-    fingerprints.emplace(source.target, fingerprint_of_one(source));
+  for (const AdapterSource& source : sources) fingerprints.emplace(source.target, fingerprint_of_one(source));
   Xxh64 hash;
   for (const auto& [target, one] : fingerprints) hash.update(std::as_bytes(std::span(&one, 1)));
   return hash.digest();

@@ -166,14 +166,12 @@ void check_patch(const Format& format, std::size_t rows, std::size_t cols, std::
     const PatchTile& of = tiles[tile];
     if (of.first != first || of.count > there - first) fail("its tiles are not those of the entries");
     first += of.count;
-    std::size_t at = 0;  // wraps where an entry goes back too far, and is beyond the end then
-    bool inside = true;
+    std::size_t at = 0, outside = 0;  // wraps where an entry goes back too far, and is beyond the end then
     for (std::size_t i = of.first; i < first; ++i) {
-      at += entries[i].step;
-      at -= PatchEntry::kBack;
-      inside = inside && at < end;
+      at += std::size_t{entries[i].step} - PatchEntry::kBack;
+      outside |= at >= end ? 1 : 0;
     }
-    if (!inside) fail("an entry is outside the matrix' codes");
+    if (outside != 0) fail("an entry is outside the matrix' codes");
   }
 }
 

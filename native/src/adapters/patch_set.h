@@ -41,8 +41,8 @@ class PatchSet {
   std::size_t left() const noexcept { return left_; }  // matrices with sparse values that it does not cover
   std::size_t bytes() const noexcept { return memory_.charged_bytes() + lists_bytes_; }
 
-  // Reads what apply() needs of these matrices, where they are covered and it is not there yet. The lock is to
-  // be held until they were applied.
+  // Reads what apply() needs of these matrices, where they are covered and it is not there yet. The lock is
+  // to be held until they were applied.
   [[nodiscard]] virtual std::unique_lock<std::mutex> bring(std::span<const int> targets);
   // Whether all that was brought once stays there.
   virtual bool keeps_all() const noexcept;

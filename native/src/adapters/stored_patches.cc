@@ -15,14 +15,15 @@ StoredPatches::StoredPatches(const Targets& targets, const FormatOf& format_of, 
   std::size_t largest = 0;  // of those that are not kept
   for (const PatchFile::Place& place : file_.places) {
     const int target = add(targets, format_of, place);
-    at_.push_back(scratch_);
+    at_.push_back(scratches_);
     if (keeps(target)) {
-      scratch_ += place.bytes;
+      scratches_ += place.bytes;
     } else {
       largest = std::max<std::size_t>(largest, place.bytes);
     }
   }
-  charge(std::move(budget), scratch_ + kTogether * largest);
+  scratch_bytes_ = kTogether * largest;
+  charge(std::move(budget), scratches_ + kScratches * scratch_bytes_);
   count(file_.counts);
 }
 
@@ -55,9 +56,9 @@ std::unique_lock<std::mutex> StoredPatches::bring(std::span<const int> targets) 
     kept = keeps(target);
   }
   std::unique_lock<std::mutex> lock;
-  if (!kept) lock = std::unique_lock(scratch_mutex_);
+  std::size_t scratch = 0;
+  if (!kept) lock = take_scratch(scratch);
   std::sort(wanted.begin(), wanted.end());
-  std::size_t scratch = scratch_;
   for (std::size_t begin = 0, end = 0; begin < wanted.size(); begin = end) {
     const auto follows = [&](std::size_t one, std::size_t next) {
       return file_.places[one].offset + file_.places[one].bytes == file_.places[next].offset;
@@ -70,22 +71,34 @@ std::unique_lock<std::mutex> StoredPatches::bring(std::span<const int> targets) 
   return lock;
 }
 
+// One that is free, or else the last.
+std::unique_lock<std::mutex> StoredPatches::take_scratch(std::size_t& at) {
+  for (std::size_t i = 0; i < kScratches; ++i) {
+    at = scratches_ + i * scratch_bytes_;
+    std::unique_lock lock(scratch_mutexes_[i], std::try_to_lock);
+    if (lock.owns_lock()) return lock;
+  }
+  return std::unique_lock(scratch_mutexes_[kScratches - 1]);
+}
+
 // Of matrices that follow one another in the file, and so in memory.
 void StoredPatches::read(std::span<const std::size_t> run, std::size_t at) {
   const auto& first = file_.places[run.front()];
   const auto& last = file_.places[run.back()];
-  file_.file->read(first.offset, {memory_.data() + at, last.offset + last.bytes - first.offset});
+  const std::size_t bytes = last.offset + last.bytes - first.offset;
+  file_.file->read(first.offset, {memory_.data() + at, bytes});
+  *file_.bytes_read += bytes;
   for (const std::size_t one : run) {
     const PatchFile::Place& place = file_.places[one];
     Matrix& m = matrices_[one];
-    std::byte* const bytes = memory_.data() + at + (place.offset - first.offset);
+    std::byte* const patch = memory_.data() + at + (place.offset - first.offset);
     try {
-      check_patch(format(m.format), m.rows, m.cols, {bytes, place.bytes});
+      check_patch(format(m.format), m.rows, m.cols, {patch, place.bytes});
     } catch (const Error& error) {
       fail(place, error.what());
     }
-    m.tiles = reinterpret_cast<PatchTile*>(bytes + sizeof(std::uint64_t));
-    m.entries = reinterpret_cast<PatchEntry*>(bytes + patch_header_bytes(m.rows));
+    m.tiles = reinterpret_cast<PatchTile*>(patch + sizeof(std::uint64_t));
+    m.entries = reinterpret_cast<PatchEntry*>(patch + patch_header_bytes(m.rows));
     m.there = true;
   }
 }

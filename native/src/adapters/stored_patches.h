@@ -1,10 +1,12 @@
 // Patches that an adapter's file has, of that adapter alone at scale 1, compiled when the file was made: they
 // are read where they are wanted, and nothing else of the adapter is in memory.
 //
-// Those of some targets are kept once they were read; the others' are read into one scratch area every time,
-// by one thread after the other.
+// Those of some targets are kept once they were read; the others' are read every time, into one of a few
+// scratch areas.
 #pragma once
 
+#include <array>
+#include <atomic>
 #include <string>
 #include <vector>
 
@@ -23,6 +25,7 @@ struct PatchFile {
   std::shared_ptr<const File> file;
   std::vector<Place> places;
   PatchCounts counts;
+  std::shared_ptr<std::atomic<std::uint64_t>> bytes_read;  // where they are counted
 };
 
 class StoredPatches final : public PatchSet {
@@ -38,7 +41,9 @@ class StoredPatches final : public PatchSet {
   bool keeps_all() const noexcept override { return all_; }
 
  private:
-  static constexpr std::size_t kTogether = 3;  // matrices of an expert
+  static constexpr std::size_t kTogether = 3;   // matrices of an expert
+  static constexpr std::size_t kScratches = 4;  // as many experts are seldom read at once
+  std::unique_lock<std::mutex> take_scratch(std::size_t& at);
   bool keeps(int target) const noexcept { return target < kept_; }
   int add(const Targets& targets, const FormatOf& format_of, const PatchFile::Place& place);  // its target
   void read(std::span<const std::size_t> places, std::size_t at);
@@ -48,8 +53,9 @@ class StoredPatches final : public PatchSet {
   const int kept_;
   const bool all_;
   std::vector<std::size_t> at_;  // by matrix: in memory_, of those that are kept
-  std::size_t scratch_ = 0;      // in memory_
-  std::mutex scratch_mutex_;
+  std::size_t scratches_ = 0;    // in memory_, behind those
+  std::size_t scratch_bytes_ = 0;
+  std::array<std::mutex, kScratches> scratch_mutexes_;
 };
 
 }  // namespace edgert

@@ -225,6 +225,7 @@ py::dict statistics(const Model& model) {
   out["evictions"] = s.experts.evictions;
   out["stall_s"] = s.experts.stall_s;
   out["bytes_read"] = s.bytes_read;
+  out["patch_bytes_read"] = s.patch_bytes_read;
   out["expert_bytes_read"] = s.experts.demand_bytes + s.experts.prefetched_bytes;
   out["expert_bytes_prefetched"] = s.experts.prefetched_bytes;
   out["prefetches"] = s.experts.prefetches;

@@ -451,7 +451,9 @@ ModelStatistics Model::statistics() const {
   out.experts = store_.statistics();
   out.lossy = decoder_.lossy_counts();
   if (const Preloader* preloader = prediction_.preloader()) out.preload = preloader->statistics();
-  out.bytes_read = weights_.bytes_read() + out.experts.demand_bytes + out.experts.prefetched_bytes;
+  out.patch_bytes_read = patched_.bytes_read();
+  out.bytes_read =
+      weights_.bytes_read() + out.experts.demand_bytes + out.experts.prefetched_bytes + out.patch_bytes_read;
   return out;
 }
 

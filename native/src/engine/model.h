@@ -107,7 +107,8 @@ struct SampleRow {
 struct ModelStatistics {
   ExpertStatistics experts;
   PreloadStatistics preload;
-  std::uint64_t bytes_read = 0;  // dense and experts, prefetched ones too
+  std::uint64_t bytes_read = 0;  // dense, experts, prefetched ones too, and patches
+  std::uint64_t patch_bytes_read = 0;
   std::uint64_t prefill_tokens = 0;
   std::uint64_t decode_tokens = 0;
   double prefill_s = 0;

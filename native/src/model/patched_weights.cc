@@ -41,6 +41,7 @@ std::shared_ptr<PatchSet> PatchedWeights::make(const AdapterMix& mix, std::share
 
 std::shared_ptr<PatchSet> PatchedWeights::stored(const AdapterMix& mix, PatchFile file, bool keep,
                                                  std::shared_ptr<Budget> budget) const {
+  file.bytes_read = bytes_read_;
   const int kept = keep ? weights_.targets()->count() : weights_.dense_targets();
   return std::make_shared<StoredPatches>(*weights_.targets(), formats(), mix, std::move(file), kept,
                                          std::move(budget));

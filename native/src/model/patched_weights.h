@@ -9,7 +9,9 @@
 // carry it.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -33,6 +35,8 @@ class PatchedWeights {
   // Those of a file, whose patches of experts stay in memory once they were read, or do not.
   std::shared_ptr<PatchSet> stored(const AdapterMix& mix, PatchFile file, bool keep,
                                    std::shared_ptr<Budget> budget) const;
+
+  std::uint64_t bytes_read() const noexcept { return *bytes_read_; }  // of patches in files
 
   // From now on weights are those of `set`; null: the bundle's.
   void use(const std::shared_ptr<PatchSet>& set);
@@ -78,6 +82,8 @@ class PatchedWeights {
   const Weights& weights_;
   ExpertStore& store_;
   ThreadPool& pool_;
+  const std::shared_ptr<std::atomic<std::uint64_t>> bytes_read_ =
+      std::make_shared<std::atomic<std::uint64_t>>(0);
   std::mutex mutex_;  // of current_, for readers' threads
   std::shared_ptr<PatchSet> current_;
 };
