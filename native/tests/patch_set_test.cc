@@ -1,8 +1,7 @@
 // Patches that a product takes over on the way are those that would have been put on before it.
-#include "adapters/compiled_patches.h"
-
 #include <doctest/doctest.h>
 
+#include "adapters/compiled_patches.h"
 #include "kernels_support.h"
 #include "model/linear.h"
 #include "quant/pack.h"

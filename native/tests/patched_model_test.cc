@@ -1,12 +1,12 @@
 // Patches in a whole model: switches, fusions, evictions and page-ins in any order, and no byte is lost.
 #include <algorithm>
 #include <random>
-#include <set>
 
 #include "engine/model.h"
 #include "kernels_support.h"
 #include "model_support.h"
 #include "small_bundle.h"
+#include "sparse_sources.h"
 #include "support.h"
 
 using namespace edgert;
@@ -21,47 +21,10 @@ using test::TemporaryDirectory;
 
 namespace {
 
-// Sparse values in attention, some experts and the head of a model; the same numbers every time.
 std::shared_ptr<const Adapter> sparse_adapter(const Model& model, const SmallModel& small, unsigned seed,
                                               bool with_remainders = true) {
-  struct Numbers {
-    std::vector<std::int32_t> rows, cols;
-    std::vector<float> values;
-    std::vector<std::int8_t> remainders;
-  };
-  std::mt19937 random(seed);
-  std::vector<Numbers> numbers;
-  std::vector<AdapterSource> sources;
-  numbers.reserve(100);
-  const auto add = [&](const std::string& target, int outputs, int inputs) {
-    Numbers& n = numbers.emplace_back();
-    std::set<std::pair<int, int>> there;
-    for (int i = 0; i < outputs * inputs / 20; ++i) {
-      const int row = static_cast<int>(random() % static_cast<unsigned>(outputs));
-      const int col = static_cast<int>(random() % static_cast<unsigned>(inputs));
-      if (!there.emplace(row, col).second) continue;
-      n.rows.push_back(row);
-      n.cols.push_back(col);
-      n.values.push_back(static_cast<float>(random() % 1000) / 1000 - 0.5F);
-      n.remainders.push_back(static_cast<std::int8_t>(static_cast<int>(random() % 200) - 100));
-    }
-    AdapterSource& source = sources.emplace_back();
-    source.target = target;
-    source.rows = n.rows;
-    source.cols = n.cols;
-    source.values = n.values;
-    if (with_remainders) source.remainders = n.remainders;
-  };
-  add("layers.0.attention.o", small.hidden, 32);
-  for (int layer = 0; layer < small.layers; ++layer) {
-    for (int expert = static_cast<int>(seed % 2); expert < small.experts; ++expert) {
-      const std::string name = "layers." + std::to_string(layer) + ".experts." + std::to_string(expert);
-      add(name + ".gate", small.intermediate, small.hidden);
-      if (expert % 2 == 0) add(name + ".up", small.intermediate, small.hidden);
-      add(name + ".down", small.hidden, small.intermediate);
-    }
-  }
-  return model.adapter("sparse " + std::to_string(seed), sources);
+  const test::SparseSources sparse(small, seed, with_remainders);
+  return model.adapter("sparse " + std::to_string(seed), sparse.sources);
 }
 
 AdapterMix patched(Model& model, std::vector<AdapterMix::Entry> entries) {
