@@ -161,6 +161,29 @@ def test_what_has_begun_goes_on_as_it_began(model: Any) -> None:
     assert tokens == expected
 
 
+@pytest.mark.parametrize(
+    ("choice", "found"),
+    [
+        ({"sparse": 1e39}, "sparse: scale: found 1e\\+39"),
+        ({"sparse": -1e300}, "sparse: scale: found -1e\\+300"),
+        ({"sparse": 10**400}, "sparse: scale: found 1000"),
+        ({"sparse": float("nan")}, "sparse: scale: found nan"),
+        ({"sparse": "1"}, "sparse: scale: found '1'"),
+        ({"sparse": True}, "sparse: scale: found True"),
+        (5, "adapter: found 5"),
+        ([["sparse"]], r"adapter: found \[\['sparse'\]\]"),
+        ({5: 1.0}, "adapter: found {5: 1.0}"),
+        (b"sparse", "adapter: found b'sparse'"),
+    ],
+)
+def test_what_is_no_choice_is_refused(model: Any, choice: Any, found: str) -> None:
+    before = bits(model.logits(TOKENS))
+    for call in (model.set_adapter, lambda choice: model.logits(TOKENS, adapter=choice)):
+        with pytest.raises(InvalidArgumentError, match=found):
+            call(choice)
+    np.testing.assert_array_equal(bits(model.logits(TOKENS)), before)
+
+
 def test_unloading_gives_its_memory_back(model: Any) -> None:
     before = model.stats()["used_bytes"]
     (info,) = [info for info in model.adapters() if info.name == "two"]

@@ -140,7 +140,7 @@ def prompt(kind: str, shape: tuple[int, int]) -> Change:
 
 FACTORS = (f"{Q}.lora_A.weight", f"{Q}.lora_B.weight")
 CASES: dict[str, tuple[Callable[[], Adapter], Change, type[EdgertError], str]] = {
-    "inputs of another size": (lora, tensor(FACTORS[0], lambda a: a[:, :60]), InvalidArgumentError, "layers.0.attention.q: A: found 120"),
+    "inputs of another size": (lora, tensor(FACTORS[0], lambda a: a[:, :60]), InvalidArgumentError, "/bad: layers.0.attention.q: A: found 120"),
     "outputs of another size": (lora, tensor(FACTORS[1], lambda b: b[:60]), InvalidArgumentError, "layers.0.attention.q: B: found 120"),
     "factors of two ranks": (lora, tensor(FACTORS[1], lambda b: b[:, :1]), CorruptError, "lora_A has rank 2, lora_B 1"),
     "three dimensions": (lora, tensor(FACTORS[0], lambda a: a[None]), CorruptError, "shape [1, 2, 72]; 2 dimensions"),
