@@ -312,10 +312,10 @@ class AdapterSet:
         if entry.native is not None:
             return entry.native
         read = entry.source.read()
-        add_remainders(read, self._bundle.path, self._bundle.manifest)
-        parts = [part.native() for part in read]
         self._keep_to_limit(native, entry.bytes, keep)
         try:
+            add_remainders(read, self._bundle.path, self._bundle.manifest)
+            parts = [part.native() for part in read]
             made = self._with_room(lambda: native.adapter(name, parts, entry.order), native, keep)
         except InvalidArgumentError as error:
             raise InvalidArgumentError(
