@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from edgert import _native
 from edgert.adapter_sources import PeftDirectory, Source, estimate_of, estimate_of_counts
-from edgert.bundle import Bundle, locate_adapter
+from edgert.bundle import Bundle, adapter_name, locate_adapter
 from edgert.errors import (
     BudgetError,
     CorruptError,
@@ -441,7 +441,7 @@ class Adapters:
         name that is taken, BudgetError where it does not fit.
         """
         found = locate_adapter(path)
-        return self._load_adapter(found, found.stem if name is None else name)
+        return self._load_adapter(found, adapter_name(found) if name is None else name)
 
     def unload_adapter(self, name: str) -> None:
         """Raises NotFoundError. What runs with it runs on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,17 @@ def test_what_is_no_choice_is_refused(model: Any, choice: Any, found: str) -> No
         with pytest.raises(InvalidArgumentError, match=found):
             call(choice)
     np.testing.assert_array_equal(bits(model.logits(TOKENS)), before)
+
+
+def test_a_directorys_name_is_its_own(
+    model: Any, tmp_path: Path, directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "run-1.5"
+    shutil.copytree(directories["one"], directory)
+    assert model.load_adapter(directory).name == "run-1.5"
+    model.unload_adapter("run-1.5")
+    monkeypatch.chdir(directory)
+    assert model.load_adapter(".").name == "run-1.5"
 
 
 def test_unloading_gives_its_memory_back(model: Any) -> None:
