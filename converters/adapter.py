@@ -73,6 +73,7 @@ def compile_adapter(adapter: PeftAdapter, path: Path, manifest: dict[str, Any]) 
         compiler.add_base(module, info)
     for delta in adapter.deltas:
         compiler.add(delta)
+    compiler.put_input_gains()
     compiler.add_prompt()
     for fused in adapter.fused:
         for part in expert_parts(adapter, compiler.base, compiler.targets, fused):
@@ -87,6 +88,7 @@ class _Compiler:
         self.targets = Targets(adapter.path, base)
         self.parts: list[Part] = []
         self.seen: dict[str, Part] = {}
+        self.input_gains: dict[str, Array] = {}  # of down, by the target of up
 
     def add(self, delta: Delta) -> None:
         if delta.weights is not None:
@@ -321,7 +323,25 @@ class _Compiler:
             raise UnsupportedError(
                 f"{self.adapter.path}: {delta.module}: its activation takes no scale before it"
             )
-        self.put(Part(target.removesuffix("down") + "up", gain=delta.input_gain), delta.module)
+        up = target.removesuffix("down") + "up"
+        if up in self.input_gains or delta.input_gain is None:
+            raise CorruptError(f"{self.adapter.path}: {delta.module}: stands twice")
+        self.input_gains[up] = delta.input_gain
+
+    def put_input_gains(self) -> None:
+        """Beside what else changes up, which may have a gain of its own."""
+        for target, gain in self.input_gains.items():
+            part = self.seen.get(target)
+            if part is None:
+                self.put(Part(target, gain=gain), target)
+            elif part.gain is None:
+                part.gain = gain
+            elif part.gain.shape == gain.shape:
+                part.gain = (1 + part.gain) * (1 + gain) - 1
+            else:
+                raise InvalidArgumentError(
+                    f"{self.adapter.path}: {target}: gains of {part.gain.size} outputs, and of {gain.size} inputs of down"
+                )
 
     def row_order(self, target: str) -> "NDArray[numpy.int64] | None":
         """Which of the checkpoint's rows stands at each place, where a GGUF file of some architectures has a head's halves of

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgert.errors import InvalidArgumentError
 
-from .adapter_base import matrix_shape
 from .adapter_part import Part
+from .adapter_shapes import Shapes
 from .signs import Coded, decode, encode
 from .stored_values import as_floats
 
@@ -30,21 +30,22 @@ class Compressed:
 
 
 def compress(parts: Sequence[Part], density: float, manifest: Mapping[str, Any]) -> Compressed:
-    """Factors and sparse values as signs of the share `density` of their largest values; the rest stays as it is.
+    """Factors and sparse values as signs of the share `density` of their largest values; the rest stays as it is, and so do
+    factors of a matrix that is given weights, which a file has in their type.
 
     Raises InvalidArgumentError for a density outside 0 to 1.
     """
     if not 0 < density <= 1:
         raise InvalidArgumentError(f"compress: found {density}, allowed is a share up to 1")
     signs: dict[str, Coded] = {}
-    fitted, error, whole = [], 0.0, 0.0
+    fitted, error, whole, shapes = [], 0.0, 0.0, Shapes(manifest)
     for part in parts:
         own = replace(part)
-        if part.a is not None:
+        if part.a is not None and part.weights is None:  # which would be of its factors' type
             lost, length = _factors(own, density, signs)
             error, whole = error + lost, whole + length
         if part.values is not None:
-            lost, length = _sparse(own, density, matrix_shape(manifest, part.target), signs)
+            lost, length = _sparse(own, density, shapes.of(part.target), signs)
             error, whole = error + lost, whole + length
         fitted.append(own)
     return Compressed(fitted, signs, math.sqrt(max(error, 0.0) / whole) if whole else 0.0)

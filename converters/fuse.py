@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 
+from edgert.errors import InvalidArgumentError, UnsupportedError
+
 from .adapter_part import Part
+from .peft_reader import MAX_RANK
 
 
 def fuse(adapters: Sequence[tuple[Sequence[Part], float]]) -> list[Part]:
     """The parts of one adapter that adds what all of these add, each times its scale: factors side by side, sparse values
     summed where they meet, gains multiplied, shifts added.
 
-    Raises UnsupportedError by name for what does not fuse.
+    Raises UnsupportedError by name for what does not fuse, InvalidArgumentError for scales beyond reason.
     """
     fused: dict[str, Part] = {}
     for parts, scale in adapters:
@@ -20,7 +23,24 @@ def fuse(adapters: Sequence[tuple[Sequence[Part], float]]) -> list[Part]:
             _add_gain(into, part, scale)
             _add_shift(into, part, scale)
             _add_weights(into, part, scale)
+    for part in fused.values():
+        _check(part)
+        part.widen()  # factors are f32 now
     return list(fused.values())
+
+
+def _check(part: Part) -> None:
+    import numpy as np
+
+    if part.a is not None and len(part.a) > MAX_RANK:
+        raise UnsupportedError(
+            f"{part.target}: the ranks are {len(part.a)} together; at most {MAX_RANK} is allowed"
+        )
+    for array in (part.b, part.values, part.gain, part.shift):
+        if array is not None and not np.isfinite(array).all():
+            raise InvalidArgumentError(
+                f"{part.target}: a scale is too large: the sum is beyond the numbers of f32"
+            )
 
 
 def _add_factors(into: Part, part: Part, scale: float) -> None:
@@ -57,8 +77,6 @@ def _add_sparse(into: Part, part: Part, scale: float) -> None:
 def _add_gain(into: Part, part: Part, scale: float) -> None:
     import numpy as np
 
-    from edgert.errors import UnsupportedError
-
     if part.gain is None:
         return
     factor = 1 + part.gain * np.float32(scale)
@@ -81,8 +99,6 @@ def _add_shift(into: Part, part: Part, scale: float) -> None:
 
 
 def _add_weights(into: Part, part: Part, scale: float) -> None:
-    from edgert.errors import UnsupportedError
-
     if part.weights is None:
         return
     if into.weights is not None or scale != 1:

@@ -121,7 +121,8 @@ def _shape(parts: list[Part]) -> tuple[int, int]:
         if part.a is not None and part.b is not None:
             rows, cols = max(rows, part.b.shape[0]), max(cols, part.a.shape[1])
         if part.rows is not None and part.cols is not None:
-            rows, cols = max(rows, int(part.rows.max()) + 1), max(cols, int(part.cols.max()) + 1)
+            rows = max(rows, int(part.rows.max(initial=-1)) + 1)
+            cols = max(cols, int(part.cols.max(initial=-1)) + 1)
     return rows, cols
 
 

@@ -9,6 +9,7 @@ from edgert.errors import UnsupportedError
 _MAX_LENGTH = 512
 _MAX_STEPS = 1 << 20  # of one match, a step being one character at one place
 _MAX_DEPTH = 16
+_SPECIAL = frozenset("\\^$*+?{}[]()|")
 _CLASSES: dict[str, Callable[[str], bool]] = {
     "d": str.isdigit,
     "w": lambda c: c.isalnum() or c == "_",
@@ -31,6 +32,7 @@ class Pattern:
         self._where, self._pattern, self._at, self._depth = where, pattern, 0, 0
         if len(pattern) > _MAX_LENGTH:
             self._refuse()
+        self._is_plain = _SPECIAL.isdisjoint(pattern)  # each letter, and ., stands for one
         self._match = self._alternatives()
         if self._at < len(pattern):
             self._refuse()
@@ -45,6 +47,12 @@ class Pattern:
 
     def matches_end(self, name: str) -> bool:
         """Whether it matches a dotted name, or its last components, as PEFT's patterns do."""
+        if self._is_plain:  # most are; there may be one for each of thousands of modules
+            begin = len(name) - len(self._pattern)
+            return (begin == 0 or (begin > 0 and name[begin - 1] == ".")) and all(
+                one == other or (one == "." and other != "\n")
+                for one, other in zip(self._pattern, name[begin:], strict=True)
+            )
         return self.matches(name, [0, *(i + 1 for i, c in enumerate(name) if c == ".")])
 
     def _refuse(self) -> None:

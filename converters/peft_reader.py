@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-_MAX_RANK = 4096
+MAX_RANK = 4096
 _MAX_ALPHA = 1e9
 _PREFIX = "base_model.model."
 
@@ -144,9 +144,9 @@ class Reader:
     def check_size(self, name: str) -> None:
         """Refuse a rank beyond reason before it is read."""
         shape = self.tensors[name].shape
-        if shape and shape[0] > _MAX_RANK:
+        if shape and shape[0] > MAX_RANK:
             raise CorruptError(
-                f"{self.file}: tensor {name!r}: rank {shape[0]}; at most {_MAX_RANK} is allowed"
+                f"{self.file}: tensor {name!r}: rank {shape[0]}; at most {MAX_RANK} is allowed"
             )
 
     def check_rank(self, module: str, a: "Array", b: "Array") -> None:

@@ -10,6 +10,7 @@ from edgert import _native
 from edgert.errors import CorruptError, InvalidArgumentError
 
 from .adapter_part import Part
+from .adapter_shapes import check_places
 from .files import InputFile
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ def add_remainders(
     """Give sparse parts their remainders and what patching leaves of error: from the checkpoint `weights`, or else from the
     bundle's own file of remainders. Parts that have some, or whose format takes no patches, are left alone.
 
-    Raises InvalidArgumentError for a checkpoint that the bundle was not made of, CorruptError for damaged remainders.
+    Raises InvalidArgumentError for a checkpoint that the bundle was not made of and values outside their matrices, CorruptError for
+    damaged remainders.
     """
     matrices = PackedMatrices(path, manifest)
     wanted = [
@@ -111,6 +113,7 @@ def add_remainders(
     sources = {} if weights is None else _sources(weights, manifest)
     stored = {} if weights is not None else matrices.remainders()
     for part, matrix in wanted:
+        check_places(part, matrix.shape)
         if part.remainders is not None:
             pass  # of several, fused
         elif part.target in sources:
@@ -175,7 +178,7 @@ def _from_floats(part: Part, matrix: PackedMatrix, source: "Source", weights: Pa
     import numpy as np
 
     assert part.rows is not None and part.cols is not None
-    if (source.rows, source.cols) != matrix.shape or part.rows.min() < 0 or part.rows.max() >= source.rows:
+    if (source.rows, source.cols) != matrix.shape:
         raise InvalidArgumentError(
             f"{weights}: {part.target}: does not fit the base's matrix {list(matrix.shape)}"
         )

@@ -101,9 +101,11 @@ def read_parts(
 ) -> "tuple[str, list[Part]]":
     """Kind and parts of an adapter file or a PEFT directory, for a bundle; with the remainders that its sparse values lack,
     from the checkpoint `weights` or the bundle, where either has them."""
+    from edgert.converters.adapter_shapes import check_parts
     from edgert.converters.remainders import add_remainders
 
     source = open_adapter(path, bundle_path, manifest)
     parts = source.read()
+    check_parts(parts, manifest, source.path)
     add_remainders(parts, bundle_path, manifest, weights)
     return source.kind, parts

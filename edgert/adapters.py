@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import math
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 
 from edgert import _native
 from edgert.adapter_sources import PeftDirectory, Source, estimate_of, estimate_of_counts
-from edgert.bundle import Bundle, locate_adapter
+from edgert.bundle import Bundle, adapter_name, locate_adapter
 from edgert.errors import (
     BudgetError,
     CorruptError,
@@ -39,6 +38,7 @@ from edgert.patches import (
 # One by its name, several, or each with its scale; None: those that are on.
 AdapterChoice = str | Sequence[str] | Mapping[str, float] | None
 _Made = TypeVar("_Made")
+_MOST_SCALE = 3.4e38  # of f32
 _FIRST_TAKEN_BYTES = 256 << 10  # from the experts; then twice as many each time
 
 
@@ -97,6 +97,7 @@ class AdapterSet:
         self._evictions = 0
         self._sets = PatchSets()
         self._runs = Decision(None)
+        self._mode: AdapterMode = "auto"  # in which they were turned on
 
     def add(self, native: _native.Model, name: str, source: Source) -> AdapterInfo:
         """A PEFT directory is read now, so that what is wrong with it is said now.
@@ -130,11 +131,7 @@ class AdapterSet:
                     for patches in self._sets.forget(adapter)
                 ]
                 if self._on.pop(name, None) is not None and self._runs.top_k == 0:
-                    self._runs = Decision(None)
-                    if all(
-                        self._entries[other].native is not None for other in self._on
-                    ):  # none is read for this
-                        self._runs = self._decide(native, self._on, "auto", rescaled=False)
+                    self._runs = self._decide_again(native)
             while dropped:
                 native.remove_patches(dropped.pop())
             entry.native = entry.stored = None  # or its memory would stay
@@ -153,13 +150,13 @@ class AdapterSet:
                 on = {name: scale for name, scale in self._scales(choice).items() if scale != 0}
                 rescaled = self._enabled and same_adapters(on, self._on)
                 runs = self._decide(native, on, mode, rescaled=rescaled, top_k=top_k)
-                before = self._runs, self._on, self._enabled
-                self._runs, self._on, self._enabled = runs, on, True
+                before = self._runs, self._on, self._mode, self._enabled
+                self._runs, self._on, self._mode, self._enabled = runs, on, mode, True
             try:
                 native.use_patches(runs.patches)  # sequences that begin meanwhile have them anyway
             except EdgertError:  # of reading them
                 with self._lock:
-                    self._runs, self._on, self._enabled = before
+                    self._runs, self._on, self._mode, self._enabled = before
                 raise
             if runs.patches is None or mode == "patch":
                 return
@@ -168,6 +165,15 @@ class AdapterSet:
                 with self._lock:
                     self._runs = too_much(loss)
                 native.use_patches(None)
+
+    def _decide_again(self, native: _native.Model) -> Decision:
+        """For those that are left on."""
+        if any(self._entries[name].native is None for name in self._on):  # none is read for this
+            return Decision(None)
+        try:
+            return self._decide(native, self._on, self._mode, rescaled=False)
+        except (BudgetError, InvalidArgumentError):  # "patch" was possible for all of them
+            return self._decide(native, self._on, "auto", rescaled=False)
 
     def _decide(
         self,
@@ -306,10 +312,15 @@ class AdapterSet:
         if entry.native is not None:
             return entry.native
         read = entry.source.read()
-        add_remainders(read, self._bundle.path, self._bundle.manifest)
-        parts = [part.native() for part in read]
         self._keep_to_limit(native, entry.bytes, keep)
-        made = self._with_room(lambda: native.adapter(name, parts, entry.order), native, keep)
+        try:
+            add_remainders(read, self._bundle.path, self._bundle.manifest)
+            parts = [part.native() for part in read]
+            made = self._with_room(lambda: native.adapter(name, parts, entry.order), native, keep)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(
+                f"{entry.source.path}: {str(error).removeprefix('adapter: ')}"
+            ) from None
         if entry.fingerprint not in (None, made.fingerprint):
             raise CorruptError(
                 f"{entry.source.path}: adapter {name}: has changed since it was loaded; unload it first"
@@ -394,10 +405,15 @@ class AdapterSet:
             return {}
         if isinstance(choice, str):
             choice = [choice]
+        if not isinstance(choice, Collection) or not all(isinstance(name, str) for name in choice):
+            raise InvalidArgumentError(
+                f"adapter: found {choice!r:.60}, allowed is a name, several, or an object of names and scales"
+            )
         scales = dict(choice.items()) if isinstance(choice, Mapping) else dict.fromkeys(choice, 1.0)
         for name, scale in scales.items():
             self._known(name)
-            if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+            number = isinstance(scale, int | float) and not isinstance(scale, bool)
+            if not number or not abs(scale) <= _MOST_SCALE:
                 raise InvalidArgumentError(f"adapter {name}: scale: found {scale!r:.40}, allowed is a number")
         return scales
 
@@ -425,7 +441,7 @@ class Adapters:
         name that is taken, BudgetError where it does not fit.
         """
         found = locate_adapter(path)
-        return self._load_adapter(found, found.stem if name is None else name)
+        return self._load_adapter(found, adapter_name(found) if name is None else name)
 
     def unload_adapter(self, name: str) -> None:
         """Raises NotFoundError. What runs with it runs on."""

@@ -34,6 +34,11 @@ def locate_adapter(path_or_name: str | os.PathLike[str]) -> Path:
     return path if path.exists() else dict(packaged_adapters()).get(str(path), path)
 
 
+def adapter_name(path: Path) -> str:
+    """By which an adapter is known unless one is given: its directory's, with dots and all, or its file's without the ending."""
+    return Path(os.path.abspath(path)).name if path.is_dir() else path.stem
+
+
 def models_dir() -> Path:
     """Where bundles are found by name."""
     return settings.home() / "models"

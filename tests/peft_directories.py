@@ -121,11 +121,12 @@ def shira(seed: int = 0) -> Adapter:
 
 
 def ia3() -> Adapter:
-    """IA3 of keys and values, and of the input of one expert's down."""
+    """IA3 of keys and values, of one expert's up, and of the input of its down."""
     rng = np.random.default_rng(0)
     base = base_weights()
     made = Adapter({"peft_type": "IA3", "feedforward_modules": ["down_proj"]})
-    for module in [m for m in _attention() if m.endswith(("k_proj", "v_proj"))]:
+    modules = [module for module in _attention() if module.endswith(("k_proj", "v_proj"))]
+    for module in [*modules, "model.layers.2.mlp.experts.1.up_proj"]:
         gain = 1 + _random(rng, base[f"{module}.weight"].shape[0])
         made.tensors[f"{PREFIX}{module}.ia3_l"] = gain[:, np.newaxis]
         made.weights[f"{module}.weight"] = base[f"{module}.weight"] * gain[:, np.newaxis]

@@ -19,7 +19,10 @@ from edgert.adapter_sources import read_parts
 from edgert.bundle import Bundle
 from edgert.converters.adapter_file import AdapterFile, write_adapter
 from edgert.converters.adapter_part import Part
+from edgert.converters.adapter_shapes import Shapes
 from edgert.converters.compress import compress
+from edgert.converters.fuse import fuse
+from edgert.converters.merging import Thinning, merge
 from edgert.converters.signs import SignsHeader, decode, encode
 from edgert.errors import CorruptError, InvalidArgumentError
 
@@ -125,8 +128,6 @@ def dense(part: Part, shape: tuple[int, int]) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["low rank", "sparse"])
 def test_the_stated_error_is_that_of_the_file(tiny_bundle: Path, tmp_path: Path, kind: str) -> None:
-    from edgert.converters.adapter_base import matrix_shape
-
     manifest = Bundle.open(tiny_bundle).manifest
     made = lora() if kind == "low rank" else shira()
     name, parts = read_parts(made.write(tmp_path / "peft"), tiny_bundle, manifest)
@@ -138,7 +139,7 @@ def test_the_stated_error_is_that_of_the_file(tiny_bundle: Path, tmp_path: Path,
     assert len(read) == len(parts)
     lost = whole = 0.0
     for part in parts:
-        before = dense(part, matrix_shape(manifest, part.target))
+        before = dense(part, Shapes(manifest).of(part.target))
         after = dense(read[part.target], before.shape)
         lost, whole = lost + np.sum((before - after) ** 2), whole + np.sum(before**2)
     assert small.error == pytest.approx(math.sqrt(lost / whole), rel=1e-4)
@@ -150,6 +151,22 @@ def test_the_stated_error_is_that_of_the_file(tiny_bundle: Path, tmp_path: Path,
         logits = {n: model.logits(range(3, 20), adapter=n or []) for n in ("", "whole", "small")}
     moved = np.linalg.norm(logits["whole"] - logits[""])
     assert 0 < np.linalg.norm(logits["small"] - logits["whole"]) < moved
+
+
+def test_where_no_value_is_left_there_is_still_an_adapter(tiny_bundle: Path, tmp_path: Path) -> None:
+    manifest = Bundle.open(tiny_bundle).manifest
+    one = Part("layers.0.attention.q", rows=np.array([1, 2], np.int32), cols=np.array([3, 4], np.int32))
+    one.values = np.ones(2, np.float32)
+    small = compress([one], 0.1, manifest)
+    write_adapter(tmp_path / "none.adapter", "SHIRA", small.parts, manifest, small.signs)
+    _, parts = read_parts(tmp_path / "none.adapter", tiny_bundle, manifest)
+    for found in (fuse([(parts, 1.0), (parts, 1.0)]), merge([(parts, 1.0), (parts, 1.0)], Thinning("ties"))):
+        assert [part.values is not None and part.values.size for part in found] == [0]
+        write_adapter(tmp_path / "merged.adapter", "SHIRA", found, manifest)
+        with api.load(tiny_bundle, memory="64MiB", threads=1) as model:
+            model.load_adapter(tmp_path / "merged.adapter", "a")
+            plain = model.logits(range(3, 20))
+            assert np.array_equal(model.logits(range(3, 20), adapter="a"), plain)
 
 
 def test_compressing_is_a_choice_of_the_command(edgert: Shell, tiny_bundle: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,40 @@ def test_what_has_begun_goes_on_as_it_began(model: Any) -> None:
     assert tokens == expected
 
 
+@pytest.mark.parametrize(
+    ("choice", "found"),
+    [
+        ({"sparse": 1e39}, "sparse: scale: found 1e\\+39"),
+        ({"sparse": -1e300}, "sparse: scale: found -1e\\+300"),
+        ({"sparse": 10**400}, "sparse: scale: found 1000"),
+        ({"sparse": float("nan")}, "sparse: scale: found nan"),
+        ({"sparse": "1"}, "sparse: scale: found '1'"),
+        ({"sparse": True}, "sparse: scale: found True"),
+        (5, "adapter: found 5"),
+        ([["sparse"]], r"adapter: found \[\['sparse'\]\]"),
+        ({5: 1.0}, "adapter: found {5: 1.0}"),
+        (b"sparse", "adapter: found b'sparse'"),
+    ],
+)
+def test_what_is_no_choice_is_refused(model: Any, choice: Any, found: str) -> None:
+    before = bits(model.logits(TOKENS))
+    for call in (model.set_adapter, lambda choice: model.logits(TOKENS, adapter=choice)):
+        with pytest.raises(InvalidArgumentError, match=found):
+            call(choice)
+    np.testing.assert_array_equal(bits(model.logits(TOKENS)), before)
+
+
+def test_a_directorys_name_is_its_own(
+    model: Any, tmp_path: Path, directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "run-1.5"
+    shutil.copytree(directories["one"], directory)
+    assert model.load_adapter(directory).name == "run-1.5"
+    model.unload_adapter("run-1.5")
+    monkeypatch.chdir(directory)
+    assert model.load_adapter(".").name == "run-1.5"
+
+
 def test_unloading_gives_its_memory_back(model: Any) -> None:
     before = model.stats()["used_bytes"]
     (info,) = [info for info in model.adapters() if info.name == "two"]
@@ -232,6 +267,57 @@ def test_fused_adapters_add_what_they_add_together(
         together = model.logits(TOKENS, adapter={"one": 0.8, "two": -0.5, "sparse": 2})
         fused = model.logits(TOKENS, adapter="both")
     assert np.abs(fused - together).max() < 1e-4 * np.abs(together).max()
+
+
+def test_weights_beside_factors_fuse_and_compress_to_files_that_load(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """Those are f16 as they were saved; the factors become f32, or signs."""
+    from edgert.converters.adapter_file import write_adapter
+    from edgert.converters.adapter_part import Part
+    from edgert.converters.compress import compress
+    from edgert.converters.fuse import fuse
+
+    rng = np.random.default_rng(0)
+
+    def random(*shape: int) -> np.ndarray:
+        return (rng.standard_normal(shape) * 0.1).astype(np.float16)
+
+    manifest = manifest_of(tiny_bundle)
+    tokens = Part(
+        "output",
+        random(2, 72),
+        random(320, 2),
+        weights=random(2, 72),
+        weight_rows=np.array([5, 9], np.int32),
+    )
+    factors = Part("output", random(3, 72), random(320, 3))
+    small = compress([tokens], 0.9, manifest)
+    write_adapter(tmp_path / "tokens.adapter", "LORA", [tokens], manifest)
+    write_adapter(tmp_path / "factors.adapter", "LORA", [factors], manifest)
+    write_adapter(tmp_path / "fused.adapter", "LORA", fuse([([tokens], 1.0), ([factors], 0.5)]), manifest)
+    write_adapter(tmp_path / "small.adapter", "LORA", small.parts, manifest, small.signs)
+    files = {file.stem: file for file in tmp_path.glob("*.adapter")}
+    with loaded(tiny_bundle, files) as model:
+        expected = model.logits(TOKENS, adapter={"tokens": 1, "factors": 0.5})
+        np.testing.assert_allclose(model.logits(TOKENS, adapter="fused"), expected, atol=1e-4)
+        assert np.array_equal(model.logits(TOKENS, adapter="small"), model.logits(TOKENS, adapter="tokens"))
+
+
+@pytest.mark.parametrize(
+    ("rank", "scale", "kind", "complaint"),
+    [
+        (128, 1.0, UnsupportedError, "m: the ranks are 4224 together; at most 4096"),
+        (1, 1e39, InvalidArgumentError, "m: a scale is too large"),
+    ],
+)
+def test_what_does_not_fuse_is_refused(rank: int, scale: float, kind: Any, complaint: str) -> None:
+    from edgert.converters.adapter_part import Part
+    from edgert.converters.fuse import fuse
+
+    part = Part("m", np.ones((rank, 4), np.float32), np.ones((3, rank), np.float32))
+    with pytest.raises(kind, match=complaint), np.errstate(over="ignore"):
+        fuse([([part], scale)] * 33)
 
 
 def test_sparse_values_that_meet_are_summed_and_gains_multiplied() -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import bits
+from bundles import bits, convert
 from peft_directories import LAYERS, PREFIX, Adapter, fused_lora, ia3, lora, shira, vera
+from shell import Shell, assert_fails
 
 import edgert
 from edgert._native import xxh64
@@ -35,6 +36,13 @@ def loaded(tiny_bundle: Path) -> tuple[Any, np.ndarray]:
     """A model that is loaded all along, and what it answers."""
     model = edgert.load(tiny_bundle, memory="64MiB", threads=1)
     return model, bits(model.logits(TOKENS))
+
+
+@pytest.fixture(scope="module")
+def keeping(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with remainders."""
+    path = tmp_path_factory.mktemp("base") / "keeping.edgert"
+    return convert(tiny_source, path, dense_format="int8", expert_format="int4", remainders=True)
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +148,7 @@ def prompt(kind: str, shape: tuple[int, int]) -> Change:
 
 FACTORS = (f"{Q}.lora_A.weight", f"{Q}.lora_B.weight")
 CASES: dict[str, tuple[Callable[[], Adapter], Change, type[EdgertError], str]] = {
-    "inputs of another size": (lora, tensor(FACTORS[0], lambda a: a[:, :60]), InvalidArgumentError, "layers.0.attention.q: A: found 120"),
+    "inputs of another size": (lora, tensor(FACTORS[0], lambda a: a[:, :60]), InvalidArgumentError, "/bad: layers.0.attention.q: A: found 120"),
     "outputs of another size": (lora, tensor(FACTORS[1], lambda b: b[:60]), InvalidArgumentError, "layers.0.attention.q: B: found 120"),
     "factors of two ranks": (lora, tensor(FACTORS[1], lambda b: b[:, :1]), CorruptError, "lora_A has rank 2, lora_B 1"),
     "three dimensions": (lora, tensor(FACTORS[0], lambda a: a[None]), CorruptError, "shape [1, 2, 72]; 2 dimensions"),
@@ -362,6 +370,62 @@ def test_a_wrong_file_is_refused(loaded: tuple[Any, np.ndarray], file: Path, cas
     change, kind, complaint = FILE_CASES[case]
     message = refused(loaded, rewrite(file, change), kind)
     assert complaint in message, message
+
+
+def sparse_file(bundle: Path, path: Path, target: str, rows: list[int]) -> Path:
+    from edgert.bundle import Bundle
+    from edgert.converters.adapter_file import write_adapter
+    from edgert.converters.adapter_part import Part
+
+    part = Part(target, rows=np.array(rows, np.int32), cols=np.arange(len(rows), dtype=np.int32))
+    part.values = np.ones(len(rows), np.float32)
+    write_adapter(path, "SHIRA", [part], Bundle.open(bundle).manifest)
+    return path
+
+
+# Without a model whose header they would have to fit first.
+SHOWN = {
+    ("layers.0.attention.q", 64): "layers.0.attention.q: value 1 stands at [64, 1], the matrix is [64, 72]",
+    ("layers.0.attention.q", -1): "layers.0.attention.q: value 0 stands at [-1, 1]",
+    ("layers.0.experts.8.gate", 1): "the base has no matrix 'layers.0.experts.8.gate'",
+    ("layers.9.experts.0.gate", 1): "the base has no matrix",
+    ("layers.0.experts.0.gate.x", 1): "the base has no matrix",
+    ("a.experts.b", 1): "the base has no matrix",
+    ("x", 1): "the base has no matrix 'x'",
+}
+
+
+@pytest.mark.parametrize("case", SHOWN)
+def test_a_file_that_does_not_fit_is_not_shown(
+    edgert: Shell, keeping: Path, tmp_path: Path, case: tuple[str, int]
+) -> None:
+    target, row = case
+    file = sparse_file(keeping, tmp_path / "a.adapter", target, [1, row])
+    assert_fails(edgert("adapter", "show", file, "--base", keeping), f"{file}: {SHOWN[case]}")
+
+
+def test_a_directory_that_does_not_fit_is_not_converted(
+    edgert: Shell, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    made = lora()
+    made.tensors[FACTORS[0]] = made.tensors[FACTORS[0]][:, :60].copy()
+    done = edgert(
+        "adapter", "convert", made.write(tmp_path / "bad"), tmp_path / "a.adapter", "--base", tiny_bundle
+    )
+    assert_fails(done, "bad: layers.0.attention.q: A is of 60 numbers, the base's matrix is [64, 72]")
+    assert not (tmp_path / "a.adapter").exists()
+
+
+@pytest.mark.parametrize("row", [64, -1, 2**31 - 1])
+def test_a_row_beyond_the_remainders_of_a_base(keeping: Path, tmp_path: Path, row: int) -> None:
+    file = sparse_file(keeping, tmp_path / "a.adapter", "layers.0.attention.q", [1, row])
+    with edgert.load(keeping, memory="64MiB", threads=1) as model:
+        model.load_adapter(file, "a")
+        for call in (lambda: model.set_adapter("a", mode="patch"), lambda: model.logits(TOKENS, adapter="a")):
+            with pytest.raises(
+                InvalidArgumentError, match=r"a\.adapter: layers\.0\.attention\.q: value [01] stands at"
+            ):
+                call()
 
 
 def test_a_file_of_something_else(loaded: tuple[Any, np.ndarray], file: Path, tmp_path: Path) -> None:

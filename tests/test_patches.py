@@ -11,7 +11,7 @@ import pytest
 from bundles import bits, convert
 from checkpoints import TINY_CONFIG, qwen3_moe_shapes, random_weights, tiny_checkpoint, write_weights
 from peft_directories import faithful_shira as faithful
-from peft_directories import lora, shira
+from peft_directories import loaded, lora, shira
 from shell import Shell, assert_fails
 
 import edgert
@@ -71,6 +71,20 @@ def test_a_patched_model_is_the_changed_model_quantised(keeping: Path, tmp_path:
         return float(np.linalg.norm(logits - expected) / np.linalg.norm(plain - expected))
 
     assert 0 < apart(patched) < 0.7 and apart(patched) < 1.5 * apart(beside)
+
+
+@pytest.mark.parametrize(("asked", "left"), [("overlay", "overlay"), ("patch", "patch"), ("auto", "patch")])
+def test_what_is_left_when_one_is_unloaded_runs_as_was_asked(
+    keeping: Path, peft: Path, tmp_path: Path, asked: Any, left: str
+) -> None:
+    other = faithful(1).write(tmp_path / "other")
+    with loaded(keeping, {"a": peft, "b": other}) as model:
+        model.set_adapter("b", mode=asked)
+        expected = bits(model.logits(TOKENS))
+        model.set_adapter(["a", "b"], mode=asked)
+        model.unload_adapter("a")
+        assert [info.mode for info in model.adapters()] == [left]
+        np.testing.assert_array_equal(bits(model.logits(TOKENS)), expected)
 
 
 def test_remainders_of_a_checkpoint_do_what_the_bundles_own_do(

@@ -46,6 +46,12 @@ def test_a_pattern_matches_as_peft_matches_it(pattern: str) -> None:
         assert Pattern(pattern, "x").matches(name) == (re.fullmatch(pattern, name) is not None), name
 
 
+@given(st.text("ab._", min_size=1, max_size=6), st.text("ab._", max_size=9))
+def test_plain_patterns_match_the_end_as_pythons_do(pattern: str, name: str) -> None:
+    expected = re.match(rf"(?:.*\.)?({pattern})$", name) is not None
+    assert Pattern(pattern, "x").matches_end(name) == expected
+
+
 PARTS = st.recursive(
     st.sampled_from(["a", "b", ".", r"\.", "[ab]", "[^a]", r"\w"]),
     lambda inner: st.one_of(

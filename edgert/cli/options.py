@@ -50,9 +50,12 @@ def add_adapter(parser: argparse.ArgumentParser) -> None:
 
 def load_adapters(model: "Model", given: Iterable[tuple[Path, float]]) -> None:
     """Load what add_adapter() has read, and turn it on."""
-    scales = {}
+    from edgert.bundle import adapter_name
+
+    scales: dict[str, float] = {}
     for number, (path, scale) in enumerate(given):
-        info = model.load_adapter(path, f"{path.stem}-{number}" if path.stem in scales else path.stem)
+        name = adapter_name(path)
+        info = model.load_adapter(path, f"{name}-{number}" if name in scales else name)
         note(
             f"adapter {info.name}: {info.kind}, {info.matrices} matrices, {format_bytes(info.bytes)}, scale {scale:g}"
         )

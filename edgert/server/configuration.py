@@ -226,6 +226,8 @@ def default_name(source: str) -> str:
 
 def served_adapter(text: str) -> ServedAdapter:
     """[NAME=]PATH[:SCALE]."""
+    from edgert.bundle import adapter_name
+
     name, equals, rest = text.rpartition("=")
     path, colon, scale = rest.rpartition(":")
     factor = 0.0
@@ -236,7 +238,7 @@ def served_adapter(text: str) -> ServedAdapter:
             path = rest  # a colon of the path's own
     else:
         path = rest
-    name = name if equals else Path(path).stem
+    name = name if equals else adapter_name(Path(path))
     if not _ADAPTER_NAME.fullmatch(name):
         raise InvalidArgumentError(
             f"adapter: found the name {name!r:.80}, allowed are letters, digits and . _ - @ + (say NAME=PATH)"

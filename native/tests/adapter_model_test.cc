@@ -101,6 +101,17 @@ TEST_CASE("an adapter belongs to its model, stands once in a mix and has a finit
   CHECK(contains(refuse({{{own, std::nanf("")}}}), "not finite"));
 }
 
+TEST_CASE("an adapter that adds nothing to a norm, a table or a matrix changes nothing") {
+  const TemporaryDirectory directory;
+  const SmallModel small;
+  Model model(make_runtime(), test::write_small_bundle(directory.path(), small), {});
+  std::vector<AdapterSource> nothing(4);
+  for (std::size_t i = 0; const char* target : {"final_norm", "embedding", "output", "layers.0.experts.1.up"})
+    nothing[i++].target = target;
+  const auto tokens = some_tokens(9, small.vocab);
+  CHECK(all_logits(model, tokens, {{{model.adapter("empty", nothing), 1}}}) == all_logits(model, tokens));
+}
+
 TEST_CASE("a budget without room for adapters names the knob that keeps some") {
   const TemporaryDirectory directory;
   const SmallModel small;

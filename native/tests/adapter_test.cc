@@ -100,6 +100,27 @@ TEST_CASE("an adapter that does not fit its matrix is refused by its target") {
       q + "stands twice"));
 }
 
+TEST_CASE("experts have their shapes, whatever layers have none") {
+  Targets targets;
+  targets.add("output", {kWide, kInputs});
+  targets.add_experts(1, 2, 8, 6);
+  targets.add_experts(4, 3, 8, 5);
+  const auto shape = [&](const std::string& name) {
+    const Targets::Shape found = targets.shape(targets.find(name));
+    return std::pair(found.rows, found.cols);
+  };
+  using Pair = std::pair<std::size_t, std::size_t>;
+  CHECK(shape("output") == Pair(kWide, kInputs));
+  CHECK(shape("layers.1.experts.0.gate") == Pair(6, 8));
+  CHECK(shape("layers.1.experts.1.down") == Pair(8, 6));
+  CHECK(shape("layers.4.experts.0.up") == Pair(5, 8));
+  CHECK(shape("layers.4.experts.2.down") == Pair(8, 5));
+  CHECK(targets.shape(targets.count()).rows == 0);
+  for (const char* layer : {"0", "2", "3", "5"})
+    static_cast<void>(error_of(ErrorKind::invalid_argument,
+                               [&] { targets.find("layers." + std::string(layer) + ".experts.0.gate"); }));
+}
+
 TEST_CASE("weights that do not fit their matrix are refused by their target") {
   const auto refusal_of = [](const std::function<void(Numbers&)>& change) {
     Step step(1);

@@ -130,7 +130,7 @@ class Step {
       : rows_(rows),
         pool_(threads),
         kernels_(isa.empty() ? kernels() : kernels(isa)),
-        overlay_(budget, 2 * kMost, threads) {
+        overlay_(budget, 2 * std::max(rows, kMost), threads) {
     Random random(7);
     q_ = random_vector(kWide * kInputs, -1, 1, random);
     v_ = random_vector(kNarrow * kInputs, -1, 1, random);

@@ -90,6 +90,31 @@ TEST_CASE("a row's bits do not depend on its neighbours, their adapters or the t
   }
 }
 
+TEST_CASE("a gated mix does not notice how many other adapters a step has") {
+  constexpr std::size_t kRows = 160;
+  Random random(5);
+  Step step(kRows);
+  const auto with_gate = [&](Numbers numbers) {
+    numbers.gate = random_vector(kInputs, -1, 1, random);
+    return step.adapter(numbers);
+  };
+  const AdapterMix gated{
+      {{with_gate(Numbers::gains(random, false)), 1}, {with_gate(Numbers::gains(random, false)), 1}},
+      nullptr,
+      {},
+      1};
+  std::vector<AdapterMix> mixes(kRows);
+  for (std::size_t row = 0; row < kRows; ++row) {
+    mixes[row] = row % 32 == 7 ? gated : AdapterMix{{{step.adapter(Numbers::gains(random, false)), 1}}};
+  }
+  const auto y = step.run(mixes);
+  for (std::size_t row = 0; row < kRows; ++row) {
+    const auto expected = step.expected(row, mixes[row]);
+    for (std::size_t i = 0; i < Step::kBoth; ++i)
+      CHECK(std::abs(y[row * Step::kBoth + i] - expected[i]) < 2e-5);
+  }
+}
+
 TEST_CASE("a row without adapters, or with a scale of 0, has the bits of the weights alone") {
   Step step(8);
   const auto mixes = some_mixes(step);

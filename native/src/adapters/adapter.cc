@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <map>
+#include <numeric>
 #include <utility>
 
 #include "adapters/gating.h"
@@ -153,13 +154,19 @@ std::uint64_t place_of(const AdapterSource& source, std::size_t i) {
 // Fills what `part` points to.
 void fill_sparse(const AdapterSource& source, std::size_t tiles, std::uint32_t* first, std::uint32_t* places,
                  float* values, std::int8_t* remainders) {
-  std::vector<std::pair<std::uint64_t, std::uint32_t>> order(source.values.size());
-  for (std::size_t i = 0; i < order.size(); ++i)
-    order[i] = {place_of(source, i), static_cast<std::uint32_t>(i)};
-  if (!std::is_sorted(order.begin(), order.end())) std::sort(order.begin(), order.end());
-  for (std::size_t n = 0; n < order.size(); ++n) {
-    const auto [place, i] = order[n];
-    if (n > 0 && order[n - 1].first == place) {
+  const std::size_t count = source.values.size();
+  std::vector<std::uint32_t> order;  // empty where they are in theirs already, as files have them
+  for (std::size_t i = 1; i < count && order.empty(); ++i) {
+    if (place_of(source, i - 1) > place_of(source, i)) order.resize(count);
+  }
+  std::iota(order.begin(), order.end(), std::uint32_t{0});
+  std::sort(order.begin(), order.end(),
+            [&](std::uint32_t a, std::uint32_t b) { return place_of(source, a) < place_of(source, b); });
+  std::uint64_t before = UINT64_MAX;
+  for (std::size_t n = 0; n < count; ++n) {
+    const std::size_t i = order.empty() ? n : order[n];
+    const std::uint64_t place = place_of(source, i);
+    if (place == std::exchange(before, place)) {
       fail(source, "two values stand at [" + std::to_string(source.rows[i]) + ", " +
                        std::to_string(source.cols[i]) + "]");
     }

@@ -38,7 +38,7 @@ bool AdapterMix::shift(int target, std::span<const float> from, std::span<float>
   bool any = false;
   for (const auto& [adapter, scale] : entries) {
     const Adapter::Part* part = adapter->part(target);
-    if (part == nullptr || scale == 0) continue;
+    if (part == nullptr || part->shift == nullptr || scale == 0) continue;
     if (!std::exchange(any, true)) std::copy(from.begin(), from.end(), to.begin());
     for (std::size_t i = 0; i < to.size(); ++i) to[i] += scale * part->shift[i];
   }
@@ -157,10 +157,12 @@ Overlay::Place Overlay::place(const Product& product, std::size_t i) noexcept {
 
 Overlay::Rows Overlay::rows_of(const Product& product, const Active& active) {
   const std::size_t first = used_rows_;
+  const float* share = active.shares;
   for (std::size_t i = 0; i < product.m; ++i) {
     const auto [input, row] = place(product, i);
     float scale = active.scales[static_cast<std::size_t>(row)];
-    if (active.shares != nullptr) scale *= active.shares[i];
+    if (scale == 0) continue;
+    if (share != nullptr) scale *= *share++;
     if (scale == 0) continue;
     rows_[used_rows_] = static_cast<std::int32_t>(i);
     inputs_[used_rows_] = input;
@@ -169,10 +171,16 @@ Overlay::Rows Overlay::rows_of(const Product& product, const Active& active) {
   return {rows_ + first, inputs_ + first, scales_ + first, used_rows_ - first};
 }
 
-// Of every row and adapter; 1 where the row's mix is not gated.
+// 1 where the row's mix is not gated.
 void Overlay::find_shares(const Product& product) {
   scores_.resize(active_.size());
-  for (std::size_t n = 0; n < active_.size(); ++n) active_[n].shares = shares_ + n * product.m;
+  next_shares_.clear();
+  float* room = shares_;  // of a row for as many adapters as its mix has
+  for (Active& active : active_) {
+    next_shares_.push_back(active.shares = room);
+    for (std::size_t i = 0; i < product.m; ++i)
+      room += active.scales[static_cast<std::size_t>(place(product, i).row)] != 0 ? 1 : 0;
+  }
   for (std::size_t i = 0; i < product.m; ++i) {
     const auto [input, row] = place(product, i);
     const std::size_t top_k = top_k_[static_cast<std::size_t>(row)];
@@ -187,7 +195,9 @@ void Overlay::find_shares(const Product& product) {
       }
       share(scores_, top_k);
     }
-    for (std::size_t n = 0; n < active_.size(); ++n) active_[n].shares[i] = scores_[n];
+    for (std::size_t n = 0; n < active_.size(); ++n) {
+      if (active_[n].scales[static_cast<std::size_t>(row)] != 0) *next_shares_[n]++ = scores_[n];
+    }
   }
 }
 

@@ -82,7 +82,7 @@ class Overlay {
   struct Active {
     const Adapter* adapter = nullptr;
     std::vector<float> scales;  // by batch row; 0: not this row's
-    float* shares = nullptr;    // by row of the product at hand
+    float* shares = nullptr;    // of the rows of the product at hand that have it; null: none is gated
     Rows own;                   // of a product that has every row of the batch in order
   };
   struct Task : Rows {
@@ -135,6 +135,7 @@ class Overlay {
   std::vector<Active> active_;
   std::vector<std::size_t> top_k_;  // by batch row; empty where no row's mix is gated
   std::vector<float> scores_;       // of one row
+  std::vector<float*> next_shares_;
   const PatchSet* patch_ = nullptr;
   std::vector<Product> all_;
   std::vector<Task> tasks_;

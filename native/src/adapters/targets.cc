@@ -1,5 +1,6 @@
 #include "adapters/targets.h"
 
+#include <algorithm>
 #include <charconv>
 
 #include "platform/error.h"
@@ -33,7 +34,7 @@ int Targets::add(const std::string& name, Shape shape) {
 }
 
 void Targets::add_experts(int layer, int experts, std::size_t hidden_size, std::size_t intermediate_size) {
-  layers_.resize(static_cast<std::size_t>(layer) + 1);
+  layers_.resize(static_cast<std::size_t>(layer) + 1, {count_, 0, {}, {}});
   layers_.back() = {count_, experts, {intermediate_size, hidden_size}, {hidden_size, intermediate_size}};
   count_ += 3 * experts;
 }
@@ -64,13 +65,13 @@ int Targets::find_expert(std::string_view name) const {
 
 Targets::Shape Targets::shape(int target) const noexcept {
   if (static_cast<std::size_t>(target) < shapes_.size()) return shapes_[static_cast<std::size_t>(target)];
-  Shape shape;
-  for (const Layer& layer : layers_) {
-    const int part = target - layer.first;
-    if (layer.first >= 0 && part >= 0 && part < 3 * layer.experts)
-      shape = part % 3 == static_cast<int>(ExpertPart::down) ? layer.down : layer.gate;
-  }
-  return shape;
+  const auto after = std::upper_bound(layers_.begin(), layers_.end(), target,
+                                      [](int number, const Layer& layer) { return number < layer.first; });
+  if (after == layers_.begin()) return {};
+  const Layer& layer = *(after - 1);  // those without experts stand before the next that has some
+  const int part = target - layer.first;
+  if (part >= 3 * layer.experts) return {};
+  return part % 3 == static_cast<int>(ExpertPart::down) ? layer.down : layer.gate;
 }
 
 }  // namespace edgert

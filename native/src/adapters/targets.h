@@ -39,7 +39,7 @@ class Targets {
 
  private:
   struct Layer {
-    int first = -1;  // target of expert 0's gate
+    int first = 0;  // target of expert 0's gate
     int experts = 0;
     Shape gate, down;
   };
@@ -47,7 +47,7 @@ class Targets {
 
   std::map<std::string, int, std::less<>> dense_;
   std::vector<Shape> shapes_;  // of the dense ones
-  std::vector<Layer> layers_;  // by layer number of the recipe
+  std::vector<Layer> layers_;  // by layer number of the recipe; of those without experts 0
   int count_ = 0;
 };
 
