@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-_MAX_RANK = 4096
+MAX_RANK = 4096
 _MAX_ALPHA = 1e9
 _PREFIX = "base_model.model."
 
@@ -88,6 +88,7 @@ class PeftAdapter:
     soft_prompt: "Array | None" = None  # [n, hidden]: embeddings before the first token
     prefix: "Array | None" = None  # [n, layers * 2 * width]: keys and values before the first token
     base_weights: dict[str, TensorInfo] = field(default_factory=dict)  # by module: what came along
+    base_vectors: "dict[str, Array]" = field(default_factory=dict)  # by parameter: the same
 
     @property
     def is_empty(self) -> bool:
@@ -144,9 +145,9 @@ class Reader:
     def check_size(self, name: str) -> None:
         """Refuse a rank beyond reason before it is read."""
         shape = self.tensors[name].shape
-        if shape and shape[0] > _MAX_RANK:
+        if shape and shape[0] > MAX_RANK:
             raise CorruptError(
-                f"{self.file}: tensor {name!r}: rank {shape[0]}; at most {_MAX_RANK} is allowed"
+                f"{self.file}: tensor {name!r}: rank {shape[0]}; at most {MAX_RANK} is allowed"
             )
 
     def check_rank(self, module: str, a: "Array", b: "Array") -> None:
