@@ -81,14 +81,15 @@ class Base:
 def matrix_shape(manifest: Mapping[str, Any], target: str) -> tuple[int, int]:
     """Of a bundle's matrix, dense or an expert's. Raises InvalidArgumentError where it has none of this name."""
     recipe = manifest["recipe"]
-    for name in (target, "embedding" if target == "output" else target):
+    names = () if ".experts." in target else (target, "embedding" if target == "output" else target)
+    for name in names:
         for tensor in manifest["tensors"]:
             if tensor["name"] == name and len(tensor["shape"]) == 2:
                 return tensor["shape"][0], tensor["shape"][1]
-    match = re.fullmatch(r"layers[.](\d{1,5})[.]experts[.]\d{1,6}[.](gate|up|down)", target)
+    match = re.fullmatch(r"layers[.](\d{1,5})[.]experts[.](\d{1,6})[.](gate|up|down)", target)
     if match is not None and int(match[1]) < len(recipe["layers"]):
         ffn = recipe["blocks"][recipe["layers"][int(match[1])]]["ffn"]
-        if ffn["kind"] == "moe":
+        if ffn["kind"] == "moe" and int(match[2]) < ffn["num_experts"]:
             shape = (ffn["moe_intermediate_size"], recipe["hidden_size"])
-            return shape[::-1] if match[2] == "down" else shape
+            return shape[::-1] if match[3] == "down" else shape
     raise InvalidArgumentError(f"adapter: the base has no matrix {target[:120]!r}")

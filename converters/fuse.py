@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 
+from edgert.errors import InvalidArgumentError, UnsupportedError
+
 from .adapter_part import Part
+from .peft_reader import MAX_RANK
 
 
 def fuse(adapters: Sequence[tuple[Sequence[Part], float]]) -> list[Part]:
@@ -20,7 +23,22 @@ def fuse(adapters: Sequence[tuple[Sequence[Part], float]]) -> list[Part]:
             _add_gain(into, part, scale)
             _add_shift(into, part, scale)
             _add_weights(into, part, scale)
+    for part in fused.values():
+        check_fused(part)
     return list(fused.values())
+
+
+def check_fused(part: Part) -> None:
+    """Raises UnsupportedError and InvalidArgumentError for numbers that nobody could read again."""
+    import numpy as np
+
+    if part.a is not None and len(part.a) > MAX_RANK:
+        raise UnsupportedError(
+            f"{part.target}: fused, its rank is {len(part.a)}; at most {MAX_RANK} is allowed (the other methods make sparse values)"
+        )
+    for array in (part.b, part.values, part.gain, part.shift):
+        if array is not None and not np.isfinite(array).all():
+            raise InvalidArgumentError(f"{part.target}: fused at these scales, its numbers are not finite")
 
 
 def _add_factors(into: Part, part: Part, scale: float) -> None:
@@ -57,8 +75,6 @@ def _add_sparse(into: Part, part: Part, scale: float) -> None:
 def _add_gain(into: Part, part: Part, scale: float) -> None:
     import numpy as np
 
-    from edgert.errors import UnsupportedError
-
     if part.gain is None:
         return
     factor = 1 + part.gain * np.float32(scale)
@@ -81,8 +97,6 @@ def _add_shift(into: Part, part: Part, scale: float) -> None:
 
 
 def _add_weights(into: Part, part: Part, scale: float) -> None:
-    from edgert.errors import UnsupportedError
-
     if part.weights is None:
         return
     if into.weights is not None or scale != 1:

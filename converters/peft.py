@@ -44,6 +44,15 @@ def is_peft(path: str | os.PathLike[str]) -> bool:
     return os.path.lexists(Path(path) / CONFIG)
 
 
+def _below(directory: Path) -> str:
+    """Where a model had several adapters, each has a directory of its own."""
+    try:
+        names = sorted(entry.name for entry in directory.iterdir() if is_peft(entry))
+    except OSError:
+        return ""
+    return f", but in {', '.join(names[:8])}" if names else ""
+
+
 def read_peft(path: str | os.PathLike[str]) -> PeftAdapter:
     """Read a PEFT directory.
 
@@ -52,11 +61,16 @@ def read_peft(path: str | os.PathLike[str]) -> PeftAdapter:
     """
     directory = Path(path)
     if not is_peft(directory):
-        raise NotFoundError(f"{directory}: no PEFT adapter (there is no {CONFIG})")
+        raise NotFoundError(f"{directory}: no PEFT adapter (there is no {CONFIG}{_below(directory)})")
     config = read_json_object(directory / CONFIG, max_bytes=_MAX_CONFIG_BYTES)
     if not os.path.lexists(directory / WEIGHTS):
+        pickled = (
+            "; adapter_model.bin is a pickle and never read"
+            if (directory / "adapter_model.bin").exists()
+            else ""
+        )
         raise NotFoundError(
-            f"{directory / WEIGHTS}: missing; adapters are read from safetensors "
+            f"{directory / WEIGHTS}: missing{pickled}; adapters are read from safetensors "
             "(`model.save_pretrained(..., safe_serialization=True)`)"
         )
     kind = config.get("peft_type")

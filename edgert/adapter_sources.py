@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgert.errors import NotFoundError
 from edgert.patches import PatchEstimate
 
 if TYPE_CHECKING:
@@ -67,13 +66,10 @@ class PeftDirectory:
 def open_adapter(path: str | os.PathLike[str], bundle_path: Path, manifest: dict[str, Any]) -> Source:
     """An adapter file, whose header alone is read, or a PEFT directory, for a bundle."""
     from edgert.converters.adapter_file import AdapterFile
-    from edgert.converters.peft import is_peft
 
     place = Path(path)
     if not place.is_dir():
         return AdapterFile.open(place, manifest)
-    if not is_peft(place):
-        raise NotFoundError(f"{place}: no PEFT adapter (there is no adapter_config.json)")
     return PeftDirectory(place, bundle_path, manifest)
 
 

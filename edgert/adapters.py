@@ -309,7 +309,10 @@ class AdapterSet:
         add_remainders(read, self._bundle.path, self._bundle.manifest)
         parts = [part.native() for part in read]
         self._keep_to_limit(native, entry.bytes, keep)
-        made = self._with_room(lambda: native.adapter(name, parts, entry.order), native, keep)
+        try:
+            made = self._with_room(lambda: native.adapter(name, parts, entry.order), native, keep)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"{entry.source.path}: {error}") from None
         if entry.fingerprint not in (None, made.fingerprint):
             raise CorruptError(
                 f"{entry.source.path}: adapter {name}: has changed since it was loaded; unload it first"
