@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from edgert import _native
 from edgert.errors import CorruptError, InvalidArgumentError, UnsupportedError
 
-from .adapter_base import Base, matrix_shape
+from .adapter_base import Base, check_part
 from .adapter_part import Part
 from .adapter_targets import LAYER, Targets
 from .fused_experts import expert_parts
@@ -80,7 +80,7 @@ def compile_adapter(adapter: PeftAdapter, path: Path, manifest: dict[str, Any]) 
         for part in expert_parts(adapter, compiler.base, compiler.targets, fused):
             compiler.put(part, fused.module)
     for part in compiler.parts:
-        compiler.check(part)
+        check_part(adapter.path, manifest, part)
     return compiler.parts
 
 
@@ -120,37 +120,6 @@ class _Compiler:
             self.parts = [one for one in self.parts if one.target != part.target]
         self.seen[part.target] = part
         self.parts.append(part)
-
-    def check(self, part: Part) -> None:
-        """Against the shape of the base's matrix. Norms, and tokens that stand before the first, were seen to."""
-        import numpy as np
-
-        if _NORM.fullmatch(part.target) or ".given_" in part.target or part.target == "embedding":
-            return
-        where = f"{self.adapter.path}: {part.target}"
-        try:
-            rows, cols = matrix_shape(self.base.manifest, part.target)
-        except InvalidArgumentError as error:
-            raise InvalidArgumentError(f"{self.adapter.path}: {error}") from None
-        sides = {"A": (part.a, 1, cols), "B": (part.b, 0, rows), "gate": (part.gate, 0, cols)}
-        sides |= {
-            "gain": (part.gain, 0, rows),
-            "shift": (part.shift, 0, rows),
-            "weights": (part.weights, 1, cols),
-        }
-        for name, (array, side, needed) in sides.items():
-            if array is not None and array.shape[side] != needed:
-                raise InvalidArgumentError(
-                    f"{where}: {name}: shape {list(array.shape)}, the matrix is {[rows, cols]}"
-                )
-        if part.rows is None or part.cols is None:
-            return
-        outside = np.flatnonzero((part.rows >= rows) | (part.cols >= cols))
-        if len(outside):
-            at = [int(part.rows[outside[0]]), int(part.cols[outside[0]])]
-            raise InvalidArgumentError(
-                f"{where}: value {outside[0]} stands at {at}, the matrix is {[rows, cols]}"
-            )
 
     def joined(self, one: Part, other: Part, module: str) -> Part:
         """A trained bias, or rows that came along, beside the rest."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgert import _native
 from edgert.errors import InvalidArgumentError
 
+from .adapter_part import Part
 from .files import InputFile
 
 if TYPE_CHECKING:
@@ -93,3 +94,38 @@ def matrix_shape(manifest: Mapping[str, Any], target: str) -> tuple[int, int]:
             shape = (ffn["moe_intermediate_size"], recipe["hidden_size"])
             return shape[::-1] if match[3] == "down" else shape
     raise InvalidArgumentError(f"adapter: the base has no matrix {target[:120]!r}")
+
+
+def check_part(path: Path, manifest: Mapping[str, Any], part: Part) -> None:
+    """A part of the adapter at `path`, against the shape of the base's matrix. Raises InvalidArgumentError."""
+    import numpy as np
+
+    if ".given_" in part.target:  # keys and values, of which the base has none
+        return
+    norm = None
+    if part.target.endswith("_norm"):
+        shapes = (tensor["shape"] for tensor in manifest["tensors"] if tensor["name"] == part.target)
+        norm = next((shape for shape in shapes if len(shape) == 1), None)
+    try:
+        rows, cols = matrix_shape(manifest, part.target) if norm is None else (norm[0], 1)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"{path}: {error}") from None
+    sides = {"A": (part.a, 1, cols), "B": (part.b, 0, rows), "gate": (part.gate, 0, cols)}
+    sides |= {
+        "gain": (part.gain, 0, rows),
+        "shift": (part.shift, 0, rows),
+        "weights": (part.weights, 1, cols),
+    }
+    for name, (array, side, needed) in sides.items():
+        if array is not None and array.shape[side] != needed:
+            raise InvalidArgumentError(
+                f"{path}: {part.target}: {name}: shape {list(array.shape)}, the matrix is {[rows, cols]}"
+            )
+    if part.rows is None or part.cols is None:
+        return
+    outside = np.flatnonzero((part.rows < 0) | (part.rows >= rows) | (part.cols < 0) | (part.cols >= cols))
+    if len(outside):
+        at = [int(part.rows[outside[0]]), int(part.cols[outside[0]])]
+        raise InvalidArgumentError(
+            f"{path}: {part.target}: value {outside[0]} stands at {at}, the matrix is {[rows, cols]}"
+        )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from edgert.errors import CorruptError
 from edgert.patches import PatchEstimate
 
 if TYPE_CHECKING:
@@ -97,9 +98,17 @@ def read_parts(
 ) -> "tuple[str, list[Part]]":
     """Kind and parts of an adapter file or a PEFT directory, for a bundle; with the remainders that its sparse values lack,
     from the checkpoint `weights` or the bundle, where either has them."""
+    import numpy as np
+
+    from edgert.converters.adapter_base import check_part
     from edgert.converters.remainders import add_remainders
+    from edgert.converters.stored_values import as_floats
 
     source = open_adapter(path, bundle_path, manifest)
     parts = source.read()
+    for part in parts:
+        check_part(source.path, manifest, part)
+        if not all(np.isfinite(as_floats(array)).all() for array in part.arrays()):
+            raise CorruptError(f"{source.path}: {part.target}: holds a number that is not finite")
     add_remainders(parts, bundle_path, manifest, weights)
     return source.kind, parts

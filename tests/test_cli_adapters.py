@@ -106,3 +106,28 @@ def test_ranks_beyond_what_a_file_may_have() -> None:
     parts = [Part("layers.0.attention.q", a, b)]
     with pytest.raises(UnsupportedError, match="its rank is 4200; at most 4096"):
         fuse([(parts, 1.0), (parts, 0.5)])
+
+
+def test_files_that_were_made_by_others(edgert: Shell, tiny_bundle: Path, tmp_path: Path) -> None:
+    """What they hold is checked before it is shown or fused."""
+    from test_hostile_adapters import rewrite
+
+    good = tmp_path / "good.adapter"
+    assert (
+        edgert("adapter", "convert", lora().write(tmp_path / "one"), good, "--base", tiny_bundle).returncode
+        == 0
+    )
+    a = "layers.0.attention.k.lora_A"
+    changes: dict[str, tuple[Callable[[dict[str, np.ndarray]], None], str]] = {
+        "narrow": (lambda t: t.update({a: t[a][:, :60].copy()}), "layers.0.attention.k: A: shape [4, 60]"),
+        "holed": (lambda t: t[a].__setitem__((0, 0), np.nan), "layers.0.attention.k: holds a number that is not finite"),
+        "strange": (lambda t: t.update({"layers.0.nowhere.gain": np.ones(3, np.float32)}), "no matrix 'layers.0.nowhere'"),
+    }  # fmt: skip
+    for name, (change, complaint) in changes.items():
+        bad = Path(shutil.copy(good, tmp_path / f"{name}.adapter"))
+        rewrite(bad, lambda _, tensors, change=change: change(tensors))  # type: ignore[misc]
+        for command in (("show", bad), ("fuse", good, bad, "-o", tmp_path / "out.adapter")):
+            done = edgert("adapter", *command, "--base", tiny_bundle)
+            assert_fails(done, complaint)
+            assert str(bad) in done.stderr
+    assert not (tmp_path / "out.adapter").exists()

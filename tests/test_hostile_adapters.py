@@ -363,6 +363,7 @@ def test_a_wrong_file_is_refused(loaded: tuple[Any, np.ndarray], file: Path, cas
     change, kind, complaint = FILE_CASES[case]
     message = refused(loaded, rewrite(file, change), kind)
     assert complaint in message, message
+    assert str(file) in message
 
 
 def test_a_file_of_something_else(loaded: tuple[Any, np.ndarray], file: Path, tmp_path: Path) -> None:
