@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import F32, convert
-from checkpoints import VARIANTS, by_name, make_checkpoint, prompt_tokens
+from checkpoints import prompt_tokens
 from reference import Reference, assert_close, compared, near_ties
+from variants import VARIANTS, by_name, make_checkpoint
 
 import edgert
 from edgert.errors import EdgertError
