@@ -120,7 +120,7 @@ def adalora(reader: Reader) -> None:
         if e.shape != (a.shape[0], 1):
             raise CorruptError(f"{reader.file}: tensor {module}.lora_E: shape {list(e.shape)}")
         name, rank = name_of(module), a.shape[0]
-        alpha = reader.alpha(name)
+        alpha = reader.alpha(None)
         reader.add(Delta(name, a * e, b, scale=(alpha if alpha > 0 else rank) / ((first or rank) + 1e-5)))
 
 

@@ -1,6 +1,7 @@
 """Where a model's adapters are read from: adapter files and PEFT directories."""
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -45,15 +46,18 @@ class PeftDirectory:
         self._manifest = manifest
         self._parts: list[Part] | None = None
         self._parts = self._compiled()
+        for doubt in self._doubts:
+            warnings.warn(doubt, RuntimeWarning, stacklevel=1)
         self.targets = [part.target for part in self._parts]
         self.bytes = sum(info.stat().st_size for info in path.iterdir() if info.name.endswith(".safetensors"))
 
     def _compiled(self) -> "list[Part]":
         from edgert.converters.adapter import compile_adapter
-        from edgert.converters.peft import read_peft
+        from edgert.converters.peft import doubts, read_peft
 
         adapter = read_peft(self.path)
         self.kind = adapter.kind
+        self._doubts = doubts(adapter, self._bundle_path.name.removesuffix(".edgert"))
         return compile_adapter(adapter, self._bundle_path, self._manifest)
 
     def check_shapes(self, shape_of: Callable[[str], tuple[int, int]]) -> None:

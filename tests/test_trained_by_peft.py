@@ -37,6 +37,7 @@ def pruned() -> Any:
         deltaT=1,
         total_step=STEPS,
         lora_alpha=9,
+        alpha_pattern={"q_proj": 2},  # AdaLoRA pays it no heed
         target_modules=ATTENTION,
     )
 
