@@ -9,6 +9,7 @@ from edgert.errors import CorruptError, InvalidArgumentError, UnsupportedError
 
 from .adapter_base import Base
 from .adapter_part import Part
+from .adapter_shapes import check_parts
 from .adapter_targets import LAYER, Targets
 from .fused_experts import expert_parts
 from .peft_reader import Delta, PeftAdapter
@@ -71,6 +72,8 @@ def compile_adapter(adapter: PeftAdapter, path: Path, manifest: dict[str, Any]) 
     compiler = _Compiler(adapter, Base(path, manifest))
     for module, info in adapter.base_weights.items():
         compiler.add_base(module, info)
+    for parameter, vector in adapter.base_vectors.items():
+        compiler.check_vector(parameter, vector)
     for delta in adapter.deltas:
         compiler.add(delta)
     compiler.put_input_gains()
@@ -78,6 +81,7 @@ def compile_adapter(adapter: PeftAdapter, path: Path, manifest: dict[str, Any]) 
     for fused in adapter.fused:
         for part in expert_parts(adapter, compiler.base, compiler.targets, fused):
             compiler.put(part, fused.module)
+    check_parts(compiler.parts, manifest, adapter.path)
     return compiler.parts
 
 
@@ -94,10 +98,10 @@ class _Compiler:
         if delta.weights is not None:
             self.add_weights(delta, delta.weights)
             return
-        target = self.targets.of(delta.module)
         if delta.bias is not None:
-            self.add_bias(delta.module, target, delta.bias)
+            self.add_bias(delta.module, delta.bias)
             return
+        target = self.targets.of(delta.module)
         if delta.input_gain is not None:
             self.add_input_gain(delta, target)
             return
@@ -224,9 +228,7 @@ class _Compiler:
                 "before attention and feed-forward, and of the last one"
             )
         if self.base.architecture.startswith(_ZERO_CENTRED):
-            raise UnsupportedError(
-                f"{self.adapter.path}: {module}: norms of {self.base.architecture} are not changed by this version"
-            )
+            weights = weights + 1
         own = self.base.vector(target)
         if own.shape != weights.shape:
             raise InvalidArgumentError(
@@ -234,10 +236,33 @@ class _Compiler:
             )
         self.put(Part(target, shift=weights - own), module)
 
-    def add_bias(self, module: str, target: str, bias: "Array") -> None:
-        if f"{target}_bias" not in self.base.by_name:
+    def check_vector(self, parameter: str, found: "Array") -> None:
+        """What came along, and is not run where it is not the base's own."""
+        import numpy as np
+
+        names = self.base.by_source.get(parameter) or []
+        match = LAYER.fullmatch(parameter)
+        if not names and match is not None and parameter.endswith(".e_score_correction_bias"):
+            names = [f"layers.{int(match[1])}.router.bias"]  # of a base that was a GGUF file
+        if len(names) != 1 or names[0] not in self.base.by_name:
+            self.targets.unknown(parameter)
+        own = self.base.vector(names[0])
+        if own.shape != found.shape or not np.allclose(found, own, rtol=_ROUNDED, atol=1e-6):
+            raise UnsupportedError(
+                f"{self.adapter.path}: {parameter}: is not the base's own, and changed ones are not run by this version"
+            )
+
+    def add_bias(self, module: str, bias: "Array") -> None:
+        if self.base.by_source.get(f"{module}.weight", [""])[0].endswith("_norm"):
+            self.check_vector(f"{module}.bias", bias)
+            return
+        target = self.targets.of(module)
+        name = f"{target}_bias"
+        if self.base.architecture == "gpt_oss" and target.endswith(".router"):
+            name = f"{target}.bias"  # of other routers, this is for the choice alone
+        if name not in self.base.by_name:
             self.targets.unknown(f"{module}.bias")
-        own = self.as_checkpoint(target, self.base.vector(f"{target}_bias"))
+        own = self.as_checkpoint(target, self.base.vector(name))
         if own.shape != bias.shape:
             raise InvalidArgumentError(
                 f"{self.adapter.path}: {module}.bias: is {list(bias.shape)}, the base's is {list(own.shape)}"
@@ -259,7 +284,10 @@ class _Compiler:
         rows = np.arange(len(given), dtype=np.int32) + self.base.recipe["vocab_size"]
         if prefix is not None:
             width = [self.base.key_width(layer) for layer in range(layers)]
-            if any(one != width[0] for one in width) or prefix.shape[1] != 2 * layers * width[0]:
+            alike = {
+                (width[layer], self.base.block(layer)["mixer"].get("head_dim")) for layer in range(layers)
+            }
+            if len(alike) > 1 or prefix.shape[1] != 2 * layers * width[0]:
                 raise InvalidArgumentError(
                     f"{self.adapter.path}: prompt_embeddings are {list(prefix.shape)}; the base's keys and values of {layers} layers "
                     f"are {2 * sum(width)}"
@@ -273,6 +301,10 @@ class _Compiler:
                     self.put(part, name)
             embeddings = np.zeros((len(prefix), hidden), np.float32)
         assert embeddings is not None
+        if self.base.architecture.startswith(
+            "granite"
+        ):  # the others multiply in their embedding, without these
+            embeddings = embeddings * np.float32(self.base.recipe["embedding"]["scale"])
         if embeddings.shape[1] != hidden:
             raise InvalidArgumentError(
                 f"{self.adapter.path}: prompt_embeddings are {list(embeddings.shape)}; the base's hidden size is {hidden}"
@@ -292,11 +324,13 @@ class _Compiler:
         factors = part.factors()
         assert factors is not None and delta.magnitude is not None
         a, b = factors
-        if part.target not in self.base.by_name:
+        tied = part.target == "output" and "output" not in self.base.by_name
+        name = "embedding" if tied else part.target
+        if name not in self.base.by_name:
             raise UnsupportedError(
                 f"{self.adapter.path}: {delta.module}: DoRA of experts is not run by this version"
             )
-        weights = self.as_checkpoint(part.target, self.base.weights(part.target))
+        weights = self.as_checkpoint(part.target, self.base.weights(name))
         if weights.shape != (b.shape[0], a.shape[1]) or delta.magnitude.shape != weights.shape[:1]:
             raise InvalidArgumentError(
                 f"{self.adapter.path}: {delta.module}: A and B make {[b.shape[0], a.shape[1]]}, the base's matrix "

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgert.errors import InvalidArgumentError
+
 from .stored_values import as_floats
 
 if TYPE_CHECKING:
@@ -124,6 +126,12 @@ class Part:
         if (np.diff(places) > 0).all():
             return
         order = np.argsort(places, kind="stable")
+        twice = np.flatnonzero(np.diff(places[order]) == 0)
+        if len(twice):
+            at = order[twice[0]]
+            raise InvalidArgumentError(
+                f"{self.target}: two values stand at {[int(rows[at]), int(cols[at])]}; they must be summed"
+            )
         self.rows, self.cols, self.values = self.rows[order], self.cols[order], self.values[order]
         if self.remainders is not None:
             self.remainders = self.remainders[order]

@@ -24,23 +24,22 @@ def fuse(adapters: Sequence[tuple[Sequence[Part], float]]) -> list[Part]:
             _add_shift(into, part, scale)
             _add_weights(into, part, scale)
     for part in fused.values():
-        _check(part)
+        check_fused(part)
         part.widen()  # factors are f32 now
     return list(fused.values())
 
 
-def _check(part: Part) -> None:
+def check_fused(part: Part) -> None:
+    """Raises UnsupportedError and InvalidArgumentError for numbers that nobody could read again."""
     import numpy as np
 
     if part.a is not None and len(part.a) > MAX_RANK:
         raise UnsupportedError(
-            f"{part.target}: the ranks are {len(part.a)} together; at most {MAX_RANK} is allowed"
+            f"{part.target}: fused, its rank is {len(part.a)}; at most {MAX_RANK} is allowed (the other methods make sparse values)"
         )
     for array in (part.b, part.values, part.gain, part.shift):
         if array is not None and not np.isfinite(array).all():
-            raise InvalidArgumentError(
-                f"{part.target}: a scale is too large: the sum is beyond the numbers of f32"
-            )
+            raise InvalidArgumentError(f"{part.target}: fused at these scales, its numbers are not finite")
 
 
 def _add_factors(into: Part, part: Part, scale: float) -> None:

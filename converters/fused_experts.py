@@ -14,7 +14,7 @@ from .peft_reader import FusedDelta, PeftAdapter
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_EXPERTS = re.compile(r"(?:mlp|block_sparse_moe|feed_forward)[.]experts")
+_EXPERTS = re.compile(r"(?:(?:mlp|block_sparse_moe|feed_forward)[.])?experts")
 # Whose tensors of all experts are [experts, inputs, outputs].
 _INPUTS_FIRST = ("gpt_oss", "llama4_text", "llama4")
 _INTERLEAVED = ("gpt_oss",)  # gate and up by turns

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgert.errors import InvalidArgumentError, UnsupportedError
 
 from .adapter_part import Part
+from .fuse import check_fused
 
 if TYPE_CHECKING:
     import numpy
@@ -82,7 +83,10 @@ def merge(adapters: Sequence[tuple[Sequence[Part], float]], thinning: Thinning) 
                     "the base's are not merged by this version"
                 )
             by_target.setdefault(part.target, []).append((number, part, scale))
-    return [_merged(target, of_target, thinning) for target, of_target in sorted(by_target.items())]
+    merged = [_merged(target, of_target, thinning) for target, of_target in sorted(by_target.items())]
+    for part in merged:
+        check_fused(part)
+    return merged
 
 
 def _merged(target: str, parts: list[tuple[int, Part, float]], thinning: Thinning) -> Part:

@@ -165,7 +165,7 @@ def saved_modules(reader: Reader) -> None:
         module = name_of(stem)
         if stem.endswith(_COPIES):  # beside it, where save_embedding_layers has been asked for
             module = module.rpartition(".")[0]
-        if not any(module == end or module.endswith(f".{end}") for end in wanted):
+        if not _is_of(module, wanted):
             continue
         if stem.endswith(_COPIES) and f"{stem.rpartition('.')[0]}.{ending}" in reader.tensors:
             reader.left.discard(name)
@@ -175,6 +175,16 @@ def saved_modules(reader: Reader) -> None:
             reader.add(Delta(module, weights=weights))
         elif ending == "bias":
             reader.add(Delta(module, bias=reader.take(name, 1)))
+        else:  # a buffer, which is not trained
+            found = reader.take(name, len(reader.tensors[name].shape))
+            reader.adapter.base_vectors[f"{module}.{ending}"] = found.reshape(-1)
+
+
+def _is_of(module: str, wanted: list[str]) -> bool:
+    """Whether it is, or is part of, a module whose name ends like that: in the middle of a word too, as PEFT has it."""
+    parts = module.split(".")
+    modules = (".".join(parts[: count + 1]) for count in range(len(parts)))
+    return "base_layer" not in parts and any(one.endswith(tuple(wanted)) for one in modules)
 
 
 def biases(reader: Reader) -> None:
@@ -199,9 +209,14 @@ def gates(reader: Reader) -> None:
 def base_weights(reader: Reader) -> None:
     """PEFT saves the weights below an adapter of embeddings or of the output head with it, and those of all embeddings
     where it takes them for changed. Of anything else they have no place here."""
+    adapted = {delta.module for delta in reader.adapter.deltas}
     for name in sorted(reader.left):
+        module = name_of(name.removesuffix(".bias").removesuffix(".base_layer"))
+        if name.endswith(".base_layer.bias") and module in adapted:
+            reader.adapter.base_vectors[f"{module}.bias"] = reader.take(name, 1)
+            continue
         module = name_of(name.removesuffix(".weight").removesuffix(".base_layer"))
-        below = name.endswith(_BASE_WEIGHT) and any(delta.module == module for delta in reader.adapter.deltas)
+        below = name.endswith(_BASE_WEIGHT) and module in adapted
         if below or (name.endswith(".weight") and module.endswith(_TIED)):
             reader.adapter.base_weights[module] = reader.tensors[name]
             reader.left.discard(name)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgert.errors import CorruptError, UnsupportedError
 
-from .peft_reader import Delta, FusedDelta, Reader, name_of
+from .peft_reader import MAX_RANK, Delta, FusedDelta, Reader, name_of
 from .stored_values import same_type
 
 if TYPE_CHECKING:
@@ -104,15 +104,24 @@ def _fused(
 
 
 def adalora(reader: Reader) -> None:
-    """B (E A), times alpha / rank: what is left of the rank in the end counts."""
+    """B (E A), times alpha / rank: the rank that training began with counts, whatever is left of it in the end."""
+    first = reader.config.get("init_r")
+    if first is not None and (type(first) is not int or not 0 < first <= MAX_RANK):
+        raise CorruptError(f"{reader.where}: init_r: found {first!r:.40}, allowed are 1 to {MAX_RANK}")
     for module in reader.modules(".lora_E"):
+        names = [f"{module}.lora_{part}" for part in "ABE"]
+        shapes = [reader.tensors[name].shape for name in names if name in reader.tensors]
+        if all(len(shape) == 2 and 0 in shape for shape in shapes):  # nothing is left of its rank
+            reader.left -= set(names)
+            continue
         a, b = reader.take(f"{module}.lora_A", 2), reader.take(f"{module}.lora_B", 2)
         e = reader.take(f"{module}.lora_E", 2)
         reader.check_rank(module, a, b)
         if e.shape != (a.shape[0], 1):
             raise CorruptError(f"{reader.file}: tensor {module}.lora_E: shape {list(e.shape)}")
-        name = name_of(module)
-        reader.add(Delta(name, a * e, b, scale=reader.alpha(name) / (a.shape[0] + 1e-5)))
+        name, rank = name_of(module), a.shape[0]
+        alpha = reader.alpha(None)
+        reader.add(Delta(name, a * e, b, scale=(alpha if alpha > 0 else rank) / ((first or rank) + 1e-5)))
 
 
 def vera(reader: Reader) -> None:

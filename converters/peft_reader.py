@@ -80,7 +80,7 @@ class PeftAdapter:
 
     path: Path
     kind: str
-    base_model: str | None
+    base_model: str | None  # as it names the one that it was trained on
     version: tuple[int, ...] | None
     target_parameters: tuple[str, ...] = ()
     deltas: list[Delta] = field(default_factory=list)
@@ -88,6 +88,8 @@ class PeftAdapter:
     soft_prompt: "Array | None" = None  # [n, hidden]: embeddings before the first token
     prefix: "Array | None" = None  # [n, layers * 2 * width]: keys and values before the first token
     base_weights: dict[str, TensorInfo] = field(default_factory=dict)  # by module: what came along
+    unknown: list[str] = field(default_factory=list)  # options of its configuration
+    base_vectors: "dict[str, Array]" = field(default_factory=dict)  # by parameter: the same
 
     @property
     def is_empty(self) -> bool:
@@ -163,13 +165,14 @@ class Reader:
         """alpha / rank of a module or parameter; rsLoRA: alpha / sqrt(rank)."""
         return self.alpha(key, option) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
-    def alpha(self, key: str, option: str = "lora_alpha") -> float:
+    def alpha(self, key: str | None, option: str = "lora_alpha") -> float:
+        """Of a module or parameter; of None, what the patterns leave aside."""
         alpha = self.config.get(option)
         patterns = self.config.get("alpha_pattern") or {}
         if not isinstance(patterns, dict):
             raise CorruptError(f"{self.where}: alpha_pattern: an object is needed")
         for pattern, value in patterns.items():
-            if self.pattern(pattern, "alpha_pattern").matches_end(key):
+            if key is not None and self.pattern(pattern, "alpha_pattern").matches_end(key):
                 alpha = value
                 break
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < _MAX_ALPHA:

@@ -1,11 +1,12 @@
 """Where a model's adapters are read from: adapter files and PEFT directories."""
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgert.errors import NotFoundError
+from edgert.errors import CorruptError
 from edgert.patches import PatchEstimate
 
 if TYPE_CHECKING:
@@ -45,15 +46,18 @@ class PeftDirectory:
         self._manifest = manifest
         self._parts: list[Part] | None = None
         self._parts = self._compiled()
+        for doubt in self._doubts:
+            warnings.warn(doubt, RuntimeWarning, stacklevel=1)
         self.targets = [part.target for part in self._parts]
         self.bytes = sum(info.stat().st_size for info in path.iterdir() if info.name.endswith(".safetensors"))
 
     def _compiled(self) -> "list[Part]":
         from edgert.converters.adapter import compile_adapter
-        from edgert.converters.peft import read_peft
+        from edgert.converters.peft import doubts, read_peft
 
         adapter = read_peft(self.path)
         self.kind = adapter.kind
+        self._doubts = doubts(adapter, self._bundle_path.name.removesuffix(".edgert"))
         return compile_adapter(adapter, self._bundle_path, self._manifest)
 
     def check_shapes(self, shape_of: Callable[[str], tuple[int, int]]) -> None:
@@ -67,13 +71,10 @@ class PeftDirectory:
 def open_adapter(path: str | os.PathLike[str], bundle_path: Path, manifest: dict[str, Any]) -> Source:
     """An adapter file, whose header alone is read, or a PEFT directory, for a bundle."""
     from edgert.converters.adapter_file import AdapterFile
-    from edgert.converters.peft import is_peft
 
     place = Path(path)
     if not place.is_dir():
         return AdapterFile.open(place, manifest)
-    if not is_peft(place):
-        raise NotFoundError(f"{place}: no PEFT adapter (there is no adapter_config.json)")
     return PeftDirectory(place, bundle_path, manifest)
 
 
@@ -101,11 +102,17 @@ def read_parts(
 ) -> "tuple[str, list[Part]]":
     """Kind and parts of an adapter file or a PEFT directory, for a bundle; with the remainders that its sparse values lack,
     from the checkpoint `weights` or the bundle, where either has them."""
+    import numpy as np
+
     from edgert.converters.adapter_shapes import check_parts
     from edgert.converters.remainders import add_remainders
+    from edgert.converters.stored_values import as_floats
 
     source = open_adapter(path, bundle_path, manifest)
     parts = source.read()
     check_parts(parts, manifest, source.path)
+    for part in parts:
+        if not all(np.isfinite(as_floats(array)).all() for array in part.arrays()):
+            raise CorruptError(f"{source.path}: {part.target}: holds a number that is not finite")
     add_remainders(parts, bundle_path, manifest, weights)
     return source.kind, parts

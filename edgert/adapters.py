@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,6 +74,17 @@ class _Entry:
     used: int = 0  # when last
 
 
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """The engine knows an adapter's matrices, and not where it is from."""
+    try:
+        yield
+    except InvalidArgumentError as error:
+        if str(path) in str(error):
+            raise
+        raise InvalidArgumentError(f"{path}: {str(error).removeprefix('adapter: ')}") from None
+
+
 class AdapterSet:
     """By name, with the ones that are on and their scales. Thread-safe; sequences keep what they began with.
 
@@ -111,7 +122,8 @@ class AdapterSet:
         with self._lock:
             if name in self._entries:
                 raise InvalidArgumentError(f"adapter {name}: is loaded already; unload it first")
-            source.check_shapes(native.target)
+            with _naming(source.path):
+                source.check_shapes(native.target)
             entry = _Entry(source, next(self._count), len(source.targets), source.bytes)
             if isinstance(source, PeftDirectory):
                 self._bring(native, name, entry, keep={name})
@@ -313,14 +325,10 @@ class AdapterSet:
             return entry.native
         read = entry.source.read()
         self._keep_to_limit(native, entry.bytes, keep)
-        try:
+        with _naming(entry.source.path):
             add_remainders(read, self._bundle.path, self._bundle.manifest)
             parts = [part.native() for part in read]
             made = self._with_room(lambda: native.adapter(name, parts, entry.order), native, keep)
-        except InvalidArgumentError as error:
-            raise InvalidArgumentError(
-                f"{entry.source.path}: {str(error).removeprefix('adapter: ')}"
-            ) from None
         if entry.fingerprint not in (None, made.fingerprint):
             raise CorruptError(
                 f"{entry.source.path}: adapter {name}: has changed since it was loaded; unload it first"

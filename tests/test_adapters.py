@@ -497,3 +497,23 @@ def test_files_of_version_1_stay_readable(
             model.load_adapter(tmp_path / f"{name}.adapter")
             outputs.append(model.logits([3, 4, 5], adapter=name))
     np.testing.assert_array_equal(outputs[0], outputs[1])
+
+
+def test_what_speaks_against_a_directory_is_said(
+    tiny_bundle: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """It runs: its shapes and the names of its modules fit."""
+    doubtful: dict[str, dict[str, Any]] = {
+        "fine": {"base_model_name_or_path": "some/Tiny", "use_dora": False},
+        "local": {"base_model_name_or_path": "/models/other"},
+        "other": {"base_model_name_or_path": "some/Other-7B"},
+        "newer": {"use_tomorrow": True, "yesterday": None},
+    }
+    with edgert.load(tiny_bundle, memory="64MiB", threads=1) as model:
+        for name, options in doubtful.items():
+            made = lora()
+            made.config |= options
+            model.load_adapter(made.write(tmp_path / name))
+    other, newer = (str(warning.message) for warning in recwarn)
+    assert "other: is for some/Other-7B, as far as it says, and the base is called tiny;" in other
+    assert "adapter_config.json: use_tomorrow: not known to this version" in newer

@@ -148,8 +148,8 @@ def prompt(kind: str, shape: tuple[int, int]) -> Change:
 
 FACTORS = (f"{Q}.lora_A.weight", f"{Q}.lora_B.weight")
 CASES: dict[str, tuple[Callable[[], Adapter], Change, type[EdgertError], str]] = {
-    "inputs of another size": (lora, tensor(FACTORS[0], lambda a: a[:, :60]), InvalidArgumentError, "/bad: layers.0.attention.q: A: found 120"),
-    "outputs of another size": (lora, tensor(FACTORS[1], lambda b: b[:60]), InvalidArgumentError, "layers.0.attention.q: B: found 120"),
+    "inputs of another size": (lora, tensor(FACTORS[0], lambda a: a[:, :60]), InvalidArgumentError, "/bad: layers.0.attention.q: A is of 60 numbers"),
+    "outputs of another size": (lora, tensor(FACTORS[1], lambda b: b[:60]), InvalidArgumentError, "layers.0.attention.q: B is of 60 numbers"),
     "factors of two ranks": (lora, tensor(FACTORS[1], lambda b: b[:, :1]), CorruptError, "lora_A has rank 2, lora_B 1"),
     "three dimensions": (lora, tensor(FACTORS[0], lambda a: a[None]), CorruptError, "shape [1, 2, 72]; 2 dimensions"),
     "rank 0": (lora, tensor(FACTORS[0], lambda a: a[:0]), CorruptError, "shape [0, 72]; 2 dimensions, none of them 0"),
@@ -174,7 +174,7 @@ CASES: dict[str, tuple[Callable[[], Adapter], Change, type[EdgertError], str]] =
     "an element twice": (shira, tensor(f"{Q}.shira_indices", doubled), InvalidArgumentError, "layers.0.attention.q: two values stand at ["),
     "fewer values than indices": (shira, tensor(f"{Q}.shira_weight", lambda v: v[:-1]), CorruptError, "shape [2, 90], needed is [2, 89]"),
     "NaN among sparse values": (shira, tensor(f"{Q}.shira_weight", holed), CorruptError, "not finite"),
-    "gains of another size": (ia3, tensor(f"{PREFIX}model.layers.0.self_attn.k_proj.ia3_l", lambda g: g[:-1]), InvalidArgumentError, "attention.k: gain: found 31"),
+    "gains of another size": (ia3, tensor(f"{PREFIX}model.layers.0.self_attn.k_proj.ia3_l", lambda g: g[:-1]), InvalidArgumentError, "attention.k: gain: shape [31], the matrix is [32, 72]"),
     "gains along the other side": (ia3, tensor(f"{PREFIX}model.layers.0.self_attn.k_proj.ia3_l", lambda g: g.T), CorruptError, "ia3_l: shape [1, 32]"),
     "VeRA without its projections": (vera, dropped("base_model.vera_A"), UnsupportedError, "save_projection"),
     "magnitudes of another size": (lambda: lora(magnitudes=True), tensor(f"{Q}.lora_magnitude_vector", lambda m: m[:-1]), InvalidArgumentError, "the base's matrix is [64, 72]"),
@@ -219,6 +219,7 @@ def test_a_wrong_adapter_is_refused(loaded: tuple[Any, np.ndarray], tmp_path: Pa
     change(made)
     message = refused(loaded, made.write(tmp_path / "bad"), kind)
     assert complaint in message, message
+    assert str(tmp_path / "bad") in message
 
 
 def test_indices_in_any_order_are_fine(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -370,6 +371,7 @@ def test_a_wrong_file_is_refused(loaded: tuple[Any, np.ndarray], file: Path, cas
     change, kind, complaint = FILE_CASES[case]
     message = refused(loaded, rewrite(file, change), kind)
     assert complaint in message, message
+    assert str(file) in message
 
 
 def sparse_file(bundle: Path, path: Path, target: str, rows: list[int]) -> Path:

@@ -9,6 +9,7 @@ import pytest
 import edgert
 from edgert.bundle import locate_adapter, packaged_adapters
 from edgert.cli.main import main
+from edgert.errors import NotFoundError
 
 NAMES = [name for name, _ in packaged_adapters()]
 
@@ -40,6 +41,15 @@ def test_a_path_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Path("sql").touch()
     assert locate_adapter("sql").name == "sql"
     assert str(locate_adapter("elsewhere")) == "elsewhere"
+
+
+def test_a_server_takes_a_name() -> None:
+    from edgert.server.configuration import Configuration, served_models
+    from edgert.server.opening import check_sources
+
+    check_sources(Configuration(models=served_models(["docs-moe,adapter=sql,adapter=r=rust:0.5"])))
+    with pytest.raises(NotFoundError, match="elsewhere: no such adapter"):
+        check_sources(Configuration(models=served_models(["docs-moe,adapter=elsewhere"])))
 
 
 def test_the_demo_switches_them(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """edgert adapter: PEFT adapters for a bundle, shown, converted and fused."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,17 +115,25 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _fuse(args: argparse.Namespace) -> None:
+    import numpy as np
+
     from edgert.converters.fuse import fuse
     from edgert.converters.merging import Thinning, merge
     from edgert.converters.remainders import add_remainders
 
+    for path, scale in args.adapters:
+        if not math.isfinite(scale):
+            raise InvalidArgumentError(f"{path}: scale: found {scale}, allowed is a finite number")
+        if args.output.exists() and path.exists() and args.output.samefile(path):
+            raise InvalidArgumentError(f"{path}: is to be fused, and the output too; give another")
     thinning = Thinning(args.method, args.density, args.outliers, args.seed)
     if len(args.adapters) > 64:
         raise InvalidArgumentError(f"{len(args.adapters)} adapters; at most 64 are allowed")
     read = [(_read(path, args.base), scale) for path, scale in args.adapters]
     kinds = sorted({kind for (kind, _, _), _ in read})
     adapters = [(parts, scale) for (_, parts, _), scale in read]
-    parts = fuse(adapters) if thinning.method == "sum" else merge(adapters, thinning)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+        parts = fuse(adapters) if thinning.method == "sum" else merge(adapters, thinning)
     bundle = read[0][0][2]
     add_remainders(parts, bundle.path, bundle.manifest)
     _write(args, "+".join(kinds), parts, bundle)

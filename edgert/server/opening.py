@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgert import _native
-from edgert.bundle import Bundle, installed, locate
+from edgert.bundle import Bundle, installed, locate, locate_adapter
 from edgert.errors import EdgertError, NotFoundError
 from edgert.server.configuration import Configuration, ServedModel
 from edgert.server.models import Opened, Opener
@@ -89,7 +89,7 @@ def check_sources(configuration: Configuration) -> None:
     for served in configuration.models:
         locate(resolved(served.source))
         for adapter in served.adapters:
-            if not adapter.path.exists():
+            if not locate_adapter(adapter.path).exists():
                 raise NotFoundError(f"{adapter.path}: no such adapter")
 
 
