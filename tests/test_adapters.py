@@ -307,8 +307,8 @@ def test_weights_beside_factors_fuse_and_compress_to_files_that_load(
 @pytest.mark.parametrize(
     ("rank", "scale", "kind", "complaint"),
     [
-        (128, 1.0, UnsupportedError, "m: the ranks are 4224 together; at most 4096"),
-        (1, 1e39, InvalidArgumentError, "m: a scale is too large"),
+        (128, 1.0, UnsupportedError, "m: fused, its rank is 4224; at most 4096"),
+        (1, 1e39, InvalidArgumentError, "m: fused at these scales"),
     ],
 )
 def test_what_does_not_fuse_is_refused(rank: int, scale: float, kind: Any, complaint: str) -> None:

@@ -174,7 +174,7 @@ CASES: dict[str, tuple[Callable[[], Adapter], Change, type[EdgertError], str]] =
     "an element twice": (shira, tensor(f"{Q}.shira_indices", doubled), InvalidArgumentError, "layers.0.attention.q: two values stand at ["),
     "fewer values than indices": (shira, tensor(f"{Q}.shira_weight", lambda v: v[:-1]), CorruptError, "shape [2, 90], needed is [2, 89]"),
     "NaN among sparse values": (shira, tensor(f"{Q}.shira_weight", holed), CorruptError, "not finite"),
-    "gains of another size": (ia3, tensor(f"{PREFIX}model.layers.0.self_attn.k_proj.ia3_l", lambda g: g[:-1]), InvalidArgumentError, "attention.k: gain: shape [31], the matrix is [32, 72]"),
+    "gains of another size": (ia3, tensor(f"{PREFIX}model.layers.0.self_attn.k_proj.ia3_l", lambda g: g[:-1]), InvalidArgumentError, "attention.k: gain is of 31 numbers, the base's matrix is [32, 72]"),
     "gains along the other side": (ia3, tensor(f"{PREFIX}model.layers.0.self_attn.k_proj.ia3_l", lambda g: g.T), CorruptError, "ia3_l: shape [1, 32]"),
     "VeRA without its projections": (vera, dropped("base_model.vera_A"), UnsupportedError, "save_projection"),
     "magnitudes of another size": (lambda: lora(magnitudes=True), tensor(f"{Q}.lora_magnitude_vector", lambda m: m[:-1]), InvalidArgumentError, "the base's matrix is [64, 72]"),
