@@ -40,6 +40,7 @@ AdapterChoice = str | Sequence[str] | Mapping[str, float] | None
 _Made = TypeVar("_Made")
 _MOST_SCALE = 3.4e38  # of f32
 _FIRST_TAKEN_BYTES = 256 << 10  # from the experts; then twice as many each time
+_MOST_TAKEN_BYTES = 1 << 44
 
 
 @dataclass(frozen=True)
@@ -368,7 +369,8 @@ class AdapterSet:
                     evicted = self._evict(native, keep)
                 if not evicted:
                     native.trim_adapters()
-                    if not native.take_from_experts(taken_bytes):
+                    # Others may give back what was taken, again and again.
+                    if taken_bytes > _MOST_TAKEN_BYTES or not native.take_from_experts(taken_bytes):
                         return make()
                     taken_bytes *= 2
                 with contextlib.suppress(BudgetError):

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from peft_directories import Adapter, lora, shira
 
 import edgert
 from edgert.adapter_sources import read_parts
+from edgert.adapters import AdapterSet
 from edgert.backends.native import NativeModel
 from edgert.bundle import Bundle
 from edgert.converters.adapter_file import write_adapter
@@ -50,6 +51,27 @@ def answers(tiny_bundle: Path, files: list[Path]) -> dict[str, np.ndarray]:
             model.load_adapter(file)
             answers[file.stem] = bits(model.logits(TOKENS, adapter=file.stem))
     return answers
+
+
+def test_what_others_give_back_to_the_experts_is_not_taken_for_ever(tiny_bundle: Path) -> None:
+    class Full:
+        taken: ClassVar[list[int]] = []
+
+        def take_from_experts(self, size: int) -> bool:
+            assert size < 1 << 63
+            self.taken.append(size)
+            return len(self.taken) < 1000
+
+        def trim_adapters(self) -> None: ...
+        def return_to_experts(self) -> None: ...
+
+    def make() -> None:
+        raise BudgetError("full")
+
+    native: Any = Full()
+    with pytest.raises(BudgetError, match="full"):
+        AdapterSet(Bundle.open(tiny_bundle))._with_room(make, native, keep=())
+    assert 20 < len(native.taken) < 64
 
 
 def test_registering_reads_headers_alone(tiny_bundle: Path, files: list[Path]) -> None:

@@ -11,6 +11,7 @@ namespace {
 
 // Taken from the slots at first; then twice as much each time.
 constexpr std::uint64_t kFirstTaken = std::uint64_t{256} << 10;
+constexpr std::uint64_t kMostTaken = std::uint64_t{1} << 44;
 
 }  // namespace
 
@@ -76,7 +77,8 @@ void Model::reserve(const std::shared_ptr<const AdapterMix>& mix) {
       decoder_.reserve(mix);
       break;
     } catch (const Error& error) {
-      if (error.kind() == ErrorKind::budget && take(bytes)) continue;
+      // Others may give back what was taken, again and again.
+      if (error.kind() == ErrorKind::budget && bytes <= kMostTaken && take(bytes)) continue;
       return_to_experts();
       throw;
     }
