@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgert import _native
+from edgert.adapter_paths import adapter_name, locate_adapter
 from edgert.adapter_sources import PeftDirectory, Source, estimate_of, estimate_of_counts
-from edgert.bundle import Bundle, adapter_name, locate_adapter
+from edgert.bundle import Bundle
 from edgert.errors import (
     BudgetError,
     CorruptError,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import edgert
-from edgert.bundle import locate_adapter, packaged_adapters
+from edgert.adapter_paths import locate_adapter, packaged_adapters
 from edgert.cli.main import main
 from edgert.errors import NotFoundError
 

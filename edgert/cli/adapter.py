@@ -145,8 +145,9 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _read(path: Path, base: str | None, weights: Path | None = None) -> "tuple[str, list[Part], Bundle]":
+    from edgert.adapter_paths import locate_adapter
     from edgert.adapter_sources import read_parts
-    from edgert.bundle import Bundle, locate, locate_adapter
+    from edgert.bundle import Bundle, locate
 
     bundle = Bundle.open(locate(base))
     kind, parts = read_parts(locate_adapter(path), bundle.path, bundle.manifest, weights)

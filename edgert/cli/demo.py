@@ -128,7 +128,7 @@ def _comparison(results: "list[Generation]") -> str:
 def _switch_adapters(bundle: "Bundle") -> list[dict[str, Any]]:
     """Turn each adapter that the package carries on by patches of the codes, twice: the first time makes its patches."""
     import edgert
-    from edgert.bundle import packaged_adapters
+    from edgert.adapter_paths import packaged_adapters
 
     switches = []
     with edgert.load(bundle.path) as model:

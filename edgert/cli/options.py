@@ -50,7 +50,7 @@ def add_adapter(parser: argparse.ArgumentParser) -> None:
 
 def load_adapters(model: "Model", given: Iterable[tuple[Path, float]]) -> None:
     """Load what add_adapter() has read, and turn it on."""
-    from edgert.bundle import adapter_name
+    from edgert.adapter_paths import adapter_name
 
     scales: dict[str, float] = {}
     for number, (path, scale) in enumerate(given):

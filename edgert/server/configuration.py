@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgert.adapter_paths import adapter_name
 from edgert.errors import InvalidArgumentError, NotFoundError
 from edgert.settings import Layers, Setting
 from edgert.units import parse_bytes
@@ -226,8 +227,6 @@ def default_name(source: str) -> str:
 
 def served_adapter(text: str) -> ServedAdapter:
     """[NAME=]PATH[:SCALE]."""
-    from edgert.bundle import adapter_name
-
     name, equals, rest = text.rpartition("=")
     path, colon, scale = rest.rpartition(":")
     factor = 0.0

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgert import _native
-from edgert.bundle import Bundle, installed, locate, locate_adapter
+from edgert.adapter_paths import locate_adapter
+from edgert.bundle import Bundle, installed, locate
 from edgert.errors import EdgertError, NotFoundError
 from edgert.server.configuration import Configuration, ServedModel
 from edgert.server.models import Opened, Opener
