@@ -181,6 +181,8 @@ class AdapterFile:
         version, kind, base = about.get("version"), about.get("kind"), about.get("base")
         if type(version) is not int or not isinstance(kind, str) or not isinstance(base, dict):
             raise CorruptError(f"{path}: {_METADATA}: version, kind and base are needed")
+        if version < 1:
+            raise CorruptError(f"{path}: {_METADATA}: version: found {version}, allowed is 1 to {VERSION}")
         if version > VERSION:
             raise UnsupportedError(
                 f"{path}: an adapter of format version {version}, this edgert reads up to {VERSION}: it needs a newer one"

@@ -16,6 +16,7 @@ from edgert.errors import CorruptError, NotFoundError, UnsupportedError
 
 from . import peft_kinds as kinds
 from . import peft_low_rank as low_rank
+from .checkpoint import resolve
 from .peft_reader import CONFIG, WEIGHTS, PeftAdapter, Reader
 from .strict_json import read_json_object
 
@@ -82,7 +83,7 @@ def read_peft(path: str | os.PathLike[str]) -> PeftAdapter:
     directory = Path(path)
     if not is_peft(directory):
         raise NotFoundError(f"{directory}: no PEFT adapter (there is no {CONFIG}{_below(directory)})")
-    config = read_json_object(directory / CONFIG, max_bytes=_MAX_CONFIG_BYTES)
+    config = read_json_object(resolve(directory, CONFIG), max_bytes=_MAX_CONFIG_BYTES)
     if not os.path.lexists(directory / WEIGHTS):
         pickled = (
             "; adapter_model.bin is a pickle and never read"
@@ -128,7 +129,7 @@ def doubts(adapter: PeftAdapter, bundle: str) -> list[str]:
             "0.21 writes; what they change, if anything, is not run"
         )
     base = adapter.base_model or ""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", base):  # a name of the hub, and no path
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", base):  # a name of the hub, and no path
         named, given = (re.sub(r"[\W_]", "", name.lower()) for name in (base.partition("/")[2], bundle))
         if named not in given and given not in named:
             found.append(

@@ -236,6 +236,37 @@ def test_a_damaged_patch_of_an_expert_stops_the_step_and_no_other(
         assert model.native.check_weights() > 5
 
 
+def test_a_file_that_is_overwritten_while_its_patches_are_on(
+    bundle: Path, file: Path, peft: Path, tmp_path: Path
+) -> None:
+    """What they were taken for is not there to take them off again: such experts are read anew."""
+    other = converted(faithful_shira(7).write(tmp_path / "other"), tmp_path / "other.adapter", bundle)
+    good = file.read_bytes()
+    for content in (bytes(len(good)), other.read_bytes()[: len(good)].ljust(len(good), b"\0")):
+        with edgert.load(bundle, memory=least(bundle) + (64 << 10), threads=2) as model:
+            plain = bits(model.logits(TOKENS))
+            model.load_adapter(file, "a")
+            model.set_adapter("a")
+            patched = bits(model.logits(TOKENS))
+            with open(file, "r+b") as opened:
+                opened.write(content)
+            with pytest.raises(CorruptError, match="a.adapter: patch of"):
+                model.logits(TOKENS)
+            model.set_adapter(None)
+            np.testing.assert_array_equal(bits(model.logits(TOKENS)), plain)
+            with open(file, "r+b") as opened:
+                opened.write(good)
+            model.set_adapter("a")
+            np.testing.assert_array_equal(bits(model.logits(TOKENS)), patched)
+            with open(file, "r+b") as opened:
+                opened.write(content)
+            model.unload_adapter("a")
+            np.testing.assert_array_equal(bits(model.logits(TOKENS)), plain)
+            assert model.native.check_weights() > 5
+            with open(file, "r+b") as opened:
+                opened.write(good)
+
+
 def test_a_file_that_is_gone(bundle: Path, file: Path) -> None:
     with edgert.load(bundle, memory="64MiB", threads=1) as model:
         model.load_adapter(file, "a")

@@ -1,6 +1,7 @@
 #include "adapters/stored_patches.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "adapters/matrix_patch.h"
 #include "platform/error.h"
@@ -22,6 +23,7 @@ StoredPatches::StoredPatches(const Targets& targets, const FormatOf& format_of, 
       largest = std::max<std::size_t>(largest, place.bytes);
     }
   }
+  checksums_.resize(at_.size());
   scratch_bytes_ = kTogether * largest;
   charge(std::move(budget), scratches_ + kScratches * scratch_bytes_);
   count(file_.counts);
@@ -97,6 +99,10 @@ void StoredPatches::read(std::span<const std::size_t> run, std::size_t at) {
     } catch (const Error& error) {
       fail(place, error.what());
     }
+    std::uint64_t checksum = 0;
+    std::memcpy(&checksum, patch, sizeof checksum);
+    if (checksums_[one] != 0 && checksums_[one] != checksum) fail(place, "it is not what it was");
+    checksums_[one] = checksum;
     m.tiles = reinterpret_cast<PatchTile*>(patch + sizeof(std::uint64_t));
     m.entries = reinterpret_cast<PatchEntry*>(patch + patch_header_bytes(m.rows));
     m.there = true;

@@ -52,8 +52,9 @@ class StoredPatches final : public PatchSet {
   PatchFile file_;  // a place a matrix, as they follow in the file
   const int kept_;
   const bool all_;
-  std::vector<std::size_t> at_;  // by matrix: in memory_, of those that are kept
-  std::size_t scratches_ = 0;    // in memory_, behind those
+  std::vector<std::size_t> at_;           // by matrix: in memory_, of those that are kept
+  std::vector<std::uint64_t> checksums_;  // by matrix, of what was read first; 0 before
+  std::size_t scratches_ = 0;             // in memory_, behind those
   std::size_t scratch_bytes_ = 0;
   std::array<std::mutex, kScratches> scratch_mutexes_;
 };

@@ -9,7 +9,7 @@
 namespace edgert {
 namespace {
 
-// Taken from the slots at first; then twice as much each time.
+// Taken from the slots at first; then twice as much each time, up to all that there is.
 constexpr std::uint64_t kFirstTaken = std::uint64_t{256} << 10;
 constexpr std::uint64_t kMostTaken = std::uint64_t{1} << 44;
 
@@ -57,6 +57,7 @@ bool Model::take(std::uint64_t bytes) {
 }
 
 void Model::return_to_experts() {
+  if (seekers_ > 0) return;
   const std::lock_guard lock(taken_mutex_);
   const std::uint64_t capacity = store_.statistics().capacity_bytes;
   if (capacity != capacity_left_) taken_bytes_ = 0;

@@ -132,6 +132,12 @@ std::string ExpertStore::name(const Entry& entry) const {
          std::to_string(entry.where->extent.offset);
 }
 
+Error ExpertStore::damaged(const Entry& entry, std::size_t bytes) const {
+  return Error(ErrorKind::corrupt,
+               name(entry) + " (" + std::to_string(bytes) +
+                   " bytes): checksum differs, twice; the bundle is damaged: convert or copy it again");
+}
+
 std::unique_ptr<ExpertStore::Request> ExpertStore::acquire(int layer, std::span<const int> experts,
                                                            const std::atomic<bool>& cancelled,
                                                            std::span<const std::uint8_t> base_suffices) {
@@ -360,9 +366,7 @@ void ExpertStore::complete(int index, std::exception_ptr error) noexcept {
       const std::lock_guard lock(mutex_);
       return submit(index);
     } else {
-      throw Error(ErrorKind::corrupt,
-                  name(entry) + " (" + std::to_string(bytes.size()) +
-                      " bytes): checksum differs, twice; the bundle is damaged: convert or copy it again");
+      throw damaged(entry, bytes.size());
     }
   } catch (...) {
     error = std::current_exception();
@@ -407,8 +411,22 @@ void ExpertStore::visit(const Visit& visit) {
     ++entry.pins;
     Lease lease(this, static_cast<int>(i), false);
     lock.unlock();
-    lease.set_change(visit(entry.name(), entry.slot.span(), lease.change()));
+    visit(entry.name(), lease);
   }
+}
+
+void ExpertStore::reread(Lease& lease) {
+  const Entry& entry = entries_[at(lease.entry_)];  // its slot is ours while it is leased
+  const Extent& extent = entry.where->extent;
+  const std::size_t bytes = round_up(extent.bytes, File::kDirectAlignment);
+  bundle_.file(extent.file)->read(extent.offset, entry.slot.span().first(bytes));
+  {
+    const std::lock_guard lock(mutex_);
+    statistics_.demand_bytes += bytes;
+  }
+  if (xxh64(entry.slot.span().first(extent.bytes)) != extent.checksum) throw damaged(entry, extent.bytes);
+  make_whole(entry);
+  lease.set_change(nullptr);
 }
 
 ExpertStatistics ExpertStore::statistics() const {

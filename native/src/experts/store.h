@@ -37,6 +37,7 @@
 #include "bundle/bundle.h"
 #include "experts/eviction.h"
 #include "experts/slots.h"
+#include "platform/error.h"
 #include "platform/memory.h"
 #include "storage/reader.h"
 
@@ -177,10 +178,12 @@ class ExpertStore {
   std::uint64_t least_bytes() const noexcept;  // two of the largest slots, or what there is
 
   void set_page_in_hook(PageInHook hook);  // REQUIRES that nothing was asked for yet
-  // Shows every expert that is resident and whole, one after the other; what is returned becomes its change.
-  // REQUIRES no request under way.
-  using Visit = std::function<Change(const Expert& expert, std::span<std::byte> bytes, const Change& change)>;
+  // Shows every expert that is resident and whole, one after the other. REQUIRES no request under way.
+  using Visit = std::function<void(const Expert& expert, Lease& lease)>;
   void visit(const Visit& visit);
+  // Reads a leased expert's bytes anew, and checks them: those that were there may be any. It has no change
+  // then. Throws what reading throws, or Error{corrupt}.
+  void reread(Lease& lease);
   ExpertStatistics statistics() const;
   // By expert of a layer, 1 where it is resident or being read as a whole, else 0. REQUIRES one byte an
   // expert.
@@ -228,6 +231,7 @@ class ExpertStore {
   const Row& row(int layer) const;
   int entry_of(const Row& row, int expert) const;  // Error{invalid_argument}
   std::string name(const Entry& entry) const;
+  Error damaged(const Entry& entry, std::size_t bytes) const;
   void complete(int entry, std::exception_ptr error) noexcept;
   std::span<std::byte> part_of_slot(const Entry& entry) const noexcept;  // that is read, without padding
   std::span<std::byte> make_whole(const Entry& entry);                   // without the lock; the expert

@@ -12,7 +12,21 @@ namespace {
 
 std::size_t at(int index) { return static_cast<std::size_t>(index); }
 
-PatchSet* set_of(const ExpertStore::Change& change) { return static_cast<PatchSet*>(change.get()); }
+// Of bytes that may be any, since reading them failed.
+const ExpertStore::Change& unknown() {
+  static const ExpertStore::Change change = std::make_shared<int>();
+  return change;
+}
+
+// Null where they are the bundle's, or unknown.
+PatchSet* set_of(const ExpertStore::Change& change) {
+  return change == unknown() ? nullptr : static_cast<PatchSet*>(change.get());
+}
+
+// Whether it can be put on, or taken off, without reading anything twice.
+bool stays(const ExpertStore::Change& change) {
+  return change == nullptr || (change != unknown() && set_of(change)->keeps_all());
+}
 
 }  // namespace
 
@@ -65,19 +79,35 @@ void PatchedWeights::use(const std::shared_ptr<PatchSet>& set) {
 
 void PatchedWeights::remove(const std::shared_ptr<PatchSet>& set) {
   if (set == current_) use(nullptr);
-  store_.visit([&](const ExpertStore::Expert& expert, std::span<std::byte> bytes,
-                   const ExpertStore::Change& change) -> ExpertStore::Change {
-    if (change != set) return change;
-    flip(set.get(), expert, bytes.data());
-    return nullptr;
+  store_.visit([&](const ExpertStore::Expert& expert, ExpertStore::Lease& lease) {
+    if (lease.change() == set) take_off(expert, lease);
   });
 }
 
-void PatchedWeights::flip(PatchSet* set, const ExpertStore::Expert& expert, std::byte* bytes) const {
+void PatchedWeights::put_on(const std::shared_ptr<PatchSet>& set, const ExpertStore::Expert& expert,
+                            ExpertStore::Lease& lease) const {
   if (set == nullptr) return;
+  flip(*set, expert, lease.bytes());
+  lease.set_change(set);
+}
+
+void PatchedWeights::take_off(const ExpertStore::Expert& expert, ExpertStore::Lease& lease) const {
+  if (lease.change() == nullptr) return;
+  if (PatchSet* const set = set_of(lease.change())) {
+    try {
+      flip(*set, expert, lease.bytes());
+      return lease.set_change(nullptr);
+    } catch (const Error&) {
+      lease.set_change(unknown());
+    }
+  }
+  store_.reread(lease);
+}
+
+void PatchedWeights::flip(PatchSet& set, const ExpertStore::Expert& expert, std::byte* bytes) const {
   std::vector<Repatch> work;
-  add_expert(work, nullptr, set, expert, bytes);
-  const auto held = set->bring(matrices_of(expert));
+  add_expert(work, nullptr, &set, expert, bytes);
+  const auto held = set.bring(matrices_of(expert));
   change(work);
 }
 
@@ -85,22 +115,19 @@ std::size_t PatchedWeights::check() {
   use(nullptr);
   std::size_t checked = weights_.check(bundle_);
   std::string damaged;
-  store_.visit([&](const ExpertStore::Expert& expert, std::span<std::byte> bytes,
-                   const ExpertStore::Change& change) -> ExpertStore::Change {
-    flip(set_of(change), expert, bytes.data());
+  store_.visit([&](const ExpertStore::Expert& expert, ExpertStore::Lease& lease) {
+    take_off(expert, lease);
     const auto& layers = bundle_.manifest().experts;
     const auto row = std::find_if(layers.begin(), layers.end(),
                                   [&](const auto& layer) { return layer.layer == expert.layer; });
     const ExpertEntry& entry = row->experts[at(expert.expert)];
-    if (entry.is_split()) return nullptr;
+    if (entry.is_split()) return;
     ++checked;
-    const bool same =
-        xxh64(std::span<const std::byte>(bytes.first(entry.extent.bytes))) == entry.extent.checksum;
+    const bool same = xxh64(std::span(lease.data(), entry.extent.bytes)) == entry.extent.checksum;
     if (!same && damaged.empty()) {
       damaged = "expert " + std::to_string(expert.expert) + " of layer " + std::to_string(expert.layer) +
                 ": its bytes in memory are not the bundle's";
     }
-    return nullptr;
   });
   if (!damaged.empty()) throw Error(ErrorKind::corrupt, damaged);
   return checked;
@@ -110,21 +137,17 @@ PatchedWeights::Pending::Pending(const PatchedWeights& weights, int layer,
                                  std::span<ExpertStore::Lease* const> leases)
     : weights_(&weights) {
   PatchSet* const on = weights.current_.get();
-  const auto stays = [](PatchSet* set) { return set == nullptr || set->keeps_all(); };
   std::vector<std::vector<int>> matrices;
   for (ExpertStore::Lease* lease : leases) {
     const ExpertStore::Expert expert{layer, lease->expert(), lease->formats()};
-    PatchSet* const off = set_of(lease->change());
-    if (stays(on) && stays(off)) {
+    if (stays(weights.current_) && stays(lease->change())) {
       leases_.push_back(lease);
       matrices.push_back(weights.matrices_of(expert));
-      weights.add_expert(work_, off, on, expert, lease->bytes());
-      continue;
-    }  // else one after the other: there is room for the patches of one
-    weights.flip(off, expert, lease->bytes());
-    lease->set_change(nullptr);
-    weights.flip(on, expert, lease->bytes());
-    lease->set_change(weights.current_);
+      weights.add_expert(work_, set_of(lease->change()), on, expert, lease->bytes());
+    } else {  // one after the other: there is room for the patches of one
+      weights.take_off(expert, *lease);
+      weights.put_on(weights.current_, expert, *lease);
+    }
   }
   if (on != nullptr) weights.bring(*on, matrices);
 }

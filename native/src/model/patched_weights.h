@@ -73,8 +73,12 @@ class PatchedWeights {
   void add(std::vector<Repatch>& work, PatchSet* off, PatchSet* on, int target, std::byte* codes) const;
   void add_expert(std::vector<Repatch>& work, PatchSet* off, PatchSet* on, const ExpertStore::Expert& expert,
                   std::byte* bytes) const;
-  // Puts on, or takes off, what an expert's bytes do not, or do, carry.
-  void flip(PatchSet* set, const ExpertStore::Expert& expert, std::byte* bytes) const;
+  // Puts a set's patches on an expert that carries none, or takes those off that it carries: also where the
+  // file that has them is no more what it was, for then the expert is read anew.
+  void put_on(const std::shared_ptr<PatchSet>& set, const ExpertStore::Expert& expert,
+              ExpertStore::Lease& lease) const;
+  void take_off(const ExpertStore::Expert& expert, ExpertStore::Lease& lease) const;
+  void flip(PatchSet& set, const ExpertStore::Expert& expert, std::byte* bytes) const;
   void change(std::span<Repatch> work) const;  // what is not done, on every thread
 
   const Bundle& bundle_;
