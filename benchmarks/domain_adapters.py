@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--text", metavar="DOMAIN=FILE", nargs="+", required=True)
     parser.add_argument("--adapter", metavar="KIND:DOMAIN=PATH", nargs="+", required=True)
     parser.add_argument("--tokens", type=int, default=20000, help="of a text, at most")
+    parser.add_argument("--scale", type=float, default=1, help="of every adapter (default: 1)")
     args = parser.parse_args(arguments)
     texts = dict(text.split("=", 1) for text in args.text)
     with edgert.load(args.model) as model:
@@ -41,11 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             kind, domain = name.split(":", 1)
             model.load_adapter(path, name)
             kinds.setdefault(kind, {})[domain] = name
-        print(markdown_table(list(rows_of(model, tokens, kinds)), right=range(2, 2 + 3 * len(tokens))))
+        print(
+            markdown_table(
+                list(rows_of(model, tokens, kinds, args.scale)), right=range(2, 2 + 3 * len(tokens))
+            )
+        )
 
 
 def rows_of(
-    model: Model, tokens: Mapping[str, Sequence[int]], kinds: Mapping[str, Mapping[str, str]]
+    model: Model,
+    tokens: Mapping[str, Sequence[int]],
+    kinds: Mapping[str, Mapping[str, str]],
+    scale: float,
 ) -> Iterator[tuple[str, ...]]:
     heads = (f"{domain} {column}" for domain in tokens for column in ("alone", "fused", "fusing costs"))
     yield ("adapter", "runs as", *heads)
@@ -55,11 +63,11 @@ def rows_of(
         for mode in MODES:
             row = []
             for domain, ids in tokens.items():
-                model.set_adapter(names[domain], mode=mode)
+                model.set_adapter({names[domain]: scale}, mode=mode)
                 if any(info.scale and info.mode != mode for info in model.adapters()):
                     break  # it has nothing that can be a patch
                 alone = perplexity(model, ids)
-                model.set_adapter(list(names.values()), mode=mode)
+                model.set_adapter(dict.fromkeys(names.values(), scale), mode=mode)
                 fused = perplexity(model, ids)
                 row += [
                     f"{alone:.3f} ({alone / plain[domain] - 1:+.1%})",
