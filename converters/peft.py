@@ -16,6 +16,7 @@ from edgert.errors import CorruptError, NotFoundError, UnsupportedError
 
 from . import peft_kinds as kinds
 from . import peft_low_rank as low_rank
+from .checkpoint import resolve
 from .peft_reader import CONFIG, WEIGHTS, PeftAdapter, Reader
 from .strict_json import read_json_object
 
@@ -82,7 +83,7 @@ def read_peft(path: str | os.PathLike[str]) -> PeftAdapter:
     directory = Path(path)
     if not is_peft(directory):
         raise NotFoundError(f"{directory}: no PEFT adapter (there is no {CONFIG}{_below(directory)})")
-    config = read_json_object(directory / CONFIG, max_bytes=_MAX_CONFIG_BYTES)
+    config = read_json_object(resolve(directory, CONFIG), max_bytes=_MAX_CONFIG_BYTES)
     if not os.path.lexists(directory / WEIGHTS):
         pickled = (
             "; adapter_model.bin is a pickle and never read"

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from edgert.errors import CorruptError, UnsupportedError
 
-from .peft_reader import Delta, Reader, name_of
+from .peft_reader import Delta, Reader, ends, name_of
 
 if TYPE_CHECKING:
     import numpy
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     Array = NDArray[numpy.float32]
 
 _MAX_SOFT_PROMPT = 4096
+_MAX_SAVED = 256
 _COPIES = (".modules_to_save", ".original_module")
 _TIED = ("embed_tokens", "lm_head")
 _BASE_WEIGHT = ".base_layer.weight"
@@ -71,22 +72,18 @@ def _check_indices(reader: Reader, name: str, places: "Array") -> None:
 
 def ia3(reader: Reader) -> None:
     """`ia3_l` scales a module's output, or the input of those that feedforward_modules name or match."""
+    pattern = reader.text("feedforward_modules")
+    targets = frozenset(() if pattern is not None else reader.names("feedforward_modules"))
     for module in reader.modules(".ia3_l"):
         gain = reader.take(f"{module}.ia3_l", 2)
         name = name_of(module)
-        feedforward = _is_feedforward(reader, name)
+        feedforward = any(end in targets for end in ends(name))
+        if pattern is not None:
+            feedforward = reader.pattern(pattern, "feedforward_modules").matches(name)
         if gain.shape[0 if feedforward else 1] != 1:
             raise CorruptError(f"{reader.file}: tensor {module}.ia3_l: shape {list(gain.shape)}")
         vector = gain.reshape(-1) - 1
         reader.add(Delta(name, input_gain=vector) if feedforward else Delta(name, gain=vector))
-
-
-def _is_feedforward(reader: Reader, name: str) -> bool:
-    pattern = reader.text("feedforward_modules")
-    if pattern is not None:
-        return reader.pattern(pattern, "feedforward_modules").matches(name)
-    targets = reader.names("feedforward_modules")
-    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def beft(reader: Reader) -> None:
@@ -140,9 +137,7 @@ def tokens(reader: Reader, stated: object, ending: str) -> None:
         name = name_of(module)
         listed = stated
         if isinstance(stated, dict):
-            listed = next(
-                (ids for key, ids in stated.items() if name == key or name.endswith(f".{key}")), None
-            )
+            listed = next((stated[end] for end in ends(name) if end in stated), None)
         weights = reader.take(f"{module}{ending}", 2, stored=True)
         good = isinstance(listed, list) and all(type(token) is int and 0 <= token < 2**31 for token in listed)
         ids: list[int] = listed if good else []  # type: ignore[assignment]
@@ -158,6 +153,10 @@ def tokens(reader: Reader, stated: object, ending: str) -> None:
 def saved_modules(reader: Reader) -> None:
     """What modules_to_save names is saved as it is after training; so is what ensure_weight_tying keeps equal to it."""
     wanted = reader.names("modules_to_save")
+    if len(wanted) > _MAX_SAVED:
+        raise CorruptError(
+            f"{reader.where}: modules_to_save: {len(wanted)} names; at most {_MAX_SAVED} are allowed"
+        )
     if reader.config.get("ensure_weight_tying") and any(name in _TIED for name in wanted):
         wanted = [*wanted, *_TIED]
     for name in sorted(reader.left):

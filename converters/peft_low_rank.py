@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgert.errors import CorruptError, UnsupportedError
 
-from .peft_reader import MAX_RANK, Delta, FusedDelta, Reader, name_of
+from .peft_reader import MAX_RANK, Delta, FusedDelta, Reader, ends, name_of
 from .stored_values import same_type
 
 if TYPE_CHECKING:
@@ -45,10 +45,14 @@ def lora(reader: Reader) -> None:
             f"{reader.where}: target_modules: LoRA of the embedding is not run by this version; train its tokens "
             "(trainable_token_indices) or all of it (modules_to_save)"
         )
+    targets: dict[str, set[str]] = {}  # of modules; of experts alone where none is named
+    for target in reader.adapter.target_parameters:
+        parent, _, parameter = target.rpartition(".")
+        targets.setdefault(parent or "experts", set()).add(parameter)
     for module in reader.modules(".lora_A.weight"):
         name = name_of(module)
         plain = name.removesuffix(".base_layer")
-        parameters = _parameters(reader, plain)
+        parameters = sorted({parameter for end in ends(plain) for parameter in targets.get(end, ())})
         fused = bool(parameters) and parameters != ["weight"]
         if not fused:
             reader.check_size(f"{module}.lora_A.weight")
@@ -74,16 +78,6 @@ def _plain(reader: Reader, module: str, key: str, a: "Array", b: "Array") -> Non
             )
         delta.magnitude = reader.take(f"{module}.lora_magnitude_vector", 1)
     reader.add(delta)
-
-
-def _parameters(reader: Reader, module: str) -> list[str]:
-    """Those of the module that target_parameters name; of experts alone where they name no module."""
-    found = set()
-    for target in reader.adapter.target_parameters:
-        parent, _, parameter = target.rpartition(".")
-        if module == parent or module.endswith(f".{parent or 'experts'}"):
-            found.add(parameter)
-    return sorted(found)
 
 
 def _fused(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgert.errors import CorruptError, UnsupportedError
 
 from . import safetensors
+from .checkpoint import resolve
 from .patterns import Pattern
 from .stored_values import as_floats, stored_values_of
 from .tensor import TensorInfo
@@ -24,6 +25,8 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 MAX_RANK = 4096
 _MAX_ALPHA = 1e9
+_MAX_MATCHES = 100_000  # of regular expressions with names, in one adapter
+_WORDS = re.compile(r"[\w.]+")  # an expression that is a name, whose dots stand for dots
 _PREFIX = "base_model.model."
 
 
@@ -110,9 +113,12 @@ class Reader:
             _version(self.text("peft_version")),
             tuple(self.names("target_parameters")),
         )
-        self.tensors = {info.name: info for info in safetensors.read_header(self.file)}
+        self.tensors = {info.name: info for info in safetensors.read_header(resolve(directory, WEIGHTS))}
         self.left = set(self.tensors)
         self._patterns: dict[str, Pattern] = {}
+        self._order: dict[str, int] | None = None  # of alpha_pattern, and those of it that are no names
+        self._expressions: list[str] = []
+        self._matches = 0
 
     def add(self, delta: Delta) -> None:
         self.adapter.deltas.append(delta)
@@ -171,13 +177,32 @@ class Reader:
         patterns = self.config.get("alpha_pattern") or {}
         if not isinstance(patterns, dict):
             raise CorruptError(f"{self.where}: alpha_pattern: an object is needed")
-        for pattern, value in patterns.items():
-            if key is not None and self.pattern(pattern, "alpha_pattern").matches_end(key):
-                alpha = value
-                break
+        if key is not None and patterns:
+            alpha = self._of_pattern(key, patterns, alpha)
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < _MAX_ALPHA:
             raise CorruptError(f"{self.where}: {option}: found {str(alpha)[:40]!r}, a number is needed")
         return float(alpha)
+
+    def _of_pattern(self, key: str, patterns: dict[str, Any], default: Any) -> Any:
+        """Of the first that matches. Adapters may have one for every module: those that are names are looked up."""
+        if self._order is None:
+            self._order = {pattern: place for place, pattern in enumerate(patterns)}
+            self._expressions = [pattern for pattern in patterns if not _WORDS.fullmatch(pattern)]
+        named = min(
+            (end for end in ends(key) if end in self._order), key=self._order.__getitem__, default=None
+        )
+        for pattern in self._expressions:
+            if named is not None and self._order[named] < self._order[pattern]:
+                break
+            self._matches += 1
+            if self._matches > _MAX_MATCHES:
+                raise UnsupportedError(
+                    f"{self.where}: alpha_pattern: {len(self._expressions)} regular expressions for this many modules; at most "
+                    f"{_MAX_MATCHES} comparisons are made"
+                )
+            if self.pattern(pattern, "alpha_pattern").matches_end(key):
+                return patterns[pattern]
+        return default if named is None else patterns[named]
 
     def pattern(self, text: str, option: str) -> Pattern:
         if text not in self._patterns:
@@ -197,6 +222,13 @@ class Reader:
         if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
             raise CorruptError(f"{self.where}: {option}: a list of names is needed")
         return value
+
+
+def ends(name: str) -> Iterator[str]:
+    """A dotted name, and its last components, the longest first."""
+    while name:
+        yield name
+        name = name.partition(".")[2]
 
 
 def name_of(module: str) -> str:

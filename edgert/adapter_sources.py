@@ -1,17 +1,29 @@
 """Where a model's adapters are read from: adapter files and PEFT directories."""
 
+import contextlib
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgert.errors import CorruptError
+from edgert.errors import CorruptError, InvalidArgumentError
 from edgert.patches import PatchEstimate
 
 if TYPE_CHECKING:
     from edgert.converters.adapter_file import StoredPatches
     from edgert.converters.adapter_part import Part
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """The engine knows an adapter's matrices, and not where it is from."""
+    try:
+        yield
+    except InvalidArgumentError as error:
+        if str(path) in str(error):
+            raise
+        raise InvalidArgumentError(f"{path}: {str(error).removeprefix('adapter: ')}") from None
 
 
 class Source(Protocol):
@@ -114,5 +126,6 @@ def read_parts(
     for part in parts:
         if not all(np.isfinite(as_floats(array)).all() for array in part.arrays()):
             raise CorruptError(f"{source.path}: {part.target}: holds a number that is not finite")
-    add_remainders(parts, bundle_path, manifest, weights)
+    with naming(source.path):
+        add_remainders(parts, bundle_path, manifest, weights)
     return source.kind, parts

@@ -4,13 +4,13 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from edgert import _native
-from edgert.adapter_sources import PeftDirectory, Source, estimate_of, estimate_of_counts
+from edgert.adapter_sources import PeftDirectory, Source, estimate_of, estimate_of_counts, naming
 from edgert.bundle import Bundle, adapter_name, locate_adapter
 from edgert.errors import (
     BudgetError,
@@ -74,17 +74,6 @@ class _Entry:
     used: int = 0  # when last
 
 
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """The engine knows an adapter's matrices, and not where it is from."""
-    try:
-        yield
-    except InvalidArgumentError as error:
-        if str(path) in str(error):
-            raise
-        raise InvalidArgumentError(f"{path}: {str(error).removeprefix('adapter: ')}") from None
-
-
 class AdapterSet:
     """By name, with the ones that are on and their scales. Thread-safe; sequences keep what they began with.
 
@@ -122,7 +111,7 @@ class AdapterSet:
         with self._lock:
             if name in self._entries:
                 raise InvalidArgumentError(f"adapter {name}: is loaded already; unload it first")
-            with _naming(source.path):
+            with naming(source.path):
                 source.check_shapes(native.target)
             entry = _Entry(source, next(self._count), len(source.targets), source.bytes)
             if isinstance(source, PeftDirectory):
@@ -325,7 +314,7 @@ class AdapterSet:
             return entry.native
         read = entry.source.read()
         self._keep_to_limit(native, entry.bytes, keep)
-        with _naming(entry.source.path):
+        with naming(entry.source.path):
             add_remainders(read, self._bundle.path, self._bundle.manifest)
             parts = [part.native() for part in read]
             made = self._with_room(lambda: native.adapter(name, parts, entry.order), native, keep)

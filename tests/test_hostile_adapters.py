@@ -493,3 +493,58 @@ def test_a_place_that_cannot_be_written(tiny_bundle: Path, tmp_path: Path) -> No
 
     with pytest.raises(StorageError, match="cannot be written"):
         write_adapter(tmp_path / "gone" / "a.adapter", "LORA", [], Bundle.open(tiny_bundle).manifest)
+
+
+# --- how long it takes --------------------------------------------------------------------------------
+
+
+def test_patterns_by_the_thousand(
+    loaded: tuple[Any, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names are looked up, the first of those that match counts, and expressions are compared so often only."""
+    from edgert.converters import peft_reader
+    from edgert.converters.peft import read_peft
+
+    made = lora()
+    names = {f"model.layers.{i}.self_attn.q_proj": 1 for i in range(3, 15_000)}
+    made.config["alpha_pattern"] = {
+        **names,
+        "layers.0.self_attn.(q|k)_proj": 2,
+        "q_proj": 8,
+        "layers.1.self_attn.q_proj": 4,
+    }
+    scales = {delta.module: delta.scale for delta in read_peft(made.write(tmp_path / "names")).deltas}
+    assert [scales[f"model.layers.{i}.self_attn.q_proj"] for i in range(3)] == [2 / 2, 8 / 2, 8 / 2]
+
+    monkeypatch.setattr(peft_reader, "_MAX_MATCHES", 1000)
+    made.config["alpha_pattern"] = {f"(a|b)*c{i}": 1 for i in range(200)}
+    message = refused(loaded, made.write(tmp_path / "expressions"), UnsupportedError)
+    assert "alpha_pattern: 200 regular expressions for this many modules" in message
+
+    made = lora()
+    made.config["modules_to_save"] = [f"m{i}" for i in range(300)]
+    assert "300 names; at most 256" in refused(loaded, made.write(tmp_path / "saved"), CorruptError)
+
+
+# --- in the Hugging Face cache ------------------------------------------------------------------------
+
+
+def test_a_snapshot_of_the_cache_links_to_its_blobs_and_nowhere_else(
+    loaded: tuple[Any, np.ndarray], tmp_path: Path
+) -> None:
+    model, plain = loaded
+    snapshot, blobs = tmp_path / "models--a" / "snapshots" / "main", tmp_path / "models--a" / "blobs"
+    lora().write(snapshot)
+    blobs.mkdir()
+    for number, file in enumerate(sorted(snapshot.iterdir())):
+        file.rename(blobs / str(number))
+        file.symlink_to(f"../../blobs/{number}")
+    model.load_adapter(snapshot, "cached")
+    assert not np.array_equal(bits(model.logits(TOKENS, adapter="cached")), plain)
+    model.unload_adapter("cached")
+
+    weights = snapshot / "adapter_model.safetensors"
+    elsewhere = weights.resolve().rename(tmp_path / "elsewhere")
+    weights.unlink()
+    weights.symlink_to(elsewhere)
+    assert "adapter_model.safetensors: is a symbolic link to" in refused(loaded, snapshot, CorruptError)
