@@ -26,6 +26,7 @@ WEIGHTS = "adapter_model.safetensors"
 MAX_RANK = 4096
 _MAX_ALPHA = 1e9
 _MAX_MATCHES = 100_000  # of regular expressions with names, in one adapter
+_MAX_EXPRESSIONS = 1000
 _WORDS = re.compile(r"[\w.]+")  # an expression that is a name, whose dots stand for dots
 _PREFIX = "base_model.model."
 
@@ -195,10 +196,10 @@ class Reader:
             if named is not None and self._order[named] < self._order[pattern]:
                 break
             self._matches += 1
-            if self._matches > _MAX_MATCHES:
+            if self._matches > _MAX_MATCHES or len(self._expressions) > _MAX_EXPRESSIONS:
                 raise UnsupportedError(
                     f"{self.where}: alpha_pattern: {len(self._expressions)} regular expressions for this many modules; at most "
-                    f"{_MAX_MATCHES} comparisons are made"
+                    f"{_MAX_EXPRESSIONS} are read, and {_MAX_MATCHES} comparisons made"
                 )
             if self.pattern(pattern, "alpha_pattern").matches_end(key):
                 return patterns[pattern]
