@@ -129,7 +129,7 @@ def doubts(adapter: PeftAdapter, bundle: str) -> list[str]:
             "0.21 writes; what they change, if anything, is not run"
         )
     base = adapter.base_model or ""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", base):  # a name of the hub, and no path
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", base):  # a name of the hub, and no path
         named, given = (re.sub(r"[\W_]", "", name.lower()) for name in (base.partition("/")[2], bundle))
         if named not in given and given not in named:
             found.append(

@@ -375,7 +375,10 @@ class Model:
         """Take about so much of the expert slots for adapters, once the step under way has ended; False where only the
         least are left."""
     def return_to_experts(self) -> None:
-        """Give back of what was taken what is free now, unless the slots' memory was set meanwhile."""
+        """Give back of what was taken what is free now, unless the slots' memory was set meanwhile, or somebody else seeks
+        room."""
+    def seek_room(self, on: bool) -> None:
+        """From True to False, what was taken is not given back, whoever asks for it. May be nested."""
     prefetch_depth: int  # settable
     token_interval_ms: float  # settable
     def step_times(self, since: int = 0) -> tuple[int, list[float]]:

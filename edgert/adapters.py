@@ -39,7 +39,8 @@ from edgert.patches import (
 AdapterChoice = str | Sequence[str] | Mapping[str, float] | None
 _Made = TypeVar("_Made")
 _MOST_SCALE = 3.4e38  # of f32
-_FIRST_TAKEN_BYTES = 256 << 10  # from the experts; then twice as many each time
+_FIRST_TAKEN_BYTES = 256 << 10  # from the experts; then twice as many each time, up to all
+_MOST_TAKEN_BYTES = 1 << 50
 
 
 @dataclass(frozen=True)
@@ -350,7 +351,7 @@ class AdapterSet:
         try:
             return make()
         except BudgetError:
-            pass
+            native.seek_room(True)  # or others would give back what this takes
         try:
             while True:
                 with self._lock:
@@ -359,10 +360,11 @@ class AdapterSet:
                     native.trim_adapters()
                     if not native.take_from_experts(taken_bytes):
                         return make()
-                    taken_bytes *= 2
+                    taken_bytes = min(2 * taken_bytes, _MOST_TAKEN_BYTES)
                 with contextlib.suppress(BudgetError):
                     return make()
         finally:  # more went than was needed
+            native.seek_room(False)
             native.return_to_experts()
 
     def _evict(self, native: _native.Model, keep: Collection[str]) -> bool:

@@ -162,6 +162,23 @@ def test_where_experts_take_the_rest_adapters_take_of_theirs_and_give_it_back(
         assert model.knobs()["expert_memory"] == lower  # it was set since
 
 
+@pytest.mark.filterwarnings("ignore:.*every token will wait")
+def test_what_one_takes_of_the_experts_no_other_gives_back(tiny_bundle: Path) -> None:
+    with edgert.load(tiny_bundle, memory="64MiB", threads=1) as resident:
+        least = resident.minimum_bytes
+    with edgert.load(tiny_bundle, memory=least + (256 << 10), threads=1) as model:
+        whole = model.knobs()["expert_memory"]
+        model.native.seek_room(True)
+        for _ in range(2):
+            assert model.native.take_from_experts(32 << 10)
+            lower = model.knobs()["expert_memory"]
+            model.native.return_to_experts()
+            assert model.knobs()["expert_memory"] == lower < whole
+        model.native.seek_room(False)
+        model.native.return_to_experts()
+        assert model.knobs()["expert_memory"] == whole
+
+
 def test_idle_adapters_make_way_for_a_smaller_budget(tiny_bundle: Path, files: list[Path]) -> None:
     with edgert.load(tiny_bundle, memory="64MiB", threads=1) as loaded:
         model: Any = loaded

@@ -339,6 +339,7 @@ void bind_model(py::module_& module) {
       .def("take_from_experts", &Model::take_from_experts, py::arg("bytes"),
            py::call_guard<py::gil_scoped_release>())
       .def("return_to_experts", &Model::return_to_experts, py::call_guard<py::gil_scoped_release>())
+      .def("seek_room", &Model::seek_room, py::arg("on"))
       .def_property("prefetch_depth", &Model::prefetch_depth, &Model::set_prefetch_depth)
       .def_property("token_interval_ms", &Model::token_interval_ms, &Model::set_token_interval_ms)
       .def("step_times", &Model::step_times, py::arg("since") = 0)

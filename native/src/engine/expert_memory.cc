@@ -9,8 +9,9 @@
 namespace edgert {
 namespace {
 
-// Taken from the slots at first; then twice as much each time.
+// Taken from the slots at first; then twice as much each time, up to all that there is.
 constexpr std::uint64_t kFirstTaken = std::uint64_t{256} << 10;
+constexpr std::uint64_t kMostTaken = std::uint64_t{1} << 50;
 
 }  // namespace
 
@@ -56,6 +57,7 @@ bool Model::take(std::uint64_t bytes) {
 }
 
 void Model::return_to_experts() {
+  if (seekers_ > 0) return;
   const std::lock_guard lock(taken_mutex_);
   const std::uint64_t capacity = store_.statistics().capacity_bytes;
   if (capacity != capacity_left_) taken_bytes_ = 0;
@@ -71,7 +73,7 @@ void Model::return_to_experts() {
 }
 
 void Model::reserve(const std::shared_ptr<const AdapterMix>& mix) {
-  for (std::uint64_t bytes = kFirstTaken;; bytes *= 2) {
+  for (std::uint64_t bytes = kFirstTaken;; bytes = std::min(2 * bytes, kMostTaken)) {
     try {
       decoder_.reserve(mix);
       break;

@@ -196,8 +196,10 @@ class Model {
   // Adapters go before experts, which can be read again: takes so many bytes of the expert slots, as far as
   // the least are left; false where there is nothing to take. Waits for the step under way.
   bool take_from_experts(std::uint64_t bytes);
-  // Gives back of what was taken what is free now, unless the slots' memory was set meanwhile.
+  // Gives back of what was taken what is free now, unless the slots' memory was set meanwhile, or somebody
+  // else is in need of it: between seek_room(true) and seek_room(false) it is his.
   void return_to_experts();
+  void seek_room(bool on) noexcept { seekers_ += on ? 1 : -1; }
   void set_prefetch_depth(int reads);
   int prefetch_depth() const { return store_.prefetch_depth(); }
   void set_token_interval_ms(double milliseconds);  // of steps in which every row decodes
@@ -254,8 +256,9 @@ class Model {
 
   mutable FairMutex step_mutex_;
   std::atomic<bool> cancelled_{false};
-  std::mutex taken_mutex_;           // locked after step_mutex_
-  std::uint64_t taken_bytes_ = 0;    // of the expert slots, by adapters
+  std::mutex taken_mutex_;         // locked after step_mutex_
+  std::uint64_t taken_bytes_ = 0;  // of the expert slots, by adapters
+  std::atomic<int> seekers_ = 0;
   std::uint64_t capacity_left_ = 0;  // of the expert slots, when that was last so
   bool imposed_ = false;             // the choice of experts
   std::atomic<bool> fill_;           // the step to come has the rest of the experts read
