@@ -287,7 +287,12 @@ class _Compiler:
             alike = {
                 (width[layer], self.base.block(layer)["mixer"].get("head_dim")) for layer in range(layers)
             }
-            if len(alike) > 1 or prefix.shape[1] != 2 * layers * width[0]:
+            if len(alike) > 1 or not width[0]:
+                raise UnsupportedError(
+                    f"{self.adapter.path}: {self.adapter.kind} is run by models that attend in every layer, all alike, which "
+                    f"{self.base.path.name} does not"
+                )
+            if prefix.shape[1] != 2 * layers * width[0]:
                 raise InvalidArgumentError(
                     f"{self.adapter.path}: prompt_embeddings are {list(prefix.shape)}; the base's keys and values of {layers} layers "
                     f"are {2 * sum(width)}"

@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[str, Callable[[], Any], str]] = {
     "layers that attend with heads of several sizes": (
         "gemma4_text",
         lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
-        "prompt_embeddings are .* keys and values",
+        "PREFIX_TUNING is run by models that attend in every layer, all alike",
     ),
     "sinks": (
         "gpt_oss",
