@@ -141,6 +141,11 @@ class Runtime:
     def reserve(self, bytes: int) -> None:
         """Count memory that is held outside this library (the tokenizer) towards the budget. Never refused; a Model
         that then finds too little left raises BudgetError naming the budget that works, this included."""
+    def charge(self, bytes: int, what: str) -> Charge:
+        """Count memory that is held outside this library towards the budget for as long as what is returned lives. BudgetError
+        where it does not fit."""
+
+class Charge: ...
 
 def plan_memory(
     runtime: Runtime,

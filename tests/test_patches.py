@@ -118,12 +118,13 @@ def test_remainders_are_of_one_bundle(
     bundle: Path, keeping: Path, checkpoint: Path, peft: Path, tmp_path: Path
 ) -> None:
     """In another bundle of the checkpoint the adapter runs beside the weights."""
-    from edgert.adapter_sources import read_parts
+    from edgert.adapter_sources import read_adapter
     from edgert.bundle import Bundle
     from edgert.converters.adapter_file import write_adapter
 
     opened = Bundle.open(keeping)
-    kind, parts = read_parts(peft, opened.path, opened.manifest)
+    read = read_adapter(peft, opened.path, opened.manifest)
+    kind, parts = read.kind, read.parts
     write_adapter(tmp_path / "a.adapter", kind, parts, opened.manifest)
     for base, mode in (
         (keeping, "patch"),
