@@ -11,7 +11,16 @@ from edgert.errors import CorruptError, InvalidArgumentError, UnsupportedError
 
 from .adapter_base import Base
 from .adapter_part import Part
-from .adapter_rows import ROUNDED, VOCABULARY, changed_rows, complete, put_rows, with_rows
+from .adapter_rows import (
+    ROUNDED,
+    VOCABULARY,
+    changed_rows,
+    complete,
+    put_rows,
+    vocabulary_target,
+    widest,
+    with_rows,
+)
 from .adapter_shapes import check_parts
 from .adapter_targets import LAYER, Targets
 from .fused_experts import expert_parts
@@ -100,7 +109,7 @@ class _Compiler:
         self.seen: dict[str, Part] = {}
         self.input_gains: dict[str, Array] = {}  # of down, by the target of up
         self.rows = int(base.recipe["vocab_size"])
-        self.added_rows = max(self.widest(), vocab_size) - self.rows
+        self.added_rows = max(widest(adapter, base), vocab_size) - self.rows
 
     def add(self, delta: Delta) -> None:
         if delta.weights is not None:
@@ -146,31 +155,6 @@ class _Compiler:
                 return part
         raise CorruptError(f"{self.adapter.path}: {module}: stands twice")
 
-    def vocabulary_target(self, module: str) -> str | None:
-        """ "embedding" or "output" where the module is that; else None."""
-        sources = self.base.by_source.get(f"{module}.weight")
-        if sources == ["embedding"] or (sources is None and module.endswith("embed_tokens")):
-            return "embedding"
-        is_head = sources == ["output"] or (sources is None and module.endswith("lm_head"))
-        return "output" if is_head else None
-
-    def widest(self) -> int:
-        """How many rows the adapter's vocabulary has, as far as its tensors tell."""
-        found = [self.rows]
-        for module, info in self.adapter.base_weights.items():
-            if self.vocabulary_target(module) is not None and len(info.shape) == 2:
-                found.append(info.shape[0])
-        for delta in self.adapter.deltas:
-            if self.vocabulary_target(delta.module) is None:
-                continue
-            if delta.weights is not None and delta.weight_rows is None:
-                found.append(len(delta.weights))
-            found += [len(one) for one in (delta.b, delta.gain, delta.shift, delta.bias) if one is not None]
-            found += [
-                int(one.max()) + 1 for one in (delta.weight_rows, delta.rows) if one is not None and len(one)
-            ]
-        return max(found)
-
     def own_rows(self, target: str) -> "Array":
         """Of the embedding or the head, as the base has them."""
         return self.base.weights(target if target in self.base.by_name else "embedding")
@@ -190,7 +174,7 @@ class _Compiler:
         """Weights that came along: the base's own, but for some rows, those of added tokens."""
         import numpy as np
 
-        target = self.vocabulary_target(module) or self.targets.of(module)
+        target = vocabulary_target(self.base, module) or self.targets.of(module)
         name = target if target in self.base.by_name else "embedding"  # a head that is tied
         tensor = self.base.by_name[name]
         rows, columns = tensor["shape"]
@@ -225,7 +209,7 @@ class _Compiler:
 
     def gives_weights(self, target: str) -> bool:
         return any(
-            delta.weights is not None and self.vocabulary_target(delta.module) == target
+            delta.weights is not None and vocabulary_target(self.base, delta.module) == target
             for delta in self.adapter.deltas
         )
 
@@ -262,7 +246,7 @@ class _Compiler:
         if weights.ndim == 1 and len(sources) == 1:
             self.add_norm(delta.module, sources[0], as_floats(weights))
             return
-        target = self.vocabulary_target(delta.module) or self.targets.of(delta.module)
+        target = vocabulary_target(self.base, delta.module) or self.targets.of(delta.module)
         tied = "output" not in self.base.by_name
         tensor = self.base.by_name.get("embedding" if target == "output" and tied else target)
         rows, columns = (None, None) if tensor is None else tensor["shape"]

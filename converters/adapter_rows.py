@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 from edgert.errors import CorruptError
 
+from .adapter_base import Base
 from .adapter_part import Part
+from .peft_reader import PeftAdapter
 from .stored_values import as_floats, same_type
 
 if TYPE_CHECKING:
@@ -18,6 +20,32 @@ VOCABULARY = ("embedding", "output")  # the matrices that have a row for each to
 # What rounding may make of the same weights in bf16, of each row's length.
 ROUNDED = 2.0**-7
 _MAX_UNSAVED = 4096
+
+
+def vocabulary_target(base: Base, module: str) -> str | None:
+    """Which of VOCABULARY a module is; else None."""
+    sources = base.by_source.get(f"{module}.weight")
+    for target, name in zip(VOCABULARY, ("embed_tokens", "lm_head"), strict=True):
+        if sources == [target] or (sources is None and module.endswith(name)):
+            return target
+    return None
+
+
+def widest(adapter: PeftAdapter, base: Base) -> int:
+    """How many rows the adapter's vocabulary has, as far as its tensors tell; the base's at least."""
+    found = [int(base.recipe["vocab_size"])]
+    for module, info in adapter.base_weights.items():
+        if vocabulary_target(base, module) is not None and len(info.shape) == 2:
+            found.append(info.shape[0])
+    for delta in adapter.deltas:
+        if vocabulary_target(base, delta.module) is None:
+            continue
+        if delta.weights is not None and delta.weight_rows is None:
+            found.append(len(delta.weights))
+        found += [len(one) for one in (delta.b, delta.gain, delta.shift, delta.bias) if one is not None]
+        places = [one for one in (delta.weight_rows, delta.rows) if one is not None and len(one)]
+        found += [int(one.max()) + 1 for one in places]
+    return max(found)
 
 
 def changed_rows(found: "Array", own: "Array", bits: int) -> "NDArray[numpy.int32]":

@@ -289,9 +289,11 @@ class Model(Prompts, Adapters, ABC):
         raise self._unable("it is no encoder")
 
     def prompts(self, adapter: AdapterChoice = None) -> Prompts:
-        """What is done with prompts of sequences with `adapter`: tokenizer, vocab_size and eos_token_ids are the model's own but
-        where adapters bring tokens or a chat template. Raises NotFoundError for an adapter that is not loaded, InvalidArgumentError where they cannot
-        run together, BudgetError where their tokenizer does not fit."""
+        """What is done with prompts of sequences with `adapter`: tokenizer, vocab_size and eos_token_ids are the model's own
+        but where adapters bring tokens, a chat template or ends.
+
+        Raises NotFoundError for an adapter that is not loaded, InvalidArgumentError where they cannot run together, BudgetError where
+        their tokenizer does not fit."""
         self.check_adapter(adapter)
         return self
 
