@@ -4,7 +4,13 @@ import operator
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from edgert.errors import ContextLengthError, InvalidArgumentError, NotFoundError, UnsupportedError
+from edgert.errors import (
+    ContextLengthError,
+    EdgertError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnsupportedError,
+)
 from edgert.generation import Reply
 from edgert.sampling import Sampling
 from edgert.tokenizer import Tokenizer
@@ -118,7 +124,10 @@ class AdaptedPrompts(Prompts):
         self._tokenizer = None
         ends = base.eos_token_ids
         if tokenizer is not None:
-            self._tokenizer = tokenizer.renamed(said.bos_token, said.eos_token, said.chat_template)
+            try:
+                self._tokenizer = tokenizer.renamed(said.bos_token, said.eos_token, said.chat_template)
+            except EdgertError as error:
+                raise type(error)(f"an adapter's {error}") from None
             own = tokenizer.token_id(said.eos_token)
             ends = ends if own is None else ends | {own}
         self.eos_token_ids = frozenset(said.eos_token_ids) or ends

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from shell import Shell
 
 import edgert as api
 from edgert.bundle import Bundle
-from edgert.errors import CorruptError, EdgertError, InvalidArgumentError, UnsupportedError
+from edgert.errors import BudgetError, CorruptError, EdgertError, InvalidArgumentError, UnsupportedError
 
 VOCABULARY = TINY_CONFIG["vocab_size"]
 TEMPLATE = "{{ bos_token }}{% for message in messages %}<|turn|>{{ message['content'] }}<|over|>{% endfor %}"
@@ -268,6 +269,32 @@ def test_the_tokenizers_memory_is_the_budgets(model: Any, tmp_path: Path) -> Non
     assert model.stats()["used_bytes"] < before
 
 
+def test_tokenizers_that_nobody_uses_make_room(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.load_adapter(with_tokens(tmp_path / "one"), "one")
+    other = with_tokens(tmp_path / "two", seed=2)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (other / file).write_text((other / file).read_text().replace("<note>", "<name>"))
+    model.load_adapter(other, "two")
+    make, held = model.extended_tokenizer, weakref.WeakSet[Any]()
+
+    def one_at_a_time(tokens: Any) -> Any:
+        if held:
+            raise BudgetError("the budget has room for one")
+        made = make(tokens)
+        held.add(made)
+        return made
+
+    monkeypatch.setattr(model, "extended_tokenizer", one_at_a_time)
+    for name in ("one", "two", "one"):
+        assert model.generate("<|turn|>The", adapter=name, max_tokens=2).tokens
+    in_use = model.prompts("one")
+    with pytest.raises(BudgetError, match="room for one"):
+        model.prompts("two")
+    assert in_use.tokenizer.encode("<|turn|>") == [TURN]
+
+
 def test_the_daemon_speaks_as_its_adapters_do(tiny_bundle: Path, tmp_path: Path) -> None:
     """By the adapter's name as a model, and by a request's `lora`."""
     with_tokens(tmp_path / "chat")
@@ -379,6 +406,11 @@ def test_a_file_that_lies_is_refused(tiny_bundle: Path, model: Any, tmp_path: Pa
         write_adapter(tmp_path / "a.adapter", read.kind, read.parts, manifest, vocabulary=said)
         with pytest.raises(kind, match=message):
             model.load_adapter(tmp_path / "a.adapter", "a")
+    broken = AdapterVocabulary(ROWS, chat_template="{% for %}")
+    write_adapter(tmp_path / "a.adapter", read.kind, read.parts, manifest, vocabulary=broken)
+    model.load_adapter(tmp_path / "a.adapter", "broken")
+    with pytest.raises(CorruptError, match="an adapter's chat template: line 1"):
+        model.generate("The", adapter="broken")
     taken = AdapterVocabulary(ROWS, (AddedToken(5, "<x>"),))
     write_adapter(tmp_path / "a.adapter", read.kind, read.parts, manifest, vocabulary=taken)
     model.load_adapter(tmp_path / "a.adapter", "a")

@@ -118,6 +118,32 @@ def test_logits_equal_those_with_peft(
         assert model.logits(tokens[:4]).shape == (4, rows - more)
 
 
+def test_rows_that_are_not_saved_are_the_mean_of_the_others(
+    checkpoint: tuple[Path, Path], tmp_path: Path, record_property: Callable[..., None]
+) -> None:
+    """Trained tokens alone, without the embeddings and the head below them; of a padded vocabulary the last rows are nobody's."""
+    import torch
+
+    source, bundle = checkpoint
+    torch.manual_seed(0)
+    resized_model = Reference.load(source).model
+    rows = resized_model.config.vocab_size + 2
+    resized_model.resize_token_embeddings(rows)
+    for embeddings in (resized_model.get_output_embeddings(), resized_model.get_input_embeddings()):
+        embeddings.weight.data[-2:] = embeddings.weight.data[:-2].mean(dim=0)
+    adapted = peft.get_peft_model(resized_model, CASES["trained tokens"](rows, 2)).eval()
+    for name, parameter in adapted.named_parameters():
+        if any(part in name for part in TRAINED):
+            parameter.data += torch.randn_like(parameter) * 0.1
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    tokens = some_tokens(rows, rows - 2)
+    expected, margins, _ = Reference(adapted).forward(tokens)
+    positions = compared("unsaved", LENGTH, near_ties(expected, margins), record_property)
+    with edgert.load(bundle, memory="64MiB", threads=1) as model:
+        model.load_adapter(tmp_path / "adapter")
+        assert_close(model.logits(tokens, adapter="adapter"), expected, positions)
+
+
 @pytest.mark.parametrize("case", ["rows that come along", "LoRA of the head"])
 def test_at_another_scale_the_new_rows_are_whole(
     checkpoint: tuple[Path, Path], tmp_path: Path, case: str, record_property: Callable[..., None]

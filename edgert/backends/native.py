@@ -6,7 +6,7 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from edgert import _native
 from edgert.adapter_sources import open_adapter
 from edgert.adapters import AdapterChoice, AdapterInfo, AdapterSet
 from edgert.bundle import Bundle
-from edgert.errors import InvalidArgumentError, UnsupportedError
+from edgert.errors import BudgetError, InvalidArgumentError, UnsupportedError
 from edgert.lossy import names
 from edgert.model import Model
 from edgert.patches import AdapterMode, Mix
@@ -289,7 +289,13 @@ class _AdaptedPromptsOf:
 
     def of(self, said: AdapterVocabulary) -> AdaptedPrompts:
         with self._lock:
-            found = self._kept.get(said) or self._made(said)
+            found = self._kept.get(said)
+            if found is None and self._kept:
+                with suppress(BudgetError):
+                    found = self._made(said)
+                if found is None:  # tokenizers that nobody uses are free then
+                    self._kept.clear()
+            found = found or self._made(said)
             self._kept[said] = found
             self._kept.move_to_end(said)
             while len(self._kept) > _KEPT_PROMPTS:
