@@ -72,7 +72,7 @@ def test_what_others_give_back_to_the_experts_is_not_taken_for_ever(tiny_bundle:
 
     native: Any = Full()
     with pytest.raises(BudgetError, match="full"):
-        AdapterSet(Bundle.open(tiny_bundle))._with_room(make, native, keep=())
+        AdapterSet(Bundle.open(tiny_bundle)).with_room(make, native, keep=())
     assert 20 < len(native.taken) < 64
 
 
