@@ -1,6 +1,8 @@
 """From an adapter as PEFT has it to the matrices of one bundle."""
 
 import re
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +11,16 @@ from edgert.errors import CorruptError, InvalidArgumentError, UnsupportedError
 
 from .adapter_base import Base
 from .adapter_part import Part
+from .adapter_rows import (
+    ROUNDED,
+    VOCABULARY,
+    changed_rows,
+    complete,
+    put_rows,
+    vocabulary_target,
+    widest,
+    with_rows,
+)
 from .adapter_shapes import check_parts
 from .adapter_targets import LAYER, Targets
 from .fused_experts import expert_parts
@@ -39,21 +51,13 @@ _REORDERED = (
 )
 
 
-_RESIZED = (
-    "resized vocabularies are not run by this version; convert a base whose vocabulary was resized alike (resize_token_embeddings, "
-    "save_pretrained, with the adapter's tokenizer) and give that"
-)
-# What rounding may make of the same weights in bf16, of each row's length.
-_ROUNDED = 2.0**-7
-
-
-def changed_rows(found: "Array", own: "Array", bits: int) -> "NDArray[numpy.int32]":
-    """The rows that differ by more than rounding to so many bits makes of the same weights."""
+def _padded(array: "NDArray[Any] | None", rows: int) -> Any:
+    """With zeros behind it, so that there are so many rows."""
     import numpy as np
 
-    apart = np.linalg.norm(found - own, axis=1)
-    allowed = max(_ROUNDED, 2.0 ** (2 - bits)) * np.linalg.norm(own, axis=1)
-    return np.flatnonzero(~(apart <= allowed)).astype(np.int32)
+    if array is None or len(array) >= rows:
+        return array
+    return np.pad(array, [(0, rows - len(array)), *[(0, 0)] * (array.ndim - 1)])
 
 
 def halves_by_turns(rows: int, dim: int) -> "NDArray[numpy.int64]":
@@ -63,13 +67,23 @@ def halves_by_turns(rows: int, dim: int) -> "NDArray[numpy.int64]":
     return np.arange(rows).reshape(-1, 2, dim // 2).swapaxes(1, 2).reshape(-1)
 
 
-def compile_adapter(adapter: PeftAdapter, path: Path, manifest: dict[str, Any]) -> list[Part]:
-    """The parts of `adapter` for the bundle at `path`, one a matrix.
+@dataclass(frozen=True)
+class Compiled:
+    """Parts, one a matrix, and how many rows the vocabulary has behind the base's."""
+
+    parts: list[Part]
+    added_rows: int
+
+
+def compile_adapter(
+    adapter: PeftAdapter, path: Path, manifest: dict[str, Any], vocab_size: int = 0
+) -> Compiled:
+    """What `adapter` is for the bundle at `path`. `vocab_size`: the tokens that its tokenizer has, at least.
 
     Raises InvalidArgumentError where modules or shapes are not the base's, and UnsupportedError for modules whose weights
     the bundle has in another form.
     """
-    compiler = _Compiler(adapter, Base(path, manifest))
+    compiler = _Compiler(adapter, Base(path, manifest), vocab_size)
     for module, info in adapter.base_weights.items():
         compiler.add_base(module, info)
     for parameter, vector in adapter.base_vectors.items():
@@ -81,18 +95,21 @@ def compile_adapter(adapter: PeftAdapter, path: Path, manifest: dict[str, Any]) 
     for fused in adapter.fused:
         for part in expert_parts(adapter, compiler.base, compiler.targets, fused):
             compiler.put(part, fused.module)
-    check_parts(compiler.parts, manifest, adapter.path)
-    return compiler.parts
+    compiler.complete()
+    check_parts(compiler.parts, manifest, adapter.path, compiler.added_rows)
+    return Compiled(compiler.parts, compiler.added_rows)
 
 
 class _Compiler:
-    def __init__(self, adapter: PeftAdapter, base: Base) -> None:
+    def __init__(self, adapter: PeftAdapter, base: Base, vocab_size: int) -> None:
         self.adapter = adapter
         self.base = base
         self.targets = Targets(adapter.path, base)
         self.parts: list[Part] = []
         self.seen: dict[str, Part] = {}
         self.input_gains: dict[str, Array] = {}  # of down, by the target of up
+        self.rows = int(base.recipe["vocab_size"])
+        self.added_rows = max(widest(adapter, base), vocab_size) - self.rows
 
     def add(self, delta: Delta) -> None:
         if delta.weights is not None:
@@ -125,6 +142,9 @@ class _Compiler:
 
     def joined(self, one: Part, other: Part, module: str) -> Part:
         """A trained bias, or rows that came along, beside the rest."""
+        if one.weights is not None and other.is_weights and other.weight_rows is not None:
+            put_rows(one, other)  # trained tokens, of weights that came along
+            return one
         for part, more in ((one, other), (other, one)):
             if part.shift is None and more.is_shift:
                 part.shift = more.shift
@@ -135,43 +155,71 @@ class _Compiler:
                 return part
         raise CorruptError(f"{self.adapter.path}: {module}: stands twice")
 
+    def own_rows(self, target: str) -> "Array":
+        """Of the embedding or the head, as the base has them."""
+        return self.base.weights(target if target in self.base.by_name else "embedding")
+
+    def complete(self) -> None:
+        """A token that is brought has a row of each."""
+        if self.added_rows == 0:
+            return
+        for target in VOCABULARY:
+            part = self.seen.get(target) or Part(target)
+            weights = partial(self.own_rows, target)
+            complete(part, self.rows, self.rows + self.added_rows, weights, str(self.adapter.path))
+            if target not in self.seen:
+                self.put(part, target)
+
     def add_base(self, module: str, info: TensorInfo) -> None:
         """Weights that came along: the base's own, but for some rows, those of added tokens."""
         import numpy as np
 
-        sources = self.base.by_source.get(f"{module}.weight")
-        target = "embedding" if sources == ["embedding"] else self.targets.of(module)
-        name = "embedding" if target not in self.base.by_name else target  # a head that is tied
+        target = vocabulary_target(self.base, module) or self.targets.of(module)
+        name = target if target in self.base.by_name else "embedding"  # a head that is tied
         tensor = self.base.by_name[name]
         rows, columns = tensor["shape"]
+        if target in VOCABULARY:
+            rows += self.added_rows
         if len(info.shape) != 2 or info.shape[1] != columns or info.shape[0] > rows:
-            raise UnsupportedError(
-                f"{info.path}: tensor {info.name!r}: shape {list(info.shape)}, the base's matrix is {[rows, columns]}: {_RESIZED}"
+            raise InvalidArgumentError(
+                f"{info.path}: tensor {info.name!r}: shape {list(info.shape)}, the base's matrix is {tensor['shape']}"
             )
-        found, own = values_of(info), self.base.weights(name)[: info.shape[0]]
+        own = self.base.weights(name)[: info.shape[0]]
+        found = values_of(info)
+        if not np.isfinite(found).all():
+            raise CorruptError(f"{info.path}: tensor {info.name!r}: holds a number that is not finite")
         bits = next(row["bits"] for row in _native.formats() if row["name"] == tensor["format"])
-        changed = changed_rows(found, own, bits)
-        if 2 * len(changed) > len(found):
-            error = float(np.linalg.norm(found - own)) / max(float(np.linalg.norm(own)), 1e-30)
+        changed = changed_rows(found[: len(own)], own, bits)
+        if 2 * len(changed) > len(own):
+            error = float(np.linalg.norm(found[: len(own)] - own)) / max(float(np.linalg.norm(own)), 1e-30)
             raise InvalidArgumentError(
                 f"{info.path}: tensor {info.name!r}: the weights are not the base's ({error:.1%} apart): the adapter is of another "
                 "model, or was saved with weights that were trained, which modules_to_save must name"
             )
+        changed = np.concatenate([changed, np.arange(len(own), len(found), dtype=np.int32)])
         if not len(changed):
             return
         self.put(Part(target, weights=found[changed], weight_rows=changed), module)
-        tied = "output" not in self.base.by_name and len(self.adapter.base_weights) == 1
-        if target == "embedding" and tied:
-            self.put(Part("output", weights=found[changed], weight_rows=changed), module)
+        tied = (
+            "output" not in self.base.by_name and target in VOCABULARY and len(self.adapter.base_weights) == 1
+        )
+        other = "output" if target == "embedding" else "embedding"
+        if tied and not self.gives_weights(other):  # one tensor is both
+            self.put(Part(other, weights=found[changed], weight_rows=changed), module)
+
+    def gives_weights(self, target: str) -> bool:
+        return any(
+            delta.weights is not None and vocabulary_target(self.base, delta.module) == target
+            for delta in self.adapter.deltas
+        )
 
     def fit(self, part: Part, delta: Delta) -> None:
         """What depends on the size of the base's matrix."""
         import numpy as np
 
-        if part.target == "output" and part.b is not None:
-            name = "output" if "output" in self.base.by_name else "embedding"
-            missing = self.base.by_name[name]["shape"][0] - len(part.b)
-            part.b = np.pad(part.b, ((0, max(0, missing)), (0, 0)))  # the base has room for more tokens
+        if part.target == "output":  # the base has room for more tokens
+            rows = self.rows + self.added_rows
+            part.b, part.gain, part.shift = (_padded(one, rows) for one in (part.b, part.gain, part.shift))
         if delta.a_of is None and delta.flat is None:
             return
         tensor = self.base.by_name.get(part.target)
@@ -198,11 +246,13 @@ class _Compiler:
         if weights.ndim == 1 and len(sources) == 1:
             self.add_norm(delta.module, sources[0], as_floats(weights))
             return
-        target = "embedding" if sources == ["embedding"] else self.targets.of(delta.module)
-        tied = target == "output" and "output" not in self.base.by_name
-        tensor = self.base.by_name.get("embedding" if tied else target)
+        target = vocabulary_target(self.base, delta.module) or self.targets.of(delta.module)
+        tied = "output" not in self.base.by_name
+        tensor = self.base.by_name.get("embedding" if target == "output" and tied else target)
         rows, columns = (None, None) if tensor is None else tensor["shape"]
-        vocabulary = target in ("embedding", "output")
+        vocabulary = target in VOCABULARY
+        if vocabulary and rows is not None:
+            rows += self.added_rows
         if weights.ndim != 2 or columns not in (None, weights.shape[1]):
             raise InvalidArgumentError(
                 f"{self.adapter.path}: {delta.module}: the weights are {list(weights.shape)}, the base's are {[rows, columns]}"
@@ -212,13 +262,18 @@ class _Compiler:
             which = np.arange(len(weights), dtype=np.int32)  # the base has room for more tokens
         found = weights.shape[0] if which is None else int(which[-1]) + 1
         if rows is not None and (found > rows or (which is None and found != rows)):
-            where = f"{self.adapter.path}: {delta.module}: has weights of {found} rows, the base {rows}"
-            raise UnsupportedError(f"{where}: {_RESIZED}") if vocabulary else InvalidArgumentError(where)
+            raise InvalidArgumentError(
+                f"{self.adapter.path}: {delta.module}: has weights of {found} rows, the base {rows}"
+            )
         part = Part(target, weights=weights, weight_rows=which)
         self.reorder(part)
         self.put(part, delta.module)
-        tied = "output" not in self.base.by_name and "output" not in self.seen
-        if target == "embedding" and delta.weight_rows is not None and tied:
+        if (
+            target == "embedding"
+            and delta.weight_rows is not None
+            and tied
+            and not self.gives_weights("output")
+        ):
             self.put(Part("output", weights=weights, weight_rows=delta.weight_rows), delta.module)
 
     def add_norm(self, module: str, target: str, weights: "Array") -> None:
@@ -247,12 +302,14 @@ class _Compiler:
         if len(names) != 1 or names[0] not in self.base.by_name:
             self.targets.unknown(parameter)
         own = self.base.vector(names[0])
-        if own.shape != found.shape or not np.allclose(found, own, rtol=_ROUNDED, atol=1e-6):
+        if own.shape != found.shape or not np.allclose(found, own, rtol=ROUNDED, atol=1e-6):
             raise UnsupportedError(
                 f"{self.adapter.path}: {parameter}: is not the base's own, and changed ones are not run by this version"
             )
 
     def add_bias(self, module: str, bias: "Array") -> None:
+        import numpy as np
+
         if self.base.by_source.get(f"{module}.weight", [""])[0].endswith("_norm"):
             self.check_vector(f"{module}.bias", bias)
             return
@@ -263,6 +320,9 @@ class _Compiler:
         if name not in self.base.by_name:
             self.targets.unknown(f"{module}.bias")
         own = self.as_checkpoint(target, self.base.vector(name))
+        if target == "output":
+            own = _padded(own, self.rows + self.added_rows)
+            bias = np.concatenate([bias, own[len(bias) :]])  # the base has room for more tokens
         if own.shape != bias.shape:
             raise InvalidArgumentError(
                 f"{self.adapter.path}: {module}.bias: is {list(bias.shape)}, the base's is {list(own.shape)}"
@@ -281,7 +341,7 @@ class _Compiler:
         given = embeddings if prefix is None else prefix
         assert given is not None
         hidden, layers = self.base.recipe["hidden_size"], len(self.base.recipe["layers"])
-        rows = np.arange(len(given), dtype=np.int32) + self.base.recipe["vocab_size"]
+        rows = np.arange(len(given), dtype=np.int32) + self.rows + self.added_rows
         if prefix is not None:
             width = [self.base.key_width(layer) for layer in range(layers)]
             alike = {
@@ -336,6 +396,7 @@ class _Compiler:
                 f"{self.adapter.path}: {delta.module}: DoRA of experts is not run by this version"
             )
         weights = self.as_checkpoint(part.target, self.base.weights(name))
+        weights = with_rows(weights, self.seen.get(part.target))
         if weights.shape != (b.shape[0], a.shape[1]) or delta.magnitude.shape != weights.shape[:1]:
             raise InvalidArgumentError(
                 f"{self.adapter.path}: {delta.module}: A and B make {[b.shape[0], a.shape[1]]}, the base's matrix "

@@ -13,8 +13,10 @@ from typing import Any
 
 from edgert import _native
 from edgert.errors import CorruptError, InvalidArgumentError, UnsupportedError
+from edgert.vocabulary import AdapterVocabulary
 
 from .adapter_part import Part
+from .adapter_rows import VOCABULARY
 from .files import InputFile
 from .safetensors import read_header_and_metadata
 from .safetensors_writer import write_safetensors
@@ -24,13 +26,14 @@ from .stored_values import stored_values_of
 from .strict_json import parse_json_object
 from .tensor import TensorInfo
 
-VERSION = 3
+VERSION = 3  # of files with patches, and of those that say something of text; of others 2
 _METADATA = "edgert.adapter"
 _OF_BUNDLE = ("shira_remainder", "shira_patch_error")  # which hold for the codes of one bundle alone
 _FLOATS = ("F32", "F16", "BF16")
 _SIGNS = "signs"  # in place of a dtype: an array as signs.py codes it
 _PATCH = "patch"  # behind all others, and not in their checksum: each has its own
 _MAX_RANK = 4096
+_MAX_METADATA_VALUES = 1 << 20  # added tokens are listed there
 _MAX_DECODED = 1 << 28  # elements of a factor
 
 
@@ -85,6 +88,7 @@ def write_adapter(
     manifest: Mapping[str, Any],
     signs: Mapping[str, Coded] | None = None,
     patches: PackedPatches | None = None,
+    vocabulary: AdapterVocabulary | None = None,
 ) -> None:
     """`signs`: arrays in place of parts', by their names in the file; `patches`: of these parts, for the manifest's bundle.
     Raises StorageError."""
@@ -105,13 +109,15 @@ def write_adapter(
     tensors |= {name: np.frombuffer(one.data, np.uint8) for name, one in sorted(coded.items())}
     data = b"".join(array.tobytes() for array in tensors.values())
     about: dict[str, Any] = {
-        "version": 2 if patches is None else VERSION,
+        "version": VERSION if patches is not None or vocabulary else 2,
         "kind": kind,
         "base": fingerprint(manifest),
         "checksum": _native.xxh64(data),
     }
     if any(part.remainders is not None for part in parts):
         about["codes"] = manifest["bundle_id"]
+    if vocabulary:
+        about["vocabulary"] = vocabulary.as_json()
     if coded:
         about["signs"] = {name: asdict(one.header) for name, one in coded.items()}
     if patches is not None:
@@ -167,6 +173,7 @@ class AdapterFile:
     signs: Mapping[str, SignsHeader]  # of those that are coded, by name
     of_bundle: bool  # its remainders are of this bundle's codes
     patches: StoredPatches | None  # of this bundle's codes
+    vocabulary: AdapterVocabulary
 
     @classmethod
     def open(cls, path: Path, manifest: Mapping[str, Any]) -> "AdapterFile":
@@ -177,7 +184,9 @@ class AdapterFile:
             raise CorruptError(
                 f"{path}: not an adapter file: its metadata have no {_METADATA!r}; of a PEFT adapter give the directory"
             )
-        about = parse_json_object(metadata[_METADATA].encode(), f"{path}: {_METADATA}")
+        about = parse_json_object(
+            metadata[_METADATA].encode(), f"{path}: {_METADATA}", max_values=_MAX_METADATA_VALUES
+        )
         version, kind, base = about.get("version"), about.get("kind"), about.get("base")
         if type(version) is not int or not isinstance(kind, str) or not isinstance(base, dict):
             raise CorruptError(f"{path}: {_METADATA}: version, kind and base are needed")
@@ -206,9 +215,11 @@ class AdapterFile:
             if version < 3 or not all(info.name.endswith(f".{_PATCH}") for info in packed):
                 raise CorruptError(f"{path}: patches stand behind all numbers, from version 3 on")
             patches = StoredPatches.of(about.get("patches"), packed, str(path))
+        vocabulary = AdapterVocabulary.of(about.get("vocabulary", {}), f"{path}: vocabulary")
+        vocabulary.check(manifest["recipe"]["vocab_size"], f"{path}: vocabulary")
         file = cls(
             path, kind, checksum if version > 1 else None, numbers, headers, of_bundle,
-            patches if of_bundle else None,
+            patches if of_bundle else None, vocabulary,
         )  # fmt: skip
         file._check()
         if patches is not None:
@@ -245,6 +256,13 @@ class AdapterFile:
 
     def _check(self) -> None:
         by_target = self._by_target()
+        for target in VOCABULARY if self.vocabulary.rows else ():
+            given = by_target.get(target, {}).get("weight")
+            if given is None or given.shape[0] < self.vocabulary.rows:
+                raise CorruptError(
+                    f"{self.path}: vocabulary: rows: found {self.vocabulary.rows}; {target} has weights of "
+                    f"{0 if given is None else given.shape[0]}"
+                )
         if not by_target:
             raise CorruptError(f"{self.path}: holds no tensor of an adapter")
         for target, tensors in by_target.items():
@@ -290,6 +308,8 @@ class AdapterFile:
         """Against those of the model's matrices; shape_of raises InvalidArgumentError for an unknown one."""
         for target, tensors in self._by_target().items():
             rows, cols = shape_of(target)
+            if target in VOCABULARY:
+                rows += self.vocabulary.rows
             sizes = {"rows": rows, "cols": cols, "1": 1, "2": 2}
             for ending, info in tensors.items():
                 for name, found in zip(_ENDINGS[ending].shape, info.shape, strict=True):

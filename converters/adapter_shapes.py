@@ -8,16 +8,17 @@ from typing import Any
 from edgert.errors import InvalidArgumentError
 
 from .adapter_part import Part
+from .adapter_rows import VOCABULARY
 
 _EXPERT = re.compile(r"layers[.](\d{1,5})[.]experts[.](\d{1,6})[.](gate|up|down)")
 _GIVEN = re.compile(r"(layers[.]\d{1,5}[.]attention[.])given_(keys|values)")
-_OF_TOKENS = ("embedding", "output")  # of whose rows an adapter may have more
 
 
 class Shapes:
-    """[rows, cols] of what adapters change of a bundle, by name; of a norm [1, size]."""
+    """[rows, cols] of what adapters change of a bundle, by name; of a norm [1, size]. With `added_rows` of the vocabulary."""
 
-    def __init__(self, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, manifest: Mapping[str, Any], added_rows: int = 0) -> None:
+        self._added_rows = added_rows
         self._recipe = manifest["recipe"]
         self._dense = {tensor["name"]: tensor["shape"] for tensor in manifest["tensors"]}
 
@@ -35,7 +36,8 @@ class Shapes:
             shape = self._of_expert(int(expert[1]), int(expert[2]), expert[3])
         if shape is None or len(shape) > 2:
             raise InvalidArgumentError(f"the base has no matrix {target[:120]!r}")
-        return (shape[0], shape[1]) if len(shape) == 2 else (1, shape[0])
+        added = self._added_rows if target in VOCABULARY else 0
+        return (shape[0] + added, shape[1]) if len(shape) == 2 else (1, shape[0])
 
     def _of_expert(self, layer: int, expert: int, part: str) -> tuple[int, int] | None:
         layers = self._recipe["layers"]
@@ -48,9 +50,9 @@ class Shapes:
         return (hidden, width) if part == "down" else (width, hidden)
 
 
-def check_parts(parts: Iterable[Part], manifest: Mapping[str, Any], path: Path) -> None:
+def check_parts(parts: Iterable[Part], manifest: Mapping[str, Any], path: Path, added_rows: int = 0) -> None:
     """Raises InvalidArgumentError for parts that do not fit, naming the adapter's `path`."""
-    shapes = Shapes(manifest)
+    shapes = Shapes(manifest, added_rows)
     for part in parts:
         try:
             _check(part, shapes.of(part.target))
@@ -68,8 +70,7 @@ def _check(part: Part, shape: tuple[int, int]) -> None:
     }
     needed = {"A": shape[1], "B": shape[0], "gain": shape[0], "weights": shape[1], "gate": shape[1]}
     for name, length in found.items():
-        of_tokens = part.target in _OF_TOKENS and name in ("B", "gain")
-        if length is not None and not of_tokens and length != needed[name]:
+        if length is not None and length != needed[name]:
             raise InvalidArgumentError(
                 f"{part.target}: {name} is of {length} numbers, the base's matrix is {list(shape)}"
             )

@@ -3,7 +3,8 @@
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from edgert.errors import CorruptError, EdgertError
 from edgert.sampling import defaults_from
@@ -12,8 +13,8 @@ from edgert.tokenizer import Tokenizer
 from .checkpoint import Checkpoint
 from .strict_json import parse_json, parse_json_object
 
-_MAX_TOKENIZER_BYTES = 64 << 20
-_MAX_TOKENIZER_VALUES = 1 << 22
+MAX_TOKENIZER_BYTES = 64 << 20
+MAX_TOKENIZER_VALUES = 1 << 22
 _MAX_SETTINGS_BYTES = 16 << 20  # tokenizer_config.json may list thousands of added tokens
 _MAX_TEMPLATE_BYTES = 256 << 10
 
@@ -24,6 +25,14 @@ _GENERATION_KEYS = (
     "max_length",
 )  # fmt: skip
 _ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+class Source(Protocol):
+    """A directory of small files."""
+
+    @property
+    def path(self) -> Path: ...
+    def asset(self, name: str, max_bytes: int) -> bytes | None: ...
 
 
 @dataclass
@@ -42,14 +51,14 @@ def read_assets(checkpoint: Checkpoint, vocab_size: int) -> Assets:
     checkpoint without a tokenizer.json gives a bundle that takes token ids only.
     """
     assets = Assets()
-    content = checkpoint.asset("tokenizer.json", _MAX_TOKENIZER_BYTES)
+    content = checkpoint.asset("tokenizer.json", MAX_TOKENIZER_BYTES)
     if content is not None:
-        check_tokenizer(content, _place(checkpoint, "tokenizer.json"), vocab_size)
+        check_tokenizer(content, _place(checkpoint.path, "tokenizer.json"), vocab_size)
         assets.files["tokenizer.json"] = content
     else:
         assets.notes.append("tokenizer.json: none; the bundle takes and gives token ids only")
-    settings = _read_settings(checkpoint, "tokenizer_config.json")
-    template = _chat_template(checkpoint, settings)
+    settings = read_settings(checkpoint, "tokenizer_config.json")
+    template = chat_template(checkpoint, settings)
     if content is not None:
         kept = kept_settings(settings)
         assets.files["tokenizer_config.json"] = compact(kept)
@@ -73,7 +82,7 @@ def kept_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 def check_tokenizer(content: bytes, where: str, vocab_size: int) -> None:
     """Raises CorruptError for a tokenizer.json whose ids or merges leave its vocabulary or the model's."""
-    tokenizer = parse_json(content, where, max_values=_MAX_TOKENIZER_VALUES)
+    tokenizer = parse_json(content, where, max_values=MAX_TOKENIZER_VALUES)
     model = tokenizer.get("model") if isinstance(tokenizer, dict) else None
     if not isinstance(model, dict):
         raise CorruptError(f"{where}: model: missing; this is not a tokenizer.json")
@@ -130,20 +139,20 @@ def _is_scored(entry: object) -> bool:
     return isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
 
 
-def _read_settings(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    content, where = checkpoint.asset(name, _MAX_SETTINGS_BYTES), _place(checkpoint, name)
+def read_settings(source: Source, name: str) -> dict[str, Any]:
+    content, where = source.asset(name, _MAX_SETTINGS_BYTES), _place(source.path, name)
     return {} if content is None else parse_json_object(content, where, max_values=1 << 20)
 
 
-def _chat_template(checkpoint: Checkpoint, settings: dict[str, Any]) -> str | None:
+def chat_template(source: Source, settings: dict[str, Any]) -> str | None:
     """From chat_template.jinja, chat_template.json or tokenizer_config.json; of several, the default."""
-    content = checkpoint.asset("chat_template.jinja", _MAX_TEMPLATE_BYTES)
-    where = _place(checkpoint, "tokenizer_config.json" if content is None else "chat_template.jinja")
+    content = source.asset("chat_template.jinja", _MAX_TEMPLATE_BYTES)
+    where = _place(source.path, "tokenizer_config.json" if content is None else "chat_template.jinja")
     template: Any
     if content is not None:
         template = _text(content, where)
     else:
-        template = _read_settings(checkpoint, "chat_template.json").get(
+        template = read_settings(source, "chat_template.json").get(
             "chat_template", settings.get("chat_template")
         )
     if isinstance(template, list):
@@ -169,8 +178,8 @@ def _text(content: bytes, where: str) -> str:
         raise CorruptError(f"{where}: byte {error.start}: not UTF-8") from None
 
 
-def _place(checkpoint: Checkpoint, name: str) -> str:
-    return str(checkpoint.path / name)
+def _place(path: Path, name: str) -> str:
+    return str(path / name)
 
 
 def _token_text(token: object) -> str | None:
@@ -184,7 +193,7 @@ def _generation_config(
     checkpoint: Checkpoint, vocab_size: int, *, strict: bool, notes: list[str]
 ) -> dict[str, Any]:
     """Sampling defaults and special ids; ids that generation_config.json lacks come from config.json."""
-    generation = _read_settings(checkpoint, "generation_config.json")
+    generation = read_settings(checkpoint, "generation_config.json")
     # Nobody chose these: they may be what transformers' class of this model says by default.
     strict = strict and generation.get("_from_model_config") is not True
     result = {

@@ -29,16 +29,18 @@ class Compressed:
     error: float
 
 
-def compress(parts: Sequence[Part], density: float, manifest: Mapping[str, Any]) -> Compressed:
+def compress(
+    parts: Sequence[Part], density: float, manifest: Mapping[str, Any], added_rows: int = 0
+) -> Compressed:
     """Factors and sparse values as signs of the share `density` of their largest values; the rest stays as it is, and so do
     factors of a matrix that is given weights, which a file has in their type.
 
-    Raises InvalidArgumentError for a density outside 0 to 1.
+    `added_rows`: of the vocabulary. Raises InvalidArgumentError for a density outside 0 to 1.
     """
     if not 0 < density <= 1:
         raise InvalidArgumentError(f"compress: found {density}, allowed is a share up to 1")
     signs: dict[str, Coded] = {}
-    fitted, error, whole, shapes = [], 0.0, 0.0, Shapes(manifest)
+    fitted, error, whole, shapes = [], 0.0, 0.0, Shapes(manifest, added_rows)
     for part in parts:
         own = replace(part)
         if part.a is not None and part.weights is None:  # which would be of its factors' type

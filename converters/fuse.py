@@ -1,11 +1,15 @@
 """Several adapters as one."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from edgert.errors import InvalidArgumentError, UnsupportedError
 
 from .adapter_part import Part
 from .peft_reader import MAX_RANK
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def fuse(adapters: Sequence[tuple[Sequence[Part], float]]) -> list[Part]:
@@ -29,6 +33,14 @@ def fuse(adapters: Sequence[tuple[Sequence[Part], float]]) -> list[Part]:
     return list(fused.values())
 
 
+def _alike(one: "NDArray[Any]", other: "NDArray[Any]") -> "list[NDArray[Any]]":
+    """Both with as many rows: one may have those of added tokens, which the other leaves alone."""
+    import numpy as np
+
+    rows = max(len(one), len(other))
+    return [np.pad(array, [(0, rows - len(array)), *[(0, 0)] * (array.ndim - 1)]) for array in (one, other)]
+
+
 def check_fused(part: Part) -> None:
     """Raises UnsupportedError and InvalidArgumentError for numbers that nobody could read again."""
     import numpy as np
@@ -50,7 +62,7 @@ def _add_factors(into: Part, part: Part, scale: float) -> None:
         return
     a, b = factors[0], factors[1] * np.float32(scale)
     into.a = a if into.a is None else np.concatenate([into.a, a], axis=0)
-    into.b = b if into.b is None else np.concatenate([into.b, b], axis=1)
+    into.b = b if into.b is None else np.concatenate(_alike(into.b, b), axis=1)
 
 
 def _add_sparse(into: Part, part: Part, scale: float) -> None:
@@ -80,6 +92,8 @@ def _add_gain(into: Part, part: Part, scale: float) -> None:
         return
     factor = 1 + part.gain * np.float32(scale)
     if into.gain is not None:
+        more, before = _alike(part.gain, into.gain)
+        factor, into.gain = 1 + more * np.float32(scale), before
         if into.gain_spares_bias != part.gain_spares_bias:
             raise UnsupportedError(
                 f"{part.target}: the gains of DoRA and IA3 do not fuse: one leaves the bias out"
@@ -94,7 +108,7 @@ def _add_shift(into: Part, part: Part, scale: float) -> None:
 
     if part.shift is not None:
         shift = part.shift * np.float32(scale)
-        into.shift = shift if into.shift is None else into.shift + shift
+        into.shift = shift if into.shift is None else np.add(*_alike(into.shift, shift))
 
 
 def _add_weights(into: Part, part: Part, scale: float) -> None:

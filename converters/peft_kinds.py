@@ -214,7 +214,9 @@ def base_weights(reader: Reader) -> None:
         if name.endswith(".base_layer.bias") and module in adapted:
             reader.adapter.base_vectors[f"{module}.bias"] = reader.take(name, 1)
             continue
-        module = name_of(name.removesuffix(".weight").removesuffix(".base_layer"))
+        module = name_of(
+            name.removesuffix(".weight").removesuffix(".base_layer").removesuffix(".token_adapter")
+        )
         below = name.endswith(_BASE_WEIGHT) and module in adapted
         if below or (name.endswith(".weight") and module.endswith(_TIED)):
             reader.adapter.base_weights[module] = reader.tensors[name]

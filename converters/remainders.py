@@ -106,7 +106,7 @@ def add_remainders(
         for part in parts
         if part.values is not None and part.patch_error is None
         for matrix in (matrices.find(part.target),)
-        if matrix is not None and takes_patches(matrix.format)
+        if matrix is not None and takes_patches(matrix.format) and _is_inside(part, matrix)
     ]
     if not wanted:
         return
@@ -125,6 +125,11 @@ def add_remainders(
         part.patch_error = _patch_error(part, matrix)
     if weights is not None:
         _check_near(weights, [part for part, _ in wanted if part.target in sources])
+
+
+def _is_inside(part: Part, matrix: PackedMatrix) -> bool:
+    """Not so where rows of added tokens are behind the base's: they have no codes."""
+    return part.rows is None or not part.rows.size or int(part.rows.max()) < matrix.shape[0]
 
 
 def _check_near(weights: Path, parts: Sequence[Part]) -> None:
@@ -276,6 +281,8 @@ def _why_not(part: Part, matrix: PackedMatrix | None) -> str | None:
         return "the base has it in another form"
     if not takes_patches(matrix.format):
         return f"{matrix.format} takes no patches"
+    if not _is_inside(part, matrix):
+        return "it has rows of added tokens"
     return "no remainders" if part.remainders is None else None
 
 

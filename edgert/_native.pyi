@@ -141,6 +141,11 @@ class Runtime:
     def reserve(self, bytes: int) -> None:
         """Count memory that is held outside this library (the tokenizer) towards the budget. Never refused; a Model
         that then finds too little left raises BudgetError naming the budget that works, this included."""
+    def charge(self, bytes: int, what: str) -> Charge:
+        """Count memory that is held outside this library towards the budget for as long as what is returned lives. BudgetError
+        where it does not fit."""
+
+class Charge: ...
 
 def plan_memory(
     runtime: Runtime,
@@ -215,6 +220,7 @@ class Adapter:
     name: str
     bytes: int
     fingerprint: int  # of its contents
+    added_tokens: int  # that it brings
     in_use: bool  # by a sequence
     ungated: str  # a target that has no gate; empty where all have one
 
@@ -296,12 +302,15 @@ class Model:
     resident: bool  # every expert fits
     def plan(self) -> dict[str, int]:
         """See plan_memory."""
-    def adapter(self, name: str, parts: Seq[dict[str, Any]], order: int = 0) -> Adapter:
+    def adapter(
+        self, name: str, parts: Seq[dict[str, Any]], order: int = 0, added_tokens: int = 0
+    ) -> Adapter:
         """`parts`: {"target": the bundle's name of a matrix, and of these buffers those that it has: "a" [rank, cols] and
         "b" [rows, rank] with "rank" and their "scale"; "rows", "cols" int32 and "values" f32 of sparse values, "remainders"
         int8 of them (see remainders()); "gain" f32 [rows], with "gain_spares_bias"; "shift" f32 [rows]; "weights" [n, cols]
         with "weight_rows" int32 [n]; "dtype" ("f32", "f16" or "bf16") is of "a", "b" and "weights"}. See
         native/src/adapters/adapter.h. A row's adapters add by ascending `order`; 0: after all that were made with 0 so far.
+        `added_tokens`: how many it brings; "embedding" and "output" have rows for them behind their own, and weights of them all.
         InvalidArgumentError names the target that does not fit; BudgetError."""
     def target(self, name: str) -> tuple[int, int]:
         """Rows and columns of what an adapter can change by this name, of a norm its size twice. InvalidArgumentError where

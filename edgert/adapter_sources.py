@@ -4,11 +4,13 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgert.errors import CorruptError, InvalidArgumentError
 from edgert.patches import PatchEstimate
+from edgert.vocabulary import AdapterVocabulary
 
 if TYPE_CHECKING:
     from edgert.converters.adapter_file import StoredPatches
@@ -38,6 +40,8 @@ class Source(Protocol):
     @property
     def bytes(self) -> int: ...
     @property
+    def vocabulary(self) -> AdapterVocabulary: ...
+    @property
     def patches(self) -> "StoredPatches | None":
         """Of the model's codes, to be read in place of all else."""
 
@@ -56,6 +60,7 @@ class PeftDirectory:
         self.path = path
         self._bundle_path = bundle_path
         self._manifest = manifest
+        self.vocabulary = self._read_vocabulary()
         self._parts: list[Part] | None = None
         self._parts = self._compiled()
         for doubt in self._doubts:
@@ -70,7 +75,18 @@ class PeftDirectory:
         adapter = read_peft(self.path)
         self.kind = adapter.kind
         self._doubts = doubts(adapter, self._bundle_path.name.removesuffix(".edgert"))
-        return compile_adapter(adapter, self._bundle_path, self._manifest)
+        said = self.vocabulary
+        last = said.tokens[-1].id if said.tokens else -1
+        compiled = compile_adapter(adapter, self._bundle_path, self._manifest, vocab_size=last + 1)
+        self.vocabulary = replace(said, rows=compiled.added_rows)
+        self.vocabulary.check(self._manifest["recipe"]["vocab_size"], str(self.path))
+        return compiled.parts
+
+    def _read_vocabulary(self) -> AdapterVocabulary:
+        from edgert.bundle import Bundle
+        from edgert.converters.peft_vocabulary import read_vocabulary
+
+        return read_vocabulary(self.path, Bundle(self._bundle_path, self._manifest, {}))
 
     def check_shapes(self, shape_of: Callable[[str], tuple[int, int]]) -> None:
         """Compiling it has seen to that."""
@@ -109,10 +125,19 @@ def estimate_of_counts(counts: Mapping[str, float]) -> PatchEstimate:
     return PatchEstimate(intended, beside, max(0.0, counts["apart"] - beside), intended)
 
 
-def read_parts(
+@dataclass(frozen=True)
+class ReadAdapter:
+    """An adapter with its numbers."""
+
+    kind: str
+    parts: "list[Part]"
+    vocabulary: AdapterVocabulary
+
+
+def read_adapter(
     path: str | os.PathLike[str], bundle_path: Path, manifest: dict[str, Any], weights: Path | None = None
-) -> "tuple[str, list[Part]]":
-    """Kind and parts of an adapter file or a PEFT directory, for a bundle; with the remainders that its sparse values lack,
+) -> ReadAdapter:
+    """An adapter file or a PEFT directory, for a bundle; with the remainders that its sparse values lack,
     from the checkpoint `weights` or the bundle, where either has them."""
     import numpy as np
 
@@ -122,10 +147,10 @@ def read_parts(
 
     source = open_adapter(path, bundle_path, manifest)
     parts = source.read()
-    check_parts(parts, manifest, source.path)
+    check_parts(parts, manifest, source.path, source.vocabulary.rows)
     for part in parts:
         if not all(np.isfinite(as_floats(array)).all() for array in part.arrays()):
             raise CorruptError(f"{source.path}: {part.target}: holds a number that is not finite")
     with naming(source.path):
         add_remainders(parts, bundle_path, manifest, weights)
-    return source.kind, parts
+    return ReadAdapter(source.kind, parts, source.vocabulary)

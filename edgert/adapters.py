@@ -35,6 +35,7 @@ from edgert.patches import (
     same_adapters,
     too_much,
 )
+from edgert.vocabulary import AdapterVocabulary, together
 
 # One by its name, several, or each with its scale; None: those that are on.
 AdapterChoice = str | Sequence[str] | Mapping[str, float] | None
@@ -151,6 +152,7 @@ class AdapterSet:
         with self._switching:
             with self._lock:
                 on = {name: scale for name, scale in self._scales(choice).items() if scale != 0}
+                self.said(choice)
                 rescaled = self._enabled and same_adapters(on, self._on)
                 runs = self._decide(native, on, mode, rescaled=rescaled, top_k=top_k)
                 before = self._runs, self._on, self._mode, self._enabled
@@ -196,6 +198,10 @@ class AdapterSet:
         mix = self._mix_of(native, on)
         if mode == "gated":
             for adapter, _ in mix:
+                if adapter.added_tokens:
+                    raise InvalidArgumentError(
+                        f"mode: 'gated' is not possible: adapter {adapter.name} brings tokens"
+                    )
                 if adapter.ungated:
                     raise InvalidArgumentError(
                         f"mode: 'gated' is not possible: adapter {adapter.name}: {adapter.ungated} has no gate"
@@ -222,7 +228,7 @@ class AdapterSet:
         path = os.path.realpath(entry.source.path)
 
         def spare(make: Callable[[], _Made]) -> _Made:
-            return self._with_room(make, native, keep=on.keys())
+            return self.with_room(make, native, keep=on.keys())
 
         try:
             adapter = entry.stored or spare(
@@ -247,9 +253,8 @@ class AdapterSet:
             native.use_patches(patches)
 
     def check(self, choice: AdapterChoice) -> None:
-        """Refuse names that are not there and scales that are none."""
-        with self._lock:
-            self._scales(choice)
+        """Refuse names that are not there, scales that are none, and adapters that cannot run together."""
+        self.said(choice)
 
     def sequence(
         self,
@@ -269,7 +274,7 @@ class AdapterSet:
                 scales = {}
             scales = {name: scale for name, scale in scales.items() if scale != 0}
             mix = list(runs.mix) or self._mix_of(native, scales)
-        return self._with_room(
+        return self.with_room(
             lambda: make(mix, runs.patches, runs.top_k), native, keep=scales.keys()
         )  # may wait for a step
 
@@ -278,6 +283,26 @@ class AdapterSet:
             (self._bring(native, name, self._known(name), keep=scales.keys()), scale)
             for name, scale in scales.items()
         ]
+
+    def said(self, choice: AdapterChoice) -> AdapterVocabulary:
+        """What the chosen adapters say of text, or those that are on. Raises InvalidArgumentError where they cannot run together."""
+        with self._lock:
+            on = self._on if self._enabled else {}
+            scales = on if choice is None else self._scales(choice)
+            chosen = [
+                (entry.order, name, entry)
+                for name, scale in scales.items()
+                if scale
+                for entry in (self._known(name),)
+            ]
+            return together(
+                {name: entry.source.vocabulary for _, name, entry in sorted(chosen, key=lambda one: one[0])}
+            )
+
+    def all_said(self) -> Collection[AdapterVocabulary]:
+        """What each of those that are loaded says."""
+        with self._lock:
+            return {entry.source.vocabulary for entry in self._entries.values()}
 
     def info(self, name: str) -> AdapterInfo:
         with self._lock:
@@ -304,7 +329,7 @@ class AdapterSet:
             self._sets.clear()
             self._runs = Decision(None)
 
-    # --- memory; the lock is held, but for make_way() and _with_room() ---------------------------------------------
+    # --- memory; the lock is held, but for make_way() and with_room() ---------------------------------------------
 
     def _bring(
         self, native: _native.Model, name: str, entry: _Entry, keep: Collection[str]
@@ -319,8 +344,9 @@ class AdapterSet:
             add_remainders(read, self._bundle.path, self._bundle.manifest)
         parts = [part.native() for part in read]
         self._keep_to_limit(native, entry.bytes, keep)
+        rows = entry.source.vocabulary.rows
         with naming(entry.source.path):
-            made = self._with_room(lambda: native.adapter(name, parts, entry.order), native, keep)
+            made = self.with_room(lambda: native.adapter(name, parts, entry.order, rows), native, keep)
         if entry.fingerprint not in (None, made.fingerprint):
             raise CorruptError(
                 f"{entry.source.path}: adapter {name}: has changed since it was loaded; unload it first"
@@ -347,8 +373,11 @@ class AdapterSet:
                     native.trim_adapters()
                     return work()
 
-    def _with_room(self, make: Callable[[], _Made], native: _native.Model, keep: Collection[str]) -> _Made:
-        """What `make` makes. Where it raises BudgetError, adapters that are not in use go, and then experts."""
+    def with_room(
+        self, make: Callable[[], _Made], native: _native.Model, keep: Collection[str] | None = None
+    ) -> _Made:
+        """What `make` makes. Where it raises BudgetError, adapters that are not in use go, and then experts. `keep`:
+        those that stay; None: those that are on."""
         taken_bytes = _FIRST_TAKEN_BYTES
         try:
             return make()
@@ -357,7 +386,7 @@ class AdapterSet:
         try:
             while True:
                 with self._lock:
-                    evicted = self._evict(native, keep)
+                    evicted = self._evict(native, self._on.keys() if keep is None else keep)
                 if not evicted:
                     native.trim_adapters()
                     # Others may give back what was taken, again and again.

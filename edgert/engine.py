@@ -184,10 +184,9 @@ class Engine:
         Raises QueueFullError where too many wait or the engine drains, InvalidArgumentError for what can never run,
         NotFoundError for an adapter that is not loaded.
         """
-        checked = self._model.checked(tokens)
-        if adapter is not None:
-            self._model.check_adapter(adapter)
-        reply = self._model.reply(checked, sampling, primed=primed or constraint is not None)
+        texts = self._model.prompts(adapter)
+        checked = texts.checked(tokens)
+        reply = texts.reply(checked, sampling, primed=primed or constraint is not None)
         job = Job(checked, reply, deliver, adapter, stream, constraint)
         job.on_done = lambda: self._remove(job)
         with self._changed:

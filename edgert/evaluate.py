@@ -126,15 +126,18 @@ def evaluate_windows(
 def score(
     model: "Model", window: list[int], first: int, reference: "Model | None" = None
 ) -> Iterator[Scored]:
-    """Score the tokens of `window` from the index `first` on, some at a time."""
+    """Score the tokens of `window` from the index `first` on, some at a time. Raises InvalidArgumentError where adapters of one
+    bring tokens that the reference lacks."""
+    if reference is not None and reference.prompts().vocab_size != model.prompts().vocab_size:
+        raise InvalidArgumentError("reference: its vocabulary is not that of the model with its adapters")
     others = None if reference is None else _logits(reference, window, first)
     for targets, logits in _logits(model, window, first):
         yield _scored(targets, logits, None if others is None else next(others)[1])
 
 
 def encode_text(model: "Model", text: str, limit: int | None = None) -> Sequence[int]:
-    """The first `limit` tokens of `text`, as the model's tokenizer has them."""
-    return encode(model.tokenizer, text, limit)
+    """The first `limit` tokens of `text`, as the model's tokenizer has them, with the adapters that are on."""
+    return encode(model.prompts().tokenizer, text, limit)
 
 
 def encode(tokenizer: "Tokenizer", text: str, limit: int | None = None) -> Sequence[int]:

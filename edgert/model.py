@@ -118,8 +118,10 @@ class Model(Prompts, Adapters, ABC):
         **sampling: Any,
     ) -> Stream:
         """Like generate(), but returns an iterator over Piece, one a token; its `result` sums up."""
-        form = self._form(response_format, grammar, reasoning="none")
-        return self._start(self.prompt_tokens(prompt), sampling, adapter, form, primed=True, session=session)
+        prompts = self._prompts_of(adapter, session)
+        form = self._form(prompts, response_format, grammar, reasoning="none")
+        tokens = prompts.prompt_tokens(prompt)
+        return self._start(prompts, tokens, sampling, adapter, form, primed=True, session=session)
 
     @overload
     def chat(
@@ -161,17 +163,18 @@ class Model(Prompts, Adapters, ABC):
     ) -> Generation | Stream:
         """Answer a conversation: [{"role": "user", "content": ...}, …], or a string for one user message.
 
-        The bundle's chat template makes the prompt; `template` holds variables for it (tools, enable_thinking, …).
+        The chat template of the bundle, or of its adapters, makes the prompt; `template` holds variables for it (tools, enable_thinking, …).
         `response_format` and `grammar` are those of generate(); reasoning in front of the answer stays free.
         Raises UnsupportedError where the bundle has no template.
         """
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        text = self.tokenizer.apply_chat_template(messages, **(template or {}))
+        prompts = self._prompts_of(adapter, session)
+        text = prompts.tokenizer.apply_chat_template(messages, **(template or {}))
         # The template writes the special tokens itself; an answer begins a text of its own.
-        tokens = self.encoded(text, add_special_tokens=False)
-        form = self._form(response_format, grammar, prompt=text)
-        answer = self._start(tokens, sampling, adapter, form, primed=False, session=session)
+        tokens = prompts.encoded(text, add_special_tokens=False)
+        form = self._form(prompts, response_format, grammar, prompt=text)
+        answer = self._start(prompts, tokens, sampling, adapter, form, primed=False, session=session)
         return answer if stream else _finished(answer)
 
     def cancel(self) -> None:
@@ -241,16 +244,16 @@ class Model(Prompts, Adapters, ABC):
     def logits(
         self, token_ids: Sequence[int], *, adapter: AdapterChoice = None
     ) -> "numpy.typing.NDArray[numpy.float32]":
-        """Run `token_ids` from an empty sequence; return float32 [len(token_ids), vocab_size].
+        """Run `token_ids` from an empty sequence; return float32 [len(token_ids), vocab_size], of adapters that bring
+        tokens with a column more for each.
 
         Raises InvalidArgumentError for ids outside the vocabulary and for more of them than the context holds.
         """
-        tokens = self.checked(token_ids)
+        tokens = self.prompts(adapter).checked(token_ids)
         if len(tokens) > self.context:
             raise InvalidArgumentError(
                 f"token_ids: found {len(tokens)} tokens, the context holds {self.context}"
             )
-        self.check_adapter(adapter)
         return self._logits(tokens, adapter)
 
     def logits_by_parts(
@@ -284,6 +287,18 @@ class Model(Prompts, Adapters, ABC):
         unknown or of another type or shape.
         """
         raise self._unable("it is no encoder")
+
+    def prompts(self, adapter: AdapterChoice = None) -> Prompts:
+        """What is done with prompts of sequences with `adapter`: tokenizer, vocab_size and eos_token_ids are the model's own
+        but where adapters bring tokens, a chat template or ends.
+
+        Raises NotFoundError for an adapter that is not loaded, InvalidArgumentError where they cannot run together, BudgetError where
+        their tokenizer does not fit."""
+        self.check_adapter(adapter)
+        return self
+
+    def _prompts_of(self, adapter: AdapterChoice, session: Session | None) -> Prompts:
+        return self.prompts(adapter) if session is None or session.prompts is None else session.prompts
 
     def counters_to_start_from(self) -> dict[str, Any]:
         """stats() as a generation is to count from: the first one answers for the reads of loading."""
@@ -355,6 +370,7 @@ class Model(Prompts, Adapters, ABC):
 
     def _form(
         self,
+        prompts: Prompts,
         response_format: Mapping[str, Any] | None,
         grammar: Grammar | None,
         prompt: str = "",
@@ -365,11 +381,12 @@ class Model(Prompts, Adapters, ABC):
         from edgert.structured import constraint_of
 
         return constraint_of(
-            self, response_format=response_format, grammar=grammar, prompt=prompt, reasoning=reasoning
+            prompts, response_format=response_format, grammar=grammar, prompt=prompt, reasoning=reasoning
         )
 
     def _start(
         self,
+        prompts: Prompts,
         tokens: list[int],
         options: Mapping[str, Any],
         adapter: AdapterChoice,
@@ -378,10 +395,9 @@ class Model(Prompts, Adapters, ABC):
         primed: bool,
         session: Session | None = None,
     ) -> Stream:
-        self.check_adapter(adapter)
-        sampling = Sampling.of(options, self.sampling_defaults, self.vocab_size)
+        sampling = Sampling.of(options, self.sampling_defaults, prompts.vocab_size)
         # A form tells every space.
-        reply = self.reply(tokens, sampling, primed=primed or form is not None)
+        reply = prompts.reply(tokens, sampling, primed=primed or form is not None)
         stream = Stream(self, tokens, reply, adapter, form, session)
         self._streams.add(stream)
         return stream

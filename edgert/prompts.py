@@ -4,10 +4,17 @@ import operator
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from edgert.errors import ContextLengthError, InvalidArgumentError, NotFoundError, UnsupportedError
+from edgert.errors import (
+    ContextLengthError,
+    EdgertError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnsupportedError,
+)
 from edgert.generation import Reply
 from edgert.sampling import Sampling
 from edgert.tokenizer import Tokenizer
+from edgert.vocabulary import AdapterVocabulary
 
 Prompt = str | Sequence[int]
 
@@ -16,7 +23,8 @@ _PRIMING_TOKENS = 32  # of the prompt, so that text goes on where it ended
 
 
 class Prompts:
-    """What a model does with prompts, whichever engine runs it."""
+    """What a model does with prompts, whichever engine runs it, and what it does with those of sequences whose adapters bring
+    tokens: see Model.prompts()."""
 
     path: Path
     context: int
@@ -101,6 +109,28 @@ class Prompts:
         if not ids:
             raise InvalidArgumentError("token ids: found none, at least one is needed")
         return ids
+
+
+class AdaptedPrompts(Prompts):
+    """Those of sequences with adapters that say something of text. `extended`: the tokenizer with their tokens, and the base's
+    template."""
+
+    def __init__(self, base: Prompts, said: AdapterVocabulary, tokenizer: Tokenizer | None) -> None:
+        self.path = base.path
+        self.context = base.context
+        self.vocab_size = base.vocab_size + said.rows
+        self.said = said
+        self.extended = tokenizer
+        self._tokenizer = None
+        ends = base.eos_token_ids
+        if tokenizer is not None:
+            try:
+                self._tokenizer = tokenizer.renamed(said.bos_token, said.eos_token, said.chat_template)
+            except EdgertError as error:
+                raise type(error)(f"an adapter's {error}") from None
+            own = tokenizer.token_id(said.eos_token)
+            ends = ends if own is None else ends | {own}
+        self.eos_token_ids = frozenset(said.eos_token_ids) or ends
 
 
 def _whole(value: object) -> int | None:

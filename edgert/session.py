@@ -11,12 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from edgert import _native
 from edgert.converters.output import sync_directory
 from edgert.converters.strict_json import parse_json_object
 from edgert.errors import CorruptError, InvalidArgumentError, NotFoundError, StorageError, UnsupportedError
+
+if TYPE_CHECKING:
+    from edgert.prompts import Prompts
 
 MAGIC = b"EDGERTSN"
 FORMAT_VERSION = 1
@@ -37,6 +40,7 @@ class Session:
     sequence: _native.Sequence
     tokens: list[int] = field(default_factory=list)
     note: dict[str, Any] = field(default_factory=dict)
+    prompts: "Prompts | None" = None  # of its adapters; None: the model's own
 
     def go_to(self, prompt: Sequence[int]) -> None:
         """Keep what `prompt` begins with, but for its last token; the rest of it is to be run."""

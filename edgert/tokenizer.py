@@ -4,6 +4,7 @@ The `tokenizers` library does the work; this module bounds what a hostile tokeni
 memory that the library takes, and streams text (edgert.detokenizer). The library cannot run code from the file.
 """
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -14,6 +15,7 @@ from edgert.allocator import return_free_memory
 from edgert.chat import ChatTemplate
 from edgert.detokenizer import Detokenizer, bytes_of_tokens, plan
 from edgert.errors import CorruptError, EdgertError, InvalidArgumentError, UnsupportedError
+from edgert.vocabulary import AddedToken, with_tokens
 
 if TYPE_CHECKING:
     from edgert.bundle import Bundle
@@ -68,14 +70,26 @@ class Tokenizer:
         self._special = frozenset(token.content for token in added if token.special)
         self.vocab_size: int = self._library.get_vocab_size()
         self.memory_bytes = _memory_bytes(tokenizer_json, self.vocab_size)
+        self.charge: object = None  # of a budget, for as long as this lives
         self._probe()
-        bos, eos = _content(config.get("bos_token")), _content(config.get("eos_token"))
+        self._name(_content(config.get("bos_token")), _content(config.get("eos_token")), chat_template)
+        return_free_memory()
+
+    def _name(self, bos: str | None, eos: str | None, chat_template: str | None) -> None:
+        self._named = bos, eos, chat_template
         self.bos_token_id = self.token_id(bos)
         self.eos_token_id = self.token_id(eos)
         self.chat_template = (
             None if chat_template is None else ChatTemplate(chat_template, bos_token=bos, eos_token=eos)
         )
-        return_free_memory()
+
+    def renamed(self, bos: str | None, eos: str | None, chat_template: str | None) -> "Tokenizer":
+        """The same tokens with another chat template, and other ones that begin and end a text; None: as they are. Raises the
+        errors of ChatTemplate."""
+        one = copy.copy(self)
+        given = (bos, eos, chat_template)
+        one._name(*(own if new is None else new for own, new in zip(self._named, given, strict=True)))
+        return one
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of `text`; `add_special_tokens` adds those that the tokenizer puts around a text.
@@ -118,7 +132,8 @@ class Tokenizer:
         a table of the whole vocabulary. Raises UnsupportedError where it only encodes."""
         if self._steps is None:
             raise UnsupportedError("the tokenizer of an encoder gives no text back")
-        strings = map(self._text_token, range(self.vocab_size))
+        last = max(self._library.get_added_tokens_decoder(), default=-1)  # some may stand behind a gap
+        strings = map(self._text_token, range(max(self.vocab_size, last + 1)))
         return [None if string is None else self._bytes_of(string) for string in strings]
 
     def special_tokens(self) -> dict[str, int]:
@@ -174,6 +189,24 @@ def tokenizer_of(bundle: "Bundle") -> Tokenizer | None:
         )
     except EdgertError as error:
         raise type(error)(f"{bundle.path}: {error}") from None
+
+
+def extended_tokenizer(bundle: "Bundle", tokens: Sequence[AddedToken]) -> Tokenizer:
+    """The bundle's with added tokens. Raises InvalidArgumentError where it has others in their place, and the errors of
+    tokenizer_of()."""
+    content = bundle.asset("tokenizer.json")
+    assert content is not None
+    made = Tokenizer(
+        with_tokens(content, tokens),
+        bundle.json_asset("tokenizer_config.json"),
+        bundle.text_asset("chat_template.jinja"),
+    )
+    for token in tokens:
+        if made.token_id(token.content) != token.id:
+            raise UnsupportedError(
+                f"{bundle.path}: added token {token.content[:80]!r} is number {token.id}, which the tokenizer cannot give it"
+            )
+    return made
 
 
 def _state(component: Any) -> Any:

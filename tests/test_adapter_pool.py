@@ -15,7 +15,7 @@ from bundles import bits
 from peft_directories import Adapter, lora, shira
 
 import edgert
-from edgert.adapter_sources import read_parts
+from edgert.adapter_sources import read_adapter
 from edgert.adapters import AdapterSet
 from edgert.backends.native import NativeModel
 from edgert.bundle import Bundle
@@ -36,7 +36,8 @@ def files(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> list[P
     made = []
     for seed in range(COUNT):
         peft = (lora if seed % 2 else shira)(seed).write(directory / f"peft-{seed}")
-        kind, parts = read_parts(peft, tiny_bundle, manifest)
+        read = read_adapter(peft, tiny_bundle, manifest)
+        kind, parts = read.kind, read.parts
         write_adapter(directory / f"{seed}.adapter", kind, parts, manifest)
         made.append(directory / f"{seed}.adapter")
     return made
@@ -71,7 +72,7 @@ def test_what_others_give_back_to_the_experts_is_not_taken_for_ever(tiny_bundle:
 
     native: Any = Full()
     with pytest.raises(BudgetError, match="full"):
-        AdapterSet(Bundle.open(tiny_bundle))._with_room(make, native, keep=())
+        AdapterSet(Bundle.open(tiny_bundle)).with_room(make, native, keep=())
     assert 20 < len(native.taken) < 64
 
 

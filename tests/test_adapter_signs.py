@@ -15,7 +15,7 @@ from peft_directories import lora, shira
 from shell import Shell, assert_fails
 
 import edgert as api
-from edgert.adapter_sources import read_parts
+from edgert.adapter_sources import read_adapter
 from edgert.bundle import Bundle
 from edgert.converters.adapter_file import AdapterFile, write_adapter
 from edgert.converters.adapter_part import Part
@@ -130,17 +130,18 @@ def dense(part: Part, shape: tuple[int, int]) -> np.ndarray:
 def test_the_stated_error_is_that_of_the_file(tiny_bundle: Path, tmp_path: Path, kind: str) -> None:
     manifest = Bundle.open(tiny_bundle).manifest
     made = lora() if kind == "low rank" else shira()
-    name, parts = read_parts(made.write(tmp_path / "peft"), tiny_bundle, manifest)
+    read = read_adapter(made.write(tmp_path / "peft"), tiny_bundle, manifest)
+    name, parts = read.kind, read.parts
     small = compress(parts, 0.5, manifest)
     write_adapter(tmp_path / "small.adapter", name, small.parts, manifest, small.signs)
     write_adapter(tmp_path / "whole.adapter", name, parts, manifest)
     file = AdapterFile.open(tmp_path / "small.adapter", manifest)
-    read = {part.target: part for part in file.read()}
-    assert len(read) == len(parts)
+    found = {part.target: part for part in file.read()}
+    assert len(found) == len(parts)
     lost = whole = 0.0
     for part in parts:
         before = dense(part, Shapes(manifest).of(part.target))
-        after = dense(read[part.target], before.shape)
+        after = dense(found[part.target], before.shape)
         lost, whole = lost + np.sum((before - after) ** 2), whole + np.sum(before**2)
     assert small.error == pytest.approx(math.sqrt(lost / whole), rel=1e-4)
     assert 0.05 < small.error < 0.8
@@ -159,7 +160,7 @@ def test_where_no_value_is_left_there_is_still_an_adapter(tiny_bundle: Path, tmp
     one.values = np.ones(2, np.float32)
     small = compress([one], 0.1, manifest)
     write_adapter(tmp_path / "none.adapter", "SHIRA", small.parts, manifest, small.signs)
-    _, parts = read_parts(tmp_path / "none.adapter", tiny_bundle, manifest)
+    parts = read_adapter(tmp_path / "none.adapter", tiny_bundle, manifest).parts
     for found in (fuse([(parts, 1.0), (parts, 1.0)]), merge([(parts, 1.0), (parts, 1.0)], Thinning("ties"))):
         assert [part.values is not None and part.values.size for part in found] == [0]
         write_adapter(tmp_path / "merged.adapter", "SHIRA", found, manifest)

@@ -362,7 +362,9 @@ def test_which_side_of_a_square_matrix_is_which_depends_on_the_version(
     from edgert.converters.peft import read_peft
 
     made = fused_lora(version=version, parts=("gate_up_proj",), **SQUARE)
-    parts = compile_adapter(read_peft(made.write(tmp_path / "a")), square_bundle, manifest_of(square_bundle))
+    parts = compile_adapter(
+        read_peft(made.write(tmp_path / "a")), square_bundle, manifest_of(square_bundle)
+    ).parts
     by_target = {part.target: part for part in parts}
     a, b = (made.tensors[f"base_model.model.model.layers.1.mlp.experts.lora_{x}.weight"] for x in "AB")
     delta = 2 * b.reshape(80, 4, 8)[:, :, 3] @ a.reshape(8, 4, 80)[3]
@@ -397,8 +399,8 @@ def test_weights_that_come_with_an_adapter_are_the_bases_own(tiny_bundle: Path, 
             InvalidArgumentError, match=r"lm_head\.base_layer\.weight.*are not the base's \(10\.0% apart\)"
         ):
             model.load_adapter(head(changed=0.1).write(tmp_path / "trained"))
-        with pytest.raises(UnsupportedError, match="resized vocabularies"):
-            model.load_adapter(head(resized=2).write(tmp_path / "resized"))
+        model.load_adapter(head(resized=2).write(tmp_path / "resized"), "resized")
+        assert model.logits(TOKENS, adapter="resized").shape == (len(TOKENS), model.vocab_size + 2)
 
 
 # --- the command line ---------------------------------------------------------------------------------
@@ -452,11 +454,12 @@ def written(directory: Path, bundle: Path, file: Path) -> tuple[dict[str, Any], 
     """A PEFT directory as an adapter file: what the file tells of itself, and its tensors."""
     from safetensors import safe_open
 
-    from edgert.adapter_sources import read_parts
+    from edgert.adapter_sources import read_adapter
     from edgert.converters.adapter_file import write_adapter
 
     manifest = manifest_of(bundle)
-    write_adapter(file, *read_parts(directory, bundle, manifest), manifest)
+    read = read_adapter(directory, bundle, manifest)
+    write_adapter(file, read.kind, read.parts, manifest)
     with safe_open(file, "np") as opened:
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         return json.loads(opened.metadata()["edgert.adapter"]), tensors
@@ -465,7 +468,7 @@ def written(directory: Path, bundle: Path, file: Path) -> tuple[dict[str, Any], 
 def test_an_adapter_file_says_what_it_is(
     tiny_bundle: Path, directories: dict[str, Path], tmp_path: Path
 ) -> None:
-    from edgert.adapter_sources import read_parts
+    from edgert.adapter_sources import read_adapter
     from edgert.converters.adapter_file import write_adapter
 
     about, tensors = written(directories["sparse"], tiny_bundle, tmp_path / "a.adapter")
@@ -474,12 +477,13 @@ def test_an_adapter_file_says_what_it_is(
     assert tensors["layers.0.attention.q.shira_rows"].shape == (90,)
     content = (tmp_path / "a.adapter").read_bytes()
     manifest = manifest_of(tiny_bundle)
-    kind, parts = read_parts(directories["sparse"], tiny_bundle, manifest)
+    read = read_adapter(directories["sparse"], tiny_bundle, manifest)
+    kind, parts = read.kind, read.parts
     write_adapter(tmp_path / "b.adapter", kind, list(reversed(parts)), manifest)
     assert (tmp_path / "b.adapter").read_bytes() == content
     (tmp_path / "c.adapter").write_bytes(content[: len(content) // 2])
     with pytest.raises(CorruptError):
-        read_parts(tmp_path / "c.adapter", tiny_bundle, manifest)
+        read_adapter(tmp_path / "c.adapter", tiny_bundle, manifest)
     assert len(content) < MIB
 
 

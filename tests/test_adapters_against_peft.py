@@ -162,9 +162,9 @@ def test_logits_equal_those_with_peft(
     assert np.abs(expected - plain).max() > 1e-2 * np.abs(plain).max()
 
 
-# --- vocabularies with added tokens -------------------------------------------------------------------
+# --- vocabularies that were cut: test_resized_vocabularies.py has those that have grown ------------------
 
-RESIZED: dict[str, Callable[[], Any]] = {
+CUT: dict[str, Callable[[], Any]] = {
     "rows that come along": lambda: peft.LoraConfig(r=4, target_modules=ATTENTION),
     "rows trained whole": lambda: peft.LoraConfig(
         r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]
@@ -172,26 +172,12 @@ RESIZED: dict[str, Callable[[], Any]] = {
 }
 
 
-def resized(source: Path, rows: int, seed: int) -> Any:
-    """The checkpoint's model with so many tokens, the last five of them new."""
-    import torch
-
-    torch.manual_seed(seed)
-    model = Reference.load(source).model
-    if rows != model.config.vocab_size:
-        model.resize_token_embeddings(rows, mean_resizing=False)
-    for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
-        embeddings.weight.data[-5:] = torch.randn(5, model.config.hidden_size) * 0.3
-    return model
-
-
-@pytest.mark.parametrize("case", RESIZED)
+@pytest.mark.parametrize("case", CUT)
 @pytest.mark.parametrize("family", ["qwen3_moe", "tied"])
-@pytest.mark.parametrize("more", [False, True], ids=["within the rows that the base has", "beyond them"])
-def test_added_tokens(
-    tmp_path: Path, case: str, family: str, more: bool, record_property: Callable[..., None]
+def test_added_tokens_within_the_rows_that_the_base_has(
+    tmp_path: Path, case: str, family: str, record_property: Callable[..., None]
 ) -> None:
-    """Where the base has rows to spare, as it is; else of a base that was resized alike, whatever its new rows."""
+    """A vocabulary cut to its tokens, the last five of which are new."""
     from dataclasses import replace
 
     import torch
@@ -200,32 +186,21 @@ def test_added_tokens(
     if family == "tied":
         variant = replace(variant, config={**variant.config, "tie_word_embeddings": True})
     source = make_checkpoint(tmp_path / "checkpoint", variant)
-    vocabulary = Reference.load(source).model.config.vocab_size
-    rows = vocabulary + 8 if more else vocabulary - 4
-    model = resized(source, rows, seed=1)
+    torch.manual_seed(1)
+    model = Reference.load(source).model
+    rows = model.config.vocab_size - 4
+    model.resize_token_embeddings(rows)
+    for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
+        embeddings.weight.data[-5:] = torch.randn(5, model.config.hidden_size) * 0.3
     tokens = [*prompt_tokens(LENGTH - 4, rows - 5), rows - 1, 7, rows - 3, rows - 5]
-    adapted = peft.get_peft_model(model, RESIZED[case]()).eval()
+    adapted = peft.get_peft_model(model, CUT[case]()).eval()
     for name, parameter in adapted.named_parameters():
         if any(part in name for part in TRAINED):
             parameter.data += torch.randn_like(parameter) * 0.1
     adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
     expected, margins, _ = Reference(adapted).forward(tokens)
     positions = compared(case, LENGTH, near_ties(expected, margins), record_property)
-
-    bundle = convert(source, tmp_path / "model.edgert", **F32)
-    if more:
-        with (
-            edgert.load(bundle, memory="64MiB", threads=1) as loaded,
-            pytest.raises(edgert.errors.EdgertError, match="resized alike"),
-        ):
-            loaded.load_adapter(tmp_path / "adapter")
-        other = resized(source, rows, seed=2)
-        other.save_pretrained(tmp_path / "resized")
-        for file in source.iterdir():
-            if not (tmp_path / "resized" / file.name).exists():
-                (tmp_path / "resized" / file.name).write_bytes(file.read_bytes())
-        bundle = convert(tmp_path / "resized", tmp_path / "resized.edgert", **F32)
-    with edgert.load(bundle, memory="64MiB", threads=1) as loaded:
+    with edgert.load(convert(source, tmp_path / "model.edgert", **F32), memory="64MiB", threads=1) as loaded:
         loaded.load_adapter(tmp_path / "adapter")
         found = loaded.logits(tokens, adapter="adapter")
     assert_close(found[:, :rows], expected, positions)

@@ -103,3 +103,25 @@ def test_magnitudes_and_biases_follow_the_order_of_rows(tmp_path: Path) -> None:
     for path in (source, gguf):
         bundle = convert(path, tmp_path / f"{path.stem}.edgert", **F32)
         assert np.abs(logits(bundle, adapter) - expected).max() < 1e-4 * np.abs(expected).max(), path.name
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "qwen3_moe-tied", "granitemoe", "mixtral"])
+def test_a_resized_vocabulary_fits_the_gguf_file_too(tmp_path: Path, name: str) -> None:
+    """Whose embedding and head have names of their own, and which may have one tensor for both."""
+    from safetensors.numpy import load_file
+
+    pair = next(pair for pair in MODELS if pair.variant.name == name)
+    source, gguf = write_pair(tmp_path, pair)
+    rng = np.random.default_rng(0)
+    weights = load_file(source / "model.safetensors")
+    embedding = weights["model.embed_tokens.weight"]
+    new = rng.standard_normal((2, embedding.shape[1]), np.float32) * np.float32(0.3)
+    whole = np.concatenate([embedding * np.float32(1.1), new])
+    tensors = {f"{PREFIX}{module}.weight": whole for module in ("model.embed_tokens", "lm_head")}
+    options: dict[str, Any] = {"peft_type": "LORA", "modules_to_save": ["embed_tokens", "lm_head"]}
+    adapter = write_peft(tmp_path / "adapter", tensors, **options)
+    of_source, of_gguf = (
+        logits(convert(path, tmp_path / f"{path.stem}.edgert", **F32), adapter) for path in (source, gguf)
+    )
+    assert of_source.shape == (len(TOKENS), len(embedding) + 2)
+    assert np.abs(of_source - of_gguf).max() < 1e-4 * np.abs(of_source).max()

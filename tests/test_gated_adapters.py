@@ -189,13 +189,14 @@ def test_how_it_runs_is_told_and_ends(model: Any, tmp_path: Path) -> None:
 def test_a_file_keeps_the_gates(
     model: Any, tiny_f32_bundle: Path, directories: dict[str, Path], tmp_path: Path
 ) -> None:
-    from edgert.adapter_sources import read_parts
+    from edgert.adapter_sources import read_adapter
     from edgert.bundle import Bundle
     from edgert.converters.adapter_file import write_adapter
 
     manifest = Bundle.open(tiny_f32_bundle).manifest
     for name, path in directories.items():
-        write_adapter(tmp_path / f"{name}.adapter", *read_parts(path, tiny_f32_bundle, manifest), manifest)
+        read = read_adapter(path, tiny_f32_bundle, manifest)
+        write_adapter(tmp_path / f"{name}.adapter", read.kind, read.parts, manifest)
         model.load_adapter(tmp_path / f"{name}.adapter", f"{name} again")
     model.set_adapter(NAMES, mode="gated")
     expected = bits(model.logits(TOKENS))

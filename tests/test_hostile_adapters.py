@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import bits, convert
-from peft_directories import LAYERS, PREFIX, Adapter, fused_lora, ia3, lora, shira, vera
+from peft_directories import LAYERS, PREFIX, Adapter, base_weights, fused_lora, ia3, lora, shira, vera
 from shell import Shell, assert_fails
 
 import edgert
@@ -128,6 +128,16 @@ def saved(name: str, shape: tuple[int, ...], value: float = 0.5) -> Change:
     return change
 
 
+def with_rows(value: float) -> Change:
+    """The base's head with a row more."""
+
+    def change(made: Adapter) -> None:
+        own = base_weights()["lm_head.weight"]
+        made.tensors[f"{PREFIX}lm_head.weight"] = np.vstack([own, np.full((1, 72), value, np.float32)])
+
+    return change
+
+
 def tokens(ids: list[int]) -> Change:
     def change(made: Adapter) -> None:
         made.config["trainable_token_indices"] = ids
@@ -189,8 +199,8 @@ CASES: dict[str, tuple[Callable[[], Adapter], Change, type[EdgertError], str]] =
     "a layer trained whole that is not there": (lora, saved("model.layers.9.self_attn.q_proj.weight", (64, 72)), InvalidArgumentError, "module 'model.layers.9.self_attn."),
     "a layer trained whole of another size": (lora, saved("model.layers.0.mlp.gate.weight", (64, 70)), InvalidArgumentError, "the weights are [64, 70], the base's are [8, 72]"),
     "a layer trained whole that nobody names": (lora, lambda made: made.tensors.update({f"{PREFIX}model.layers.0.mlp.gate.weight": np.zeros((8, 72), np.float32)}), UnsupportedError, "gate.weight': has no place in a LORA adapter"),
-    "a resized vocabulary": (lora, saved("model.embed_tokens.weight", (330, 72)), UnsupportedError, "model.embed_tokens: has weights of 330 rows, the base 320: resized vocabularies"),
-    "a resized head": (lora, saved("lm_head.weight", (321, 72)), UnsupportedError, "lm_head: has weights of 321 rows, the base 320: resized vocabularies"),
+    "new rows with NaN": (lora, with_rows(np.nan), CorruptError, "lm_head.weight': holds a number that is not finite"),
+    "new rows with NaN, trained": (lora, saved("lm_head.weight", (321, 72), np.nan), CorruptError, "lm_head.weight': holds a number that is not finite"),
     "an embedding that is not the base's": (lora, lambda made: made.tensors.update({f"{PREFIX}model.embed_tokens.weight": np.ones((320, 72), np.float32)}), InvalidArgumentError, "the weights are not the base's"),
     "a norm of another size": (lora, saved("model.layers.0.input_layernorm.weight", (70,)), InvalidArgumentError, "the weights are [70], the base's are [72]"),
     "a norm inside attention": (lora, saved("model.layers.0.self_attn.q_norm.weight", (16,)), UnsupportedError, "changed weights of layers.0.attention.q_norm are not run"),
@@ -199,7 +209,7 @@ CASES: dict[str, tuple[Callable[[], Adapter], Change, type[EdgertError], str]] =
     "tokens of another number": (lora, tokens([1, 2, 3]), CorruptError, "needs 2 different token ids, found [1, 2, 3]"),
     "tokens twice": (lora, tokens([7, 7]), CorruptError, "needs 2 different token ids, found [7, 7]"),
     "tokens that are none": (lora, tokens([1, -2]), CorruptError, "needs 2 different token ids, found [1, -2]"),
-    "tokens past the vocabulary": (lora, tokens([1, 320]), UnsupportedError, "has weights of 321 rows, the base 320: resized vocabularies"),
+    "tokens far past the vocabulary": (lora, tokens([1, 2**31 - 1]), CorruptError, "2147483327 rows behind the base's 320 are not saved; at most 4096 are allowed"),
     "a soft prompt of another width": (lora, prompt("PROMPT_TUNING", (4, 70)), InvalidArgumentError, "prompt_embeddings are [4, 70]; the base's hidden size is 72"),
     "a prefix of another width": (lora, prompt("PREFIX_TUNING", (4, 70)), InvalidArgumentError, "prompt_embeddings are [4, 70]; the base's keys and values of 3 layers are 192"),
     "a soft prompt beyond reason": (lora, prompt("PROMPT_TUNING", (4097, 72)), CorruptError, "at most 4096 tokens are allowed"),
@@ -294,12 +304,13 @@ def test_an_adapter_of_another_model(loaded: tuple[Any, np.ndarray], tmp_path: P
 
 @pytest.fixture
 def file(tiny_bundle: Path, tmp_path: Path) -> Path:
-    from edgert.adapter_sources import read_parts
+    from edgert.adapter_sources import read_adapter
     from edgert.bundle import Bundle
     from edgert.converters.adapter_file import write_adapter
 
     manifest = Bundle.open(tiny_bundle).manifest
-    kind, parts = read_parts(shira().write(tmp_path / "peft"), tiny_bundle, manifest)
+    read = read_adapter(shira().write(tmp_path / "peft"), tiny_bundle, manifest)
+    kind, parts = read.kind, read.parts
     write_adapter(tmp_path / "a.adapter", kind, parts, manifest)
     return tmp_path / "a.adapter"
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from bundles import bits, convert
 from checkpoints import TINY_CONFIG, qwen3_moe_shapes, random_weights, tiny_checkpoint, write_weights
+from peft_directories import PREFIX, base_weights, loaded, lora, shira
 from peft_directories import faithful_shira as faithful
-from peft_directories import loaded, lora, shira
 from shell import Shell, assert_fails
 
 import edgert
@@ -73,6 +73,33 @@ def test_a_patched_model_is_the_changed_model_quantised(keeping: Path, tmp_path:
     assert 0 < apart(patched) < 0.7 and apart(patched) < 1.5 * apart(beside)
 
 
+def test_patches_leave_the_rows_of_added_tokens_beside(keeping: Path, tmp_path: Path) -> None:
+    """They have no codes: sparse values of a head that has some are added, and those of other matrices patched."""
+    made, rng = faithful(), np.random.default_rng(0)
+    head = base_weights()["lm_head.weight"]
+    new = (rng.standard_normal((2, head.shape[1])) * 0.3).astype(np.float32)
+    rows, cols = np.array([5, len(head), len(head) + 1, 9]), np.array([1, 2, 3, 4])
+    made.tensors |= {
+        f"{PREFIX}lm_head.base_layer.weight": np.vstack([head, new]),
+        f"{PREFIX}lm_head.shira_weight": np.full(4, 0.5, np.float32),
+        f"{PREFIX}lm_head.shira_indices": np.stack([rows, cols]).astype(np.int32),
+    }
+    with loaded(keeping, {"a": made.write(tmp_path / "a"), "b": faithful().write(tmp_path / "b")}) as model:
+        tokens = [*TOKENS, model.vocab_size + 1]
+        plain = model.logits(TOKENS)
+        model.set_adapter("a")
+        assert model.adapters()[0].mode == "patch"
+        patched, beside = model.logits(tokens), model.logits(tokens, adapter="a")
+        assert patched.shape == beside.shape == (len(tokens), model.vocab_size + 2)
+        model.set_adapter("b")
+        same = np.setdiff1d(np.arange(model.vocab_size), [5, 9])  # what the head's values leave alone
+        np.testing.assert_array_equal(bits(model.logits(TOKENS)[:, same]), bits(patched[:-1, same]))
+        model.disable_adapters()
+        np.testing.assert_array_equal(bits(model.logits(TOKENS)), bits(plain))
+        assert model.native.check_weights() > 20
+    assert np.linalg.norm(patched - beside) < 0.5 * np.linalg.norm(beside[:-1, :-2] - plain)
+
+
 @pytest.mark.parametrize(("asked", "left"), [("overlay", "overlay"), ("patch", "patch"), ("auto", "patch")])
 def test_what_is_left_when_one_is_unloaded_runs_as_was_asked(
     keeping: Path, peft: Path, tmp_path: Path, asked: Any, left: str
@@ -118,12 +145,13 @@ def test_remainders_are_of_one_bundle(
     bundle: Path, keeping: Path, checkpoint: Path, peft: Path, tmp_path: Path
 ) -> None:
     """In another bundle of the checkpoint the adapter runs beside the weights."""
-    from edgert.adapter_sources import read_parts
+    from edgert.adapter_sources import read_adapter
     from edgert.bundle import Bundle
     from edgert.converters.adapter_file import write_adapter
 
     opened = Bundle.open(keeping)
-    kind, parts = read_parts(peft, opened.path, opened.manifest)
+    read = read_adapter(peft, opened.path, opened.manifest)
+    kind, parts = read.kind, read.parts
     write_adapter(tmp_path / "a.adapter", kind, parts, opened.manifest)
     for base, mode in (
         (keeping, "patch"),

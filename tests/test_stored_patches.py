@@ -17,7 +17,7 @@ from shell import Shell
 
 import edgert
 from edgert import _native
-from edgert.adapter_sources import read_parts
+from edgert.adapter_sources import read_adapter
 from edgert.bundle import Bundle
 from edgert.converters.adapter_file import write_adapter
 from edgert.converters.safetensors import read_header_and_metadata
@@ -43,7 +43,8 @@ def peft(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def converted(peft: Path, file: Path, bundle: Path) -> Path:
     opened = Bundle.open(bundle)
-    kind, parts = read_parts(peft, opened.path, opened.manifest)
+    read = read_adapter(peft, opened.path, opened.manifest)
+    kind, parts = read.kind, read.parts
     patches = pack_patches(parts, opened.path, opened.manifest)
     assert patches is not None
     write_adapter(file, kind, parts, opened.manifest, patches=patches)

@@ -7,12 +7,14 @@ import pytest
 import tokenizers_made as made
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken as LibraryToken
 from tokenizers import Tokenizer as Library
 
 from edgert.bundle import locate
 from edgert.detokenizer import StopStrings
 from edgert.errors import CorruptError, EdgertError, InvalidArgumentError, UnsupportedError
 from edgert.tokenizer import Tokenizer
+from edgert.vocabulary import AddedToken, with_tokens
 
 MAKERS = {
     "byte-level BPE": made.byte_level,
@@ -25,10 +27,14 @@ MAKERS = {
 }
 
 
+def content_of(kind: str) -> bytes:
+    return (locate(None) / "tokenizer.json").read_bytes() if kind == "docs-moe" else MAKERS[kind]()
+
+
 @cache
 def pair(kind: str) -> tuple[Tokenizer, Library]:
     """Our tokenizer and the library's own, of one file."""
-    content = (locate(None) / "tokenizer.json").read_bytes() if kind == "docs-moe" else MAKERS[kind]()
+    content = content_of(kind)
     return Tokenizer(content), Library.from_buffer(content)
 
 
@@ -211,3 +217,41 @@ def test_without_a_template_there_is_no_chat() -> None:
 def test_the_estimate_of_memory_depends_on_the_file_alone() -> None:
     assert Tokenizer(made.byte_level()).memory_bytes == Tokenizer(made.byte_level()).memory_bytes
     assert Tokenizer(made.words()).memory_bytes < Tokenizer(made.byte_level()).memory_bytes
+
+
+# --- added tokens -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [*MAKERS, "docs-moe"])
+def test_added_tokens_are_those_of_the_library(kind: str) -> None:
+    """Which transformers' add_tokens and add_special_tokens hand them to."""
+    content = content_of(kind)
+    theirs = Library.from_buffer(content)
+    flags: dict[str, dict[str, bool]] = {
+        "<|turn|>": {"special": True, "normalized": False},
+        "<note>": {"normalized": True},
+        "<left>": {"lstrip": True, "rstrip": True, "normalized": False},
+        "word": {"single_word": True},  # which some have as a token like any other
+    }
+    theirs.add_tokens([LibraryToken(content, **own) for content, own in flags.items()])
+    numbers = theirs.get_vocab()
+    added = [AddedToken(numbers[content], content, **own) for content, own in flags.items()]
+    ours = Tokenizer(with_tokens(content, added))
+    for text in (
+        "<|turn|>The module<|turn|>",
+        "a <note>b<note> c",
+        "one <left> two<left>three",
+        "word words sword, word",
+        "The module reads <the> file",
+        "<|turn|><note><left>word",
+    ):
+        ids = theirs.encode(text).ids
+        assert ours.encode(text) == ids
+        assert ours.decode(ids) == theirs.decode(ids)
+    assert [ours.token_id(token.content) for token in added] == [token.id for token in added]
+
+
+def test_an_added_token_may_stand_behind_a_gap() -> None:
+    tokenizer = Tokenizer(with_tokens(content_of("byte-level BPE"), [AddedToken(5000, "<far>")]))
+    assert tokenizer.encode("a<far>") == [*tokenizer.encode("a"), 5000]
+    assert tokenizer.token_bytes()[5000] == b"<far>"

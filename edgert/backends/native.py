@@ -1,9 +1,12 @@
 """edgert's own engine: decoders in a bundle, whose experts may stay in storage."""
 
 import os
+import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+import weakref
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +14,15 @@ from edgert import _native
 from edgert.adapter_sources import open_adapter
 from edgert.adapters import AdapterChoice, AdapterInfo, AdapterSet
 from edgert.bundle import Bundle
-from edgert.errors import InvalidArgumentError, UnsupportedError
+from edgert.errors import BudgetError, InvalidArgumentError, UnsupportedError
 from edgert.lossy import names
 from edgert.model import Model
 from edgert.patches import AdapterMode, Mix
+from edgert.prompts import AdaptedPrompts, Prompts
 from edgert.session import Session, restore, save
-from edgert.tokenizer import tokenizer_of
+from edgert.tokenizer import Tokenizer, extended_tokenizer, tokenizer_of
 from edgert.units import format_bytes
+from edgert.vocabulary import AdapterVocabulary, AddedToken
 
 if TYPE_CHECKING:
     import numpy
@@ -31,6 +36,7 @@ _RUNTIME_KNOBS = {
     "direct_io": "direct_io",
     "isa": "isa",
 }
+_KEPT_PROMPTS = 16
 _PART_BYTES = 8 << 20  # of f32 logits at a time
 _MODEL_KNOBS = (
     "context", "parallel", "chunk", "kv_format", "eviction", "prefetch", "adapter_memory", "expert_memory",
@@ -55,6 +61,7 @@ class NativeModel(Model):
         self._bundle = bundle
         self.splits_experts = bundle.splits_experts
         self._adapter_set: AdapterSet = AdapterSet(bundle, stated.get("adapter_memory", 0))
+        self._adapted_prompts = _AdaptedPromptsOf(self)
         native = _native.Model(self._runtime, str(bundle.path), lossy=lossy, moments=moments, **for_model)
         self._native: _native.Model | None = native
         super().__init__(
@@ -151,14 +158,16 @@ class NativeModel(Model):
         return self._adapter_set.sequence(self.native, adapter, lambda *runs: runs)
 
     def session(self, *, adapter: AdapterChoice = None) -> Session:
-        return Session(self._plain_sequence(adapter))
+        return Session(self._plain_sequence(adapter), prompts=self.prompts(adapter))
 
     def save_session(self, session: Session, path: str | os.PathLike[str]) -> None:
-        save(session, path, self._session_key(session.sequence))
+        save(session, path, self._session_key(session.sequence, session.prompts or self))
 
     def restore_session(self, path: str | os.PathLike[str], *, adapter: AdapterChoice = None) -> Session:
-        sequence = self._plain_sequence(adapter)
-        return restore(sequence, path, self._session_key(sequence))
+        sequence, prompts = self._plain_sequence(adapter), self.prompts(adapter)
+        session = restore(sequence, path, self._session_key(sequence, prompts))
+        session.prompts = prompts
+        return session
 
     def _plain_sequence(self, adapter: AdapterChoice) -> _native.Sequence:
         """One whose tokens are all its text's, as a session counts them."""
@@ -168,7 +177,7 @@ class NativeModel(Model):
             raise UnsupportedError("session: adapters with a soft prompt are not kept by this version")
         return sequence
 
-    def _session_key(self, sequence: _native.Sequence) -> dict[str, Any]:
+    def _session_key(self, sequence: _native.Sequence, prompts: Prompts) -> dict[str, Any]:
         native = self.native
         return {
             "bundle_id": self._bundle.manifest["bundle_id"],
@@ -177,11 +186,24 @@ class NativeModel(Model):
             "state": f"{native.state_fingerprint:016x}",
             "kv_block_bytes": native.kv_block_bytes,
             "state_bytes": native.state_bytes,
-            "vocab_size": native.vocab_size,
+            "vocab_size": prompts.vocab_size,
         }
+
+    def prompts(self, adapter: AdapterChoice = None) -> Prompts:
+        said = self._adapter_set.said(adapter)
+        return self._adapted_prompts.of(said) if said else self
+
+    def extended_tokenizer(self, tokens: Sequence[AddedToken]) -> Tokenizer:
+        """The model's with added tokens; its memory is the budget's. Raises BudgetError."""
+        tokenizer, runtime = extended_tokenizer(self._bundle, tokens), self._runtime
+        tokenizer.charge = self._adapter_set.with_room(
+            lambda: runtime.charge(tokenizer.memory_bytes, "a tokenizer with added tokens"), self.native
+        )
+        return tokenizer
 
     def unload_adapter(self, name: str) -> None:
         self._adapter_set.remove(self.native, name)
+        self._adapted_prompts.keep(self._adapter_set.all_said())
 
     def set_adapter(self, adapter: AdapterChoice, mode: AdapterMode = "auto", *, top_k: int = 2) -> None:
         self._adapter_set.set(self.native, adapter, mode, top_k)
@@ -224,8 +246,9 @@ class NativeModel(Model):
     def logits_by_parts(
         self, token_ids: Sequence[int], *, first: int = 0, adapter: AdapterChoice = None
     ) -> "Iterator[numpy.typing.NDArray[numpy.float32]]":
-        tokens = self.checked(token_ids)
-        size = max(1, _PART_BYTES // (4 * self.vocab_size))
+        prompts = self.prompts(adapter)
+        tokens = prompts.checked(token_ids)
+        size = max(1, _PART_BYTES // (4 * prompts.vocab_size))
         with closing(self.sequence(adapter)) as sequence:
             if first > 0:
                 with self._lock:
@@ -252,4 +275,43 @@ class NativeModel(Model):
 
     def _free(self) -> None:
         self._adapter_set.clear()
+        self._adapted_prompts.keep(())
         self._native = None
+
+
+class _AdaptedPromptsOf:
+    """The prompts of a model with adapters, kept for those that come again. Thread-safe."""
+
+    def __init__(self, model: NativeModel) -> None:
+        self._model = weakref.proxy(model)
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[AdapterVocabulary, AdaptedPrompts] = OrderedDict()
+
+    def of(self, said: AdapterVocabulary) -> AdaptedPrompts:
+        with self._lock:
+            found = self._kept.get(said)
+            if found is None and self._kept:
+                with suppress(BudgetError):
+                    found = self._made(said)
+                if found is None:  # tokenizers that nobody uses are free then
+                    self._kept.clear()
+            found = found or self._made(said)
+            self._kept[said] = found
+            self._kept.move_to_end(said)
+            while len(self._kept) > _KEPT_PROMPTS:
+                self._kept.popitem(last=False)
+            return found
+
+    def keep(self, still: Collection[AdapterVocabulary]) -> None:
+        with self._lock:
+            for said in self._kept.keys() - still:
+                del self._kept[said]
+
+    def _made(self, said: AdapterVocabulary) -> AdaptedPrompts:
+        model = self._model
+        if not said.tokens or not model.has_tokenizer:
+            return AdaptedPrompts(model, said, model.tokenizer if model.has_tokenizer else None)
+        for one in self._kept.values():
+            if one.said.tokens == said.tokens:
+                return AdaptedPrompts(model, said, one.extended)
+        return AdaptedPrompts(model, said, model.extended_tokenizer(said.tokens))

@@ -12,8 +12,9 @@ from edgert.errors import InvalidArgumentError
 from edgert.units import format_bytes
 
 if TYPE_CHECKING:
+    from edgert.adapter_sources import ReadAdapter
     from edgert.bundle import Bundle
-    from edgert.converters.adapter_part import Part
+    from edgert.vocabulary import AdapterVocabulary
 
 
 def register(subparsers: Subparsers) -> argparse.ArgumentParser:
@@ -103,23 +104,27 @@ def _convert(args: argparse.Namespace) -> None:
 
     if args.compress is not None and args.weights is not None:
         raise InvalidArgumentError("--weights: signs keep nothing of it; leave --compress or --weights out")
-    kind, parts, bundle = _read(args.adapter, args.base, args.weights)
+    read, bundle = _read(args.adapter, args.base, args.weights)
     if args.compress is None:
-        _write(args, kind, parts, bundle)
+        _write(args, read, bundle)
         return
-    small = compress(parts, args.compress, bundle.manifest)
-    write_adapter(args.output, kind, small.parts, bundle.manifest, small.signs)
-    whole = sum(array.nbytes for part in parts for array in part.arrays())
+    small = compress(read.parts, args.compress, bundle.manifest, read.vocabulary.rows)
+    write_adapter(
+        args.output, read.kind, small.parts, bundle.manifest, small.signs, vocabulary=read.vocabulary
+    )
+    whole = sum(array.nbytes for part in read.parts for array in part.arrays())
     about = {"bytes": args.output.stat().st_size, "uncompressed_bytes": whole, "error": small.error}
-    _report(args, kind, parts, bundle, {"path": str(args.output), **about})
+    _report(args, read, bundle, {"path": str(args.output), **about})
 
 
 def _fuse(args: argparse.Namespace) -> None:
     import numpy as np
 
+    from edgert.adapter_sources import ReadAdapter
     from edgert.converters.fuse import fuse
     from edgert.converters.merging import Thinning, merge
     from edgert.converters.remainders import add_remainders
+    from edgert.vocabulary import together
 
     for path, scale in args.adapters:
         if not math.isfinite(scale):
@@ -130,49 +135,54 @@ def _fuse(args: argparse.Namespace) -> None:
     if len(args.adapters) > 64:
         raise InvalidArgumentError(f"{len(args.adapters)} adapters; at most 64 are allowed")
     read = [(_read(path, args.base), scale) for path, scale in args.adapters]
-    kinds = sorted({kind for (kind, _, _), _ in read})
-    adapters = [(parts, scale) for (_, parts, _), scale in read]
+    kinds = sorted({one.kind for (one, _), _ in read})
+    adapters = [(one.parts, scale) for (one, _), scale in read]
+    vocabulary = together(
+        {str(path): one.vocabulary for (path, _), ((one, _), _) in zip(args.adapters, read, strict=True)}
+    )
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
         parts = fuse(adapters) if thinning.method == "sum" else merge(adapters, thinning)
-    bundle = read[0][0][2]
+    bundle = read[0][0][1]
     add_remainders(parts, bundle.path, bundle.manifest)
-    _write(args, "+".join(kinds), parts, bundle)
+    _write(args, ReadAdapter("+".join(kinds), parts, vocabulary), bundle)
 
 
 def _show(args: argparse.Namespace) -> None:
-    kind, parts, bundle = _read(args.adapter, args.base)
-    _report(args, kind, parts, bundle, {"path": str(args.adapter)})
+    read, bundle = _read(args.adapter, args.base)
+    _report(args, read, bundle, {"path": str(args.adapter)})
 
 
-def _read(path: Path, base: str | None, weights: Path | None = None) -> "tuple[str, list[Part], Bundle]":
+def _read(path: Path, base: str | None, weights: Path | None = None) -> "tuple[ReadAdapter, Bundle]":
     from edgert.adapter_paths import locate_adapter
-    from edgert.adapter_sources import read_parts
+    from edgert.adapter_sources import read_adapter
     from edgert.bundle import Bundle, locate
 
     bundle = Bundle.open(locate(base))
-    kind, parts = read_parts(locate_adapter(path), bundle.path, bundle.manifest, weights)
-    return kind, parts, bundle
+    return read_adapter(locate_adapter(path), bundle.path, bundle.manifest, weights), bundle
 
 
-def _write(args: argparse.Namespace, kind: str, parts: "Sequence[Part]", bundle: "Bundle") -> None:
+def _write(args: argparse.Namespace, read: "ReadAdapter", bundle: "Bundle") -> None:
     from edgert.converters.adapter_file import write_adapter
     from edgert.converters.stored_patches import pack_patches
 
-    patches = pack_patches(parts, bundle.path, bundle.manifest)
-    write_adapter(args.output, kind, parts, bundle.manifest, patches=patches)
-    _report(args, kind, parts, bundle, {"path": str(args.output), "bytes": args.output.stat().st_size})
+    patches = pack_patches(read.parts, bundle.path, bundle.manifest)
+    write_adapter(
+        args.output, read.kind, read.parts, bundle.manifest, patches=patches, vocabulary=read.vocabulary
+    )
+    _report(args, read, bundle, {"path": str(args.output), "bytes": args.output.stat().st_size})
 
 
-def _report(
-    args: argparse.Namespace, kind: str, parts: "Sequence[Part]", bundle: "Bundle", about: dict[str, Any]
-) -> None:
+def _report(args: argparse.Namespace, read: "ReadAdapter", bundle: "Bundle", about: dict[str, Any]) -> None:
     from edgert.converters.remainders import patch_report
+
+    parts, vocabulary = read.parts, read.vocabulary
 
     # Of signs nothing is known before they are read.
     patches = [] if "error" in about else patch_report(parts, bundle.path, bundle.manifest)
     rows = [{"target": part.target, **part.sizes()} for part in sorted(parts, key=lambda part: part.target)]
     if args.json:
-        print_json({**about, "kind": kind, "matrices": rows, "patches": patches})
+        said = {"vocabulary": vocabulary.as_json()} if vocabulary else {}
+        print_json({**about, "kind": read.kind, "matrices": rows, "patches": patches, **said})
         return
     shown = [("MATRIX", "RANK", "SPARSE VALUES", "GAIN", "SHIFT", "ROWS")]
     shown += [
@@ -191,9 +201,27 @@ def _report(
     size = f", {format_bytes(about['bytes'])}" if "bytes" in about else ""
     if "error" in about:
         size += f", {about['uncompressed_bytes'] / about['bytes']:.1f}x smaller; what it adds differs by {about['error']:.1%}"
-    say(f"{table(shown, right=(1, 2, 5))}\n\n{about['path']}: {kind}, {len(rows)} matrices{size}")
+    say(f"{table(shown, right=(1, 2, 5))}\n\n{about['path']}: {read.kind}, {len(rows)} matrices{size}")
+    if vocabulary:
+        say(_text_line(vocabulary))
     if patches:
         say(_patch_table(patches))
+
+
+def _text_line(vocabulary: "AdapterVocabulary") -> str:
+    """What it says of text."""
+    tokens = [f"{token.content} ({token.id})" for token in vocabulary.tokens[:8]]
+    more = len(vocabulary.tokens) - len(tokens)
+    said = [
+        f"{vocabulary.rows} rows more than the base's" if vocabulary.rows else "",
+        f"added tokens {', '.join(tokens)}{f' and {more} more' if more else ''}" if tokens else "",
+        "a chat template of its own" if vocabulary.chat_template else "",
+        f"{vocabulary.eos_token} ends an answer" if vocabulary.eos_token else "",
+        f"tokens {', '.join(map(str, vocabulary.eos_token_ids))} end an answer"
+        if vocabulary.eos_token_ids
+        else "",
+    ]
+    return "vocabulary: " + "; ".join(one for one in said if one)
 
 
 def _patch_table(patches: "Sequence[dict[str, Any]]") -> str:

@@ -64,7 +64,7 @@ class Conversation:
 
     @property
     def plain(self) -> bool:
-        return self._args.raw or self.model.tokenizer.chat_template is None
+        return self._args.raw or self.model.prompts().tokenizer.chat_template is None
 
     @property
     def system(self) -> str:

@@ -116,11 +116,13 @@ def _on_cluster(
 ) -> "tuple[str, Evaluation]":
     """The model's name and the result. Here only the tokenizer is read, as the model may not fit."""
     from edgert import lossy
+    from edgert.adapter_sources import open_adapter
     from edgert.bundle import Bundle, locate
     from edgert.errors import NotFoundError
     from edgert.evaluate import encode
     from edgert.loading import knob_values
-    from edgert.tokenizer import tokenizer_of
+    from edgert.tokenizer import extended_tokenizer, tokenizer_of
+    from edgert.vocabulary import together
 
     for name, where in lossy.asked_for(knobs).items():
         raise InvalidArgumentError(
@@ -128,9 +130,19 @@ def _on_cluster(
         )
     stated = {name: value for name, value in knob_values(knobs).items() if value is not None}
     bundle = Bundle.open(locate(find_model(args.model)).absolute())
+    adapters = [(path.absolute(), scale) for path, scale in args.adapter]
+    said = together(
+        {
+            str(path): open_adapter(path, bundle.path, bundle.manifest).vocabulary
+            for path, scale in adapters
+            if scale
+        }
+    )
     tokenizer = tokenizer_of(bundle)
     if tokenizer is None:
         raise NotFoundError(f"{bundle.path}: the bundle has no tokenizer.json")
+    if said.tokens:
+        tokenizer = extended_tokenizer(bundle, said.tokens)
     with cluster_of(args) as cluster, progress("eval", "tokens") as update:
         assert cluster is not None
         result = cluster.evaluate(
@@ -138,7 +150,7 @@ def _on_cluster(
             encode(tokenizer, text, limit),
             stated,
             reference=None if args.reference is None else locate(find_model(args.reference)).absolute(),
-            adapters=[(path.absolute(), scale) for path, scale in args.adapter],
+            adapters=adapters,
             stride=stride,
             progress=update,
         )

@@ -238,12 +238,13 @@ def keep_session(model: "Model", session: "Session", result: "Generation", path:
 def _start(
     model: "Model", prompt: str, args: argparse.Namespace, sampling: dict[str, Any], session: "Session | None"
 ) -> "Stream":
-    if args.raw or model.tokenizer.chat_template is None:
+    tokenizer = model.prompts().tokenizer
+    if args.raw or tokenizer.chat_template is None:
         if args.system:
             raise InvalidArgumentError(f"--system: {model.name} has no chat template")
         if session is None or not session.tokens:
             return model.stream(prompt, session=session, **sampling)
-        more = model.tokenizer.encode(prompt, add_special_tokens=False)
+        more = tokenizer.encode(prompt, add_special_tokens=False)
         return model.stream([*session.tokens, *more], session=session, **sampling)
     messages = [] if session is None else _messages(session)
     if args.system and not messages:

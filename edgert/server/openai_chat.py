@@ -20,6 +20,7 @@ from edgert.server.openai_work import (
     fingerprint,
     new_id,
     sampling_of,
+    texts_of,
 )
 from edgert.server.state import ServerState
 from edgert.server.threads import on_thread
@@ -27,14 +28,14 @@ from edgert.structured import Delta, ReplyParser
 
 if TYPE_CHECKING:
     from edgert.generation import Piece
-    from edgert.model import Model
+    from edgert.prompts import Prompts
 
 
 @dataclass
 class Answer:
     """One choice as it comes: pieces in, the parts of a message out."""
 
-    model: "Model"
+    texts: "Prompts"
     parser: ReplyParser
     wants_logprobs: bool
     content: list[str] = field(default_factory=list)
@@ -56,10 +57,10 @@ class Answer:
         if piece.finish_reason is not None:
             called = self.calls and piece.finish_reason == "stop"
             self.finish_reason = "tool_calls" if called else piece.finish_reason
-        ended = piece.finish_reason == "stop" and piece.token in self.model.eos_token_ids
+        ended = piece.finish_reason == "stop" and piece.token in self.texts.eos_token_ids
         if not self.wants_logprobs or piece.token is None or ended:
             return deltas, []
-        self.logprobs.append(entry(self.model.tokenizer, piece))
+        self.logprobs.append(entry(self.texts.tokenizer, piece))
         return deltas, self.logprobs[-1:]
 
     def _add(self, delta: Delta) -> None:
@@ -86,10 +87,10 @@ class Answer:
 
 
 def answers_of(
-    model: "Model", conversation: Conversation, prompt: Prompt, count: int, wants_logprobs: bool
+    texts: "Prompts", conversation: Conversation, prompt: Prompt, count: int, wants_logprobs: bool
 ) -> list[Answer]:
     return [
-        Answer(model, ReplyParser.of(model, prompt=prompt.text, tools=conversation.tools), wants_logprobs)
+        Answer(texts, ReplyParser.of(texts, prompt=prompt.text, tools=conversation.tools), wants_logprobs)
         for _ in range(count)
     ]
 
@@ -102,13 +103,15 @@ async def chat(state: ServerState, request: Request, fields: Mapping[str, Any], 
     async with state.acquire(fields.get("model")) as loaded:
         model = loaded.model
         most = fields.get("max_completion_tokens", fields.get("max_tokens"))
-        sampling = sampling_of(fields, model, most, fields.get("top_logprobs", 0) if wants_logprobs else None)
         adapter = adapter_of(fields, loaded)
-        prompt = await on_thread(prompt_of, model, conversation, "messages")
-        make = constraint_maker(model, fields, conversation, prompt.text)
+        texts = await texts_of(loaded, adapter)
+        top = fields.get("top_logprobs", 0) if wants_logprobs else None
+        sampling = sampling_of(fields, model, texts, most, top)
+        prompt = await on_thread(prompt_of, texts, conversation, "messages")
+        make = constraint_maker(texts, fields, conversation, prompt.text)
         count = fields.get("n", 1)
         works = [Work(prompt.tokens, sampling, index, constraint=make) for index in range(count)]
-        answers = answers_of(model, conversation, prompt, count, wants_logprobs)
+        answers = answers_of(texts, conversation, prompt, count, wants_logprobs)
         head = {
             "id": new_id("chatcmpl-"),
             "object": "chat.completion.chunk" if fields.get("stream") else "chat.completion",

@@ -24,6 +24,7 @@ from edgert.server.openai_work import (
     fingerprint,
     new_id,
     sampling_of,
+    texts_of,
     too_long,
 )
 from edgert.server.state import ServerState
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from edgert.adapters import AdapterChoice
     from edgert.generation import Piece
     from edgert.model import Model
+    from edgert.prompts import Prompts
 
 _MAX_TOKENS = 16  # where the request does not say, as OpenAI's
 
@@ -73,13 +75,14 @@ async def completions(state: ServerState, request: Request, fields: Mapping[str,
     async with state.acquire(fields.get("model")) as loaded:
         model, adapter = loaded.model, adapter_of(fields, loaded)
         wanted = fields.get("max_tokens", _MAX_TOKENS)
-        sampling = sampling_of(fields, model, wanted or 1, fields.get("logprobs"))
-        prompts = await on_thread(_prompts, model, fields["prompt"], wanted)
-        choices = _choices(model, prompts, fields)
+        texts = await texts_of(loaded, adapter)
+        sampling = sampling_of(fields, model, texts, wanted or 1, fields.get("logprobs"))
+        prompts = await on_thread(_prompts, texts, fields["prompt"], wanted)
+        choices = _choices(texts, prompts, fields)
         if fields.get("echo"):
             await _echo(model, adapter, choices, fields)
         n = fields.get("n", 1)
-        make = constraint_maker(model, fields)
+        make = constraint_maker(texts, fields)
         works = [
             Work(choice.prompt.tokens, sampling, choice.index % n, primed=True, constraint=make)
             for choice in choices
@@ -145,32 +148,32 @@ def _head(fields: Mapping[str, Any], loaded: LoadedModel) -> dict[str, Any]:
     }
 
 
-def _choices(model: "Model", prompts: Sequence[_Prompt], fields: Mapping[str, Any]) -> list[_Choice]:
+def _choices(texts: "Prompts", prompts: Sequence[_Prompt], fields: Mapping[str, Any]) -> list[_Choice]:
     n = fields.get("n", 1)
     wanted = "logprobs" in fields
     return [
-        _Choice(place * n + index, prompt, CompletionLogprobs(model.tokenizer) if wanted else None)
+        _Choice(place * n + index, prompt, CompletionLogprobs(texts.tokenizer) if wanted else None)
         for place, prompt in enumerate(prompts)
         for index in range(n)
     ]
 
 
-def _prompts(model: "Model", given: str | list[Any], wanted: int) -> list[_Prompt]:
+def _prompts(texts: "Prompts", given: str | list[Any], wanted: int) -> list[_Prompt]:
     """One or several, each as text or as token ids. With nothing to be drawn a prompt may fill the context."""
     several = isinstance(given, list) and not isinstance(given[0], int)
     prompts = []
     for place, one in enumerate(given if several else [given]):
         param = f"prompt[{place}]" if several else "prompt"
-        text = one if isinstance(one, str) else model.tokenizer.decode(one)
+        text = one if isinstance(one, str) else texts.tokenizer.decode(one)
         if isinstance(one, list):
-            check_length(len(one) - (wanted == 0), model, param)
+            check_length(len(one) - (wanted == 0), texts, param)
         try:
-            prompt = _Prompt(text, model.prompt_tokens(one))
+            prompt = _Prompt(text, texts.prompt_tokens(one))
         except ContextLengthError as error:
-            raise too_long(error, model, param) from None
+            raise too_long(error, texts, param) from None
         except InvalidArgumentError as error:
             raise refused(f"{param}: {error}", param) from None
-        check_length(len(prompt.tokens) - (wanted == 0), model, param)
+        check_length(len(prompt.tokens) - (wanted == 0), texts, param)
         prompts.append(prompt)
     return prompts
 

@@ -10,7 +10,7 @@ from edgert.server.openai_fields import refused
 from edgert.server.openai_work import check_length, too_long
 
 if TYPE_CHECKING:
-    from edgert.model import Model
+    from edgert.prompts import Prompts
 
 _RESERVED = frozenset(
     {"messages", "tools", "chat_template", "add_generation_prompt", "bos_token", "eos_token"}
@@ -102,18 +102,18 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def prompt_of(model: "Model", conversation: Conversation, param: str) -> Prompt:
-    """By the model's chat template; takes up to a second. Raises ApiError 400 where it does not fit into the context."""
-    template = model.tokenizer.chat_template
+def prompt_of(texts: "Prompts", conversation: Conversation, param: str) -> Prompt:
+    """By the chat template; takes up to a second. Raises ApiError 400 where it does not fit into the context."""
+    template = texts.tokenizer.chat_template
     messages: Sequence[Mapping[str, Any]] = conversation.messages
     if template is not None:
         messages = [_as_known(message, template.source) for message in messages]
-    text = model.tokenizer.apply_chat_template(messages, tools=conversation.tools, **conversation.variables)
+    text = texts.tokenizer.apply_chat_template(messages, tools=conversation.tools, **conversation.variables)
     try:
-        tokens = model.encoded(text, add_special_tokens=False)
+        tokens = texts.encoded(text, add_special_tokens=False)
     except ContextLengthError as error:
-        raise too_long(error, model, param) from None
-    check_length(len(tokens), model, param)
+        raise too_long(error, texts, param) from None
+    check_length(len(tokens), texts, param)
     return Prompt(text, tokens)
 
 

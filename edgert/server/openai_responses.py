@@ -11,7 +11,16 @@ from edgert.server.openai_chat import Answer, answers_of
 from edgert.server.openai_http import Reply, dumps
 from edgert.server.openai_messages import Conversation, conversation_of, joined, prompt_of
 from edgert.server.openai_response_events import ResponseEvents
-from edgert.server.openai_work import Jobs, Usage, Work, adapter_of, constraint_maker, new_id, sampling_of
+from edgert.server.openai_work import (
+    Jobs,
+    Usage,
+    Work,
+    adapter_of,
+    constraint_maker,
+    new_id,
+    sampling_of,
+    texts_of,
+)
 from edgert.server.state import ServerState
 from edgert.server.threads import on_thread
 
@@ -26,11 +35,12 @@ async def responses(state: ServerState, request: Request, fields: Mapping[str, A
     async with state.acquire(fields.get("model")) as loaded:
         model = loaded.model
         top = fields.get("top_logprobs", 0) if scored else None
-        sampling = sampling_of(fields, model, fields.get("max_output_tokens"), top)
         adapter = adapter_of(fields, loaded)
-        prompt = await on_thread(prompt_of, model, conversation, "input")
-        make = constraint_maker(model, asked, conversation, prompt.text)
-        (answer,) = answers_of(model, conversation, prompt, 1, scored)
+        texts = await texts_of(loaded, adapter)
+        sampling = sampling_of(fields, model, texts, fields.get("max_output_tokens"), top)
+        prompt = await on_thread(prompt_of, texts, conversation, "input")
+        make = constraint_maker(texts, asked, conversation, prompt.text)
+        (answer,) = answers_of(texts, conversation, prompt, 1, scored)
         events = ResponseEvents(_head(fields, loaded.id, sampling, conversation))
         works = [Work(prompt.tokens, sampling, constraint=make)]
         async with Jobs(loaded, adapter, works, state.metrics) as jobs:

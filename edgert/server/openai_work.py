@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgert.adapters import AdapterChoice
     from edgert.engine import Job
     from edgert.model import Model
+    from edgert.prompts import Prompts
     from edgert.server.metrics import Metrics
     from edgert.server.openai_messages import Conversation
     from edgert.structured import Constraint
@@ -47,8 +48,14 @@ _SAMPLING = (
 )
 
 
+async def texts_of(loaded: LoadedModel, adapter: "AdapterChoice") -> "Prompts":
+    """Tokenizer and vocabulary of a request: the model's own, or those of its adapters, which take a moment when they are first
+    asked for."""
+    return await on_thread(loaded.model.prompts, adapter) if loaded.adapters else loaded.model
+
+
 def sampling_of(
-    fields: Mapping[str, Any], model: "Model", max_tokens: int | None, logprobs: int | None
+    fields: Mapping[str, Any], model: "Model", texts: "Prompts", max_tokens: int | None, logprobs: int | None
 ) -> Sampling:
     """The client's values, then the bundle's own. Without a seed every request draws anew."""
     options = {name: fields[name] for name in _SAMPLING if name in fields}
@@ -57,7 +64,7 @@ def sampling_of(
     seed = fields.get("seed")
     options["seed"] = secrets.randbits(64) if seed is None else seed % 2**64
     options |= {"max_tokens": max_tokens, "logprobs": logprobs}
-    return Sampling.of(options, model.sampling_defaults, model.vocab_size)
+    return Sampling.of(options, model.sampling_defaults, texts.vocab_size)
 
 
 def adapter_of(fields: Mapping[str, Any], loaded: LoadedModel) -> "AdapterChoice":
@@ -82,20 +89,20 @@ def adapter_of(fields: Mapping[str, Any], loaded: LoadedModel) -> "AdapterChoice
     return chosen
 
 
-def too_long(error: ContextLengthError, model: "Model", param: str) -> ApiError:
+def too_long(error: ContextLengthError, texts: "Prompts", param: str) -> ApiError:
     """In the words by which clients know it."""
     found = str(error).removeprefix("prompt: ")
     return refused(
-        f"{param}: this model's maximum context length is {model.context} tokens; {found}",
+        f"{param}: this model's maximum context length is {texts.context} tokens; {found}",
         param,
         "context_length_exceeded",
     )
 
 
-def check_length(tokens: int, model: "Model", param: str) -> None:
-    if tokens >= model.context:
+def check_length(tokens: int, texts: "Prompts", param: str) -> None:
+    if tokens >= texts.context:
         raise refused(
-            f"{param}: this model's maximum context length is {model.context} tokens, and the prompt has {tokens}; "
+            f"{param}: this model's maximum context length is {texts.context} tokens, and the prompt has {tokens}; "
             "an answer needs at least one more. Shorten it.",
             param,
             "context_length_exceeded",
@@ -299,7 +306,7 @@ def _cancel(begun: "asyncio.Future[Job]") -> None:
 
 
 def constraint_maker(
-    model: "Model", fields: Mapping[str, Any], conversation: "Conversation | None" = None, prompt: str = ""
+    texts: "Prompts", fields: Mapping[str, Any], conversation: "Conversation | None" = None, prompt: str = ""
 ) -> "Callable[[], Constraint | None] | None":
     """What makes the form that a request asks for, anew for each choice; None where it asks for none."""
     form = fields.get("response_format")
@@ -312,7 +319,7 @@ def constraint_maker(
 
     return functools.partial(
         constraint_of,
-        model,
+        texts,
         response_format=form,
         tools=tools,
         tool_choice=None if conversation is None else conversation.tool_choice,

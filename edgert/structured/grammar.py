@@ -16,7 +16,7 @@ from edgert.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-    from edgert.model import Model
+    from edgert.prompts import Prompts
 
 _KEPT_GRAMMARS = 16  # a vocabulary; of about 100 KB
 _KEPT_CHARACTERS = 1 << 20
@@ -177,18 +177,19 @@ class _Encoder:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
 
-_vocabularies: "weakref.WeakKeyDictionary[Model, Vocabulary]" = weakref.WeakKeyDictionary()
+_vocabularies: "weakref.WeakKeyDictionary[Prompts, Vocabulary]" = weakref.WeakKeyDictionary()
 _making = threading.Lock()
 _compiling = threading.BoundedSemaphore(2)  # of what takes long there are never many at once
 
 
-def vocabulary_of(model: "Model") -> Vocabulary:
-    """That of a loaded model, made when it is first asked for. Raises NotFoundError where the model has no tokenizer."""
+def vocabulary_of(texts: "Prompts") -> Vocabulary:
+    """That of a loaded model, or of one with adapters, made when it is first asked for. Raises NotFoundError where it has no
+    tokenizer."""
     with _making:
-        found = _vocabularies.get(model)
+        found = _vocabularies.get(texts)
         if found is None:
-            found = Vocabulary(model.tokenizer, model.vocab_size, model.eos_token_ids)
-            _vocabularies[model] = found
+            found = Vocabulary(texts.tokenizer, texts.vocab_size, texts.eos_token_ids)
+            _vocabularies[texts] = found
         return found
 
 

@@ -10,7 +10,7 @@ from edgert.structured.tagged import TaggedReader
 from edgert.structured.tools import tools_of
 
 if TYPE_CHECKING:
-    from edgert.model import Model
+    from edgert.prompts import Prompts
 
 
 class ReplyParser:
@@ -25,20 +25,20 @@ class ReplyParser:
     @classmethod
     def of(
         cls,
-        model: "Model",
+        texts: "Prompts",
         *,
         prompt: str = "",
         tools: Sequence[Mapping[str, Any]] | None = None,
         reasoning: str = "auto",
         tool_format: str = "auto",
     ) -> Self:
-        """The parser for a reply of `model`, by its chat template.
+        """The parser for a reply, by the chat template of `texts`: a model, or Model.prompts().
 
         `prompt`: the text that the chat template made (it may already open the reasoning); `tools`: those of the request:
         without any nothing is read as a call. `reasoning` and `tool_format` name what to look for instead of "auto", or
         "none". Raises InvalidArgumentError for names that are unknown, and for malformed tools.
         """
-        tokenizer, functions = model.tokenizer, tools_of(tools)
+        tokenizer, functions = texts.tokenizer, tools_of(tools)
         special = tokenizer.special_tokens()
         if is_harmony(tokenizer, tool_format, reasoning):
             return cls(HarmonyReader(functions), {special[m]: m for m in MARKERS if m in special})

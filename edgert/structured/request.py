@@ -12,7 +12,7 @@ from edgert.structured.forms import grammar_text, quoted, schema_form
 from edgert.structured.tools import Tool, chosen, tools_of
 
 if TYPE_CHECKING:
-    from edgert.model import Model
+    from edgert.prompts import Prompts
     from edgert.tokenizer import Tokenizer
 
 _ANY_TEXT = "/(?s:.*)/"
@@ -20,7 +20,7 @@ Literal = Callable[[str], str]
 
 
 def constraint_of(
-    model: "Model",
+    texts: "Prompts",
     *,
     response_format: Mapping[str, Any] | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
@@ -31,7 +31,7 @@ def constraint_of(
     reasoning: str = "auto",
     tool_format: str = "auto",
 ) -> Constraint | None:
-    """The form that a request asks its reply to take; None where it asks for none. Made anew for each of n choices.
+    """The form that a request asks its reply to take; None where it asks for none. `texts`: a model, or Model.prompts(). Made anew for each of n choices.
 
     `response_format`: OpenAI's {"type": "text" | "json_object"} or {"type": "json_schema", "json_schema": {"schema": ...}};
     `tools` and `tool_choice` (None, "none", "auto", "required", {"type": "function", "function": {"name": ...}}): OpenAI's;
@@ -62,24 +62,24 @@ def constraint_of(
 
     if grammar is not None:
         is_json = isinstance(grammar, Mapping) and grammar.get("type") == "json_schema"
-        return vocabulary_of(model).constraint(grammar_text(grammar), "grammar", json=is_json)
+        return vocabulary_of(texts).constraint(grammar_text(grammar), "grammar", json=is_json)
     calls: list[str] | None = None
     if forced or (choice == "auto" and (body is not None or any(tool.strict for tool in among))):
         many = parallel_tool_calls and choice != "named"
-        calls = _call_rules(model, among, tool_format, reasoning, many, forced, beside_text=body is None)
+        calls = _call_rules(texts, among, tool_format, reasoning, many, forced, beside_text=body is None)
     if body is None and calls is None:
         return None
-    literal = _literals(model.tokenizer)
+    literal = _literals(texts.tokenizer)
     rules = calls or []
     if body is not None:
-        if is_harmony(model.tokenizer, tool_format, reasoning):
+        if is_harmony(texts.tokenizer, tool_format, reasoning):
             body = f"{literal(f'{CHANNEL}final{MESSAGE}')} {body}"
         if calls is not None:
             rules = ["body: answer | called", calls[0].replace("body:", "called:", 1), *calls[1:]]
         rules = [*rules, f"{'body' if calls is None else 'answer'}: {body}"]
-    start = _after_reasoning(model.tokenizer, prompt, reasoning, tool_format, literal)
+    start = _after_reasoning(texts.tokenizer, prompt, reasoning, tool_format, literal)
     where = "tools" if calls is not None else "response_format"
-    return vocabulary_of(model).constraint("\n".join([*start, *rules]) + "\n", where, json=True)
+    return vocabulary_of(texts).constraint("\n".join([*start, *rules]) + "\n", where, json=True)
 
 
 def form_of_response(given: Mapping[str, Any] | None) -> str | None:
@@ -105,7 +105,7 @@ def form_of_response(given: Mapping[str, Any] | None) -> str | None:
 
 
 def _call_rules(
-    model: "Model",
+    texts: "Prompts",
     tools: Sequence[Tool],
     tool_format: str,
     reasoning: str,
@@ -116,7 +116,7 @@ def _call_rules(
 ) -> list[str] | None:
     """The rule `body` for calls of `tools`, first; None where nothing is to be held. Where they are not `forced`, they may stand
     `beside_text` that is free, or in place of an answer in a form; not so those that look like either at their beginning."""
-    tokenizer = model.tokenizer
+    tokenizer = texts.tokenizer
     literal = _literals(tokenizer)
     if is_harmony(tokenizer, tool_format, reasoning):
         return None if beside_text and not forced else call_rules(SYNTAX, tools, literal, many=False)

@@ -274,15 +274,18 @@ bool Adapter::Part::replace_row(std::int32_t row, float scale, std::span<float> 
   const Format& as = edgert::format(format);
   unpack_row(as, {weights, packed_bytes(as, weight_count, cols)}, weight_count, cols,
              static_cast<std::size_t>(at), space);
-  for (std::size_t i = 0; i < out.size(); ++i) out[i] += scale * (space[i] - out[i]);
+  const float whole = scale_of(static_cast<std::size_t>(row), scale);
+  for (std::size_t i = 0; i < out.size(); ++i) out[i] += whole * (space[i] - out[i]);
   return true;
 }
 
 Adapter::Adapter(std::shared_ptr<const Targets> targets, std::span<const AdapterSource> sources,
-                 std::shared_ptr<Budget> budget, const std::string& name, std::uint64_t order)
+                 std::shared_ptr<Budget> budget, const std::string& name, std::uint64_t order,
+                 std::size_t added_tokens)
     : targets_(std::move(targets)),
       name_(name),
       order_(order == 0 ? next_order() : order),
+      added_tokens_(added_tokens),
       lists_bytes_(sources.size() * sizeof(Part) +
                    static_cast<std::size_t>(targets_->count()) * sizeof(std::int32_t)),
       lists_(std::make_unique<Charge>(budget, lists_bytes_, "adapter " + name)) {
@@ -290,14 +293,45 @@ Adapter::Adapter(std::shared_ptr<const Targets> targets, std::span<const Adapter
   parts_.reserve(sources.size());
   check_targets(sources);
   Room counted(nullptr);
-  const auto shape_of = [&](const AdapterSource& source) {
-    return targets_->shape(targets_->find(source.target));
-  };
-  for (const AdapterSource& source : sources) lay_out(source, shape_of(source), counted, true);
+  for (const AdapterSource& source : sources)
+    lay_out(source, shape(targets_->find(source.target)), counted, true);
   memory_ = Buffer(std::move(budget), counted.used(), "adapter " + name);
   Room room(memory_.data());
-  for (const AdapterSource& source : sources)
-    parts_.push_back(lay_out(source, shape_of(source), room, false));
+  for (const AdapterSource& source : sources) {
+    const int target = targets_->find(source.target);
+    parts_.push_back(lay_out(source, shape(target), room, false));
+    parts_.back().own_rows = targets_->shape(target).rows;
+  }
+}
+
+// With a row for each token that it brings.
+Targets::Shape Adapter::shape(int target) const noexcept {
+  Targets::Shape shape = targets_->shape(target);
+  if (shape.vocabulary) shape.rows += added_tokens_;
+  return shape;
+}
+
+// A token has an embedding, and a logit.
+void Adapter::check_added_tokens(std::span<const AdapterSource> sources) const {
+  if (added_tokens_ == 0) return;
+  for (const char* name : {"embedding", "output"}) {
+    const int target = targets_->find(name);
+    const std::int32_t index = index_[static_cast<std::size_t>(target)];
+    const auto own = static_cast<std::int32_t>(targets_->shape(target).rows);
+    const auto end = own + static_cast<std::int32_t>(added_tokens_);
+    std::ptrdiff_t given = 0;
+    if (index >= 0) {
+      const AdapterSource& source = sources[static_cast<std::size_t>(index)];
+      const auto& rows = source.weight_rows;
+      given =
+          std::lower_bound(rows.begin(), rows.end(), end) - std::lower_bound(rows.begin(), rows.end(), own);
+      if (rows.empty() && !source.weights.empty()) given = end - own;
+    }
+    if (given == end - own) continue;
+    throw Error(ErrorKind::invalid_argument,
+                "adapter " + name_ + ": brings " + std::to_string(added_tokens_) + " tokens and gives " +
+                    std::to_string(given) + " of them weights of " + name + "; all of them are needed");
+  }
 }
 
 Adapter::Adapter(std::shared_ptr<const Targets> targets, std::uint64_t fingerprint,
@@ -315,15 +349,20 @@ std::uint64_t Adapter::fingerprint_of(std::span<const AdapterSource> sources) {
 }
 
 void Adapter::check_targets(std::span<const AdapterSource> sources) {
+  if (added_tokens_ > kMaxTableRows)
+    throw Error(ErrorKind::invalid_argument, "adapter " + name_ + ": brings " +
+                                                 std::to_string(added_tokens_) + " tokens; at most " +
+                                                 std::to_string(kMaxTableRows) + " are allowed");
   for (const AdapterSource& source : sources) {
     const int target = targets_->find(source.target);
-    check(source, targets_->shape(target));
+    check(source, shape(target));
     std::int32_t& index = index_[static_cast<std::size_t>(target)];
     if (index >= 0) fail(source, "stands twice in the adapter");
     index = static_cast<std::int32_t>(&source - sources.data());
     if (source.gate.empty()) ungated_ = source.target;
     max_rank_ = std::max(max_rank_, source.rank);
   }
+  check_added_tokens(sources);
   fingerprint_ = fingerprint_of(sources);
 }
 

@@ -8,6 +8,10 @@
 // adapters that choose row by row (overlay.h). Of a norm only its weight's shift can be changed, of a table
 // its rows; a table can get more rows.
 //
+// An adapter can bring tokens: then the embedding and the output have rows for them behind their own, all of
+// which it gives weights. These are whole at any scale, for there is nothing that they would take the place
+// of.
+//
 // Threads: immutable. Ownership: its memory is charged to the budget of the model that it was made for.
 #pragma once
 
@@ -49,7 +53,8 @@ struct AdapterSource {
 class Adapter : public std::enable_shared_from_this<Adapter> {
  public:
   struct Part {
-    std::size_t rows = 0;
+    std::size_t rows = 0;      // with those of the tokens that the adapter brings
+    std::size_t own_rows = 0;  // of the matrix itself
     std::size_t cols = 0;
     FormatId format = FormatId::f32;
     std::size_t rank = 0;  // 0: no factors
@@ -71,15 +76,20 @@ class Adapter : public std::enable_shared_from_this<Adapter> {
     // Adds scale * (the weights' row - out) to `out`, `space` being as long; false where that row is not
     // there.
     bool replace_row(std::int32_t row, float scale, std::span<float> out, std::span<float> space) const;
+    // Of a row's weights.
+    float scale_of(std::size_t row, float scale) const noexcept {
+      return row >= own_rows && row < rows && scale != 0 ? 1 : scale;
+    }
     // Where a row stands among the weights; -1: not there.
     std::ptrdiff_t weight_of(std::int32_t row) const noexcept;
   };
 
   // Error{invalid_argument} names the target where shapes or indices do not fit it, a number is not finite or
   // an element stands twice; Error{budget} where the memory is not there. `order`: see order(); 0: after all
-  // that were made with 0 so far.
+  // that were made with 0 so far. `added_tokens`: how many it brings.
   Adapter(std::shared_ptr<const Targets> targets, std::span<const AdapterSource> sources,
-          std::shared_ptr<Budget> budget, const std::string& name, std::uint64_t order = 0);
+          std::shared_ptr<Budget> budget, const std::string& name, std::uint64_t order = 0,
+          std::size_t added_tokens = 0);
   // One of which nothing is in memory, since patches carry all of it (stored_patches.h).
   Adapter(std::shared_ptr<const Targets> targets, std::uint64_t fingerprint, std::shared_ptr<Budget> budget,
           const std::string& name, std::uint64_t order);
@@ -103,15 +113,19 @@ class Adapter : public std::enable_shared_from_this<Adapter> {
   std::uint64_t order() const noexcept { return order_; }
   // A target of its that has no gate; empty where all have one.
   const std::string& ungated() const noexcept { return ungated_; }
+  std::size_t added_tokens() const noexcept { return added_tokens_; }
   std::size_t max_rank() const noexcept { return max_rank_; }
   std::size_t bytes() const noexcept { return memory_.charged_bytes() + lists_bytes_; }
 
  private:
+  Targets::Shape shape(int target) const noexcept;
   void check_targets(std::span<const AdapterSource> sources);
+  void check_added_tokens(std::span<const AdapterSource> sources) const;
 
   const std::shared_ptr<const Targets> targets_;
   std::string name_;
   std::uint64_t order_;
+  std::size_t added_tokens_;
   std::uint64_t fingerprint_ = 0;
   std::string ungated_;
   std::vector<Part> parts_;

@@ -24,7 +24,7 @@ CompiledPatches::CompiledPatches(const Targets& targets, const FormatOf& format_
       if (part == nullptr || part->first == nullptr) continue;
       codes += part->first[own_tiles];
       ++together;
-      known = known && part->remainders != nullptr;
+      known = known && part->remainders != nullptr && part->rows == shape.rows;
     }
     if (together == 0) continue;
     const std::optional<FormatId> as = format_of(target);

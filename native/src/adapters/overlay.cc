@@ -19,6 +19,11 @@ constexpr std::size_t kInline = 1 << 15;  // multiply-adds that are not worth wa
 
 std::size_t tiles(std::size_t rows) { return (rows + kTile - 1) / kTile; }
 
+// Rows behind the product's own have none.
+float bias_of(const Product& product, std::size_t row) {
+  return product.bias == nullptr || row >= product.rows ? 0 : product.bias[row];
+}
+
 }  // namespace
 
 std::size_t AdapterMix::rank() const noexcept {
@@ -92,11 +97,12 @@ void Overlay::reserve(const std::shared_ptr<const AdapterMix>& mix) {
   reserved_.push_back(mix);
 }
 
-void Overlay::trim() {
+bool Overlay::trim() {
   std::erase_if(reserved_, [](const auto& one) { return one.expired(); });
-  if (!reserved_.empty()) return;
+  if (!reserved_.empty()) return false;
   memory_ = Buffer();
   adapters_ = rank_ = 0;
+  return true;
 }
 
 void Overlay::begin(std::span<const AdapterMix* const> rows) {
@@ -142,8 +148,10 @@ bool Overlay::prepare(std::span<const Product> products) {
     if (!top_k_.empty()) find_shares(product);
     for (const Active& active : active_) add_task(product, active);
     if (tasks_.size() == first) continue;
-    tile += static_cast<int>(tiles(product.rows));
-    units_.push_back({first, tasks_.size(), tile});
+    std::size_t rows = product.rows;
+    for (std::size_t i = first; i < tasks_.size(); ++i) rows = std::max(rows, tasks_[i].part->rows);
+    tile += static_cast<int>(tiles(rows));
+    units_.push_back({first, tasks_.size(), rows, tile});
   }
   if (tasks_.empty()) return false;
   all_.insert(all_.begin(), products.begin(), products.end());
@@ -242,8 +250,7 @@ void Overlay::add(ThreadPool& pool, const KernelTable& kernels) {
       const std::span tasks(tasks_.data() + unit.first_task, unit.end_task - unit.first_task);
       const int from = std::max(begin, first_tile) - first_tile;
       const int to = std::min(end, unit.end_tile) - first_tile;
-      const std::size_t stop =
-          std::min(tasks[0].product->rows, static_cast<std::size_t>(std::max(to, 0)) * kTile);
+      const std::size_t stop = std::min(unit.rows, static_cast<std::size_t>(std::max(to, 0)) * kTile);
       for (std::size_t row = static_cast<std::size_t>(from) * kTile; row < stop; row += kBlock)
         add_block(tasks, {row, std::min(stop, row + kBlock)}, space, kernels);
       first_tile = unit.end_tile;
@@ -258,13 +265,19 @@ void Overlay::add(ThreadPool& pool, const KernelTable& kernels) {
 
 void Overlay::add_block(std::span<const Task> tasks, Block block, float* space,
                         const KernelTable& kernels) const {
-  for (const Task& task : tasks) replace(task, block, space, kernels);
-  for (const Task& task : tasks) gain(task, block);
-  for (const Task& task : tasks) {
-    low_rank(task, block, space, kernels);
-    sparse(task, block);
-    shift(task, block);
-  }
+  const auto each = [&](const auto& work) {
+    for (const Task& task : tasks) {
+      const Block own{block.begin, std::min(block.end, task.part->rows)};
+      if (own.begin < own.end) work(task, own);
+    }
+  };
+  each([&](const Task& task, Block own) { replace(task, own, space, kernels); });
+  each([&](const Task& task, Block own) { gain(task, own); });
+  each([&](const Task& task, Block own) {
+    low_rank(task, own, space, kernels);
+    sparse(task, own);
+    shift(task, own);
+  });
 }
 
 // y += scale * (W' x + bias - y), of the rows that there are
@@ -304,8 +317,8 @@ void Overlay::replace(const Task& task, Block block, float* space, const KernelT
         for (std::size_t i = at; i < stop; ++i) {
           const std::size_t r =
               part.weight_rows == nullptr ? i : static_cast<std::size_t>(part.weight_rows[i]);
-          const float own = space[n * kTile + i % kTile] + (p.bias == nullptr ? 0 : p.bias[r]);
-          y[r] += task.scales[first + n] * (own - y[r]);
+          const float own = space[n * kTile + i % kTile] + bias_of(p, r);
+          y[r] += part.scale_of(r, task.scales[first + n]) * (own - y[r]);
         }
       }
     }
@@ -316,11 +329,11 @@ void Overlay::replace(const Task& task, Block block, float* space, const KernelT
 void Overlay::gain(const Task& task, Block block) const {
   if (task.part->gain == nullptr) return;
   const Product& p = *task.product;
-  const float* bias = task.part->gain_spares_bias ? p.bias : nullptr;
+  const bool spares_bias = task.part->gain_spares_bias;
   for (std::size_t i = 0; i < task.count; ++i) {
     float* y = p.y + static_cast<std::size_t>(task.rows[i]) * p.y_stride;
     for (std::size_t r = block.begin; r < block.end; ++r)
-      y[r] += task.scales[i] * task.part->gain[r] * (bias == nullptr ? y[r] : y[r] - bias[r]);
+      y[r] += task.scales[i] * task.part->gain[r] * (spares_bias ? y[r] - bias_of(p, r) : y[r]);
   }
 }
 

@@ -5,6 +5,8 @@
 // of each matrix the adapters whose gates suit its input best, by their shares (gating.h). Unchanged rows and
 // matrices cost nothing.
 //
+// An adapter that brings tokens adds to columns of y behind the product's own, which hold zeros before.
+//
 // Threads: one step at a time; add() spreads over the pool. Ownership: borrows products, adapters and mixes
 // for the step; its memory is charged to the budget.
 #pragma once
@@ -42,6 +44,7 @@ struct AdapterMix {
   std::shared_ptr<PatchSet> patch = nullptr;
   std::vector<std::int32_t> soft_prompt{};  // tokens past the vocabulary that the sequence begins with
   std::size_t top_k = 0;              // how many a row takes of a matrix, by their gates; 0: all, as they are
+  std::size_t added_tokens = 0;       // behind the vocabulary, which one of the adapters brings
   std::size_t rank() const noexcept;  // of all, where each is largest
   // Adds what its adapters change of a row of a table to `out`, `space` being as long.
   void replace_row(int target, std::int32_t row, std::span<float> out, std::span<float> space) const;
@@ -59,8 +62,8 @@ class Overlay {
 
   // Makes room for steps with this mix, for as long as it lives. Error{budget}. Not during a step.
   void reserve(const std::shared_ptr<const AdapterMix>& mix);
-  // Gives the room back if no mix that it was made for lives. Not during a step.
-  void trim();
+  // Gives the room back if no mix that it was made for lives; false where one does. Not during a step.
+  bool trim();
 
   // The mix of each row of the step that begins; null for none. REQUIRES reserve() of each, and one patch of
   // them all.
@@ -94,7 +97,8 @@ class Overlay {
   struct Unit {  // the tasks of one product
     std::size_t first_task = 0;
     std::size_t end_task = 0;
-    int end_tile = 0;  // of all units' tiles
+    std::size_t rows = 0;  // of the product, and behind them those that adapters bring
+    int end_tile = 0;      // of all units' tiles
   };
   struct Block {  // output rows [begin, end), whole tiles but for the last
     std::size_t begin, end;

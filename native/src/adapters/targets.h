@@ -20,6 +20,7 @@ class Targets {
     std::size_t rows = 0;  // of a norm 1
     std::size_t cols = 0;
     Kind kind = Kind::matrix;
+    bool vocabulary = false;  // a row for each token: adapters that bring tokens have more of them
   };
 
   // A dense matrix, norm or table of rows, or the experts of an MoE layer; dense ones first.

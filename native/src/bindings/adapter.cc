@@ -132,12 +132,13 @@ std::uint64_t adapter_fingerprint(const std::vector<py::dict>& parts) {
 }
 
 std::shared_ptr<Adapter> make_adapter(const Model& model, const std::string& name,
-                                      const std::vector<py::dict>& parts, std::uint64_t order) {
+                                      const std::vector<py::dict>& parts, std::uint64_t order,
+                                      std::size_t added_tokens) {
   std::deque<BorrowedBuffer> lent;
   std::vector<AdapterSource> sources;
   for (const py::dict& part : parts) sources.push_back(source_of(part, lent));
   const py::gil_scoped_release released;
-  return std::const_pointer_cast<Adapter>(model.adapter(name, sources, order));
+  return std::const_pointer_cast<Adapter>(model.adapter(name, sources, order, added_tokens));
 }
 
 AdapterMix mix_of(const Mix& adapters, std::shared_ptr<PatchSet> patches, std::size_t top_k) {
@@ -155,6 +156,7 @@ void bind_adapter(py::module_& module) {
   py::class_<Adapter, std::shared_ptr<Adapter>>(module, "Adapter")
       .def_property_readonly("name", &Adapter::name)
       .def_property_readonly("fingerprint", &Adapter::fingerprint)
+      .def_property_readonly("added_tokens", &Adapter::added_tokens)
       .def_property_readonly("in_use", &Adapter::in_use)
       .def_property_readonly("ungated", &Adapter::ungated)
       .def_property_readonly("bytes", &Adapter::bytes);

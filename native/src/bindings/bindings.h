@@ -32,7 +32,8 @@ void bind_probe(pybind11::module_& module);
 
 // What an adapter adds to each matrix, by the keys of AdapterSource.
 std::shared_ptr<Adapter> make_adapter(const Model& model, const std::string& name,
-                                      const std::vector<pybind11::dict>& parts, std::uint64_t order);
+                                      const std::vector<pybind11::dict>& parts, std::uint64_t order,
+                                      std::size_t added_tokens);
 // The patches of a stored adapter: target, offset and bytes of each in the file at `path`.
 using StoredPlace = std::tuple<std::string, std::uint64_t, std::uint64_t>;
 std::shared_ptr<PatchSet> stored_patches(Model& model, const std::shared_ptr<Adapter>& adapter,

@@ -33,6 +33,7 @@ DirectIo direct_io(const std::string& word) {
 }
 
 void bind_runtime(py::module_& module) {
+  py::class_<Charge>(module, "Charge");
   py::class_<Runtime, std::shared_ptr<Runtime>>(module, "Runtime")
       .def(py::init([](std::uint64_t memory_bytes, int threads, int io_threads, const std::string& backend,
                        const std::string& direct, const std::string& isa) {
@@ -50,7 +51,13 @@ void bind_runtime(py::module_& module) {
       .def_property_readonly("threads", [](Runtime& r) { return r.pool().threads(); })
       .def_property_readonly("io_backend", [](Runtime& r) { return std::string(r.reader().name()); })
       .def_property_readonly("isa", [](const Runtime& r) { return std::string(r.kernel_table().name); })
-      .def("reserve", &Runtime::reserve, py::arg("bytes"));
+      .def("reserve", &Runtime::reserve, py::arg("bytes"))
+      .def(
+          "charge",
+          [](const Runtime& r, std::uint64_t bytes, const std::string& what) {
+            return std::make_unique<Charge>(r.budget(), bytes, what);
+          },
+          py::arg("bytes"), py::arg("what"));
 }
 
 // For logits that another engine computed; the sampler works on a copy.

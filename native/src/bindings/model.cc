@@ -165,7 +165,7 @@ std::vector<std::optional<Sample>> step(Model& model, const std::vector<Row>& ro
 }
 
 py::array_t<float> logits(Model& model, KvSequence& sequence, const Tokens& tokens) {
-  const auto vocab = static_cast<std::size_t>(model.recipe().vocab_size);
+  const auto vocab = static_cast<std::size_t>(model.vocab_size(sequence));
   py::array_t<float> out({tokens.size(), vocab});
   float* data = out.mutable_data();
   const StepRow row{&sequence, tokens, Wanted::all};
@@ -294,7 +294,8 @@ void bind_model(py::module_& module) {
       .def_property_readonly("minimum_bytes", [](const Model& m) { return m.plan().minimum_bytes; })
       .def_property_readonly("resident", [](const Model& m) { return m.plan().resident(); })
       .def("plan", [](const Model& m) { return describe(m.plan()); })
-      .def("adapter", &make_adapter, py::arg("name"), py::arg("parts"), py::arg("order") = 0)
+      .def("adapter", &make_adapter, py::arg("name"), py::arg("parts"), py::arg("order") = 0,
+           py::arg("added_tokens") = 0)
       .def(
           "target",
           [](const Model& m, const std::string& name) {

@@ -76,6 +76,10 @@ void Model::reserve(const std::shared_ptr<const AdapterMix>& mix) {
   for (std::uint64_t bytes = kFirstTaken;; bytes *= 2) {
     try {
       decoder_.reserve(mix);
+      const std::uint64_t space =
+          Sampler::space_bytes(recipe_.vocab_size + static_cast<int>(mix->added_tokens));
+      if (mix->added_tokens > 0 && space > wide_sampling_.size())
+        wide_sampling_ = Buffer(runtime_->budget(), space, "sampling of added tokens");
       break;
     } catch (const Error& error) {
       // Others may give back what was taken, again and again.

@@ -77,9 +77,10 @@ Model::Model(std::shared_ptr<Runtime> runtime, const std::filesystem::path& path
 }
 
 std::shared_ptr<const Adapter> Model::adapter(const std::string& name, std::span<const AdapterSource> sources,
-                                              std::uint64_t order) const {
+                                              std::uint64_t order, std::size_t added_tokens) const {
   return with_hint([&] {
-    return std::make_shared<const Adapter>(weights_.targets(), sources, runtime_->budget(), name, order);
+    return std::make_shared<const Adapter>(weights_.targets(), sources, runtime_->budget(), name, order,
+                                           added_tokens);
   });
 }
 
@@ -97,7 +98,7 @@ Targets::Shape Model::target(std::string_view name) const {
 
 void Model::trim_adapters() {
   const std::lock_guard lock(step_mutex_);
-  decoder_.trim();
+  if (decoder_.trim()) wide_sampling_ = Buffer();
 }
 
 // Tokens past the vocabulary that an adapter gives rows of the embedding.
@@ -107,15 +108,42 @@ std::vector<std::int32_t> Model::soft_prompt(const AdapterMix& mix) const {
     const Adapter::Part* part = adapter->part(weights_.embedding().target);
     if (scale == 0 || part == nullptr || part->weight_rows == nullptr) continue;
     const std::span rows(part->weight_rows, part->weight_count);
-    const auto first = std::lower_bound(rows.begin(), rows.end(), recipe_.vocab_size);
+    const auto first = std::lower_bound(rows.begin(), rows.end(), static_cast<std::int32_t>(part->rows));
     if (first != rows.end() && !tokens.empty())
       throw Error(
           ErrorKind::invalid_argument,
           "adapter " + adapter->name() +
               ": its soft prompt would follow another adapter's; one of a sequence's adapters may have one");
+    if (first != rows.end() && adapter->added_tokens() != added_tokens(mix))
+      throw Error(ErrorKind::invalid_argument,
+                  "adapter " + adapter->name() +
+                      ": its soft prompt and the tokens that another adapter brings do not run together");
     tokens.insert(tokens.end(), first, rows.end());
   }
   return tokens;
+}
+
+// Those behind the vocabulary that a sequence's adapters bring: all that bring any bring as many.
+std::size_t Model::added_tokens(const AdapterMix& mix) const {
+  const Adapter* brings = nullptr;
+  for (const auto& [adapter, scale] : mix.entries) {
+    if (scale == 0 || adapter->added_tokens() == 0) continue;
+    if (brings != nullptr && brings->added_tokens() != adapter->added_tokens()) {
+      const auto says = [](const Adapter& one) {
+        return one.name() + " brings " + std::to_string(one.added_tokens());
+      };
+      throw Error(ErrorKind::invalid_argument, "adapter " + says(*adapter) + " tokens and adapter " +
+                                                   says(*brings) +
+                                                   ": those of a sequence must bring equally many");
+    }
+    brings = adapter.get();
+  }
+  return brings == nullptr ? 0 : brings->added_tokens();
+}
+
+int Model::vocab_size(const KvSequence& sequence) const noexcept {
+  const AdapterMix* mix = sequence.mix();
+  return recipe_.vocab_size + (mix == nullptr ? 0 : static_cast<int>(mix->added_tokens));
 }
 
 std::shared_ptr<KvSequence> Model::sequence(AdapterMix mix, std::span<const std::int32_t> prompt) {
@@ -125,6 +153,7 @@ std::shared_ptr<KvSequence> Model::sequence(AdapterMix mix, std::span<const std:
   if (!mix.entries.empty()) {
     std::sort(mix.entries.begin(), mix.entries.end(),
               [](const auto& a, const auto& b) { return a.adapter->order() < b.adapter->order(); });
+    mix.added_tokens = added_tokens(mix);
     mix.soft_prompt = soft_prompt(mix);
     root = mix.fingerprint();
     const std::lock_guard lock(step_mutex_);
@@ -164,6 +193,8 @@ void Model::check(const AdapterMix& mix) const {
     if (mix.top_k != 0 && !adapter->ungated().empty())
       throw Error(ErrorKind::invalid_argument,
                   name + adapter->ungated() + " has no gate, which a gated mixture needs");
+    if (mix.top_k != 0 && adapter->added_tokens() != 0)
+      throw Error(ErrorKind::invalid_argument, name + "it brings tokens, which a gated mixture cannot");
     for (std::size_t j = 0; j < i; ++j) {
       if (mix.entries[j].adapter == adapter)
         throw Error(ErrorKind::invalid_argument, name + "stands twice in the mix");
@@ -211,10 +242,10 @@ void Model::check(std::span<const StepRow> rows) const {
       const AdapterMix* mix = rows[i].sequence->mix();
       const bool soft =
           mix != nullptr && std::binary_search(mix->soft_prompt.begin(), mix->soft_prompt.end(), token);
-      if (token < 0 || (token >= recipe_.vocab_size && !soft)) {
+      if (token < 0 || (token >= vocab_size(*rows[i].sequence) && !soft)) {
         throw Error(ErrorKind::invalid_argument, row + "token " + std::to_string(t) + " is " +
                                                      std::to_string(token) + ", allowed 0 to " +
-                                                     std::to_string(recipe_.vocab_size - 1));
+                                                     std::to_string(vocab_size(*rows[i].sequence) - 1));
       }
     }
     if (!rows[i].sequence->belongs_to(*kv_))
@@ -262,13 +293,13 @@ std::vector<std::optional<Sample>> Model::sample(std::span<const SampleRow> rows
   std::vector<StepRow> spans;
   std::vector<std::int64_t> ends;
   for (const SampleRow& row : rows) {
-    if (row.sampler != nullptr) row.sampler->check(recipe_.vocab_size, "row " + std::to_string(spans.size()));
+    if (row.sampler != nullptr)
+      row.sampler->check(vocab_size(*row.sequence), "row " + std::to_string(spans.size()));
     spans.push_back({row.sequence, row.tokens, row.sampler != nullptr ? Wanted::last : Wanted::none});
     ends.push_back(row.sequence->length() +
                    static_cast<std::int64_t>(first_tokens(spans.back()).size() + row.tokens.size()));
   }
   std::vector<std::optional<Sample>> samples(rows.size());
-  const std::span space(sampling_.as<Candidate>(), static_cast<std::size_t>(recipe_.vocab_size));
   step(
       spans,
       [&](std::size_t row, std::size_t, std::span<float> logits) {
@@ -276,9 +307,11 @@ std::vector<std::optional<Sample>> Model::sample(std::span<const SampleRow> rows
           const SampleRow& asked = rows[row];
           if (asked.ready) {
             if (!asked.ready()) return;
-            asked.sampler->check(recipe_.vocab_size,
+            asked.sampler->check(vocab_size(*asked.sequence),
                                  "row " + std::to_string(row));  // what it may be told by then
           }
+          const bool wide = vocab_size(*asked.sequence) > recipe_.vocab_size;
+          const std::span space((wide ? wide_sampling_ : sampling_).as<Candidate>(), logits.size());
           samples[row] = asked.sampler->sample(logits, ends[row], space);
         } catch (...) {
           if (!failed) throw;

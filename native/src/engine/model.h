@@ -131,7 +131,7 @@ class Model {
   Prediction prefetch() const noexcept { return prediction_.kind(); }
   // Charged to the budget. See Adapter for errors.
   std::shared_ptr<const Adapter> adapter(const std::string& name, std::span<const AdapterSource> sources,
-                                         std::uint64_t order = 0) const;
+                                         std::uint64_t order = 0, std::size_t added_tokens = 0) const;
   // One whose patches are in a file: nothing else of it is in memory.
   std::shared_ptr<const Adapter> stored_adapter(const std::string& name, std::uint64_t order,
                                                 std::uint64_t fingerprint) const;
@@ -140,6 +140,8 @@ class Model {
   // Tokens past the vocabulary that sequences with this mix begin with; step() puts them before the first
   // ones where the caller has not. Error{invalid_argument} where two adapters have some.
   std::vector<std::int32_t> soft_prompt(const AdapterMix& mix) const;
+  // Of a sequence: with the tokens that its adapters bring.
+  int vocab_size(const KvSequence& sequence) const noexcept;
   // Gives adapters' scratch back if no sequence needs it.
   void trim_adapters();
   // A sequence whose tokens are computed with these adapters, of this model; Error{invalid_argument} for
@@ -226,6 +228,7 @@ class Model {
   static std::span<const std::int32_t> first_tokens(const StepRow& row);
   void check(std::span<const StepRow> rows) const;
   void check(const AdapterMix& mix) const;
+  std::size_t added_tokens(const AdapterMix& mix) const;
   void decide_sharing() noexcept;
   // With the step mutex held:
   bool take(std::uint64_t bytes);  // as take_from_experts()
@@ -253,6 +256,7 @@ class Model {
   Decoder decoder_;
   std::unique_ptr<Observation> observation_;  // or null
   Buffer sampling_;                           // the samplers' working space
+  Buffer wide_sampling_;                      // likewise, of sequences that have more tokens
 
   mutable FairMutex step_mutex_;
   std::atomic<bool> cancelled_{false};

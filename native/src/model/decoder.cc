@@ -18,6 +18,8 @@ std::size_t overlay_rows(const Recipe& recipe, const ScratchShape& shape) {
                   2 * (scratch.group_rows + static_cast<std::size_t>(shape.rows)));
 }
 
+int added_tokens(const AdapterMix* mix) { return mix == nullptr ? 0 : static_cast<int>(mix->added_tokens); }
+
 }  // namespace
 
 Decoder::Decoder(const Bundle& bundle, const Recipe& recipe, const Weights& weights, ExpertStore& store,
@@ -29,6 +31,7 @@ Decoder::Decoder(const Bundle& bundle, const Recipe& recipe, const Weights& weig
       store_(store),
       kv_(pool.layout()),
       state_(pool.state_layout()),
+      budget_(budget),
       overlay_(budget, overlay_rows(recipe, shape), shape.threads),
       machine_{machine.pool, machine.kernels, &overlay_},
       shape_(shape),
@@ -38,6 +41,22 @@ Decoder::Decoder(const Bundle& bundle, const Recipe& recipe, const Weights& weig
     moe_rows_.push_back(row);
     if (recipe.block(layer).ffn.is_moe()) ++row;
   }
+}
+
+void Decoder::reserve(const std::shared_ptr<const AdapterMix>& mix) {
+  overlay_.reserve(mix);
+  if (mix->added_tokens <= added_tokens_) return;
+  const std::size_t width = static_cast<std::size_t>(recipe_.vocab_size) + mix->added_tokens;
+  wide_logits_ = Buffer(budget_, static_cast<std::size_t>(s_.logit_rows) * width * sizeof(float),
+                        "logits of added tokens");
+  added_tokens_ = mix->added_tokens;
+}
+
+bool Decoder::trim() {
+  if (!overlay_.trim()) return false;
+  wide_logits_ = Buffer();
+  added_tokens_ = 0;
+  return true;
 }
 
 void StepControl::check() const {
@@ -97,9 +116,10 @@ void Decoder::embed(std::span<const BatchRow> rows) {
   const std::span packed(e.data, packed_bytes(format(e.format), e.rows, e.cols));
   machine_.for_rows(rows.size(), [&](std::size_t i, int) {
     const std::span out(s_.x + i * hidden(), hidden());
-    const bool known = rows[i].token < recipe_.vocab_size;
+    const bool own = rows[i].token < recipe_.vocab_size;
+    const bool known = own || rows[i].token < recipe_.vocab_size + added_tokens(mixes_[i]);
     std::fill(out.begin(), out.end(), 0.0F);
-    if (known)
+    if (own)
       unpack_row(format(e.format), packed, e.rows, e.cols, static_cast<std::size_t>(rows[i].token), out);
     if (mixes_[i] != nullptr)
       mixes_[i]->replace_row(e.target, rows[i].token, out, {s_.normed + i * hidden(), hidden()});
@@ -146,18 +166,25 @@ void Decoder::output(std::span<const BatchRow> rows, const StepControl& control,
     }
     if (count == 0) return;
     control.check();
+    int added = 0;
+    for (std::size_t i = 0; i < count; ++i)
+      added = std::max(added, added_tokens(mixes_[static_cast<std::size_t>(wanted[i])]));
+    const std::size_t width = vocab + static_cast<std::size_t>(added);
+    float* const y = added == 0 ? s_.logits : wide_logits_.as<float>();
     for (std::size_t i = 0; i < count; ++i) {
+      std::fill(y + i * width + vocab, y + (i + 1) * width, 0.0F);
       norm(recipe_.final_norm, weights_.final_norm(), recipe_.final_norm_eps,
            static_cast<std::size_t>(wanted[i]), s_.x + static_cast<std::size_t>(wanted[i]) * hidden(),
            s_.normed + i * hidden());
     }
     Activations in{s_.normed, hidden(), count, s_.inputs};
     if (any_integer({head.format})) quantize(machine_, in, hidden());
-    Product logits = product(head, in, s_.logits, vocab, weights_.output_bias());
+    Product logits = product(head, in, y, width, weights_.output_bias());
     logits.batch_rows = wanted;
     multiply(machine_, {logits});
     for (std::size_t i = 0; i < count; ++i) {
-      const std::span row(s_.logits + i * vocab, vocab);
+      const int own = added_tokens(mixes_[static_cast<std::size_t>(wanted[i])]);
+      const std::span row(y + i * width, vocab + static_cast<std::size_t>(own));
       if (recipe_.output_scale != 1) {
         for (float& value : row) value *= recipe_.output_scale;
       }

@@ -40,7 +40,8 @@ struct StepControl {
   void check() const;          // called between layers, and between experts
 };
 
-// logits of rows[row], [vocab]; valid during the call and free to be changed.
+// logits of rows[row], [vocab], with the tokens that its adapters bring; valid during the call and free to be
+// changed.
 using LogitsSink = std::function<void(std::size_t row, std::span<float> logits)>;
 
 class Decoder {
@@ -58,9 +59,9 @@ class Decoder {
     imposed_ = std::move(routing);
   }
   // Makes room for sequences with this mix. Error{budget}. Not during a run.
-  void reserve(const std::shared_ptr<const AdapterMix>& mix) { overlay_.reserve(mix); }
-  // Gives back the room of those that are gone, once all are. Not during a run.
-  void trim() { overlay_.trim(); }
+  void reserve(const std::shared_ptr<const AdapterMix>& mix);
+  // Gives back the room of those that are gone, once all are; false where one is not. Not during a run.
+  bool trim();
   // From the next run on, `observer` is shown what happens; null: nobody. It changes nothing.
   void observe(Observer* observer) noexcept { observer_ = observer; }
   // From the next run on, single rows are looked ahead of; null: no longer.
@@ -166,6 +167,7 @@ class Decoder {
   ExpertStore& store_;
   const KvLayout& kv_;
   const StateLayout& state_;
+  const std::shared_ptr<Budget> budget_;
   Overlay overlay_;
   Machine machine_;
   std::vector<const AdapterMix*> mixes_;  // of this step's rows
@@ -184,6 +186,8 @@ class Decoder {
   const RopeRecipe* rotated_ = nullptr;  // whose angles of this step's rows are in s_.rotation
   Buffer memory_;
   Scratch s_;
+  std::size_t added_tokens_ = 0;  // that there is room for in
+  Buffer wide_logits_;            // [logit_rows][vocab and those]
 };
 
 }  // namespace edgert

@@ -103,10 +103,11 @@ class Weights::Binder {
       : bundle_(bundle), files_(files), targets_(targets), dense_(dense) {}
 
   // One that products multiply with, which adapters can change.
-  Matrix matrix(const std::string& name, int rows, int cols, bool must_be_f32 = false) {
+  Matrix matrix(const std::string& name, int rows, int cols, bool must_be_f32 = false,
+                bool vocabulary = false) {
     Matrix found = fixed_matrix(name, rows, cols, must_be_f32);
     if (targets_ == nullptr) return found;
-    found.target = targets_->add(name, {found.rows, found.cols});
+    found.target = targets_->add(name, {found.rows, found.cols, Targets::Kind::matrix, vocabulary});
     dense_->resize(static_cast<std::size_t>(targets_->count()));
     dense_->back() = {found.format, address(entry(name))};
     return found;
@@ -326,9 +327,12 @@ Weights::Weights(const Bundle& bundle, const Recipe& recipe, std::shared_ptr<Bud
   Targets targets;
   Binder binder(bundle, &files_, &targets, &dense_);
   embedding_ = binder.fixed_matrix("embedding", recipe.vocab_size, recipe.hidden_size);
-  embedding_.target = targets.add("embedding", {embedding_.rows, embedding_.cols, Targets::Kind::table});
-  output_ = recipe.tied_output ? embedding_ : binder.matrix("output", recipe.vocab_size, recipe.hidden_size);
-  if (recipe.tied_output) output_.target = targets.add("output", {output_.rows, output_.cols});
+  embedding_.target =
+      targets.add("embedding", {embedding_.rows, embedding_.cols, Targets::Kind::table, true});
+  output_ = recipe.tied_output ? embedding_
+                               : binder.matrix("output", recipe.vocab_size, recipe.hidden_size, false, true);
+  if (recipe.tied_output)
+    output_.target = targets.add("output", {output_.rows, output_.cols, Targets::Kind::matrix, true});
   output_bias_ = binder.vector_if(recipe.output_bias, "output_bias", recipe.vocab_size);
   final_norm_ = binder.norm(recipe.final_norm, "final_norm", recipe.hidden_size);
   for (int i = 0; i < recipe.num_layers(); ++i) layers_.push_back(bind_layer(binder, recipe, i));
