@@ -243,8 +243,9 @@ class _Compiler:
         import numpy as np
 
         sources = self.base.by_source.get(f"{delta.module}.weight") or []
-        if weights.ndim == 1 and len(sources) == 1:
-            self.add_norm(delta.module, sources[0], as_floats(weights))
+        norm = self.targets.norm(delta.module) if weights.ndim == 1 else None
+        if norm is not None:
+            self.add_norm(delta.module, norm, as_floats(weights))
             return
         target = vocabulary_target(self.base, delta.module) or self.targets.of(delta.module)
         tied = "output" not in self.base.by_name

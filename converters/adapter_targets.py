@@ -49,6 +49,16 @@ _EXPERT_PARTS = {
     **dict.fromkeys(("up_proj", "w3"), "up"),
     **dict.fromkeys(("down_proj", "w2"), "down"),
 }
+# The same of norms.
+_NORMS = {
+    "norm": "final_norm",
+    "embedding_norm": "final_norm",
+    "input_layernorm": "attention_norm",
+    "operator_norm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "ffn_norm": "ffn_norm",
+}
 
 
 @dataclass(frozen=True)
@@ -84,8 +94,25 @@ class Targets:
             return f"layers.{layer}.experts.{int(expert[1])}.{_EXPERT_PARTS[expert[2]]}"
         target = f"layers.{layer}.{_MODULES.get(rest, rest)}"
         if target not in self.base.by_name:
+            target = target.replace(".ffn.", ".shared.")  # beside experts
+        if target not in self.base.by_name:
             self.unknown(module)
         return self._matrix(target, module)
+
+    def norm(self, module: str) -> str | None:
+        """The bundle's name of a norm, as a checkpoint calls it; None where it is none."""
+        names = self.base.by_source.get(f"{module}.weight")
+        if names is not None:
+            return names[0] if len(names) == 1 else None
+        match = LAYER.fullmatch(module)
+        if match is None:
+            name = _NORMS.get(module.rpartition(".")[2], "")
+            return name if name == "final_norm" else None
+        layer = f"layers.{int(match[1])}."
+        if match[2] == "post_attention_layernorm" and f"{layer}attention_post_norm" in self.base.by_name:
+            return f"{layer}attention_post_norm"
+        name = layer + _NORMS.get(match[2], "?")
+        return name if name in self.base.by_name else None
 
     def _matrix(self, name: str, module: str) -> str:
         if len(self.base.by_name[name]["shape"]) != 2:

@@ -149,3 +149,35 @@ def test_what_is_not_run_is_refused(tmp_path: Path, case: str) -> None:
         pytest.raises(EdgertError, match=message),
     ):
         model.load_adapter(adapter)
+
+
+OF_GGUF: dict[str, tuple[str, Callable[[], Any]]] = {
+    "norms": ("olmoe", norms),
+    "norms that are zero-centred": ("qwen3_5_moe_text", norms),
+    "a matrix beside the experts": ("gemma4_text", lambda: lora("down_proj")),
+    "a router beside its correction": ("glm4_moe", lambda: lora("o_proj", modules_to_save=["gate"])),
+}
+
+
+@pytest.mark.parametrize("case", OF_GGUF)
+def test_on_bases_that_were_gguf_files(
+    tmp_path: Path, case: str, record_property: Callable[..., None]
+) -> None:
+    """Whose tensors have other names."""
+    import torch
+    from gguf_models import MODELS, write_pair
+
+    family, config = OF_GGUF[case]
+    torch.manual_seed(0)
+    source, gguf = write_pair(tmp_path, next(pair for pair in MODELS if pair.variant.family == family))
+    model = Reference.load(source).model
+    adapted = peft.get_peft_model(model, config())
+    train(adapted, model.config.vocab_size)
+    adapted.save_pretrained(tmp_path / "adapter")
+    tokens = prompt_tokens(LENGTH, model.config.vocab_size)
+    expected, margins, _ = Reference(adapted).forward(tokens)
+    positions = compared(case, LENGTH, near_ties(expected, margins), record_property)
+    bundle = convert(gguf, tmp_path / "model.edgert", **F32)
+    with edgert.load(bundle, memory="64MiB", threads=1) as loaded:
+        loaded.load_adapter(tmp_path / "adapter")
+        assert_close(loaded.logits(tokens, adapter="adapter"), expected, positions)
