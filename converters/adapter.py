@@ -242,7 +242,6 @@ class _Compiler:
         """A module trained whole, or rows of one."""
         import numpy as np
 
-        sources = self.base.by_source.get(f"{delta.module}.weight") or []
         norm = self.targets.norm(delta.module) if weights.ndim == 1 else None
         if norm is not None:
             self.add_norm(delta.module, norm, as_floats(weights))
