@@ -132,6 +132,7 @@ class ReadAdapter:
     kind: str
     parts: "list[Part]"
     vocabulary: AdapterVocabulary
+    patch_bytes: int = 0  # of the patches that the file has
 
 
 def read_adapter(
@@ -153,4 +154,5 @@ def read_adapter(
             raise CorruptError(f"{source.path}: {part.target}: holds a number that is not finite")
     with naming(source.path):
         add_remainders(parts, bundle_path, manifest, weights)
-    return ReadAdapter(source.kind, parts, source.vocabulary)
+    places = source.patches.places if source.patches is not None else ()
+    return ReadAdapter(source.kind, parts, source.vocabulary, sum(size for _, _, size in places))

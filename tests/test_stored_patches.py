@@ -183,6 +183,9 @@ def test_convert_and_fuse_write_them(bundle: Path, peft: Path, tmp_path: Path, e
     edgert("adapter", "convert", peft, tmp_path / "a.adapter", "--base", bundle)
     edgert("adapter", "fuse", f"{peft}:0.5", "-o", tmp_path / "half.adapter", "--base", bundle)
     edgert("adapter", "convert", lora().write(tmp_path / "l"), tmp_path / "l.adapter", "--base", bundle)
+    shown = edgert("adapter", "show", tmp_path / "a.adapter", "--base", bundle).stdout
+    assert "The file has the patches, " in shown
+    assert "The file has" not in edgert("adapter", "show", tmp_path / "l.adapter", "--base", bundle).stdout
     assert names(tmp_path / "a.adapter") == names(tmp_path / "half.adapter") == (3, True)
     assert names(tmp_path / "l.adapter") == (2, False)
 

@@ -149,7 +149,8 @@ def _fuse(args: argparse.Namespace) -> None:
 
 def _show(args: argparse.Namespace) -> None:
     read, bundle = _read(args.adapter, args.base)
-    _report(args, read, bundle, {"path": str(args.adapter)})
+    about = {"patch_bytes": read.patch_bytes} if read.patch_bytes else {}
+    _report(args, read, bundle, {"path": str(args.adapter), **about})
 
 
 def _read(path: Path, base: str | None, weights: Path | None = None) -> "tuple[ReadAdapter, Bundle]":
@@ -169,7 +170,10 @@ def _write(args: argparse.Namespace, read: "ReadAdapter", bundle: "Bundle") -> N
     write_adapter(
         args.output, read.kind, read.parts, bundle.manifest, patches=patches, vocabulary=read.vocabulary
     )
-    _report(args, read, bundle, {"path": str(args.output), "bytes": args.output.stat().st_size})
+    about: dict[str, Any] = {"path": str(args.output), "bytes": args.output.stat().st_size}
+    if patches is not None:
+        about["patch_bytes"] = sum(map(len, patches.packed.values()))
+    _report(args, read, bundle, about)
 
 
 def _report(args: argparse.Namespace, read: "ReadAdapter", bundle: "Bundle", about: dict[str, Any]) -> None:
@@ -206,6 +210,10 @@ def _report(args: argparse.Namespace, read: "ReadAdapter", bundle: "Bundle", abo
         say(_text_line(vocabulary))
     if patches:
         say(_patch_table(patches))
+    if "patch_bytes" in about:
+        say(
+            f"\nThe file has the patches, {format_bytes(about['patch_bytes'])}: alone and at scale 1 nothing else of it is read."
+        )
 
 
 def _text_line(vocabulary: "AdapterVocabulary") -> str:
