@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, overload
 
 from edgert import _native
-from edgert.adapters import AdapterChoice, Adapters
+from edgert.adapter_methods import Adapters
+from edgert.adapters import AdapterChoice
 from edgert.errors import CorruptError, InvalidArgumentError, UnsupportedError
 from edgert.generation import Generation, Stream
 from edgert.prompts import Prompt, Prompts
