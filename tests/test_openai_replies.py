@@ -225,6 +225,7 @@ def test_an_adapter_is_chosen_by_name_or_by_number(tiny_bundle: Path, tmp_path: 
         assert _tokens(daemon, "tiny", lora=[{"id": 0, "scale": 1.0}]) == one
         assert _tokens(daemon, "tiny", lora=[{"id": "two", "scale": 1}]) == two
         assert _tokens(daemon, "tiny", lora=[{"id": 1, "scale": 0}]) == plain
+        assert _tokens(daemon, "tiny", lora=[{"id": 1, "scale": 10_000}])  # as POST /lora-adapters takes it
         assert _tokens(daemon, "tiny") == plain
         cards = {card["id"]: card["parent"] for card in daemon.http.get("/v1/models").json()["data"]}
         assert cards == {"tiny": None, "tiny:one": "tiny", "tiny:two": "tiny"}

@@ -17,7 +17,7 @@ from edgert.server.openai_fields import (
     Text,
     whole,
 )
-from edgert.server.openai_requests import CHAT, COMPLETION, EMBEDDING, RESPONSE
+from edgert.server.openai_requests import CHAT, COMPLETION, EMBEDDING, MAX_SCALE, RESPONSE
 
 _ANY = Anything(False)
 
@@ -173,7 +173,7 @@ _ADAPTERS = ListOf(
         }
     )
 )
-_SCALES = ListOf(Object({"id": _COUNT, "scale": Number(-1e4, 1e4)}, ["id", "scale"]))
+_SCALES = ListOf(Object({"id": _COUNT, "scale": Number(-MAX_SCALE, MAX_SCALE)}, ["id", "scale"]))
 
 
 @dataclass(frozen=True)

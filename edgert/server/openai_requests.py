@@ -25,6 +25,7 @@ _MAX_MESSAGES = 4096
 _MAX_TOOLS = 128
 _MAX_TEXTS = 2048
 _SETTINGS = {setting.name: setting for setting in SAMPLING}
+MAX_SCALE = 1e4  # of an adapter
 _LIMITS = Limits()
 
 _MODEL = Text(1, 256)
@@ -72,7 +73,10 @@ _GENERATION: dict[str, Kind] = {
     "stream": Flag(),
     "stream_options": Object({"include_usage": Flag(), "include_obfuscation": Flag()}),
     "lora": ListOf(
-        Object({"id": AnyOf(whole(0, 4096), Text(1, 256)), "scale": Number(-100, 100)}, ["id", "scale"]),
+        Object(
+            {"id": AnyOf(whole(0, 4096), Text(1, 256)), "scale": Number(-MAX_SCALE, MAX_SCALE)},
+            ["id", "scale"],
+        ),
         0,
         16,
     ),

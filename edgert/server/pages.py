@@ -17,11 +17,11 @@ from edgert.converters.strict_json import parse_json
 from edgert.errors import CorruptError
 from edgert.server import telemetry
 from edgert.server.errors import ApiError
+from edgert.server.openai_requests import MAX_SCALE
 from edgert.server.state import ServerState
 from edgert.server.threads import on_thread
 
 _DASHBOARD = Path(__file__).with_name("dashboard.html")
-_MAX_SCALE = 1e4
 
 
 def routes(state: ServerState) -> list[Route]:
@@ -116,11 +116,11 @@ def _scales(wanted: object, names: list[str]) -> dict[str, float]:
         if (
             isinstance(scale, bool)
             or not isinstance(scale, int | float)
-            or not (math.isfinite(scale) and abs(scale) <= _MAX_SCALE)
+            or not (math.isfinite(scale) and abs(scale) <= MAX_SCALE)
         ):
             raise ApiError(
                 400,
-                f"body{where}.scale: found {scale!r:.40}, allowed is a number from {-_MAX_SCALE:g} to {_MAX_SCALE:g}",
+                f"body{where}.scale: found {scale!r:.40}, allowed is a number from {-MAX_SCALE:g} to {MAX_SCALE:g}",
                 param=f"{where}.scale",
                 code="invalid_value",
             )
